@@ -1,0 +1,15 @@
+"""CIFAR-10 as in the paper: ResNet-32, 1,000 clean labels, UNIF 0.4, 120 epochs, k = 1.
+
+    python -m mlc_jax.main --config=configs/cifar10.py --workdir=DIR --config.dataset.download=True
+
+Human labels (CIFAR-10N): --config.noise.type=human --config.noise.file=cifar10n.npz
+--config.noise.key=worst.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    return default.get_config()

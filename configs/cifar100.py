@@ -1,0 +1,15 @@
+"""CIFAR-100 as in the paper: ResNet-32, 1,000 clean labels, UNIF 0.4, 120 epochs, k = 1.
+
+python -m mlc_jax.main --config=configs/cifar100.py --workdir=DIR --config.dataset.download=True
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.dataset.name = "cifar100"
+    config.dataset.clean_per_class = 10
+    return config

@@ -1,0 +1,96 @@
+"""From a config to a `Dataset`: source, splits, noise."""
+
+import dataclasses
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mlc_jax import noise
+from mlc_jax.data.sources import Source, Split, load_source
+from mlc_jax.data.splits import split_rows
+
+# Streams of the seeds, so that equal seeds for different purposes do not draw the same numbers.
+_SPLIT_STREAM, _MATRIX_STREAM, _SAMPLE_STREAM = 1, 2, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """What a run trains and is evaluated on.
+
+    Attributes:
+      source: names, number of classes, normalisation.
+      clean: examples with trusted labels.
+      noisy: examples whose labels may be wrong; `noisy.labels` are the true ones, kept for
+        measuring only and never shown to a training step.
+      given_labels: `[len(noisy)]` int32, the labels that training sees.
+      validation: examples with trusted labels to select a model by; may be empty.
+      test: evaluated on, each example once.
+    """
+
+    source: Source
+    clean: Split
+    noisy: Split
+    given_labels: np.ndarray
+    validation: Split
+    test: Split
+
+    @property
+    def clean_labels_spent(self) -> int:
+        """Trusted labels that this run uses for anything but the test."""
+        return len(self.clean) + len(self.validation)
+
+    @property
+    def noise_rate(self) -> float:
+        """Share of given labels that are wrong."""
+        return float(np.mean(self.given_labels != self.noisy.labels))
+
+    def normalize(self, inputs: np.ndarray) -> np.ndarray:
+        """Raw inputs `[B, ...]` to float32 of mean 0 and deviation 1; NumPy or JAX arrays."""
+        scale = np.float32(1 / self.source.scale)
+        mean, std = np.float32(self.source.mean), np.float32(self.source.std)
+        return (inputs.astype(np.float32) * scale - mean) / std
+
+
+def load(config: ConfigDict) -> Dataset:
+    """Builds the dataset of `config.dataset` and `config.noise`; a pure function of the two.
+
+    Raises:
+      ValueError: naming the field, what was given and what would be right.
+    """
+    c = config.dataset
+    source = load_source(c.name, c.data_dir, download=c.download)
+    rows = split_rows(
+        source.train.labels,
+        source.num_classes,
+        clean_per_class=c.clean_per_class,
+        validation_per_class=c.validation_per_class,
+        rng=np.random.default_rng([c.split_seed, _SPLIT_STREAM]),
+    )
+    noisy = source.train.take(rows.noisy)
+    return Dataset(
+        source=source,
+        clean=source.train.take(rows.clean),
+        noisy=noisy,
+        given_labels=_given_labels(config.noise, source, noisy),
+        validation=source.train.take(rows.validation),
+        test=source.test,
+    )
+
+
+def _given_labels(config: ConfigDict, source: Source, noisy: Split) -> np.ndarray:
+    if config.type == "human":
+        labels = noise.labels_from_file(
+            config.file,
+            config.key,
+            num_labels=source.num_published,
+            num_classes=source.num_classes,
+        )
+        return labels[noisy.indices]
+    matrix = noise.transition_matrix(
+        config.type,
+        config.level,
+        source.num_classes,
+        np.random.default_rng([config.seed, _MATRIX_STREAM]),
+    )
+    rng = np.random.default_rng([config.seed, _SAMPLE_STREAM])
+    return noise.corrupt(noisy.labels, matrix, rng)

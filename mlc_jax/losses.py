@@ -1,0 +1,43 @@
+"""Classification losses and the projection onto the simplex.
+
+They compute in the dtype of the logits, which the models return in float32 whatever dtype they
+compute in.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cross-entropy against soft labels, per example.
+
+    Args:
+      logits: `[..., C]`.
+      targets: `[..., C]`, non-negative; rows that sum to one are distributions, other rows are
+        weighted labels (a weight times a one-hot, as re-weighting methods use).
+
+    Returns:
+      `[...]`, in nats.
+    """
+    return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy against integer labels `[...]`, per example `[...]`, in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Share of rows whose largest logit is the label: a scalar in [0, 1]."""
+    predicted = jnp.argmax(logits, axis=-1).astype(labels.dtype)
+    return jnp.mean(predicted == labels, dtype=jnp.float32)
+
+
+def sparsemax(logits: jax.Array) -> jax.Array:
+    """Euclidean projection of each row `[..., C]` onto the simplex.
+
+    Source: Martins and Astudillo (2016), "From Softmax to Sparsemax". The projection is optax's.
+    """
+    flat = logits.reshape(-1, logits.shape[-1])
+    return jax.vmap(optax.projections.projection_simplex)(flat).reshape(logits.shape)

@@ -1,0 +1,58 @@
+"""The label correction network (LCN), the paper's meta model `g_a(h, y')`."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mlc_jax import losses
+
+_XAVIER_NORMAL = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
+
+
+class LabelCorrectionNetwork(nn.Module):
+    """Features and a noisy label in, a distribution over the classes out.
+
+    Embedding of the label, joined to the features; two tanh layers; a softmax ("LCN architecture"
+    in the paper).
+
+    Attributes:
+      num_classes: C.
+      hidden_size: of both hidden layers (paper 64 for images, 768 for text; its code 128).
+      embedding_size: of the label embedding (paper 128).
+      skip_link: mixes the given label back in: `(1 - s) * softmax + s * onehot(y')` with a learned
+        `s` in (0, 1) for each example.
+      sparsemax: in place of softmax, so that classes can get exactly zero.
+      tie_embeddings: the output layer is the label embedding, without a bias; needs
+        `hidden_size == embedding_size`.
+    """
+
+    num_classes: int
+    hidden_size: int = 128
+    embedding_size: int = 128
+    skip_link: bool = False
+    sparsemax: bool = False
+    tie_embeddings: bool = False
+
+    @nn.compact
+    def __call__(self, features: jax.Array, labels: jax.Array) -> jax.Array:
+        """Maps features `[B, F]` and int labels `[B]` to soft labels `[B, C]`, rows summing to 1."""
+        embed = nn.Embed(
+            self.num_classes,
+            self.embedding_size,
+            embedding_init=nn.initializers.xavier_uniform(),
+            name="label_embedding",
+        )
+        dense = lambda size, name: nn.Dense(size, kernel_init=_XAVIER_NORMAL, name=name)  # noqa: E731
+        x = jnp.concatenate([features, embed(labels)], axis=-1)
+        x = nn.tanh(dense(self.hidden_size, "hidden1")(x))
+        x = nn.tanh(dense(self.hidden_size, "hidden2")(x))
+        if self.tie_embeddings:
+            logits = embed.attend(x)
+        else:
+            logits = dense(self.num_classes, "output")(x)
+        soft_labels = losses.sparsemax(logits) if self.sparsemax else nn.softmax(logits)
+        if self.skip_link:
+            keep = nn.sigmoid(dense(1, "skip")(x))
+            given = jax.nn.one_hot(labels, self.num_classes, dtype=soft_labels.dtype)
+            soft_labels = (1 - keep) * soft_labels + keep * given
+        return soft_labels
