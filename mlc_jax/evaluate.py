@@ -54,7 +54,9 @@ def create_predict(
             mine = np.split(rows, jax.process_count())[jax.process_index()]
             mine = mine.reshape(jax.local_device_count(), -1)
             outputs.append(jax.device_get(step(state, inputs[mine], labels[mine])))
-        logits, soft_labels = (np.concatenate(parts)[: len(labels)] for parts in zip(*outputs))
+        logits, soft_labels = (
+            np.concatenate(parts)[: len(labels)] for parts in zip(*outputs, strict=True)
+        )
         return logits, soft_labels
 
     return predict

@@ -141,12 +141,14 @@ def _restore_or_init(
     run: Run, checkpointer: checkpoint.Checkpointer, sharding: NamedSharding
 ) -> tuple[TrainState, dict[str, Any]]:
     # Initialised under jit, so that it lies replicated on all devices of all processes from the
-    # start: donating a state that does not would delete it.
-    init = jax.jit(lambda: run.method.init(jax.random.key(run.config.seed)), out_shardings=sharding)
+    # start: donating a state that does not would delete it. The seed is an argument, so that runs
+    # that differ in it share one program.
+    seed = np.uint32(run.config.seed)
+    init = jax.jit(lambda seed: run.method.init(jax.random.key(seed)), out_shardings=sharding)
     config = json.loads(run.config.to_json())
-    restored = checkpointer.restore(jax.eval_shape(init), config)
+    restored = checkpointer.restore(jax.eval_shape(init, seed), config)
     if restored is None:
-        return init(), {"config": config, "evals": [], "train_seconds": 0.0}
+        return init(seed), {"config": config, "evals": [], "train_seconds": 0.0}
     state, progress = restored
     logging.info("Going on from the checkpoint of step %d.", int(state.step))
     return state, progress | {"config": config}

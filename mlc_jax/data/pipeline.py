@@ -7,11 +7,14 @@ not depend on how many devices or processes share them.
 
 import collections
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before the import: its start-up chatter.
 import tensorflow as tf
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 

@@ -35,7 +35,7 @@ class LabelCorrectionNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array, labels: jax.Array) -> jax.Array:
-        """Maps features `[B, F]` and int labels `[B]` to soft labels `[B, C]`, rows summing to 1."""
+        """Maps features `[B, F]` and int labels `[B]` to soft labels `[B, C]`; rows sum to 1."""
         embed = nn.Embed(
             self.num_classes,
             self.embedding_size,

@@ -69,7 +69,7 @@ class ResNet(nn.Module):
 
 
 def option_a_shortcut(x: jax.Array, width: int, stride: int) -> jax.Array:
-    """Identity, subsampled by `stride` and zero-padded equally on both sides to `width` channels."""
+    """Identity, subsampled by `stride`, zero-padded equally on both sides to `width` channels."""
     x = x[:, ::stride, ::stride]
     pad = (width - x.shape[-1]) // 2
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (pad, pad)))
