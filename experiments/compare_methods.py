@@ -26,7 +26,7 @@ from mlc_jax import command_line, report, train
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/digits.py.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for the runs and the table.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the runs and the table.")
 _METHODS = flags.DEFINE_list("methods", ["cross_entropy", "clean_only", "mlc"], "Methods to train.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds, from 0.", lower_bound=1)
 

@@ -21,6 +21,7 @@ import optax
 from mlc_jax import losses
 from mlc_jax.train_state import MainState, Params
 
+Array = Any  # jax.Array; np.ndarray on its way to a device.
 Metrics = dict[str, jax.Array]
 
 # (params, batch_stats, inputs, rng) -> (logits [B, C], features [B, F], new batch_stats).
@@ -32,8 +33,8 @@ TargetFn = Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
 class Examples(NamedTuple):
     """Inputs `[B, ...]` as the model takes them, and int32 labels `[B]`."""
 
-    inputs: jax.Array
-    labels: jax.Array
+    inputs: Array
+    labels: Array
 
 
 class Batch(NamedTuple):
@@ -184,6 +185,18 @@ def unroll(
 
     main, metrics = jax.lax.scan(body, main, (batches, rngs), unroll=scan_unroll)
     return main, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+
+
+def resolve_unroll(setting: int, num_inner_steps: int) -> int:
+    """The `scan_unroll` of `unroll` for a setting, in inner steps.
+
+    Args:
+      setting: inner steps that one turn of the compiled loop holds; 0 chooses by platform.
+      num_inner_steps: k.
+    """
+    if setting:
+        return setting
+    return num_inner_steps if jax.default_backend() == "cpu" else 1
 
 
 def outer_loss(

@@ -19,9 +19,10 @@ def run(main: Callable[[], None], *, required: list[str]) -> None:
 
     Args:
       main: the command; reads its flags itself.
-      required: flags that must be given.
+      required: flags that must be given, and not empty.
     """
-    flags.mark_flags_as_required(required)
+    for name in required:
+        flags.register_validator(name, bool, message=f"--{name} is required.")
     app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
 
 
@@ -46,10 +47,10 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError) as error:
-        # ml_collections names the nearest known field, inside nested quotes.
-        text = str(error.args[0] if error.args else error)
-        text = text.replace("\\'", "'").replace("\\n", "\n").strip("\"'")
-        sys.exit(_fail(f"unknown or ill-typed config field {' '.join(text.split())}", 2))
+        # ml_collections wraps its advice ('Did you mean "noise" instead of "nosie"?') in quotes.
+        text = str(error.args[0] if error.args else error).replace("\\n", "\n")
+        hint = text.splitlines()[-1].strip("\"'")
+        sys.exit(_fail(f"--config: no such field, or of another type. {hint}", EXIT_BAD_INPUT))
 
 
 def _is_for_users(record: std_logging.LogRecord) -> bool:

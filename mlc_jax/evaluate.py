@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -38,7 +39,7 @@ def create_predict(
         state: TrainState, inputs: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         variables = {"params": state.main.params, "batch_stats": state.main.batch_stats}
-        logits, features = model.apply(variables, normalize(inputs), train=False)
+        logits, features = cast(Any, model.apply(variables, normalize(inputs), train=False))
         soft_labels = method.correct_labels(state, features, logits, labels)
         gather = partial(jax.lax.all_gather, axis_name=AXIS_NAME, tiled=True)
         return gather(logits), gather(soft_labels)

@@ -16,7 +16,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/digits.py.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory for checkpoints, metrics and results; made if need be."
+    "workdir", "", "Directory for checkpoints, metrics and results; made if need be."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Several processes, which JAX finds out about: a TPU pod, a Slurm job."

@@ -133,6 +133,7 @@ def recursion_step(
     `g_w'^T (I - Lambda) g_w / ||g_w||^2`, equation 6 with `H_ww` taken as the identity.
     """
     clean, outer_rng = batch.clean_outer, _outer_rng(rng)
+    assert clean is not None, "the outer loss needs clean examples"
 
     def outer_grad(params: Params) -> tuple[Params, Metrics]:
         loss_fn = lambda p: bilevel.outer_loss(  # noqa: E731

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mlc_jax import checkpoint, data, evaluate, methods, models, report, validation
-from mlc_jax.bilevel import Batch, Examples
+from mlc_jax.bilevel import Batch, Examples, resolve_unroll
 from mlc_jax.data.pipeline import to_devices
 from mlc_jax.errors import NonFiniteLossError, Preempted
 from mlc_jax.evaluate import AXIS_NAME, PredictFn
@@ -105,7 +105,7 @@ def build(config: ConfigDict) -> Run:
             num_classes=num_classes,
             steps_per_epoch=pipeline.steps_per_epoch,
             num_steps=num_steps,
-            scan_unroll=scan_unroll(config),
+            scan_unroll=resolve_unroll(config.meta_gradient.unroll, num_inner_steps),
             axis_name=AXIS_NAME,
         )
     )
@@ -113,13 +113,6 @@ def build(config: ConfigDict) -> Run:
         model, method, dataset.normalize, batch_size=config.eval_batch_size
     )
     return Run(config, dataset, pipeline, method, predict, num_steps)
-
-
-def scan_unroll(config: ConfigDict) -> int:
-    """`config.meta_gradient.unroll`, with 0 resolved for the platform."""
-    if config.meta_gradient.unroll:
-        return config.meta_gradient.unroll
-    return config.meta_gradient.num_inner_steps if jax.default_backend() == "cpu" else 1
 
 
 def create_train_step(method: methods.Method) -> Any:

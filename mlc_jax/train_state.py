@@ -12,8 +12,7 @@ from flax import linen as nn
 Params = Any  # A pytree of arrays.
 
 
-@flax.struct.dataclass
-class MainState:
+class MainState(flax.struct.PyTreeNode):
     """The classifier (main model): the paper's `w` and what its optimizer remembers."""
 
     params: Params
@@ -21,16 +20,14 @@ class MainState:
     opt_state: optax.OptState
 
 
-@flax.struct.dataclass
-class MetaState:
+class MetaState(flax.struct.PyTreeNode):
     """The label correction network (meta model): the paper's `a` (alpha)."""
 
     params: Params
     opt_state: optax.OptState
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything a run needs to go on from where it stands.
 
     Attributes:

@@ -47,7 +47,8 @@ class Dataset:
     def normalize(self, inputs: np.ndarray) -> np.ndarray:
         """Raw inputs `[B, ...]` to float32 of mean 0 and deviation 1; NumPy or JAX arrays."""
         scale = np.float32(1 / self.source.scale)
-        mean, std = np.float32(self.source.mean), np.float32(self.source.std)
+        mean = np.asarray(self.source.mean, np.float32)
+        std = np.asarray(self.source.std, np.float32)
         return (inputs.astype(np.float32) * scale - mean) / std
 
 

@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Before the import: its start-up chatter.
+# Before the import: no start-up chatter, and no kernels that round differently on another machine.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import tensorflow as tf
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -26,6 +28,8 @@ tf.config.set_visible_devices([], "GPU")
 
 _PAD = 4  # Pixels of reflected border that a random crop moves within, as in the published code.
 _DEVICE_BUFFER = 2  # Batches placed on the devices ahead of use.
+_BLOCK_BYTES = 16 * 2**20
+_MAX_BLOCK_WINDOWS = 64
 _NOISY_KEY, _CLEAN_KEY = 1, 2
 _ORDER_KEY, _AUGMENT_KEY = 1, 2
 
@@ -104,16 +108,30 @@ class Pipeline:
             streams["clean_outer"] = stream("clean", half, size)
         else:
             streams["clean_outer"] = stream("clean", 0, size)
-        dataset = tf.data.Dataset.zip(streams).batch(self.num_inner_steps, drop_remainder=True)
         options = tf.data.Options()
         options.deterministic = True
-        dataset = dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
-        for arrays in dataset.as_numpy_iterator():
-            dealt = {part: _deal(Examples(*pair), num_devices) for part, pair in arrays.items()}
-            yield Batch(**{part: dealt.get(part) for part in Batch._fields})
+        blocks = tf.data.Dataset.zip(streams).with_options(options).prefetch(tf.data.AUTOTUNE)
+        for block in blocks.as_numpy_iterator():
+            dealt = {part: [self._deal(x, num_devices) for x in block[part]] for part in block}
+            for window in range(self._block_windows):
+                parts = {part: Examples(x[window], y[window]) for part, (x, y) in dealt.items()}
+                yield Batch(**(dict.fromkeys(Batch._fields) | parts))
+
+    def _deal(self, array: np.ndarray, num_devices: int) -> np.ndarray:
+        """`[windows * k, B, ...]` to `[windows, num_devices, k, B / num_devices, ...]`."""
+        _, size, *rest = array.shape
+        shape = (-1, self.num_inner_steps, num_devices, size // num_devices, *rest)
+        return np.ascontiguousarray(array.reshape(shape).swapaxes(1, 2))
+
+    @property
+    def _block_windows(self) -> int:
+        """Windows that are read at once: tf.data's cost an element is many small batches' cost."""
+        row_bytes = self.noisy.inputs[0].nbytes
+        window = (self.noisy_batch_size + self.clean_batch_size) * self.num_inner_steps * row_bytes
+        return max(1, min(_MAX_BLOCK_WINDOWS, _BLOCK_BYTES // window))
 
     def _stream(self, part: str, rows: np.ndarray, start_step: int) -> tf.data.Dataset:
-        """Batches of `rows` of the shuffled noisy or clean examples, from `start_step` on."""
+        """`rows` of the shuffled noisy or clean batches from `start_step` on, a block at a time."""
         if part == "noisy":
             examples, batch_size, key = self.noisy, self.noisy_batch_size, _NOISY_KEY
         else:
@@ -122,6 +140,7 @@ class Pipeline:
         first_epoch, skipped = divmod(start_step, len(examples.labels) // batch_size)
         order_seed = _fold(self.seed, key, _ORDER_KEY)
         augment_seed = _fold(self.seed, key, _AUGMENT_KEY)
+        block_steps = self._block_windows * self.num_inner_steps
 
         def order(epoch: tf.Tensor) -> tf.data.Dataset:
             draws = _uniform([len(examples.labels)], [order_seed, epoch])
@@ -130,18 +149,29 @@ class Pipeline:
                 batch_size, drop_remainder=True
             )
 
-        def read(step: tf.Tensor, batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            mine = tf.gather(batch, rows)
+        def augment(images: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
+            # Drawn for whole batches, so that the share of a process does not change the numbers.
+            draws = tf.map_fn(
+                lambda step: _uniform([batch_size, 3], [augment_seed, step]),
+                steps,
+                fn_output_signature=tf.float32,
+            )
+            draws = tf.reshape(tf.gather(draws, rows, axis=1), [-1, 3])
+            shape = [block_steps * len(rows), *images.shape[2:]]
+            return tf.reshape(augment_images(tf.reshape(images, shape), draws), images.shape)
+
+        def read(steps: tf.Tensor, batches: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            mine = tf.ensure_shape(tf.gather(batches, rows, axis=1), [block_steps, len(rows)])
             images = tf.gather(inputs, mine)
             if self.augment:
-                draws = _uniform([batch_size, 3], [augment_seed, step])
-                images = augment_images(images, tf.gather(draws, rows))
+                images = augment(images, steps)
             return images, tf.gather(labels, mine)
 
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
         orders = epochs.flat_map(order).skip(skipped)
         steps = tf.data.Dataset.counter(start_step)
-        return tf.data.Dataset.zip(steps, orders).map(read, num_parallel_calls=tf.data.AUTOTUNE)
+        blocks = tf.data.Dataset.zip(steps, orders).batch(block_steps, drop_remainder=True)
+        return blocks.map(read, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def augment_images(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
@@ -162,7 +192,13 @@ def augment_images(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
 
 
 def to_devices(batches: Iterator[Batch], devices: Sequence[jax.Device]) -> Iterator[Batch]:
-    """Places arrays `[num_devices, ...]` on `devices`, a few batches ahead of their use."""
+    """Places arrays `[num_devices, ...]` on `devices`, a few batches ahead of their use.
+
+    On CPU there is no other memory to place them in: they pass as they are.
+    """
+    if devices[0].platform == "cpu":
+        yield from batches
+        return
     mesh = Mesh(np.asarray(devices), ("batch",))
     sharding = NamedSharding(mesh, PartitionSpec("batch"))
     queue: collections.deque[Batch] = collections.deque()
@@ -171,17 +207,6 @@ def to_devices(batches: Iterator[Batch], devices: Sequence[jax.Device]) -> Itera
         if len(queue) > _DEVICE_BUFFER:
             yield queue.popleft()
     yield from queue
-
-
-def _deal(examples: Examples, num_devices: int) -> Examples:
-    """`[k, B, ...]` to `[num_devices, k, B / num_devices, ...]`, rows in order."""
-
-    def deal(array: np.ndarray) -> np.ndarray:
-        num_steps, size, *rest = array.shape
-        dealt = array.reshape(num_steps, num_devices, size // num_devices, *rest)
-        return np.ascontiguousarray(dealt.swapaxes(0, 1))
-
-    return Examples(*map(deal, examples))
 
 
 def _fold(*keys: int) -> int:

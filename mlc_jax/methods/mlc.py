@@ -3,6 +3,8 @@
 Source: Zheng, Awadallah, Dumais (2021), "Meta Label Correction for Noisy Label Learning".
 """
 
+from typing import Any, cast
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,7 @@ def mlc(inputs: MethodInputs) -> Method:
         meta_params: Params, features: jax.Array, logits: jax.Array, labels: jax.Array
     ) -> jax.Array:
         del logits
-        return lcn.apply({"params": meta_params}, features, labels)
+        return cast(jax.Array, lcn.apply({"params": meta_params}, features, labels))
 
     apply = train_mode(inputs.model, inputs.normalize)
     problem = Problem(apply, targets, main_tx, inputs.axis_name)
@@ -42,7 +44,7 @@ def mlc(inputs: MethodInputs) -> Method:
         main = inputs.main_state(init_rng, main_tx)
         variables = {"params": main.params, "batch_stats": main.batch_stats}
         example = inputs.normalize(inputs.example_inputs)
-        _, features = inputs.model.apply(variables, example, train=False)
+        _, features = cast(Any, inputs.model.apply(variables, example, train=False))
         meta_rng = jax.random.fold_in(init_rng, 1)
         meta = create_meta_state(meta_rng, lcn, meta_tx, num_features=features.shape[-1])
         return TrainState(jnp.zeros((), jnp.int32), state_rng, main, meta)
@@ -50,18 +52,12 @@ def mlc(inputs: MethodInputs) -> Method:
     def train_step(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         num_inner_steps = jax.tree.leaves(batches)[0].shape[0]
         rngs = bilevel.step_rngs(state.rng, state.step, num_inner_steps, inputs.axis_name)
+        meta = cast(MetaState, state.meta)
         window = estimator(
-            problem,
-            state.main,
-            state.meta.params,
-            batches,
-            rngs,
-            scan_unroll=inputs.scan_unroll,
+            problem, state.main, meta.params, batches, rngs, scan_unroll=inputs.scan_unroll
         )
-        updates, opt_state = meta_tx.update(
-            window.meta_grads, state.meta.opt_state, state.meta.params
-        )
-        meta_params = optax.apply_updates(state.meta.params, updates)
+        updates, opt_state = meta_tx.update(window.meta_grads, meta.opt_state, meta.params)
+        meta_params = optax.apply_updates(meta.params, updates)
         metrics = window.metrics | {"meta_grad_norm": optax.tree.norm(window.meta_grads)}
         state = state.replace(
             step=state.step + num_inner_steps,
@@ -73,6 +69,6 @@ def mlc(inputs: MethodInputs) -> Method:
     def correct_labels(
         state: TrainState, features: jax.Array, logits: jax.Array, labels: jax.Array
     ) -> jax.Array:
-        return targets(state.meta.params, features, logits, labels)
+        return targets(cast(MetaState, state.meta).params, features, logits, labels)
 
     return Method(init, train_step, correct_labels)

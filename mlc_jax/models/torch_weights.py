@@ -27,7 +27,8 @@ def resnet_from_torch(weights: Mapping[str, np.ndarray]) -> tuple[Tree, Tree]:
     Returns:
       Nested dicts in Flax layout; `batch_stats` is empty if the weights hold no running statistics.
     """
-    params, batch_stats = {}, {}
+    params: dict[tuple[str, ...], np.ndarray] = {}
+    batch_stats: dict[tuple[str, ...], np.ndarray] = {}
     for name, value in weights.items():
         *path, leaf = re.sub(r"^(layer\d+)\.(\d+)", r"\1_\2", name).split(".")
         if leaf == "num_batches_tracked":
