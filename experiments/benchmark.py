@@ -3,20 +3,17 @@
     python -m experiments.benchmark --config=configs/digits.py --workdir=DIR \
         --num_inner_steps=1,5 --estimators=exact,approximate --repeats=10
 
-The plain step is the cross-entropy step on the images of the MLC inner loss (the noisy batch and
-the clean half that trains), with the same optimizer; a window of k of them is the measure for an
-MLC window of k. Steps are timed in turn (plain, exact, approximate, plain, ...), so that what else
-the machine does weighs on all of them alike: on a shared machine the ratios are the message. Inputs
-are random numbers of the dataset's shape; TensorFlow is needed for `--data` alone.
+The plain step is the cross-entropy step on the images of MLC's inner loss (the noisy batch and the
+clean half that trains) with the same optimizer; an MLC window of k steps is held against a window
+of k plain ones. Steps are timed in turn (plain, exact, approximate, plain, ...), so that whatever
+else the machine does weighs on all of them alike: on a shared machine the ratios are the message.
+Inputs are random numbers of the dataset's shape. Only the wait for data needs TensorFlow.
 """
 
 import copy
-import csv
-import importlib.util
-import io
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
@@ -31,7 +29,7 @@ from mlc_jax import bilevel, command_line, methods, models
 from mlc_jax.bilevel import Batch, Examples
 from mlc_jax.errors import InputError
 from mlc_jax.meta_gradients import ESTIMATORS
-from mlc_jax.methods.base import Method, supervised
+from mlc_jax.methods.base import supervised
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/digits.py.", lock_config=True
@@ -39,35 +37,32 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for the tables; made if need be.")
 _NUM_INNER_STEPS = flags.DEFINE_list("num_inner_steps", ["1", "5"], "Window lengths k.")
 _ESTIMATORS = flags.DEFINE_list("estimators", list(ESTIMATORS), "Meta-gradients to measure.")
-_REPEATS = flags.DEFINE_integer("repeats", 10, "Timings of each step.")
-_DATA = flags.DEFINE_bool(
-    "data", None, "Measure the wait for data. Default: if TensorFlow and the data are there."
-)
-_DATA_WINDOWS = flags.DEFINE_integer("data_windows", 50, "Windows that --data runs.")
+_REPEATS = flags.DEFINE_integer("repeats", 10, "Timings of every step.", lower_bound=1)
+_DATA = flags.DEFINE_bool("data", True, "Measure the wait for data, if data and TensorFlow exist.")
 
 PLAIN = "plain"
 # Shape of an input and number of classes, of the datasets of mlc_jax.data.sources.
-DATASETS = {
-    "digits": ((8, 8, 1), 10),
-    "cifar10": ((32, 32, 3), 10),
-    "cifar100": ((32, 32, 3), 100),
+_CIFAR = (32, 32, 3)
+DATASETS = {"digits": ((8, 8, 1), 10), "cifar10": (_CIFAR, 10), "cifar100": (_CIFAR, 100)}
+_MIN_SECONDS = 0.2  # Of one timing: a step of a millisecond is run many times for it.
+_DATA_WINDOWS = 50
+_COLUMNS = {
+    "k": "{num_inner_steps}",
+    "step": "{step}",
+    "ms an inner step (middle half)": "{ms:.2f} ({ms_25_percent:.2f} to {ms_75_percent:.2f})",
+    "time / plain": "{time_ratio:.2f}",
+    "GFLOP an inner step": "{gflop:.3g}",
+    "FLOPs / plain": "{flop_ratio:.2f}",
+    "temp memory, MiB": "{temp_mib:.1f}",
+    "compile, s": "{compile_seconds:.1f}",
 }
-# Shorter steps are run several times for one timing, since a single one is mostly clock and chance.
-_MIN_SECONDS_PER_TIMING = 0.2
-_STEPS_PER_EPOCH = 500  # Any number for the schedules: no timed step reaches a milestone.
 
 
 class Program(NamedTuple):
-    """A step to measure.
+    """A step to measure: (state, batch) -> (new state, anything); the state is donated.
 
-    Attributes:
-      name: for the table.
-      num_inner_steps: k, the inner steps of one call.
-      step: (state, batch) -> (new state, anything). Its state is donated.
-      init: () -> a fresh state.
-      batch: the second argument of every call.
-      has_loop: whether the inner steps are a loop in the compiled program: XLA counts the FLOPs of
-        a loop's body once, so there is no honest count.
+    One call makes `num_inner_steps` inner steps; `init` makes a fresh state. `has_loop` says that
+    the inner steps are a loop in the compiled program, of which XLA counts one turn's FLOPs alone.
     """
 
     name: str
@@ -81,37 +76,28 @@ class Program(NamedTuple):
 class Measurement(NamedTuple):
     """What one call of a program costs.
 
-    Attributes:
-      name, num_inner_steps: as in `Program`.
-      compile_seconds: tracing, lowering and XLA together.
-      temp_bytes: memory beside arguments and results.
-      flops: of one call, None if they cannot be counted.
-      seconds: of one call, `[repeats]`, one a round; rounds are comparable between programs.
+    `seconds` is `[repeats]`, one a round; `flops` NaN where they cannot be counted; `temp_bytes`
+    the memory beside arguments and results; `compile_seconds` tracing, lowering and XLA together.
     """
 
-    name: str
-    num_inner_steps: int
-    compile_seconds: float
-    temp_bytes: int
-    flops: float | None
+    program: Program
     seconds: np.ndarray
+    flops: float
+    temp_bytes: int
+    compile_seconds: float
 
 
 def main() -> None:
-    config, repeats = _CONFIG.value, _REPEATS.value
-    num_inner_steps = _parse_num_inner_steps(_NUM_INNER_STEPS.value)
-    _check_flags(config, _ESTIMATORS.value)
+    config = _CONFIG.value
+    num_inner_steps = _check_flags(config)
     workdir = epath.Path(_WORKDIR.value).expanduser().resolve()
     workdir.mkdir(parents=True, exist_ok=True)
     programs = mlc_programs(config, num_inner_steps, _ESTIMATORS.value)
-    measurements = measure(programs, repeats=repeats)
-    rows = to_rows(measurements)
-    text = f"{describe(config)}; {repeats} repeats\n\n{to_markdown(rows)}"
-    share = _data_wait_share(config, _DATA.value, _DATA_WINDOWS.value)
-    if share is not None:
-        text += f"\nWaiting for data: {100 * share:.1f} % of {_DATA_WINDOWS.value} windows' time.\n"
-    context = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-    workdir.joinpath("benchmark.csv").write_text(to_csv([context | row for row in rows]))
+    rows = to_rows(measure(programs, repeats=_REPEATS.value))
+    setting = describe(config) | {"repeats": _REPEATS.value}
+    workdir.joinpath("benchmark.csv").write_text(to_csv([setting | row for row in rows]))
+    text = ", ".join(f"{name} {value}" for name, value in setting.items())
+    text += f"\n\n{to_markdown(rows)}{_wait_line(config) if _DATA.value else ''}"
     workdir.joinpath("benchmark.md").write_text(text)
     print(text)
 
@@ -119,141 +105,90 @@ def main() -> None:
 def mlc_programs(
     config: ConfigDict, num_inner_steps: Sequence[int], estimators: Sequence[str]
 ) -> list[Program]:
-    """The plain step and MLC's with every estimator, for every k, on one device."""
+    """For every k the plain window, then MLC's with every estimator; on one device."""
     return [_program(config, name, k) for k in num_inner_steps for name in (PLAIN, *estimators)]
 
 
 def measure(
-    programs: Sequence[Program],
-    *,
-    repeats: int,
-    min_seconds: float = _MIN_SECONDS_PER_TIMING,
-    show_progress: bool = True,
+    programs: Sequence[Program], *, repeats: int, min_seconds: float = _MIN_SECONDS
 ) -> list[Measurement]:
-    """Compiles all programs, then times them in turn.
+    """Compiles all programs, then times them in turn, `repeats` rounds of one timing each.
 
-    Args:
-      programs: what to measure. All their states are alive at once.
-      repeats: rounds; in each, every program is timed once.
-      min_seconds: a program is called often enough in a timing to take about that long.
-      show_progress: whether to draw a progress bar.
+    A timing takes `min_seconds` or more: it calls the program as often as that needs.
     """
-    total = len(programs) * (1 + repeats)
-    with tqdm(total=total, disable=not show_progress, dynamic_ncols=True) as bar:
-        timers = []
-        for program in programs:
-            bar.set_description(f"compiling {program.name}, k = {program.num_inner_steps}")
-            timers.append(_Timer(program, min_seconds))
-            bar.update()
-        bar.set_description("timing")
-        seconds = []
-        for _ in range(repeats):
-            seconds.append([])
-            for timer in timers:
-                seconds[-1].append(timer.time())
-                bar.update()
-    columns = np.asarray(seconds).T
-    return [timer.measurement(column) for timer, column in zip(timers, columns, strict=True)]
+    bar = tqdm(programs, desc="compiling", unit="step", dynamic_ncols=True)
+    timers = [_Timer(program, min_seconds) for program in bar]
+    bar = tqdm(range(repeats), desc="timing", unit="round", dynamic_ncols=True)
+    seconds = np.asarray([[timer.time() for timer in timers] for _ in bar])
+    return [timer.measurement(of_one) for timer, of_one in zip(timers, seconds.T, strict=True)]
 
 
-def to_rows(measurements: Iterable[Measurement]) -> list[dict[str, Any]]:
-    """Figures an inner step, and against the plain step of the same k.
+def to_rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """Figures of every program for one inner step, and against the plain step of the same k.
 
     The ratio of times is the median over the rounds of the ratio within a round.
     """
-    measurements = list(measurements)
-    plain = {m.num_inner_steps: m for m in measurements if m.name == PLAIN}
+    plain = {m.program.num_inner_steps: m for m in measurements if m.program.name == PLAIN}
     rows = []
     for m in measurements:
-        k, base = m.num_inner_steps, plain[m.num_inner_steps]
-        low, median, high = np.percentile(1e3 * m.seconds / k, [25, 50, 75])
-        counted = m.flops is not None and base.flops is not None
-        rows.append(
-            {
-                "step": m.name,
-                "num_inner_steps": k,
-                "ms": median,
-                "ms_25_percent": low,
-                "ms_75_percent": high,
-                "time_ratio": float(np.median(m.seconds / base.seconds)),
-                "gflop": m.flops / k / 1e9 if counted else None,
-                "flop_ratio": m.flops / base.flops if counted else None,
-                "temp_mib": m.temp_bytes / 2**20,
-                "compile_seconds": m.compile_seconds,
-            }
-        )
+        k = m.program.num_inner_steps
+        quartiles = np.percentile(1e3 * m.seconds / k, [25, 50, 75]).tolist()
+        row: dict[str, Any] = {"num_inner_steps": k, "step": m.program.name}
+        row |= zip(("ms_25_percent", "ms", "ms_75_percent"), quartiles, strict=True)
+        row["time_ratio"] = float(np.median(m.seconds / plain[k].seconds))
+        row["gflop"] = m.flops / k / 1e9
+        row["flop_ratio"] = m.flops / plain[k].flops
+        row["temp_mib"] = m.temp_bytes / 2**20
+        row["compile_seconds"] = m.compile_seconds
+        rows.append(row)
     return rows
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """One row a program; times in milliseconds an inner step."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(
-        {key: f"{x:.4g}" if isinstance(x, float) else x for key, x in row.items()} for row in rows
-    )
-    return text.getvalue()
+    """One line a program."""
+    text = [[f"{x:.5g}" if isinstance(x, float) else str(x) for x in row.values()] for row in rows]
+    return "\n".join(",".join(cells) for cells in [list(rows[0]), *text]) + "\n"
 
 
 def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """One row a program."""
-    lines = [
-        "| k | step | ms an inner step (middle half) | time / plain | GFLOP an inner step "
-        "| FLOPs / plain | temp memory, MiB | compile, s |",
-        "| ---: | --- |" + " ---: |" * 6,
-    ]
+    """One line a program; the spread of the times is their middle half."""
+    lines = [list(_COLUMNS), ["---:", "---"] + ["---:"] * (len(_COLUMNS) - 2)]
     for row in rows:
-        gflop, flop_ratio = row["gflop"], row["flop_ratio"]
-        cells = [
-            str(row["num_inner_steps"]),
-            row["step"],
-            f"{row['ms']:.3g} ({row['ms_25_percent']:.3g} to {row['ms_75_percent']:.3g})",
-            f"{row['time_ratio']:.2f}",
-            "-" if gflop is None else f"{gflop:.3g}",
-            "-" if flop_ratio is None else f"{flop_ratio:.2f}",
-            f"{row['temp_mib']:.3g}" if row["temp_mib"] < 100 else f"{row['temp_mib']:.0f}",
-            f"{row['compile_seconds']:.1f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([cell.format(**row).replace("nan", "-") for cell in _COLUMNS.values()])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def describe(config: ConfigDict) -> str:
-    """Model, batch sizes, hardware and version, in one line."""
-    model = config.model.name
-    if model == "resnet":
-        model = f"resnet-{config.model.resnet.depth}"
-    return (
-        f"{config.dataset.name}, {model} in {config.model.dtype}, noisy batch "
-        f"{config.noisy_batch_size}, clean batch {config.clean_batch_size}"
-        f"{' (half to each loss)' if config.meta_gradient.mix_clean else ' (to the outer loss)'}; "
-        f"one {jax.devices()[0].device_kind} device, {os.cpu_count()} CPU cores, "
-        f"jax {jax.__version__}"
-    )
+def describe(config: ConfigDict) -> dict[str, Any]:
+    """Model, batch sizes, hardware and version."""
+    name = config.model.name
+    return {
+        "dataset": config.dataset.name,
+        "model": f"resnet-{config.model.resnet.depth}" if name == "resnet" else name,
+        "dtype": config.model.dtype,
+        "noisy batch": config.noisy_batch_size,
+        "clean batch": config.clean_batch_size,
+        "mix clean": config.meta_gradient.mix_clean,
+        "device": jax.devices()[0].device_kind,
+        "CPU cores": os.cpu_count(),
+        "jax": jax.__version__,
+    }
 
 
-def data_wait_share(config: ConfigDict, num_windows: int) -> float:
+def data_wait_share(config: ConfigDict, num_windows: int = _DATA_WINDOWS) -> float:
     """Share of the training loop's time that it waits for its next batch, in [0, 1].
 
-    Runs the config's own pipeline, placement and step as the loop does: one step in flight.
-    Compilation and the windows that fill the buffers are left out.
+    Runs the config's pipeline, placement and step as the loop does: one step in flight. The first
+    window, with compilation and the filling of the buffers, is left out.
     """
     from mlc_jax import train  # Imports TensorFlow.
     from mlc_jax.data.pipeline import to_devices
 
     run = train.build(config)
-    step = train.create_train_step(run.method)
-    sharding = jax.sharding.NamedSharding(
-        jax.sharding.Mesh(np.asarray(jax.devices()), (train.AXIS_NAME,)),
-        jax.sharding.PartitionSpec(),
-    )
-    init = jax.jit(lambda: run.method.init(jax.random.key(config.seed)), out_shardings=sharding)
-    batches = to_devices(
-        run.pipeline.batches(0, num_devices=jax.local_device_count()), jax.local_devices()
-    )
-    state, metrics = step(init(), next(batches))
-    jax.block_until_ready(metrics)
+    everywhere = NamedSharding(Mesh(np.asarray(jax.devices()), ("batch",)), PartitionSpec())
+    init = jax.jit(lambda: run.method.init(jax.random.key(config.seed)), out_shardings=everywhere)
+    arrays = run.pipeline.batches(0, num_devices=jax.local_device_count())
+    batches, step = to_devices(arrays, jax.local_devices()), train.create_train_step(run.method)
+    state, metrics = jax.block_until_ready(step(init(), next(batches)))
     waited, start = 0.0, time.perf_counter()
     for _ in tqdm(range(num_windows), desc="waiting for data", dynamic_ncols=True):
         before = time.perf_counter()
@@ -269,44 +204,32 @@ def data_wait_share(config: ConfigDict, num_windows: int) -> float:
 def _program(config: ConfigDict, name: str, num_inner_steps: int) -> Program:
     config = copy.deepcopy(config)
     config.meta_gradient.num_inner_steps = num_inner_steps
-    if name != PLAIN:
-        config.meta_gradient.estimator = name
     input_shape, num_classes = DATASETS[config.dataset.name]
     scan_unroll = bilevel.resolve_unroll(config.meta_gradient.unroll, num_inner_steps)
     inputs = methods.MethodInputs(
         config=config,
         model=models.create_classifier(config.model, num_classes, axis_name=None),
-        normalize=_normalize,
+        normalize=lambda x: (x.astype(np.float32) - np.float32(127.5)) / np.float32(74),
         example_inputs=jnp.zeros((1, *input_shape), jnp.uint8),
         num_classes=num_classes,
-        steps_per_epoch=_STEPS_PER_EPOCH,
-        num_steps=_STEPS_PER_EPOCH * config.num_epochs,
+        steps_per_epoch=500,  # For the schedules: any numbers that no timed step comes near.
+        num_steps=50_000,
         scan_unroll=scan_unroll,
         axis_name=None,
     )
-    method = _plain(inputs) if name == PLAIN else methods.METHODS["mlc"](inputs)
-    return Program(
-        name=name,
-        num_inner_steps=num_inner_steps,
-        step=method.train_step,
-        init=lambda: jax.jit(method.init)(jax.random.key(0)),
-        batch=_random_batches(config, input_shape, num_classes),
-        has_loop=scan_unroll < num_inner_steps,
-    )
-
-
-def _plain(inputs: methods.MethodInputs) -> Method:
-    """Cross-entropy on given labels and on the clean half that MLC's inner loss sees."""
-    return supervised(inputs, lambda batch: Batch(batch.noisy, batch.clean_inner, None))
-
-
-def _normalize(inputs: Any) -> Any:
-    """As much work as normalising real inputs: `[B, ...]` uint8 to float32 around 0."""
-    return (inputs.astype(np.float32) - np.float32(127.5)) / np.float32(74)
+    if name == PLAIN:
+        method = supervised(inputs, lambda batch: batch._replace(clean_outer=None))
+    else:
+        config.meta_gradient.estimator = name
+        method = methods.METHODS["mlc"](inputs)
+    init = lambda: jax.jit(method.init)(jax.random.key(0))  # noqa: E731
+    batch = _random_batches(config, input_shape, num_classes)
+    has_loop = scan_unroll < num_inner_steps
+    return Program(name, num_inner_steps, method.train_step, init, batch, has_loop)
 
 
 def _random_batches(config: ConfigDict, input_shape: tuple[int, ...], num_classes: int) -> Batch:
-    """A window of random inputs `[k, B, ...]` and labels `[k, B]`, on the default device."""
+    """Random inputs `[k, B, ...]` and labels `[k, B]`, on the default device."""
     rng, k = np.random.default_rng(0), config.meta_gradient.num_inner_steps
 
     def examples(size: int) -> Examples:
@@ -316,7 +239,7 @@ def _random_batches(config: ConfigDict, input_shape: tuple[int, ...], num_classe
 
     noisy, size = examples(config.noisy_batch_size), config.clean_batch_size
     if config.meta_gradient.mix_clean:
-        return Batch(noisy, examples(size // 2), examples(size - size // 2))
+        return Batch(noisy, examples(size // 2), examples(size // 2))
     return Batch(noisy, None, examples(size))
 
 
@@ -324,19 +247,17 @@ class _Timer:
     """A compiled program and its state."""
 
     def __init__(self, program: Program, min_seconds: float):
-        self._program = program
-        self._state = program.init()
+        self._program, self._state = program, program.init()
         start = time.perf_counter()
-        lowered = jax.jit(program.step, donate_argnums=0).lower(self._state, program.batch)
-        self._step = lowered.compile()
+        jitted = jax.jit(program.step, donate_argnums=0)
+        self._step = jitted.lower(self._state, program.batch).compile()
         self._compile_seconds = time.perf_counter() - start
         self._calls = 1
-        self.time()  # The first call is slower.
-        self._calls = max(1, round(min_seconds / self.time()))
+        if self.time() < min_seconds:  # The first call is slower: it counts for nothing.
+            self._calls = max(1, round(min_seconds / self.time()))
 
     def time(self) -> float:
         """Seconds a call."""
-        jax.block_until_ready(self._state)
         start = time.perf_counter()
         for _ in range(self._calls):
             self._state, _ = self._step(self._state, self._program.batch)
@@ -344,57 +265,35 @@ class _Timer:
         return (time.perf_counter() - start) / self._calls
 
     def measurement(self, seconds: np.ndarray) -> Measurement:
-        flops = None if self._program.has_loop else self._step.cost_analysis()["flops"]
-        return Measurement(
-            self._program.name,
-            self._program.num_inner_steps,
-            self._compile_seconds,
-            self._step.memory_analysis().temp_size_in_bytes,
-            flops,
-            seconds,
-        )
+        costs: Any = self._step.cost_analysis()
+        memory: Any = self._step.memory_analysis()
+        flops = np.nan if self._program.has_loop else costs["flops"]
+        temp_bytes = memory.temp_size_in_bytes
+        return Measurement(self._program, seconds, flops, temp_bytes, self._compile_seconds)
 
 
-def _data_wait_share(config: ConfigDict, wanted: bool | None, num_windows: int) -> float | None:
-    """None where there is nothing to measure and nobody insisted."""
-    if wanted is False or (wanted is None and not importlib.util.find_spec("tensorflow")):
-        return None
+def _wait_line(config: ConfigDict) -> str:
     try:
-        return data_wait_share(config, num_windows)
-    except InputError as error:
-        if wanted:
-            raise
-        print(f"Waiting for data: not measured. {error}")
-        return None
+        share = data_wait_share(config)
+    except (ImportError, InputError) as error:
+        return f"\nWaiting for data: not measured. {error}\n"
+    return f"\nWaiting for data: {share:.1%} of the time of {_DATA_WINDOWS} windows.\n"
 
 
-def _parse_num_inner_steps(values: Sequence[str]) -> list[int]:
-    try:
-        numbers = [int(value) for value in values]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise InputError(
-            f"--num_inner_steps: got {','.join(values)!r}, expected whole numbers of at least 1, "
-            "such as 1,5"
-        )
-    return numbers
+def _check_flags(config: ConfigDict) -> list[int]:
+    """Raises InputError, or returns the values of k."""
+    windows, estimators, dataset = _NUM_INNER_STEPS.value, _ESTIMATORS.value, config.dataset.name
+    ok = windows and all(value.isdecimal() and int(value) for value in windows)
+    _expect(ok, "--num_inner_steps", ",".join(windows), "whole numbers from 1, as in 1,5")
+    ok = estimators and set(estimators) <= set(ESTIMATORS)
+    _expect(ok, "--estimators", ",".join(estimators), f"some of {', '.join(ESTIMATORS)}")
+    _expect(dataset in DATASETS, "config.dataset.name", dataset, f"one of {', '.join(DATASETS)}")
+    return [int(value) for value in windows]
 
 
-def _check_flags(config: ConfigDict, estimators: Sequence[str]) -> None:
-    unknown = [name for name in estimators if name not in ESTIMATORS]
-    if unknown or not estimators:
-        raise InputError(
-            f"--estimators: got {','.join(estimators)!r}, expected some of {', '.join(ESTIMATORS)}"
-        )
-    for name, value in (("repeats", _REPEATS.value), ("data_windows", _DATA_WINDOWS.value)):
-        if value < 1:
-            raise InputError(f"--{name}: got {value}, expected at least 1")
-    if config.dataset.name not in DATASETS:
-        raise InputError(
-            f"config.dataset.name: got {config.dataset.name!r}, expected one of "
-            f"{', '.join(DATASETS)}"
-        )
+def _expect(ok: Any, name: str, value: str, expected: str) -> None:
+    if not ok:
+        raise InputError(f"{name}: got {value!r}, expected {expected}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """Checkpoints: orbax, asynchronous, atomic; and the checks that keep old ones safe."""
 
 import contextlib
+import copy
+import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -48,6 +52,7 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(keep),
             enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,  # What a killed run left half-written.
         )
         with self._explained("cannot be opened"):
             self._manager = ocp.CheckpointManager(self._directory.resolve(), options=options)
@@ -82,6 +87,8 @@ class Checkpointer:
             state = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
             )["state"]
+            # Orbax falls back to bare arrays for keys whose description is lost.
+            chex.assert_trees_all_equal_shapes_and_dtypes(state, abstract_state)
         return state, progress
 
     def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
@@ -94,7 +101,8 @@ class Checkpointer:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(jax.tree.map(self._global, state)),
-                    progress=ocp.args.JsonSave(progress),
+                    # A copy: it is written in the background, while the loop goes on.
+                    progress=ocp.args.JsonSave(copy.deepcopy(progress)),
                 ),
             )
 
@@ -105,7 +113,8 @@ class Checkpointer:
             self._manager.check_for_errors()
 
     def close(self) -> None:
-        self._manager.close()
+        with self._explained("cannot be written"):
+            self._manager.close()
 
     def _global(self, x: jax.Array) -> jax.Array:
         """pmap returns arrays replicated over this process' devices; orbax wants global ones."""
@@ -125,7 +134,7 @@ class Checkpointer:
             raise
         except Exception as error:  # Orbax and TensorStore raise many types; none is swallowed.
             raise CheckpointError(
-                f"checkpoint {problem}: {_first_line(error)}\n{self._advice(reading)}"
+                f"checkpoint {problem}: {_cause(error)}\n{self._advice(reading)}"
             ) from error
 
     def _advice(self, reading: int | None) -> str:
@@ -144,7 +153,7 @@ class Checkpointer:
 
 def finished_steps(directory: epath.Path) -> list[int]:
     """Steps of the checkpoints in `directory` that were written to the end."""
-    if not directory.exists():
+    if not directory.is_dir():
         return []
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
 
@@ -175,8 +184,11 @@ def _check_config(saved: dict[str, Any], given: dict[str, Any], path: epath.Path
         )
 
 
-def _first_line(error: Exception) -> str:
+def _cause(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
+    # TensorStore wraps the operating system's reason in many lines of paths.
+    if code := re.search(r"os_error_code=\W*(\d+)", text):
+        return os.strerror(int(code[1]))
     return text.splitlines()[0][:500]
 
 

@@ -4,6 +4,7 @@ import logging as std_logging
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -29,6 +30,7 @@ def run(main: Callable[[], None], *, required: list[str]) -> None:
 def _guarded(main: Callable[[], None], argv: list[str]) -> int:
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_for_users)
+    sys.unraisablehook = _print_unless_known
     if len(argv) > 1:
         return _fail(f"unexpected arguments: {' '.join(argv[1:])}", EXIT_BAD_INPUT)
     try:
@@ -39,13 +41,22 @@ def _guarded(main: Callable[[], None], argv: list[str]) -> int:
         return _fail(str(error), EXIT_FAILED)
     except Preempted as stop:
         return _fail(f"{stop} The same command goes on from there.", EXIT_PREEMPTED)
+    except OSError as error:  # Such as a full disk, outside of checkpoints.
+        return _fail(str(error), EXIT_FAILED)
     return 0
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """absl's parsing, but a misspelt config field gets one line and not a traceback."""
+    """absl's parsing, but what is wrong gets one line and not a traceback."""
     try:
-        return app.parse_flags_with_usage(argv)
+        rest = flags.FLAGS(argv)
+        # ml_collections tells of a file that is not there when its config is first used.
+        getattr(flags.FLAGS["config"].value, "lock", None)
+        return rest
+    except flags.Error as error:
+        sys.exit(_fail(f"{error}\n--help lists the flags.", EXIT_BAD_INPUT))
+    except OSError as error:
+        sys.exit(_fail(f"--config: {str(error).splitlines()[-1].strip()}", EXIT_BAD_INPUT))
     except (AttributeError, KeyError, TypeError) as error:
         # ml_collections wraps its advice ('Did you mean "noise" instead of "nosie"?') in quotes.
         text = str(error.args[0] if error.args else error).replace("\\n", "\n")
@@ -54,9 +65,18 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _is_for_users(record: std_logging.LogRecord) -> bool:
-    """Libraries that log through absl tell of every file they write; only their warnings pass."""
+    """Libraries that log through absl tell of every file they write; only their warnings pass.
+
+    Tracebacks do not: orbax logs a dozen for each error that it raises, too.
+    """
     own = f"{os.sep}mlc_jax{os.sep}" in record.pathname
-    return own or record.levelno >= std_logging.WARNING
+    return own or (record.levelno >= std_logging.WARNING and not record.exc_info)
+
+
+def _print_unless_known(unraisable: Any) -> None:
+    """TensorStore's threads also print a traceback each where a save fails and its loop is gone."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _fail(message: str, code: int) -> int:

@@ -107,10 +107,9 @@ def approximate(
         )
         return (meta_grads, main), metrics
 
-    (meta_grads, main), rest = jax.lax.scan(
-        body, (meta_grads, main), at(slice(1, None)), unroll=min(scan_unroll, num_inner_steps - 1)
-    )
-    metrics = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), metrics, rest)
+    rest = at(slice(1, None))
+    (meta_grads, main), later = bilevel.scan(body, (meta_grads, main), rest, scan_unroll)
+    metrics = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), metrics, later)
     at_end = {name: metrics[name][-1] for name in ("outer_loss", "clean_accuracy")}
     return Window(meta_grads, main, jax.tree.map(jnp.mean, metrics) | at_end)
 

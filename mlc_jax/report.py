@@ -123,8 +123,11 @@ def _write_labels(run: "Run", soft_labels: np.ndarray, workdir: epath.Path) -> N
 def _write_bytes(path: epath.Path, content: bytes) -> None:
     """Writes beside and renames: a reader never sees half a file, nor loses the one before."""
     partial = path.parent / (path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:  # Without a name if the disk is full.
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _picture(

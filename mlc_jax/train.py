@@ -165,6 +165,7 @@ class _Loop:
         self._is_main_process = jax.process_index() == 0
         self._show_progress = show_progress and self._is_main_process
         self._pending: collections.deque[tuple[int, Any]] = collections.deque()
+        self._newest: dict[str, float] = {}
         self._last_save = time.monotonic()
 
     def run(self, state: TrainState, progress: dict[str, Any]) -> tuple[TrainState, dict[str, Any]]:
@@ -269,10 +270,9 @@ class _Loop:
 
     def _drain(self) -> dict[str, float]:
         """Waits for all steps; the last one's metrics."""
-        values: dict[str, float] = {}
         while self._pending:
-            values = self._check_finite(*self._pending.popleft())
-        return values
+            self._newest = self._check_finite(*self._pending.popleft())
+        return self._newest
 
     def _check_finite(self, step: int, metrics: Any) -> dict[str, float]:
         values = {name: float(x) for name, x in jax.device_get(metrics).items()}

@@ -100,6 +100,13 @@ def _check_ranges(checks: _Checks) -> None:
         checks.at_least(f"{optimizer}.momentum", 0, high=0.9999)
         checks.at_least(f"{optimizer}.weight_decay", 0)
         checks.positive(f"{optimizer}.decay_factor")
+        milestones = list(checks.get(f"{optimizer}.milestones"))
+        checks.expect(
+            all(isinstance(epoch, int) and epoch > 0 for epoch in milestones)
+            and milestones == sorted(set(milestones)),
+            f"{optimizer}.milestones",
+            "whole epochs from 1 on, each later than the one before, such as (80, 100)",
+        )
     checks.positive("num_epochs")
     checks.positive("checkpoint_every_minutes")
     for field in (

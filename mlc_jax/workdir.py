@@ -30,9 +30,6 @@ def locked_workdir(path: str) -> Iterator[epath.Path]:
     workdir = workdir.resolve()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() != 0:
-            yield workdir
-            return
         lock = os.open(workdir / LOCK_FILE, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise InputError(
@@ -40,13 +37,17 @@ def locked_workdir(path: str) -> Iterator[epath.Path]:
             "that this user may write to"
         ) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        raise InputError(
-            f"--workdir: another run is using {str(workdir)!r}; expected a directory of its own"
-        ) from error
-    try:
+        if jax.process_index() == 0:
+            _take(lock, workdir)
         yield workdir
     finally:
         os.close(lock)
+
+
+def _take(lock: int, workdir: epath.Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise InputError(
+            f"--workdir: another run is using {str(workdir)!r}; expected a directory of its own"
+        ) from error

@@ -50,7 +50,7 @@ def test_accuracy_is_the_share_of_rows_whose_largest_logit_is_the_label(dtype):
     assert accuracy.dtype == jnp.float32
 
 
-def test_sparsemax_by_hand():
+def test_sparsemax_by_hand(standard_promotion):
     logits = jnp.array([
         [0.1, 0.2, 0.3],  # All in the support: minus tau = (0.6 - 1) / 3.
         [1.0, 0.5, -3.0],  # Two in the support: tau = (1.5 - 1) / 2 = 0.25.
@@ -76,7 +76,7 @@ def _sparsemax(row):
     return np.maximum(row - (sums[k - 1] - 1) / k, 0)
 
 
-def test_sparsemax_against_numpy_with_exact_zeros():
+def test_sparsemax_against_numpy_with_exact_zeros(standard_promotion):
     logits = np.random.default_rng(0).normal(scale=1.5, size=(5, 8, 7)).astype(np.float32)
     want = np.apply_along_axis(_sparsemax, -1, logits)
     got = np.asarray(losses.sparsemax(jnp.asarray(logits)))

@@ -98,15 +98,11 @@ def test_level_zero_changes_nothing_and_level_one_everything():
     labels = np.random.default_rng(0).integers(0, NUM_CLASSES, 1_000).astype(np.int32)
     rng = np.random.default_rng(1)
     for noise_type in MATRIX_TYPES:
-        np.testing.assert_array_equal(
-            noise.corrupt(labels, _matrix(noise_type, 0.0), rng), labels
-        )
+        np.testing.assert_array_equal(noise.corrupt(labels, _matrix(noise_type, 0.0), rng), labels)
     for noise_type in ("flip", "flip_any"):
         assert not np.any(noise.corrupt(labels, _matrix(noise_type, 1.0), rng) == labels)
     partner = _matrix("flip", 1.0).argmax(axis=1)
-    np.testing.assert_array_equal(
-        noise.corrupt(labels, _matrix("flip", 1.0), rng), partner[labels]
-    )
+    np.testing.assert_array_equal(noise.corrupt(labels, _matrix("flip", 1.0), rng), partner[labels])
 
 
 def test_samples_are_a_function_of_the_seed():
@@ -138,9 +134,7 @@ def test_a_draw_above_a_rounded_row_sum_is_the_last_class():
 
 
 def _read(path, key="worst", num_labels=4, num_classes=3):
-    return noise.labels_from_file(
-        str(path), key, num_labels=num_labels, num_classes=num_classes
-    )
+    return noise.labels_from_file(str(path), key, num_labels=num_labels, num_classes=num_classes)
 
 
 def _save(tmp_path, **arrays):

@@ -82,13 +82,13 @@ def test_sgd_by_hand():
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["adam", "amsgrad"])
-def test_adam_and_amsgrad_are_pytorchs(name, weight_decay):
+def test_adam_and_amsgrad_are_pytorchs(name, weight_decay, standard_promotion):
     tx = optimizers.create_optimizer(name, 0.1, weight_decay=weight_decay)
     want = _torch_adam(name == "amsgrad", weight_decay)
     np.testing.assert_allclose(_run(tx), want, rtol=1e-5, atol=1e-6)
 
 
-def test_amsgrad_is_neither_adam_nor_optaxs_amsgrad():
+def test_amsgrad_is_neither_adam_nor_optaxs_amsgrad(standard_promotion):
     """From the second update on: optax takes its maximum over bias-corrected moments."""
     ours = _run(optimizers.create_optimizer("amsgrad", 0.1))
     for other in (optax.amsgrad(0.1), optax.adam(0.1)):
@@ -97,10 +97,10 @@ def test_amsgrad_is_neither_adam_nor_optaxs_amsgrad():
     optaxs = _run(optax.amsgrad(0.1))
     assert np.all(np.abs(ours[1] - optaxs[1])[:2] > 0.005)
     adams = _run(optax.adam(0.1))
-    assert np.all(np.abs(ours[-1] - adams[-1])[:2] > 1e-4)
+    assert np.all(np.abs(ours[-1] - adams[-1])[:2] > 1e-5)  # Rounding is a hundredth of that.
 
 
-def test_momentum_and_nesterov_are_not_read_by_adam():
+def test_momentum_and_nesterov_are_not_read_by_adam(standard_promotion):
     plain = _run(optimizers.create_optimizer("adam", 0.1))
     given = _run(optimizers.create_optimizer("adam", 0.1, momentum=0.9, nesterov=True))
     np.testing.assert_array_equal(plain, given)

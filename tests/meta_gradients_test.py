@@ -1,0 +1,493 @@
+"""Meta-gradients against finite differences, closed forms and each other; float64 throughout."""
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from configs import default
+from mlc_jax import bilevel, meta_gradients, methods, models, optimizers
+from mlc_jax.bilevel import Batch, Examples, Problem
+from mlc_jax.meta_gradients import ESTIMATORS
+from mlc_jax.models import LabelCorrectionNetwork
+from mlc_jax.train_state import MainState
+
+NUM_CLASSES, NUM_INPUTS, NUM_FEATURES = 3, 5, 4
+NUM_NOISY, NUM_INNER, NUM_OUTER = 6, 4, 5
+START = 2  # Updates that the optimizer has made before the window.
+RATE, MILESTONES, DECAY_FACTOR = 0.5, (START + 1, START + 3), 0.3
+NUM_STEPS = 12  # Of the cosine schedule.
+
+
+class Optimizer(NamedTuple):
+    name: str = "sgd"
+    schedule: str = "step"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.02
+
+    def create(self):
+        rate = optimizers.create_schedule(
+            self.schedule, RATE, num_steps=NUM_STEPS, steps_per_epoch=1,
+            milestones=MILESTONES, decay_factor=DECAY_FACTOR,
+        )  # fmt: skip
+        return optimizers.create_optimizer(
+            self.name, rate, momentum=self.momentum, nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+        )  # fmt: skip
+
+
+SGD = Optimizer()
+NESTEROV, COSINE = SGD._replace(nesterov=True), SGD._replace(schedule="cosine")
+ADAM = SGD._replace(name="adam")
+
+
+# --- A small problem: tanh features, a linear layer, the project's LCN.
+
+
+def _main_params():
+    rng = np.random.default_rng(0)
+    shapes = {"w1": (NUM_INPUTS, NUM_FEATURES), "w2": (NUM_FEATURES, NUM_CLASSES), "b": NUM_CLASSES}
+    return {name: rng.normal(size=shape) for name, shape in shapes.items()}
+
+
+def _apply(params, batch_stats, inputs, rng):
+    features = jnp.tanh(inputs @ params["w1"])
+    return features @ params["w2"] + params["b"], features, batch_stats
+
+
+def _main_state(tx):
+    """With an optimizer that has been at work: nothing it remembers is zero."""
+    rng = np.random.default_rng(3)
+
+    def used(x):
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            return jnp.full_like(x, START)
+        return jnp.asarray(np.abs(rng.normal(size=x.shape)))
+
+    params = jax.tree.map(jnp.asarray, _main_params())
+    return MainState(params, {}, jax.tree.map(used, tx.init(params)))
+
+
+def _lcn(**options):
+    return LabelCorrectionNetwork(NUM_CLASSES, hidden_size=4, embedding_size=4, **options)
+
+
+@functools.lru_cache
+def _meta_params(lcn):
+    features, labels = jnp.zeros((1, NUM_FEATURES)), jnp.zeros(1, jnp.int32)
+    shapes = jax.eval_shape(lcn.init, jax.random.key(0), features, labels)["params"]
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
+
+
+def _batches(k, mix_clean=True, seed=2):
+    rng = np.random.default_rng(seed)
+
+    def examples(size):
+        inputs = rng.normal(size=(k, size, NUM_INPUTS))
+        return Examples(inputs, rng.integers(0, NUM_CLASSES, (k, size)).astype(np.int32))
+
+    noisy, inner, outer = examples(NUM_NOISY), examples(NUM_INNER), examples(NUM_OUTER)
+    return Batch(noisy, inner if mix_clean else None, outer)
+
+
+def _plain_unroll(*args, **kwargs):
+    return bilevel.unroll(*args, **kwargs)[0]
+
+
+@functools.lru_cache
+def _compiled(estimator, lcn, optimizer, scan_unroll):
+    def targets(meta_params, features, logits, labels):
+        return lcn.apply({"params": meta_params}, features, labels)
+
+    problem = Problem(_apply, targets, optimizer.create())
+    return jax.jit(functools.partial(estimator, problem, scan_unroll=scan_unroll))
+
+
+def _estimate(estimator, batches, optimizer=SGD, lcn=None, scan_unroll=1):
+    lcn = lcn or _lcn()
+    rngs = jax.random.split(jax.random.key(0), len(batches.noisy.labels))
+    run = _compiled(estimator, lcn, optimizer, scan_unroll)
+    return run(_main_state(optimizer.create()), _meta_params(lcn), batches, rngs)
+
+
+def _distance(a, b):
+    a, b = (np.asarray(ravel_pytree(x)[0]) for x in (a, b))
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+def _assert_close(a, b, rtol=1e-10):
+    """Metrics that count are float32."""
+
+    def check(x, y):
+        np.testing.assert_allclose(x, y, rtol=1e-6 if x.dtype == np.float32 else rtol, atol=1e-12)
+
+    jax.tree.map(check, a, b)
+
+
+# --- The same problem written down in NumPy, with gradients by hand.
+
+
+def _softmax(logits):
+    e = np.exp(logits)
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def _soft_labels(lcn, alpha, features, labels):
+    dense = lambda x, name: x @ alpha[name]["kernel"] + alpha[name]["bias"]  # noqa: E731
+    embedding = alpha["label_embedding"]["embedding"]
+    x = np.concatenate([features, embedding[labels]], axis=1)
+    x = np.tanh(dense(np.tanh(dense(x, "hidden1")), "hidden2"))
+    p = _softmax(x @ embedding.T if lcn.tie_embeddings else dense(x, "output"))
+    if lcn.skip_link:
+        s = 1 / (1 + np.exp(-dense(x, "skip")))
+        p = (1 - s) * p + s * np.eye(NUM_CLASSES)[labels]
+    return p
+
+
+def _inner_gradient(lcn, alpha, params, batch):
+    """Of (B L_noisy + B_c L_clean) / (B + B_c) in the classifier's params."""
+    inputs = batch.noisy.inputs
+    features = np.tanh(inputs @ params["w1"])
+    targets = _soft_labels(lcn, alpha, features, batch.noisy.labels)
+    if batch.clean_inner is not None:
+        inputs = np.concatenate([inputs, batch.clean_inner.inputs])
+        targets = np.concatenate([targets, np.eye(NUM_CLASSES)[batch.clean_inner.labels]])
+        features = np.tanh(inputs @ params["w1"])
+    d_logits = (_softmax(features @ params["w2"] + params["b"]) - targets) / len(inputs)
+    d_features = d_logits @ params["w2"].T * (1 - features**2)
+    return {"w1": inputs.T @ d_features, "w2": features.T @ d_logits, "b": d_logits.sum(axis=0)}
+
+
+def _rate(schedule, step):
+    if schedule == "cosine":
+        return RATE * 0.5 * (1 + np.cos(np.pi * step / NUM_STEPS))
+    return RATE * DECAY_FACTOR ** sum(step >= milestone for milestone in MILESTONES)
+
+
+def _written_down(lcn, optimizer, batches, alpha):
+    """The outer loss after the window, as a function of the LCN's params."""
+    params, opt_state = _main_params(), _main_state(optimizer.create()).opt_state
+    memory = "trace" if optimizer.name == "sgd" else "mu"
+    m = {k: np.array(v) for k, v in optax.tree.get(opt_state, memory).items()}
+    if optimizer.name == "adam":
+        v = {k: np.array(x) for k, x in optax.tree.get(opt_state, "nu").items()}
+    for t in range(len(batches.noisy.labels)):
+        batch = jax.tree.map(lambda x, t=t: x[t], batches)
+        rate = _rate(optimizer.schedule, START + t)
+        for name, g in _inner_gradient(lcn, alpha, params, batch).items():
+            g = g + optimizer.weight_decay * params[name]
+            if optimizer.name == "sgd":
+                m[name] = optimizer.momentum * m[name] + g
+                step = g + optimizer.momentum * m[name] if optimizer.nesterov else m[name]
+            else:
+                count = START + t + 1
+                m[name] = 0.9 * m[name] + 0.1 * g
+                v[name] = 0.999 * v[name] + 0.001 * g**2
+                mean_square = v[name] / (1 - 0.999**count)
+                step = m[name] / (1 - 0.9**count) / (np.sqrt(mean_square) + 1e-8)
+            params[name] = params[name] - rate * step
+    inputs, labels = (x[-1] for x in batches.clean_outer)
+    probabilities = _softmax(np.tanh(inputs @ params["w1"]) @ params["w2"] + params["b"])
+    return -np.mean(np.log(probabilities[np.arange(len(labels)), labels]))
+
+
+def _finite_differences(f, alpha, step=1e-5):
+    """Central differences of `f` in every entry of `alpha`, in place of each."""
+    slopes = jax.tree.map(np.zeros_like, alpha)
+    for leaf, slope in zip(jax.tree.leaves(alpha), jax.tree.leaves(slopes), strict=True):
+        for index in np.ndindex(leaf.shape):
+            value = leaf[index]
+            ends = []
+            for leaf[index] in (value + step, value - step):
+                ends.append(f(alpha))
+            leaf[index] = value
+            slope[index] = (ends[0] - ends[1]) / (2 * step)
+    return slopes
+
+
+def _exact_and_differences(k, optimizer=SGD, mix_clean=True, **lcn_options):
+    lcn, batches = _lcn(**lcn_options), _batches(k, mix_clean)
+    window = _estimate(meta_gradients.exact, batches, optimizer, lcn)
+    f = functools.partial(_written_down, lcn, optimizer, batches)
+    alpha = jax.tree.map(np.copy, _meta_params(lcn))
+    np.testing.assert_allclose(window.metrics["outer_loss"], f(alpha), rtol=1e-10)
+    differences = _finite_differences(f, alpha)
+    assert np.linalg.norm(ravel_pytree(differences)[0]) > 1e-3
+    return window.meta_grads, differences
+
+
+# --- Exact.
+
+
+@pytest.mark.parametrize(
+    ("k", "optimizer"),
+    [
+        (1, SGD),
+        (2, SGD),  # The rate falls between the two steps,
+        (5, SGD),  # and twice here.
+        (3, NESTEROV),
+        (3, COSINE),
+        (3, ADAM),
+    ],
+)
+def test_exact_is_the_slope_of_the_outer_loss(k, optimizer, x64):
+    assert _distance(*_exact_and_differences(k, optimizer)) < 1e-7
+
+
+@pytest.mark.parametrize(
+    "options", [{"mix_clean": False}, {"skip_link": True}, {"tie_embeddings": True}]
+)
+def test_exact_is_the_slope_of_the_outer_loss_with_options(options, x64):
+    assert _distance(*_exact_and_differences(2, **options)) < 1e-7
+
+
+# --- Exact and approximate.
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "mix_clean"), [(SGD, True), (SGD, False), (NESTEROV, True), (ADAM, True)]
+)
+def test_exact_equals_approximate_at_one_step(optimizer, mix_clean, x64):
+    exact, approximate = (
+        _estimate(estimator, _batches(1, mix_clean), optimizer)
+        for estimator in (meta_gradients.exact, meta_gradients.approximate)
+    )
+    assert _distance(approximate.meta_grads, exact.meta_grads) < 1e-10
+    _assert_close(approximate.metrics, exact.metrics)
+
+
+def test_exact_and_approximate_differ_in_the_gradient_alone(x64):
+    exact, approximate, main = (
+        _estimate(estimator, _batches(3))
+        for estimator in (meta_gradients.exact, meta_gradients.approximate, _plain_unroll)
+    )
+    assert _distance(approximate.meta_grads, exact.meta_grads) > 0.01
+    _assert_close(exact.main, main)
+    _assert_close(approximate.main, main)
+    assert "gamma" in approximate.metrics
+    _assert_close({name: approximate.metrics[name] for name in exact.metrics}, exact.metrics)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_unrolling_the_loop_does_not_change_the_window(name, x64):
+    rolled, unrolled = (_estimate(ESTIMATORS[name], _batches(3), scan_unroll=n) for n in (1, 3))
+    _assert_close(unrolled, rolled, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize(
+    "options", [{}, {"skip_link": True, "sparsemax": True, "tie_embeddings": True}]
+)
+def test_every_parameter_gets_a_finite_gradient(name, options, x64):
+    grads = _estimate(ESTIMATORS[name], _batches(2), lcn=_lcn(**options)).meta_grads
+    for path, leaf in jax.tree.leaves_with_path(grads):
+        assert np.all(np.isfinite(leaf)), path
+        assert np.any(leaf != 0), path
+
+
+# --- A scalar problem that can be solved on paper.
+#
+# With two classes and logits (q, log(1 - e^q)), q < 0, `log_softmax` gives back (q, ...). So with
+# q = -(w - x)^2 / 2 the cross-entropy of label 0 is the parabola (w - x)^2 / 2, and targets (t, 0)
+# scale it by t. Two noisy examples at X, weighted h a and h (1 - a), twice over for the mean, and a
+# clean one at C: inner loss h [a (w - X0)^2 + (1 - a) (w - X1)^2] / 2, outer loss (w - C)^2 / 2, so
+#   inner gradient h (w - m) with m = a X0 + (1 - a) X1, H_ww = h, H_wa = -h (X0 - X1).
+
+X, C, W0, A, ETA = (3.0, -2.0), 1.5, 0.4, 0.3, 0.2
+M, GAP = A * X[0] + (1 - A) * X[1], X[0] - X[1]
+
+
+def _scalar_window(estimator, k, curvature, momentum=0.0):
+    def apply(params, batch_stats, inputs, rng):
+        q = -0.5 * (params - inputs) ** 2
+        return jnp.stack([q, jnp.log(-jnp.expm1(q))], axis=-1), inputs[:, None], batch_stats
+
+    def targets(meta_params, features, logits, labels):
+        weights = 2 * curvature * jnp.where(labels == 0, meta_params, 1 - meta_params)
+        return jnp.stack([weights, jnp.zeros_like(weights)], axis=-1)
+
+    noisy = Examples(np.tile(X, (k, 1)), np.tile(np.int32([0, 1]), (k, 1)))
+    clean = Examples(np.full((k, 1), C), np.zeros((k, 1), np.int32))
+    tx = optimizers.create_optimizer("sgd", ETA, momentum=momentum)
+    w = jnp.asarray(W0)
+    run = jax.jit(functools.partial(estimator, Problem(apply, targets, tx)))
+    rngs = jax.random.split(jax.random.key(0), k)
+    return run(MainState(w, {}, tx.init(w)), jnp.asarray(A), Batch(noisy, None, clean), rngs)
+
+
+def _scalar_trajectory(k, curvature):
+    """w_0 ... w_k: the distance to m shrinks by 1 - eta h a step."""
+    return [M + (1 - ETA * curvature) ** t * (W0 - M) for t in range(k + 1)]
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("curvature", [0.5, 1.0])
+def test_scalar_problem_at_one_step(name, curvature, x64):
+    window = _scalar_window(ESTIMATORS[name], 1, curvature)
+    w1 = W0 - ETA * curvature * (W0 - M)
+    np.testing.assert_allclose(window.main.params, w1, rtol=1e-12)
+    # (w1 - C) dw1/da, and w1 moves with m, at the rate eta h (X0 - X1).
+    want = (w1 - C) * ETA * curvature * GAP
+    np.testing.assert_allclose(window.meta_grads, want, rtol=1e-10)
+
+
+@pytest.mark.parametrize("k", [2, 5])
+@pytest.mark.parametrize("curvature", [0.5, 1.0])
+def test_scalar_problem_exact(k, curvature, x64):
+    window = _scalar_window(meta_gradients.exact, k, curvature)
+    *_, last = _scalar_trajectory(k, curvature)
+    np.testing.assert_allclose(window.main.params, last, rtol=1e-12)
+    want = (last - C) * (1 - (1 - ETA * curvature) ** k) * GAP
+    np.testing.assert_allclose(window.meta_grads, want, rtol=1e-10)
+
+
+def test_scalar_problem_exact_with_momentum_at_two_steps(x64):
+    mu, h = 0.9, 0.5
+    window = _scalar_window(meta_gradients.exact, 2, h, momentum=mu)
+    g1 = h * (W0 - M)
+    w1 = W0 - ETA * g1
+    w2 = w1 - ETA * (mu * g1 + h * (w1 - M))
+    np.testing.assert_allclose(window.main.params, w2, rtol=1e-12)
+    dg1 = -h * GAP
+    dw1 = -ETA * dg1
+    dw2 = dw1 - ETA * (mu * dg1 + h * (dw1 - GAP))
+    np.testing.assert_allclose(window.meta_grads, (w2 - C) * dw2, rtol=1e-10)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("curvature", [0.5, 1.0])
+def test_scalar_problem_approximate_at_two_steps(curvature, momentum, x64):
+    window = _scalar_window(meta_gradients.approximate, 2, curvature, momentum)
+    g1 = curvature * (W0 - M)
+    w1 = W0 - ETA * g1
+    w2 = w1 - ETA * (momentum * g1 + curvature * (w1 - M))
+    np.testing.assert_allclose(window.main.params, w2, rtol=1e-12)
+    # Equation 6: g_w' = w2 - C, g_w = w1 - C, Lambda = eta, H_ww taken as 1.
+    gamma = (w2 - C) * (1 - ETA) * (w1 - C) / (w1 - C) ** 2
+    d1 = (w1 - C) * ETA * curvature * GAP
+    d2 = gamma * d1 + (w2 - C) * ETA * curvature * GAP
+    np.testing.assert_allclose(window.meta_grads, d2, rtol=1e-10)
+    # The recursion is exact where H_ww is the identity, but for what momentum carries over.
+    exact = _scalar_window(meta_gradients.exact, 2, curvature, momentum).meta_grads
+    agree = curvature == 1.0 and momentum == 0.0
+    assert (abs(d2 / exact - 1) < 1e-10) == agree
+
+
+def test_scalar_problem_approximate_at_three_steps(x64):
+    window = _scalar_window(meta_gradients.approximate, 3, 0.5)
+    trajectory = _scalar_trajectory(3, 0.5)
+    d, gammas = 0.0, []
+    for w, ahead in itertools.pairwise(trajectory):
+        gammas.append((ahead - C) * (1 - ETA) / (w - C))
+        d = gammas[-1] * d + (ahead - C) * ETA * 0.5 * GAP
+    np.testing.assert_allclose(window.meta_grads, d, rtol=1e-10)
+    np.testing.assert_allclose(window.metrics["gamma"], np.mean(gammas), rtol=1e-10)
+
+
+# --- What no gradient may pass through.
+
+
+@pytest.mark.parametrize("sees", ["features", "logits"])
+def test_targets_pass_no_gradient_to_the_classifier(sees, x64):
+    lcn, params = _lcn(), _main_params()
+    batch = jax.tree.map(lambda x: x[0], _batches(1))
+
+    def targets(meta_params, features, logits, labels):
+        if sees == "logits":
+            return jax.nn.softmax(2 * logits)
+        return lcn.apply({"params": meta_params}, features, labels)
+
+    def gradient(targets):
+        problem = Problem(_apply, targets, optax.identity())
+        main = MainState(params, {}, problem.tx.init(params))
+        step = functools.partial(bilevel.inner_grads, problem)
+        return jax.jit(step)(main, _meta_params(lcn), batch, jax.random.key(0))[0]
+
+    logits, features, _ = _apply(params, {}, batch.noisy.inputs, None)
+    constant = targets(_meta_params(lcn), features, logits, batch.noisy.labels)
+    want = gradient(lambda *args: constant)
+    assert _distance(gradient(targets), want) < 1e-12
+
+    def leaky_loss(params):
+        logits, features, _ = _apply(params, {}, batch.noisy.inputs, None)
+        soft_labels = targets(_meta_params(lcn), features, logits, batch.noisy.labels)
+        noisy = -jnp.sum(soft_labels * jax.nn.log_softmax(logits))
+        logits, _, _ = _apply(params, {}, batch.clean_inner.inputs, None)
+        clean = -jnp.sum(jax.nn.log_softmax(logits)[np.arange(NUM_INNER), batch.clean_inner.labels])
+        return (noisy + clean) / (NUM_NOISY + NUM_INNER)
+
+    assert _distance(jax.jit(jax.grad(leaky_loss))(params), want) > 0.01
+
+
+def test_outer_half_does_not_move_the_classifier(x64):
+    batches = _batches(2)
+    outer = batches.clean_outer
+    other = batches._replace(clean_outer=outer._replace(labels=(outer.labels + 1) % NUM_CLASSES))
+    a, b = (_estimate(meta_gradients.exact, data) for data in (batches, other))
+    jax.tree.map(np.testing.assert_array_equal, a.main, b.main)
+    assert _distance(a.meta_grads, b.meta_grads) > 0.01
+
+
+# --- train_step of the method.
+
+META_RATES = (1e-3, 10.0)
+
+
+@pytest.fixture(scope="module")
+def method_runs():
+    """States before, after one and after two windows, for each of META_RATES."""
+    config = default.get_config()
+    config.lcn.update(hidden_size=4, embedding_size=4)
+    config.main_optimizer.schedule = "constant"
+    model = models.MLP(NUM_CLASSES, hidden_sizes=(NUM_FEATURES,))
+    in_double = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x  # noqa: E731
+    runs = []
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        for rate in META_RATES:
+            config.meta_optimizer.update(name="sgd", learning_rate=rate, momentum=0.0)
+            inputs = methods.MethodInputs(
+                config=config, model=model, normalize=lambda x: x, num_classes=NUM_CLASSES,
+                example_inputs=jnp.zeros((1, NUM_INPUTS)), steps_per_epoch=1, num_steps=4,
+                scan_unroll=1, axis_name=None,
+            )  # fmt: skip
+            method = methods.METHODS["mlc"](inputs)
+            step = jax.jit(method.train_step)
+            states = [jax.tree.map(in_double, jax.jit(method.init)(jax.random.key(0)))]
+            for window in range(2):
+                states.append(step(states[-1], _batches(2, seed=window))[0])
+            runs.append(states)
+    return runs
+
+
+def test_a_window_uses_the_labels_from_before_its_meta_update(method_runs):
+    slow, fast = method_runs
+    jax.tree.map(np.testing.assert_array_equal, slow[1].main, fast[1].main)
+    assert _distance(slow[1].meta.params, fast[1].meta.params) > 1e-3
+    # The next window's labels differ, and with them the classifier.
+    assert _distance(slow[2].main.params, fast[2].main.params) > 1e-5
+    assert [int(state.step) for state in slow] == [0, 2, 4]
+
+
+def test_meta_update_is_proportional_to_its_rate(method_runs):
+    slow, fast = (
+        jax.tree.map(np.subtract, states[1].meta.params, states[0].meta.params)
+        for states in method_runs
+    )
+    scaled = jax.tree.map(lambda x: x * META_RATES[1] / META_RATES[0], slow)
+    assert _distance(scaled, fast) < 1e-6
+
+
+def test_keys_of_a_window_do_not_depend_on_where_windows_begin():
+    rng = jax.random.key(7)
+    keys = lambda step, k: jax.random.key_data(bilevel.step_rngs(rng, step, k, None))  # noqa: E731
+    together = keys(jnp.asarray(0), 6)
+    np.testing.assert_array_equal(together[2:5], keys(jnp.asarray(2), 3))
+    assert len({tuple(map(int, key)) for key in together}) == 6
