@@ -214,7 +214,7 @@ class _Loop:
                     with clock.paused():
                         self._evaluate(writer, step, state, progress)
                 progress["train_seconds"] += clock.lap()
-                preempted = self._preempted.reached(step)
+                preempted = self._preempted.reached(step // num_inner_steps)
                 if preempted or self._should_save(
                     due(config.checkpoint_every_steps), due(config.log_every_steps)
                 ):
@@ -388,9 +388,10 @@ class _PreemptionFlag:
     def __init__(self) -> None:
         self.is_set = False
 
-    def reached(self, step: int) -> bool:
+    def reached(self, window: int) -> bool:
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            # JAX stops everyone at one more than the largest count: it must go up by ones.
+            return multihost_utils.reached_preemption_sync_point(window)
         return self.is_set
 
 

@@ -49,10 +49,15 @@ class _Checks:
 
     def at_least(self, field: str, low: float, *, high: float = float("inf")) -> None:
         span = f"a number from {low} to {high}" if high < float("inf") else f"at least {low}"
-        self.expect(low <= self.get(field) <= high, field, span)  # False for NaN, too.
+        self.expect(low <= self._number(field) <= high, field, span)
 
     def positive(self, field: str) -> None:
-        self.expect(0 < self.get(field) < float("inf"), field, "a positive, finite number")
+        self.expect(0 < self._number(field) < float("inf"), field, "a positive, finite number")
+
+    def _number(self, field: str) -> float:
+        """None, which any field can be set to, is NaN: no comparison holds."""
+        value = self.get(field)
+        return float("nan") if value is None else value
 
 
 def _check_names(checks: _Checks) -> None:

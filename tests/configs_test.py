@@ -1,0 +1,212 @@
+"""Every config trains end to end, on small data in the format of the real ones."""
+
+import csv
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import cifar10, cifar100, default, digits
+from mlc_jax import data, train
+from mlc_jax.checkpoint import flatten_config
+from mlc_jax.data.sources import load_source
+
+PACKS = pathlib.Path(__file__).parents[2] / "shared" / "data"
+CONFIGS = [digits, cifar10, cifar100]
+NUM_PUBLISHED = 50_000
+TINY_RESNET = {
+    "model.resnet.depth": 8,
+    "clean_batch_size": 16,
+    "eval_batch_size": 16,
+    "num_epochs": 1,
+    "log_every_steps": 1,
+}
+
+
+def _tfds_directory(path, name, num_classes, per_class):
+    """A prepared dataset as TensorFlow Datasets lays it out; images say which class they are of.
+
+    Ids are out of order and have gaps, as in a partial copy.
+    """
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    columns = {
+        "id": tfds.features.Text(),
+        "image": tfds.features.Image(shape=(32, 32, 3)),
+        "label": tfds.features.ClassLabel(num_classes=num_classes),
+    }
+    coarse = {"coarse_label": 0} if name == "cifar100" else {}
+    if coarse:
+        columns["coarse_label"] = tfds.features.ClassLabel(num_classes=20)
+    features = tfds.features.FeaturesDict(columns)
+    directory = path / name / "3.0.2"
+    directory.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    infos = []
+    for split, size in (("train", num_classes * per_class), ("test", 12)):
+        file = directory / f"{name}-{split}.tfrecord-00000-of-00001"
+        with tf.io.TFRecordWriter(str(file)) as writer:
+            for number in rng.permutation(size) * 7:
+                label = int(number) % num_classes
+                image = rng.integers(label, label + 100, (32, 32, 3)).astype(np.uint8)
+                example = {"id": f"{split}_{number:05d}", "image": image, "label": label}
+                writer.write(features.serialize_example(example | coarse))
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=directory, dataset_name=name, split=split, filetype_suffix="tfrecord"
+        )
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split, shard_lengths=[size], num_bytes=0, filename_template=template
+            )
+        )
+    tfds.folder_dataset.write_metadata(data_dir=directory, features=features, split_infos=infos)
+    return str(path)
+
+
+@pytest.fixture
+def quick_compilation():
+    """For programs that run twice: XLA's optimizations take longer than they save."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def _train(config, workdir, overrides):
+    config.update_from_flattened_dict(overrides)
+    # The step schedule is optax's, which mixes int32 counts with floats.
+    with jax.numpy_dtype_promotion("standard"):
+        return train.train_and_evaluate(config, str(workdir), show_progress=False)
+
+
+def _corrected_labels(workdir):
+    with (workdir / "corrected_labels.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_digits_trains(trained):
+    config, _, results = trained("mlc")
+    assert config.dataset.name == results["dataset"] == "digits"
+    assert results["num_noisy"] == 1_797 - 360 - results["clean_labels_spent"]
+
+
+def test_cifar10_trains_with_human_labels(tmp_path, quick_compilation):
+    """The labels of a file go by the number in the id, not by the place in the dataset."""
+    published = np.random.default_rng(1).integers(0, 10, NUM_PUBLISHED).astype(np.uint8)
+    np.savez(tmp_path / "labels.npz", worst=published, clean=published * 0)
+    results = _train(
+        cifar10.get_config(),
+        tmp_path / "run",
+        TINY_RESNET
+        | {
+            "dataset.data_dir": _tfds_directory(tmp_path, "cifar10", 10, per_class=7),
+            "dataset.clean_per_class": 2,
+            "noise.type": "human",
+            "noise.file": str(tmp_path / "labels.npz"),
+            "noise.key": "worst",
+            "noisy_batch_size": 24,
+        },
+    )
+    assert results["dataset"] == "cifar10"
+    assert results["noise"] == "human worst"
+    assert (results["num_noisy"], results["num_test"]) == (50, 12)
+    assert (results["num_steps"], results["clean_labels_spent"]) == (2, 20)
+    rows = _corrected_labels(tmp_path / "run")
+    numbers = [int(row["id"].removeprefix("train_")) for row in rows]
+    assert len(rows) == 50
+    assert numbers == sorted(numbers) and max(numbers) > 50
+    for row, number in zip(rows, numbers, strict=True):
+        assert int(row["given_label"]) == published[number]
+        assert 0 <= int(row["corrected_label"]) < 10
+    right = np.mean([published[number] == number % 10 for number in numbers])
+    assert results["given_label_accuracy"] == pytest.approx(right)
+
+
+def test_cifar100_trains(tmp_path, quick_compilation):
+    results = _train(
+        cifar100.get_config(),
+        tmp_path / "run",
+        TINY_RESNET
+        | {
+            "dataset.data_dir": _tfds_directory(tmp_path, "cifar100", 100, per_class=3),
+            "dataset.clean_per_class": 1,
+            "meta_gradient.estimator": "approximate",
+            "noisy_batch_size": 104,
+        },
+    )
+    assert results["dataset"] == "cifar100"
+    assert results["noise"] == "uniform 0.4"
+    assert (results["num_noisy"], results["num_test"]) == (200, 12)
+    assert (results["num_steps"], results["clean_labels_spent"]) == (1, 100)
+    with np.load(tmp_path / "run" / "corrected_labels.npz") as arrays:
+        assert arrays["soft_label"].shape == (200, 100)
+
+
+def test_images_and_labels_keep_together(tmp_path):
+    data_dir = _tfds_directory(tmp_path, "cifar10", 10, per_class=7)
+    source = load_source("cifar10", data_dir, download=False)
+    for split in (source.train, source.test):
+        assert list(split.indices) == sorted(split.indices)
+        np.testing.assert_array_equal(split.labels, split.indices % 10)
+        darkest = split.inputs.reshape(len(split), -1).min(axis=1)
+        np.testing.assert_array_equal(darkest, split.labels)
+        assert [int(name.split("_")[1]) for name in split.ids] == list(split.indices)
+    assert source.num_published == NUM_PUBLISHED
+
+
+@pytest.mark.parametrize("source", CONFIGS)
+def test_every_field_is_in_default(source):
+    """And of the same type, so that what works on the command line of one works for all."""
+    ours, known = (
+        flatten_config(json.loads(config.to_json()))
+        for config in (source.get_config(), default.get_config())
+    )
+    assert ours.keys() == known.keys()
+    for name, value in known.items():
+        assert value is None or type(ours[name]) is type(value), name
+
+
+@pytest.mark.parametrize("source", CONFIGS)
+def test_config_is_locked_and_new_each_time(source):
+    config = source.get_config()
+    assert isinstance(config, ConfigDict) and config.is_locked
+    with pytest.raises(AttributeError, match='Did you mean "noise" instead of "nosie"'):
+        config.nosie = 1
+    config.seed = 5
+    assert source.get_config().seed == 0
+
+
+@pytest.mark.parametrize("source", CONFIGS)
+def test_docstring_gives_the_command(source):
+    name = source.__name__.removeprefix("configs.")
+    assert f"python -m mlc_jax.main --config=configs/{name}.py --workdir=DIR" in source.__doc__
+
+
+@pytest.mark.skipif(
+    not (PACKS / "tfds" / "cifar10").is_dir(), reason=f"no real CIFAR-10 in {PACKS}/tfds"
+)
+def test_real_cifar10_joins_its_human_labels():
+    config = cifar10.get_config()
+    config.update_from_flattened_dict({
+        "dataset.data_dir": str(PACKS / "tfds"),
+        "noise.type": "human",
+        "noise.file": str(PACKS / "cifar10n" / "cifar10n.npz"),
+        "noise.key": "worst",
+    })  # fmt: skip
+    dataset = data.load(config)
+    source = dataset.source
+    assert (len(source.train), len(source.test)) == (50_000, 10_000)
+    assert source.train.inputs.shape == (50_000, 32, 32, 3)
+    assert source.train.inputs.dtype == np.uint8
+    assert source.class_names[0] == "airplane" and source.class_names[9] == "truck"
+    np.testing.assert_array_equal(source.train.indices, np.arange(50_000))
+    with np.load(config.noise.file) as labels:
+        np.testing.assert_array_equal(labels["clean"], source.train.labels)
+        noise = np.mean(labels["worst"] != source.train.labels)
+        np.testing.assert_array_equal(labels["worst"][dataset.noisy.indices], dataset.given_labels)
+    assert noise == pytest.approx(0.4021, abs=5e-5)
+    assert (len(dataset.clean), len(dataset.noisy)) == (1_000, 49_000)
+    assert dataset.noise_rate == pytest.approx(0.402, abs=2e-3)
