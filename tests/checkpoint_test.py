@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -111,10 +112,19 @@ def test_restored_key_draws_the_same_numbers(two_checkpoints, tmp_path):
 
 def test_progress_is_as_it_was_at_the_call(tmp_path):
     """The loop goes on, and adds to it, while it is written in the background."""
+    added = threading.Event()
+
+    class SlowToWrite(dict):
+        def items(self):
+            if threading.current_thread() is not threading.main_thread():
+                added.wait(5)
+            return super().items()
+
     checkpointer = _open(tmp_path)
-    progress = _progress(1)
+    progress = SlowToWrite(_progress(1))
     checkpointer.save(1, _state(1), progress)
     progress["evals"].append({"step": 2})
+    added.set()
     checkpointer.wait()
     checkpointer.close()
     _assert_is(_restore(tmp_path), 1)

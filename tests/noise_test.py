@@ -217,3 +217,18 @@ def test_file_that_is_not_an_npz_of_plain_arrays(tmp_path, write):
     write(path)
     with pytest.raises(InputError, match=r"config\.noise\.file: .*is not a readable \.npz"):
         _read(path)
+
+
+def test_damaged_archive_is_an_input_error_wherever_the_damage_is(tmp_path):
+    path = tmp_path / "labels.npz"
+    np.savez_compressed(path, worst=np.random.default_rng(0).integers(0, 3, 300))
+    content, failures = path.read_bytes(), 0
+    for position in range(0, len(content), 5):
+        damaged = bytearray(content)
+        damaged[position] ^= 255
+        path.write_bytes(damaged)
+        try:
+            _read(path, num_labels=300)  # Some bytes do not matter.
+        except InputError:
+            failures += 1
+    assert failures > 50

@@ -1,0 +1,201 @@
+"""What a user sees on the command line: one clear message and an exit code, no traceback."""
+
+import pathlib
+import sys
+import types
+
+import pytest
+from absl import logging
+
+from mlc_jax import command_line
+from mlc_jax.errors import CheckpointError, InputError, NonFiniteLossError, Preempted
+
+MAIN = "mlc_jax.main"
+CONFIG = f"--config={pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'}"
+HELP = "\n--help lists the flags.\n"
+
+
+@pytest.fixture
+def run_main(run_program, tmp_path):
+    """(arguments) -> exit code, stdout, stderr, sure that no training was begun."""
+    workdir = tmp_path / "run"
+
+    def run(*args, workdir_flag=True):
+        args = [*args, f"--workdir={workdir}"] if workdir_flag else args
+        code, out, err = run_program(MAIN, *args)
+        assert not workdir.exists()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("args", "missing"),
+    [
+        ((CONFIG,), ["workdir="]),
+        ((CONFIG, "--workdir="), ["workdir="]),
+        (("--workdir=x",), ["config=None"]),
+        ((), ["config=None", "workdir="]),
+    ],
+)
+def test_required_flags(run_main, args, missing):
+    lines = [f"flag --{flag}: --{flag.split('=')[0]} is required." for flag in missing]
+    assert run_main(*args, workdir_flag=False) == (2, "", "error: " + "\n".join(lines) + HELP)
+
+
+@pytest.mark.parametrize(
+    ("flag", "right", "given"),
+    [
+        ("--config.nosie.level=0.3", "noise", "nosie"),
+        ("--config.noise.levl=0.3", "level", "levl"),
+        ("--config.main_optimizer.learning_rat=1", "learning_rate", "learning_rat"),
+        ("--config.num_epoch=1", "num_epochs", "num_epoch"),
+    ],
+)
+def test_misspelt_field_names_the_nearest(run_main, flag, right, given):
+    message = (
+        "error: --config: no such field, or of another type. "
+        f'Did you mean "{right}" instead of "{given}"?\n'
+    )
+    assert run_main(CONFIG, flag) == (2, "", message)
+
+
+def test_misspelt_flag_names_the_nearest(run_main):
+    message = f"error: Unknown command line flag 'progres'. Did you mean: progress ?{HELP}"
+    assert run_main(CONFIG, "--progres") == (2, "", message)
+
+
+@pytest.mark.parametrize(
+    ("flag", "reason"),
+    [
+        ("config.noise.level=abc", "could not convert string to float: 'abc'"),
+        ("config.num_epochs=1.5", "invalid literal for int() with base 10: '1.5'"),
+        ("num_processes=two", "invalid literal for int() with base 10: 'two'"),
+    ],
+)
+def test_value_of_another_type(run_main, flag, reason):
+    assert run_main(CONFIG, f"--{flag}") == (2, "", f"error: flag --{flag}: {reason}{HELP}")
+
+
+@pytest.mark.parametrize("overrides", [(), ("--config.noise.level=0.3",)])
+def test_config_file_that_is_not_there(run_main, tmp_path, overrides):
+    path = tmp_path / "no.py"
+    message = f"error: --config: [Errno 2] No such file or directory: '{path}'\n"
+    assert run_main(f"--config={path}", *overrides) == (2, "", message)
+
+
+def test_unexpected_arguments(run_main):
+    assert run_main(CONFIG, "extra", "more") == (2, "", "error: unexpected arguments: extra more\n")
+
+
+def test_bad_values_are_told_together(run_main):
+    code, out, err = run_main(
+        CONFIG,
+        "--config.noise.level=-1",
+        "--config.model.name=cnn",
+        "--config.noisy_batch_size=64",
+        "--config.clean_batch_size=32",
+    )
+    assert (code, out) == (2, "")
+    assert err.splitlines() == [
+        "error: config.model.name: got 'cnn', expected one of mlp, resnet",
+        "config.noise.level: got -1.0, expected a number from 0 to 1",
+    ]
+
+
+def test_help(run_main):
+    code, out, err = run_main("--help", workdir_flag=False)
+    assert (code, err) == (1, "")  # absl's exit code for it.
+    assert out.startswith("Trains a classifier on noisy labels, and corrects the labels.\n")
+    assert "python -m mlc_jax.main --config=configs/digits.py --workdir=runs/digits" in out
+    for flag in ("--config:", "--workdir:", "--[no]progress:", "--[no]distributed:"):
+        assert f"\n  {flag} " in out
+
+
+def test_all_goes_to_training(run_program, tmp_path, monkeypatch):
+    """Overrides reach the config; the table is printed."""
+    calls = []
+
+    def train_and_evaluate(config, workdir, *, show_progress):
+        calls.append((config, workdir, show_progress))
+        return {"table": "the table"}
+
+    monkeypatch.setattr("mlc_jax.train.train_and_evaluate", train_and_evaluate)
+    args = (
+        "--noprogress",
+        "--config.noise.level=0.25",
+        "--config.model.mlp.hidden_sizes=(7, 5)",
+        "--config.dataset.data_dir=/data",
+    )
+    code, out, err = run_program(MAIN, CONFIG, f"--workdir={tmp_path}", *args)
+    assert (code, out, err) == (0, "the table\n", "")
+    ((config, workdir, show_progress),) = calls
+    assert (workdir, show_progress) == (str(tmp_path), False)
+    assert config.noise.level == 0.25
+    assert tuple(config.model.mlp.hidden_sizes) == (7, 5)
+    assert config.dataset.data_dir == "/data"
+    assert config.is_locked
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (InputError("config.x: bad"), 2, "error: config.x: bad\n"),
+        (CheckpointError("no space\nadvice"), 1, "error: no space\nadvice\n"),
+        (NonFiniteLossError("step 3: loss is nan"), 1, "error: step 3: loss is nan\n"),
+        (
+            Preempted("SIGTERM: saved step 3 of 9."),
+            143,
+            "error: SIGTERM: saved step 3 of 9. The same command goes on from there.\n",
+        ),
+        (
+            OSError(28, "No space left on device", "results.json"),
+            1,
+            "error: [Errno 28] No space left on device: 'results.json'\n",
+        ),
+    ],
+)
+def test_errors_of_the_user(run_program, tmp_path, monkeypatch, error, code, message):
+    def train_and_evaluate(*_, **__):
+        raise error
+
+    monkeypatch.setattr("mlc_jax.train.train_and_evaluate", train_and_evaluate)
+    assert run_program(MAIN, CONFIG, f"--workdir={tmp_path}") == (code, "", message)
+
+
+def test_our_own_errors_are_not_hidden(monkeypatch, tmp_path, run_program):
+    def train_and_evaluate(*_, **__):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("mlc_jax.train.train_and_evaluate", train_and_evaluate)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        run_program(MAIN, CONFIG, f"--workdir={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("path", "level", "with_traceback", "shown"),
+    [
+        ("/home/me/mlc_jax/train.py", "INFO", False, True),
+        ("/home/me/mlc_jax/train.py", "ERROR", True, True),
+        ("/lib/orbax/checkpoint_manager.py", "INFO", False, False),
+        ("/lib/orbax/checkpoint_manager.py", "WARNING", False, True),
+        ("/lib/orbax/future.py", "ERROR", True, False),  # Raised, too.
+    ],
+)
+def test_whose_logs_are_shown(path, level, with_traceback, shown):
+    trace = (ValueError, ValueError("x"), None) if with_traceback else None
+    record = logging.get_absl_logger().makeRecord(
+        "absl", logging.converter.string_to_standard(level), path, 1, "text", (), trace
+    )
+    assert command_line._is_for_users(record) == shown
+
+
+def test_only_known_noise_of_threads_is_dropped(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "__unraisablehook__", seen.append)
+    known = types.SimpleNamespace(exc_value=RuntimeError("Event loop is closed"))
+    other = types.SimpleNamespace(exc_value=RuntimeError("Event loop"))
+    for unraisable in (known, other):
+        command_line._print_unless_known(unraisable)
+    assert seen == [other]

@@ -1,0 +1,109 @@
+"""1, 2 and 8 devices compute the same update for the same global batch."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from configs import digits
+from mlc_jax import methods, models
+from mlc_jax.bilevel import Examples
+from mlc_jax.data.pipeline import Pipeline
+
+NUM_CLASSES, NUM_WINDOWS = 3, 2
+
+
+def _config(model, estimator, method):
+    config = digits.get_config()
+    config.method = method
+    config.model.name = model
+    config.model.mlp.hidden_sizes = (8, 6)
+    config.model.resnet.depth = 8
+    config.meta_gradient.estimator = estimator
+    config.meta_gradient.num_inner_steps = 2
+    config.main_optimizer.weight_decay = 5e-4
+    config.meta_optimizer.name = "amsgrad"  # optax's Adam cannot do with strict promotion.
+    config.lcn.hidden_size = config.lcn.embedding_size = 5
+    return config
+
+
+def _pipeline(shape, num_inner_steps):
+    rng = np.random.default_rng(0)
+
+    def examples(num):
+        inputs = rng.normal(size=(num, *shape)).astype(np.float32)
+        return Examples(inputs, rng.integers(0, NUM_CLASSES, num).astype(np.int32))
+
+    return Pipeline(
+        noisy=examples(40), clean=examples(20), noisy_batch_size=16, clean_batch_size=16,
+        split_clean=True, num_inner_steps=num_inner_steps, augment=False, seed=0,
+    )  # fmt: skip
+
+
+def _train(config, shape, num_devices):
+    """A few windows on `num_devices`; the state and the last window's metrics, as NumPy."""
+    devices = jax.devices()[:num_devices]
+    num_inner_steps = config.meta_gradient.num_inner_steps
+    method = methods.METHODS[config.method](
+        methods.MethodInputs(
+            config=config,
+            model=models.create_classifier(config.model, NUM_CLASSES, "batch"),
+            normalize=lambda x: x,
+            example_inputs=jnp.zeros((1, *shape)),
+            num_classes=NUM_CLASSES,
+            steps_per_epoch=2,
+            num_steps=4,
+            scan_unroll=num_inner_steps,
+            axis_name="batch",
+        )
+    )
+    step = jax.pmap(
+        method.train_step, axis_name="batch", in_axes=(None, 0), out_axes=None,
+        donate_argnums=0, devices=devices,
+    )  # fmt: skip
+    replicated = NamedSharding(Mesh(np.asarray(devices), ("batch",)), PartitionSpec())
+    state = jax.jit(method.init, out_shardings=replicated)(jax.random.key(0))
+    batches = _pipeline(shape, num_inner_steps).batches(0, num_devices=num_devices)
+    for _ in range(NUM_WINDOWS):
+        state, metrics = step(state, next(batches))
+        jax.block_until_ready(state)  # Many fake devices on few cores time out otherwise.
+    kept = {
+        "main": state.main.params,
+        "batch_stats": state.main.batch_stats,
+        "momentum": state.main.opt_state,
+        "meta": None if state.meta is None else state.meta.params,
+        "metrics": metrics,
+    }
+    return jax.device_get(kept)
+
+
+def _assert_same(got, want, rtol, atol):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), got, want)
+
+
+@pytest.mark.parametrize(
+    ("method", "estimator", "device_counts"),
+    [("mlc", "exact", (2, 8)), ("mlc", "approximate", (8,)), ("cross_entropy", "exact", (8,))],
+)
+def test_mlp_update_does_not_depend_on_the_device_count(method, estimator, device_counts):
+    config = _config("mlp", estimator, method)
+    alone = _train(config, (4,), 1)
+    for num_devices in device_counts:
+        _assert_same(_train(config, (4,), num_devices), alone, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sync_batch_norm", "same"), [(True, True), pytest.param(False, False, marks=pytest.mark.slow)]
+)
+def test_resnet_update_does_not_depend_on_the_device_count(sync_batch_norm, same):
+    # With synchronised batch norm, gradients flow through statistics that are averaged over the
+    # devices, in the inner and in the outer pass. Without it the tolerance tells the two apart.
+    config = _config("resnet", "exact", "mlc")
+    config.meta_gradient.num_inner_steps = 1
+    config.model.resnet.sync_batch_norm = sync_batch_norm
+    alone, two = (_train(config, (8, 8, 3), n) for n in (1, 2))
+    with contextlib.nullcontext() if same else pytest.raises(AssertionError):
+        _assert_same(two, alone, rtol=2e-3, atol=2e-4)
