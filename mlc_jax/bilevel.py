@@ -202,8 +202,9 @@ def resolve_unroll(setting: int, num_inner_steps: int) -> int:
 def scan(body: Callable[..., Any], init: Any, xs: Any, scan_unroll: int) -> tuple[Any, Any]:
     """`jax.lax.scan` without a loop around a single step.
 
-    At length 1, `unroll=1` (and `unroll=True`, which means the same there) compiles to a loop of one
-    turn; `unroll=2` to none. On CPU that loop alone makes gradients of convolutions 40 times slower.
+    At length 1, `unroll=1` (and `unroll=True`, which means the same there) compiles to a loop of
+    one turn; `unroll=2` to none. On CPU that loop alone makes the gradients of convolutions 40
+    times slower.
     """
     length = jax.tree.leaves(xs)[0].shape[0]
     return jax.lax.scan(body, init, xs, unroll=max(2, scan_unroll) if length == 1 else scan_unroll)
