@@ -57,8 +57,8 @@ class Problem(NamedTuple):
 
     Attributes:
       apply: the classifier in training mode.
-      targets: what the classifier is to learn on a noisy example. It sees features and logits
-        behind a stop_gradient: the paper's LCN gets no gradient into the classifier that way.
+      targets: what the classifier is to learn on a noisy example. The inner gradient holds it
+        fixed (see `inner_grads`).
       tx: the classifier's optimizer. All of it is differentiated through.
       axis_name: the pmap axis to average over, or None.
     """
@@ -83,43 +83,36 @@ def pmean(tree: Any, axis_name: str | None) -> Any:
 
 
 def inner_loss(
-    problem: Problem,
-    params: Params,
-    meta_params: Params,
-    batch_stats: Params,
-    batch: Batch,
-    rng: chex.PRNGKey,
-) -> tuple[jax.Array, tuple[Params, Metrics]]:
+    logits: tuple[jax.Array | None, jax.Array | None], targets: jax.Array | None, batch: Batch
+) -> tuple[jax.Array, Metrics]:
     """Loss of the classifier on corrected noisy labels and on the clean half that trains.
 
     `L = (B * L_noisy + B_c * L_clean) / (B + B_c)` ("Training with Soft Labels from LCN" in the
-    paper). Noisy and clean examples go through the network in separate forward passes, as in the
-    published setting: batch normalisation sees them as two batches.
+    paper).
+
+    Args:
+      logits: of the noisy `[B, C]` and of the clean `[B_c, C]` examples; None for what is not there.
+      targets: `[B, C]` for the noisy examples.
+      batch: for its labels.
 
     Returns:
-      The scalar loss and `(new batch_stats, metrics)`. Metrics: `inner_loss`; `labels_kept`, the
-      share of noisy examples whose corrected label is the given one; `clean_accuracy` on the clean
-      half. All are of this device's slice.
+      The scalar loss and metrics: `inner_loss`; `labels_kept`, the share of noisy examples whose
+      corrected label is the given one; `clean_accuracy` on the clean half. All are of this device's
+      slice.
     """
+    noisy_logits, clean_logits = logits
     per_example = []
     metrics: Metrics = {}
-    noisy_rng, clean_rng = jax.random.split(rng)
-    if batch.noisy is not None:
-        inputs, labels = batch.noisy
-        logits, features, batch_stats = problem.apply(params, batch_stats, inputs, noisy_rng)
-        targets = problem.targets(
-            meta_params, jax.lax.stop_gradient(features), jax.lax.stop_gradient(logits), labels
-        )
-        chex.assert_equal_shape([targets, logits])
-        per_example.append(losses.soft_cross_entropy(logits, targets))
-        metrics["labels_kept"] = losses.accuracy(targets, labels)
-    if batch.clean_inner is not None:
-        inputs, labels = batch.clean_inner
-        logits, _, batch_stats = problem.apply(params, batch_stats, inputs, clean_rng)
-        per_example.append(losses.cross_entropy(logits, labels))
-        metrics["clean_accuracy"] = losses.accuracy(logits, labels)
+    if batch.noisy is not None and noisy_logits is not None and targets is not None:
+        chex.assert_equal_shape([targets, noisy_logits])
+        per_example.append(losses.soft_cross_entropy(noisy_logits, targets))
+        metrics["labels_kept"] = losses.accuracy(targets, batch.noisy.labels)
+    if batch.clean_inner is not None and clean_logits is not None:
+        labels = batch.clean_inner.labels
+        per_example.append(losses.cross_entropy(clean_logits, labels))
+        metrics["clean_accuracy"] = losses.accuracy(clean_logits, labels)
     loss = jnp.mean(jnp.concatenate(per_example))  # Weights the parts by their sizes.
-    return loss, (batch_stats, metrics | {"inner_loss": loss})
+    return loss, metrics | {"inner_loss": loss}
 
 
 def inner_grads(
@@ -127,14 +120,39 @@ def inner_grads(
 ) -> tuple[Params, tuple[Params, Metrics]]:
     """Gradient of the inner loss in the classifier's params, averaged over devices.
 
+    Noisy and clean examples go through the network in separate forward passes, as in the published
+    setting: batch normalisation sees them as two batches.
+
+    The targets depend on the params through the features. This gradient does not see that: the
+    paper puts a stop_gradient there. But the derivative of a whole window in the meta parameters
+    must, because the features of a later step depend on the labels of the earlier ones. So the
+    targets are held fixed by taking the gradient in the logits, not by a stop_gradient, which
+    would cut the later derivative, too.
+
     Returns:
       Gradients shaped like `main.params`, and `(new batch_stats, metrics)`.
     """
+    noisy_rng, clean_rng = jax.random.split(rng)
 
-    def loss_fn(params: Params) -> tuple[jax.Array, tuple[Params, Metrics]]:
-        return inner_loss(problem, params, meta_params, main.batch_stats, batch, rng)
+    def forward(params: Params) -> tuple[Any, Params]:
+        noisy_logits = features = clean_logits = None
+        batch_stats = main.batch_stats
+        if batch.noisy is not None:
+            noisy_logits, features, batch_stats = problem.apply(
+                params, batch_stats, batch.noisy.inputs, noisy_rng
+            )
+        if batch.clean_inner is not None:
+            clean_logits, _, batch_stats = problem.apply(
+                params, batch_stats, batch.clean_inner.inputs, clean_rng
+            )
+        return ((noisy_logits, clean_logits), features), batch_stats
 
-    grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(main.params)
+    (logits, features), backward, batch_stats = jax.vjp(forward, main.params, has_aux=True)
+    targets = None
+    if batch.noisy is not None:
+        targets = problem.targets(meta_params, features, logits[0], batch.noisy.labels)
+    logit_grads, metrics = jax.grad(inner_loss, has_aux=True)(logits, targets, batch)
+    (grads,) = backward((logit_grads, jax.tree.map(jnp.zeros_like, features)))
     return pmean(grads, problem.axis_name), (pmean(batch_stats, problem.axis_name), metrics)
 
 
