@@ -91,7 +91,7 @@ def inner_loss(
     paper).
 
     Args:
-      logits: of the noisy `[B, C]` and of the clean `[B_c, C]` examples; None for what is not there.
+      logits: of the noisy `[B, C]` and of the clean `[B_c, C]` examples, or None.
       targets: `[B, C]` for the noisy examples.
       batch: for its labels.
 

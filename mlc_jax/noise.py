@@ -68,9 +68,10 @@ def labels_from_file(path: str, key: str, *, num_labels: int, num_classes: int) 
             "(for CIFAR-10N / CIFAR-100N see README, 'Human labels')"
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: np.load leaves a damaged file open.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, AttributeError) as error:
+    except Exception as error:  # NumPy, zipfile and zlib raise a dozen types for a damaged file.
         raise InputError(f"config.noise.file: {path!r} is not a readable .npz ({error})") from error
     if key not in arrays:
         raise InputError(f"config.noise.key: got {key!r}, expected one of {sorted(arrays)}")
