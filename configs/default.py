@@ -56,8 +56,19 @@ def get_config() -> ConfigDict:
     config.lcn.tie_embeddings = False  # Needs hidden_size == embedding_size.
 
     config.meta_gradient = ConfigDict()
-    config.meta_gradient.estimator = "exact"  # exact, approximate (the paper's recursion).
+    # exact, approximate (the paper's recursion), one_step, truncated, finite_difference, neumann,
+    # conjugate_gradient: docs/meta_gradients.md says what they are and when to take which.
+    config.meta_gradient.estimator = "exact"
+    # exact, truncated: what the way back keeps of every inner step. store (everything), remat (the
+    # state), forward_over_reverse (the params), two_level (every sqrt(k)-th state).
+    config.meta_gradient.backward = "forward_over_reverse"
     config.meta_gradient.num_inner_steps = 1  # k.
+    config.meta_gradient.truncation = 2  # truncated: how many of the k steps it goes back.
+    config.meta_gradient.solver_steps = 10  # neumann: terms; conjugate_gradient: iterations.
+    config.meta_gradient.damping = 1.0  # conjugate_gradient: added to the Hessian's diagonal.
+    # Every so many inner steps, log the meta-gradient's cosine with and its norm over that of
+    # exact. 0 is never.
+    config.meta_gradient.diagnose_every = 0
     # Half of each clean batch joins the inner loss, the other half is the outer loss. Without it
     # the whole clean batch is the outer loss.
     config.meta_gradient.mix_clean = True
@@ -71,6 +82,7 @@ def get_config() -> ConfigDict:
     config.main_optimizer.momentum = 0.9  # sgd.
     config.main_optimizer.nesterov = False  # sgd.
     config.main_optimizer.weight_decay = 5e-4  # On every parameter, as published.
+    config.main_optimizer.clip_norm = 0.0  # Largest norm of the gradient; 0 is any.
     config.main_optimizer.schedule = "step"  # constant, step, cosine (to zero).
     config.main_optimizer.milestones = (80, 100)  # step: epochs.
     config.main_optimizer.decay_factor = 0.1  # step.

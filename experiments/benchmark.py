@@ -214,7 +214,6 @@ def _program(config: ConfigDict, name: str, num_inner_steps: int) -> Program:
         num_classes=num_classes,
         steps_per_epoch=500,  # For the schedules: any numbers that no timed step comes near.
         num_steps=50_000,
-        scan_unroll=scan_unroll,
         axis_name=None,
     )
     if name == PLAIN:

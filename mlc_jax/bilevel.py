@@ -10,6 +10,8 @@ label correction network, `inner_loss` [L_D'(a, w)] on corrected noisy labels, `
 on clean labels, `num_inner_steps` [k].
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +25,8 @@ from mlc_jax.train_state import MainState, Params
 
 Array = Any  # jax.Array; np.ndarray on its way to a device.
 Metrics = dict[str, jax.Array]
+
+BACKWARDS = ("store", "remat", "forward_over_reverse", "two_level")
 
 # (params, batch_stats, inputs, rng) -> (logits [B, C], features [B, F], new batch_stats).
 ApplyFn = Callable[[Params, Params, jax.Array, chex.PRNGKey], tuple[jax.Array, jax.Array, Params]]
@@ -115,6 +119,33 @@ def inner_loss(
     return loss, metrics | {"inner_loss": loss}
 
 
+def forward_pass(
+    problem: Problem, batch_stats: Params, batch: Batch, rng: chex.PRNGKey
+) -> Callable[[Params], tuple[Any, Params]]:
+    """One pass over a batch in training mode: what the inner loss is computed from.
+
+    Returns:
+      A function: params -> ((noisy logits, clean logits), noisy features), new batch_stats. None
+      stands for a part that the batch does not have.
+    """
+    noisy_rng, clean_rng = jax.random.split(rng)
+
+    def forward(params: Params) -> tuple[Any, Params]:
+        noisy_logits = features = clean_logits = None
+        stats = batch_stats
+        if batch.noisy is not None:
+            noisy_logits, features, stats = problem.apply(
+                params, stats, batch.noisy.inputs, noisy_rng
+            )
+        if batch.clean_inner is not None:
+            clean_logits, _, stats = problem.apply(
+                params, stats, batch.clean_inner.inputs, clean_rng
+            )
+        return ((noisy_logits, clean_logits), features), stats
+
+    return forward
+
+
 def inner_grads(
     problem: Problem, main: MainState, meta_params: Params, batch: Batch, rng: chex.PRNGKey
 ) -> tuple[Params, tuple[Params, Metrics]]:
@@ -123,37 +154,130 @@ def inner_grads(
     Noisy and clean examples go through the network in separate forward passes, as in the published
     setting: batch normalisation sees them as two batches.
 
-    The targets depend on the params through the features. This gradient does not see that: the
-    paper puts a stop_gradient there. But the derivative of a whole window in the meta parameters
-    must, because the features of a later step depend on the labels of the earlier ones. So the
-    targets are held fixed by taking the gradient in the logits, not by a stop_gradient, which
-    would cut the later derivative, too.
+    The targets depend on the params through features and logits. This gradient does not see that:
+    the paper puts a stop_gradient there. But the derivative of a whole window in the meta
+    parameters must, because the features of a later step depend on the labels of the earlier ones.
+    So the targets are held fixed by taking the gradient in the logits, not by a stop_gradient,
+    which would cut the later derivative, too.
 
     Returns:
-      Gradients shaped like `main.params`, and `(new batch_stats, metrics)`.
+      Gradients shaped like `main.params`, and `(new batch_stats, metrics)`, which carry no
+      derivative: a pass in training mode writes running statistics and reads none.
     """
-    noisy_rng, clean_rng = jax.random.split(rng)
-
-    def forward(params: Params) -> tuple[Any, Params]:
-        noisy_logits = features = clean_logits = None
-        batch_stats = main.batch_stats
-        if batch.noisy is not None:
-            noisy_logits, features, batch_stats = problem.apply(
-                params, batch_stats, batch.noisy.inputs, noisy_rng
-            )
-        if batch.clean_inner is not None:
-            clean_logits, _, batch_stats = problem.apply(
-                params, batch_stats, batch.clean_inner.inputs, clean_rng
-            )
-        return ((noisy_logits, clean_logits), features), batch_stats
-
+    forward = forward_pass(problem, main.batch_stats, batch, rng)
     (logits, features), backward, batch_stats = jax.vjp(forward, main.params, has_aux=True)
     targets = None
     if batch.noisy is not None:
         targets = problem.targets(meta_params, features, logits[0], batch.noisy.labels)
     logit_grads, metrics = jax.grad(inner_loss, has_aux=True)(logits, targets, batch)
     (grads,) = backward((logit_grads, jax.tree.map(jnp.zeros_like, features)))
-    return pmean(grads, problem.axis_name), (pmean(batch_stats, problem.axis_name), metrics)
+    aux = jax.lax.stop_gradient((pmean(batch_stats, problem.axis_name), metrics))
+    return pmean(grads, problem.axis_name), aux
+
+
+def meta_product(
+    problem: Problem,
+    main: MainState,
+    meta_params: Params,
+    batch: Batch,
+    rng: chex.PRNGKey,
+    v: Params,
+) -> Params:
+    """`v^T H_wa`, shaped like the meta params (equation 7, with `v` for `Lambda g_w'`).
+
+    No backward pass of the classifier is differentiated, nor made: the inner loss is linear in the
+    targets, so this is the VJP through `targets` of the loss's JVP along `v`.
+
+    Returns:
+      This device's part: the mean over the devices is the product.
+    """
+    forward = forward_pass(problem, main.batch_stats, batch, rng)
+    outputs, tangents, _ = jax.jvp(forward, (main.params,), (v,), has_aux=True)
+    return _along_targets(problem, meta_params, batch, outputs, tangents).of_meta_params
+
+
+def inner_grads_vjp(
+    problem: Problem,
+    main: MainState,
+    meta_params: Params,
+    batch: Batch,
+    rng: chex.PRNGKey,
+    v: Params,
+    *,
+    fixed_targets: bool = False,
+) -> tuple[Params, Params]:
+    """Both products of `v` with the derivatives of the inner gradient `g`, in mixed mode.
+
+    One forward pass with tangents along `v` and one backward pass through it give both: what
+    forward over reverse gives (MixFlow-MG, arXiv 2505.00793), in the other order, which keeps less.
+    Nothing of the inner gradient's own passes has to be kept for it.
+
+    Args:
+      problem, main, meta_params, batch, rng: as for `inner_grads`.
+      v: shaped like the params.
+      fixed_targets: leave the targets' dependence on the params out of the first product. It is
+        then `H_ww v`, symmetric.
+
+    Returns:
+      `v^T dg/dw`, shaped like the params: the gradient's whole dependence on the params, the
+      targets' included; and `v^T H_wa`, as `meta_product`. Both are this device's part: their mean
+      over the devices is the product.
+    """
+    forward = forward_pass(problem, main.batch_stats, batch, rng)
+
+    # What lies between two convolutions is cheaper to compute again than to keep.
+    @functools.partial(jax.checkpoint, policy=_is_costly)
+    def with_tangents(params: Params) -> tuple[Any, Any]:
+        outputs, tangents, _ = jax.jvp(forward, (params,), (v,), has_aux=True)
+        return outputs, tangents
+
+    (outputs, tangents), pull_back = jax.vjp(with_tangents, main.params)
+    along = _along_targets(problem, meta_params, batch, outputs, tangents)
+    slope = functools.partial(_slope, targets=along.targets, batch=batch)
+    of_logits, of_logit_tangents = jax.grad(slope, argnums=(0, 1))(outputs[0], tangents[0])
+    of_outputs = (of_logits, jax.tree.map(jnp.zeros_like, outputs[1]))
+    if not fixed_targets:
+        of_outputs = jax.tree.map(jnp.add, of_outputs, along.of_outputs)
+    of_tangents = (of_logit_tangents, jax.tree.map(jnp.zeros_like, tangents[1]))
+    (of_params,) = pull_back((of_outputs, of_tangents))
+    return of_params, along.of_meta_params
+
+
+def _slope(logits: Any, tangents: Any, targets: jax.Array | None, batch: Batch) -> jax.Array:
+    """Of the inner loss, where the logits move along `tangents`."""
+    loss_fn = lambda logits: inner_loss(logits, targets, batch)[0]  # noqa: E731
+    return jax.jvp(loss_fn, (logits,), (tangents,))[1]
+
+
+class _AlongTargets(NamedTuple):
+    """The targets, and derivatives of the slope by way of them."""
+
+    targets: jax.Array | None
+    of_meta_params: Params
+    of_outputs: Any  # Of `forward_pass`.
+
+
+def _along_targets(
+    problem: Problem, meta_params: Params, batch: Batch, outputs: Any, tangents: Any
+) -> _AlongTargets:
+    of_meta_params, of_outputs = jax.tree.map(jnp.zeros_like, (meta_params, outputs))
+    if batch.noisy is None:
+        return _AlongTargets(None, of_meta_params, of_outputs)
+    (noisy_logits, _), features = outputs
+    labels = batch.noisy.labels
+    targets, targets_vjp = jax.vjp(
+        lambda a, h, z: problem.targets(a, h, z, labels), meta_params, features, noisy_logits
+    )
+    of_targets = jax.grad(_slope, argnums=2)(outputs[0], tangents[0], targets, batch)
+    of_meta_params, of_features, of_noisy = targets_vjp(of_targets)
+    ((_, of_clean), _) = of_outputs
+    return _AlongTargets(targets, of_meta_params, ((of_noisy, of_clean), of_features))
+
+
+def _is_costly(primitive: Any, *avals: Any, **params: Any) -> bool:
+    """Matrix products, convolutions, and averages over devices."""
+    is_product: bool = jax.checkpoint_policies.dots_saveable(primitive, *avals, **params)
+    return is_product or primitive.name.startswith("psum")
 
 
 def apply_inner_grads(
@@ -180,29 +304,92 @@ def unroll(
     batches: Batch,
     rngs: chex.PRNGKey,
     *,
+    first: int = 0,
+    num_steps: int | None = None,
     scan_unroll: int = 1,
+    backward: str = "store",
 ) -> tuple[MainState, Metrics]:
-    """k inner steps with `meta_params` held fixed.
+    """Inner steps `first` to `first + num_steps - 1` of a window, with `meta_params` held fixed.
 
     Args:
       problem: the two levels.
-      main: the classifier before the window.
+      main: the classifier before these steps.
       meta_params: of the label correction network.
       batches: arrays `[k, B, ...]`.
       rngs: typed keys `[k]`.
+      first: the first step, 0 to k - 1.
+      num_steps: None is all that are left.
       scan_unroll: how many steps one turn of the compiled loop holds. 1 on GPU and TPU; k on CPU,
         where XLA runs gradients of convolutions inside a loop body on a slow path.
+      backward: one of `BACKWARDS`, what reverse mode keeps of every step: `store`, all that it
+        needs; `remat`, the classifier's state, from which it computes the step again;
+        `forward_over_reverse`, the params, for `inner_grads_vjp`; `two_level`, the state of every
+        sqrt(k)-th step, from which it computes the steps in between again. All give the same
+        derivatives.
 
     Returns:
-      The classifier after the window and the metrics' means over it.
+      The classifier after these steps, and their metrics `[num_steps]`.
     """
+    window = (batches, rngs)
 
-    def body(main: MainState, xs: tuple[Batch, chex.PRNGKey]) -> tuple[MainState, Metrics]:
-        batch, rng = xs
-        return inner_step(problem, main, meta_params, batch, rng)
+    def body(main: MainState, t: jax.Array) -> tuple[MainState, Metrics]:
+        # The loop runs over t, not over the batches: a part of a window is not copied for it.
+        if backward in ("store", "remat"):
+            return inner_step(problem, main, meta_params, *at_step(window, t))
+        local = problem._replace(axis_name=None)
+        grads, (batch_stats, metrics) = _recomputed_grads(local, main, meta_params, window, t)
+        grads, batch_stats = pmean((grads, batch_stats), problem.axis_name)
+        return apply_inner_grads(problem, main, grads, batch_stats), metrics
 
-    main, metrics = scan(body, main, (batches, rngs), scan_unroll)
-    return main, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+    def steps(main: MainState, ts: jax.Array) -> tuple[MainState, Metrics]:
+        return scan(jax.checkpoint(body) if backward == "remat" else body, main, ts, scan_unroll)
+
+    ts = jnp.arange(first, len(rngs) if num_steps is None else first + num_steps)
+    if backward != "two_level":
+        return steps(main, ts)
+    length = math.isqrt(len(ts))
+    whole = len(ts) - len(ts) % length
+    segment = jax.checkpoint(steps)
+    main, metrics = scan(segment, main, ts[:whole].reshape(-1, length), scan_unroll)
+    metrics = jax.tree.map(jnp.ravel, metrics)
+    if whole < len(ts):
+        main, rest = segment(main, ts[whole:])
+        metrics = jax.tree.map(lambda *xs: jnp.concatenate(xs), metrics, rest)
+    return main, metrics
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recomputed_grads(
+    problem: Problem,
+    main: MainState,
+    meta_params: Params,
+    window: tuple[Batch, chex.PRNGKey],
+    t: jax.Array,
+) -> tuple[Params, tuple[Params, Metrics]]:
+    """`inner_grads` of step t; reverse mode keeps the params and goes by `inner_grads_vjp`."""
+    return inner_grads(problem, main, meta_params, *at_step(window, t))
+
+
+def _recomputed_grads_fwd(problem: Problem, main: MainState, *rest: Any) -> tuple[Any, Any]:
+    return _recomputed_grads(problem, main, *rest), (main.replace(opt_state=None), *rest)
+
+
+def _recomputed_grads_bwd(problem: Problem, inputs: Any, cotangents: Any) -> tuple[Any, ...]:
+    v, _ = cotangents
+    # Outside of a loop, XLA would see that both passes begin alike, and keep the first one's.
+    (main, meta_params, window, t), v = jax.lax.optimization_barrier((inputs, v))
+    of_params, of_meta_params = inner_grads_vjp(problem, main, meta_params, *at_step(window, t), v)
+    of_main = MainState(params=of_params, batch_stats=None, opt_state=None)
+    return of_main, of_meta_params, None, None
+
+
+_recomputed_grads.defvjp(_recomputed_grads_fwd, _recomputed_grads_bwd)
+
+
+def at_step(window: tuple[Batch, chex.PRNGKey], t: int | jax.Array) -> tuple[Batch, chex.PRNGKey]:
+    """Batch and key of step t, -k to k - 1, of a window's `[k, ...]`."""
+    index = functools.partial(jax.lax.dynamic_index_in_dim, index=t, keepdims=False)
+    return jax.tree.map(index, window)
 
 
 def resolve_unroll(setting: int, num_inner_steps: int) -> int:

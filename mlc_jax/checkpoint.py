@@ -23,6 +23,8 @@ DIRECTORY = "checkpoints"
 FREE_FIELDS = frozenset({
     "dataset.data_dir",
     "dataset.download",
+    "meta_gradient.backward",
+    "meta_gradient.diagnose_every",
     "meta_gradient.unroll",
     "eval_batch_size",
     "eval_every_epochs",
@@ -169,14 +171,24 @@ def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _check_config(saved: dict[str, Any], given: dict[str, Any], path: epath.Path) -> None:
+def differing_fields(saved: dict[str, Any], given: dict[str, Any], where: str) -> list[str]:
+    """One line for each field that differs and may not: `config.seed: 0 before, 1 now`.
+
+    Args:
+      saved: nested config of what exists.
+      given: nested config of this run; must equal `saved` but for `FREE_FIELDS`.
+      where: what is said of the values of `saved`: `before`.
+    """
     saved, given = flatten_config(saved), flatten_config(given)
-    differing = [
-        f"  config.{name}: {saved.get(name)!r} in the checkpoint, {given.get(name)!r} now"
+    return [
+        f"  config.{name}: {saved.get(name)!r} {where}, {given.get(name)!r} now"
         for name in sorted(saved.keys() | given.keys())
         if name not in FREE_FIELDS and saved.get(name) != given.get(name)
     ]
-    if differing:
+
+
+def _check_config(saved: dict[str, Any], given: dict[str, Any], path: epath.Path) -> None:
+    if differing := differing_fields(saved, given, "in the checkpoint"):
         raise CheckpointError(
             f"{path} was made with another config:\n"
             + "\n".join(differing)

@@ -2,10 +2,23 @@
 
 Each estimator runs one window of k real inner steps and returns the gradient of the clean loss in
 the meta parameters together with the classifier after the window. The classifier's trajectory is
-the same for all of them; they differ only in the gradient.
+the same for all of them; they differ only in the gradient:
+
+    exact               through all k updates
+    truncated           through the last `truncation` of them
+    one_step            through the last one, without differentiating a backward pass
+    finite_difference   the same by a central difference
+    approximate         the paper's recursion over all k
+    neumann,            as if the window had ended at a minimum of the inner loss: implicit
+    conjugate_gradient  differentiation
+
+Vocabulary: `v` is `Lambda g_w'`, the outer gradient at the end carried back through the optimizer's
+last update to that update's gradient.
 """
 
-from typing import NamedTuple, Protocol
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import chex
 import jax
@@ -13,8 +26,33 @@ import jax.numpy as jnp
 import optax
 
 from mlc_jax import bilevel
-from mlc_jax.bilevel import Batch, Metrics, Problem
+from mlc_jax.bilevel import Batch, Examples, Metrics, Problem
 from mlc_jax.train_state import MainState, Params
+
+# Length of the central difference's step, over the norm of its direction (Liu et al. 2019, DARTS).
+DIFFERENCE_STEP = 0.01
+# What `bilevel.outer_loss` measures: at the window's end, where inner metrics are means over it.
+OUTER_METRICS = ("outer_loss", "clean_accuracy")
+
+
+class Options(NamedTuple):
+    """Static settings of the estimators: `config.meta_gradient`.
+
+    Attributes:
+      backward, scan_unroll: see `bilevel.unroll`. `backward` is for `exact` and `truncated`.
+      truncation: updates that `truncated` goes back.
+      solver_steps: terms of the `neumann` series, iterations of `conjugate_gradient`.
+      damping: what `conjugate_gradient` adds to the Hessian's diagonal.
+    """
+
+    backward: str = "forward_over_reverse"
+    scan_unroll: int = 1
+    truncation: int = 1
+    solver_steps: int = 10
+    damping: float = 1.0
+
+
+DEFAULTS = Options()
 
 
 class Window(NamedTuple):
@@ -41,8 +79,7 @@ class Estimator(Protocol):
         meta_params: Params,
         batches: Batch,
         rngs: chex.PRNGKey,
-        *,
-        scan_unroll: int = 1,
+        options: Options = ...,
     ) -> Window: ...
 
 
@@ -52,27 +89,100 @@ def exact(
     meta_params: Params,
     batches: Batch,
     rngs: chex.PRNGKey,
-    *,
-    scan_unroll: int = 1,
+    options: Options = DEFAULTS,
 ) -> Window:
     """Reverse-mode gradient of `L_D(w_k)` through all k updates.
 
     It passes through all that the optimizer does: momentum, weight decay, the schedule. The outer
     loss is taken on the clean outer half of the window's last batch.
     """
+    options = options._replace(truncation=len(rngs))
+    return truncated(problem, main, meta_params, batches, rngs, options)
 
-    def objective(meta_params: Params) -> tuple[jax.Array, tuple[MainState, Metrics]]:
-        new_main, metrics = bilevel.unroll(
-            problem, main, meta_params, batches, rngs, scan_unroll=scan_unroll
-        )
-        clean, rng = _last(batches.clean_outer), _outer_rng(rngs[-1])
-        loss, outer_metrics = bilevel.outer_loss(
-            problem, new_main.params, new_main.batch_stats, clean, rng
-        )
-        return loss, (new_main, metrics | outer_metrics)
 
-    meta_grads, (new_main, metrics) = jax.grad(objective, has_aux=True)(meta_params)
-    return Window(bilevel.pmean(meta_grads, problem.axis_name), new_main, metrics)
+def truncated(
+    problem: Problem,
+    main: MainState,
+    meta_params: Params,
+    batches: Batch,
+    rngs: chex.PRNGKey,
+    options: Options = DEFAULTS,
+) -> Window:
+    """Reverse-mode gradient of `L_D(w_k)` through the last `options.truncation` updates."""
+
+    unroll = functools.partial(bilevel.unroll, problem, scan_unroll=options.scan_unroll)
+    first, metrics = max(0, len(rngs) - options.truncation), []
+    if first:
+        main, plain = unroll(main, meta_params, batches, rngs, num_steps=first)
+        metrics.append(plain)
+
+    def objective(meta_params: Params) -> tuple[jax.Array, Any]:
+        # Nothing before the first of these steps depends on the meta params. Outside of the loop,
+        # XLA drops the half of its way back that would lead there.
+        steps = functools.partial(unroll, batches=batches, rngs=rngs, backward=options.backward)
+        new_main, of_steps = steps(main, meta_params, first=first, num_steps=1)
+        metrics = [of_steps]
+        if first + 1 < len(rngs):
+            new_main, of_steps = steps(new_main, meta_params, first=first + 1)
+            metrics.append(of_steps)
+        last = bilevel.at_step((batches, rngs), -1)
+        loss, outer_metrics = _outer_loss(problem, new_main.params, new_main, *last)
+        return loss, (new_main, metrics, outer_metrics)
+
+    meta_grads, (main, of_steps, outer) = jax.grad(objective, has_aux=True)(meta_params)
+    return _window(problem, meta_grads, main, metrics + of_steps, outer)
+
+
+def one_step(
+    problem: Problem,
+    main: MainState,
+    meta_params: Params,
+    batches: Batch,
+    rngs: chex.PRNGKey,
+    options: Options = DEFAULTS,
+) -> Window:
+    """`-v^T H_wa` at the window's last update alone; `exact` at k = 1.
+
+    The inner loss is linear in the targets, so this is a JVP of the classifier along `v` and a VJP
+    through the meta model: no backward pass is differentiated (EMLC, arXiv 2305.12961).
+    """
+    main, batch, rng, metrics = _before_last(problem, main, meta_params, batches, rngs, options)
+    step = _look_ahead(problem, main, meta_params, batch, rng)
+    meta_grads = bilevel.meta_product(problem, main, meta_params, batch, rng, step.minus_v)
+    return _window(problem, meta_grads, step.main, [*metrics, step.metrics], step.outer)
+
+
+def finite_difference(
+    problem: Problem,
+    main: MainState,
+    meta_params: Params,
+    batches: Batch,
+    rngs: chex.PRNGKey,
+    options: Options = DEFAULTS,
+) -> Window:
+    """`one_step`, with equation 7 as a central difference of `dL_D'/da` along `v`.
+
+    The targets' features are those at `w` on both sides: equation 7 holds them fixed. Source: Liu
+    et al. (2019), "DARTS: Differentiable Architecture Search", equation 8.
+    """
+    main, batch, rng, metrics = _before_last(problem, main, meta_params, batches, rngs, options)
+    step = _look_ahead(problem, main, meta_params, batch, rng)
+    forward = bilevel.forward_pass(problem, main.batch_stats, batch, rng)
+    epsilon = DIFFERENCE_STEP / optax.tree.norm(step.minus_v)
+
+    def loss(meta_params: Params, params: Params) -> jax.Array:
+        ((logits, _), features), _ = forward(main.params)
+        noisy = _required(batch.noisy, "noisy")
+        targets = problem.targets(meta_params, features, logits, noisy.labels)
+        (logits_there, _), _ = forward(params)
+        return bilevel.inner_loss(logits_there, targets, batch)[0]
+
+    ends = [
+        jax.grad(loss)(meta_params, optax.tree.add_scale(main.params, sign * epsilon, step.minus_v))
+        for sign in (1, -1)
+    ]
+    meta_grads = jax.tree.map(lambda plus, minus: (plus - minus) / (2 * epsilon), *ends)
+    return _window(problem, meta_grads, step.main, [*metrics, step.metrics], step.outer)
 
 
 def approximate(
@@ -81,37 +191,32 @@ def approximate(
     meta_params: Params,
     batches: Batch,
     rngs: chex.PRNGKey,
-    *,
-    scan_unroll: int = 1,
+    options: Options = DEFAULTS,
 ) -> Window:
     """The paper's recursion over the window (equations 4-7); equal to `exact` at k = 1.
 
     `d_t = gamma_t * d_{t-1} - g_{w'_t}^T Lambda H_wa(w_t)`, with `d` zero before the window. Its
     memory does not grow with k.
     """
-    num_inner_steps = rngs.shape[0]
-    at = lambda t: jax.tree.map(lambda x: x[t], (batches, rngs))  # noqa: E731
-    meta_grads, main, metrics = recursion_step(problem, main, meta_params, *at(0))
-    if num_inner_steps == 1:
+    window = (batches, rngs)
+    d, main, first = recursion_step(problem, main, meta_params, *bilevel.at_step(window, 0))
+    if len(rngs) == 1:
         # gamma multiplies nothing here; dropping it lets XLA drop the pass that computes it.
-        del metrics["gamma"]
-        return Window(meta_grads, main, metrics)
+        del first["gamma"]
+        return Window(d, main, first)
 
-    def body(
-        carry: tuple[Params, MainState], xs: tuple[Batch, chex.PRNGKey]
-    ) -> tuple[tuple[Params, MainState], Metrics]:
-        meta_grads, main = carry
-        batch, rng = xs
-        meta_grads, main, metrics = recursion_step(
-            problem, main, meta_params, batch, rng, previous=meta_grads
+    def body(carry: tuple[Params, MainState], t: jax.Array) -> tuple[Any, Metrics]:
+        d, main = carry
+        d, main, metrics = recursion_step(
+            problem, main, meta_params, *bilevel.at_step(window, t), previous=d
         )
-        return (meta_grads, main), metrics
+        return (d, main), metrics
 
-    rest = at(slice(1, None))
-    (meta_grads, main), later = bilevel.scan(body, (meta_grads, main), rest, scan_unroll)
-    metrics = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), metrics, later)
-    at_end = {name: metrics[name][-1] for name in ("outer_loss", "clean_accuracy")}
-    return Window(meta_grads, main, jax.tree.map(jnp.mean, metrics) | at_end)
+    later = jnp.arange(1, len(rngs))
+    (d, main), later = bilevel.scan(body, (d, main), later, options.scan_unroll)
+    metrics = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, later)
+    outer = {name: metrics.pop(name)[-1] for name in OUTER_METRICS}
+    return Window(d, main, jax.tree.map(jnp.mean, metrics) | outer)
 
 
 def recursion_step(
@@ -125,52 +230,212 @@ def recursion_step(
 ) -> Window:
     """One inner step, and `d_t` from `d_{t-1}` = `previous` (None stands for zero).
 
-    The second term of equation 6 is the derivative of the outer loss through this one update, with
-    `w_t` held constant. `Lambda`, the diagonal of learning rates, is read off the optimizer: an
-    update moves the params by `-Lambda` times a change of the gradient, so a JVP of the update map
-    gives `-Lambda g_w` for momentum, Nesterov, clipping or Adam alike. The metric `gamma` is
-    `g_w'^T (I - Lambda) g_w / ||g_w||^2`, equation 6 with `H_ww` taken as the identity.
+    The metric `gamma` is `g_w'^T (I - Lambda) g_w / ||g_w||^2`, equation 6 with `H_ww` taken as
+    the identity.
     """
-    clean, outer_rng = batch.clean_outer, _outer_rng(rng)
-    assert clean is not None, "the outer loss needs clean examples"
+    step = _look_ahead(problem, main, meta_params, batch, rng)
+    d = bilevel.meta_product(problem, main, meta_params, batch, rng, step.minus_v)
+    d = bilevel.pmean(d, problem.axis_name)
+    outer_grads, _ = _outer_grads(problem, main.params, main, batch, rng)  # g_w
+    shrunk = jax.tree.map(jnp.add, step.outer_grads, step.minus_v)  # (I - Lambda) g_w'
+    gamma = optax.tree.vdot(shrunk, outer_grads) / optax.tree.vdot(outer_grads, outer_grads)
+    if previous is not None:
+        d = jax.tree.map(lambda before, term: gamma * before + term, previous, d)
+    return Window(d, step.main, step.metrics | step.outer | {"gamma": gamma})
 
-    def outer_grad(params: Params) -> tuple[Params, Metrics]:
-        loss_fn = lambda p: bilevel.outer_loss(  # noqa: E731
-            problem, p, main.batch_stats, clean, outer_rng
-        )
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(params)
-        return bilevel.pmean(grads, problem.axis_name), metrics
 
-    def grads_of(meta_params: Params) -> tuple[Params, tuple[Params, Metrics]]:
-        return bilevel.inner_grads(problem, main, meta_params, batch, rng)
+def neumann(
+    problem: Problem,
+    main: MainState,
+    meta_params: Params,
+    batches: Batch,
+    rngs: chex.PRNGKey,
+    options: Options = DEFAULTS,
+) -> Window:
+    """Implicit differentiation; the inverse Hessian as a series of `options.solver_steps` terms.
+
+    `-g_w^T H_ww^-1 H_wa` at the window's end on its last batch, where `H_ww^-1` is
+    `sum_i (I - Lambda H_ww)^i Lambda`: as many updates as there are terms, all at the end point.
+    Source: Lorraine et al. (2020), "Optimizing Millions of Hyperparameters by Implicit
+    Differentiation", algorithm 3.
+    """
+
+    def solve(product: Callable[[Params], Params], step: "_Step") -> Params:
+        def body(solution: Params, _: jax.Array) -> tuple[Params, None]:
+            # One step of gradient descent on the quadratic whose minimum the solution is.
+            residual = jax.tree.map(jnp.subtract, product(solution), step.outer_grads)
+            return jax.tree.map(jnp.add, solution, step.minus_lambda(residual)), None
+
+        start = jax.tree.map(jnp.negative, step.minus_v)  # The first term.
+        later = jnp.arange(1, options.solver_steps)
+        return bilevel.scan(body, start, later, options.scan_unroll)[0]
+
+    return _implicit(problem, main, meta_params, batches, rngs, options, solve)
+
+
+def conjugate_gradient(
+    problem: Problem,
+    main: MainState,
+    meta_params: Params,
+    batches: Batch,
+    rngs: chex.PRNGKey,
+    options: Options = DEFAULTS,
+) -> Window:
+    """Implicit differentiation; the inverse Hessian by conjugate gradients.
+
+    `-g_w^T (H_ww + damping I)^-1 H_wa` at the window's end on its last batch, by
+    `options.solver_steps` iterations. A classifier's Hessian has negative eigenvalues: conjugate
+    gradients are meant for `damping` above their size. Source: Rajeswaran et al. (2019),
+    "Meta-Learning with Implicit Gradients", algorithm 2.
+    """
+
+    def solve(product: Callable[[Params], Params], step: "_Step") -> Params:
+        damped = lambda v: optax.tree.add_scale(product(v), options.damping, v)  # noqa: E731
+        b = step.outer_grads
+        return jax.scipy.sparse.linalg.cg(damped, b, tol=0.0, maxiter=options.solver_steps)[0]
+
+    return _implicit(problem, main, meta_params, batches, rngs, options, solve)
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "exact": exact,
+    "approximate": approximate,
+    "one_step": one_step,
+    "truncated": truncated,
+    "finite_difference": finite_difference,
+    "neumann": neumann,
+    "conjugate_gradient": conjugate_gradient,
+}
+
+
+def agreement(meta_grads: Params, reference: Params) -> Metrics:
+    """How near a meta-gradient is to a reference, both averaged over devices.
+
+    Returns:
+      `cosine`, of the angle between the two over all parameters; `norm_ratio`, the length of
+      the first over that of the second.
+    """
+    norm, reference_norm = optax.tree.norm(meta_grads), optax.tree.norm(reference)
+    cosine = optax.tree.vdot(meta_grads, reference) / (norm * reference_norm)
+    return {"cosine": cosine, "norm_ratio": norm / reference_norm}
+
+
+class _Step(NamedTuple):
+    """One inner step and what the outer loss says after it.
+
+    Attributes:
+      main, metrics: as `bilevel.inner_step` returns them.
+      outer_grads: `g_w'`, averaged over devices.
+      outer: metrics of the outer loss.
+      minus_lambda: u -> `-Lambda u`. An update moves the params by `-Lambda` times a change of the
+        gradient, so this is the VJP of the optimizer's update: for momentum, Nesterov, clipping or
+        Adam alike. `Lambda`, the paper's diagonal of learning rates, is never built.
+      minus_v: `-Lambda g_w'`.
+    """
+
+    main: MainState
+    metrics: Metrics
+    outer_grads: Params
+    outer: Metrics
+    minus_lambda: Callable[[Params], Params]
+    minus_v: Params
+
+
+def _look_ahead(
+    problem: Problem, main: MainState, meta_params: Params, batch: Batch, rng: chex.PRNGKey
+) -> _Step:
+    grads, (batch_stats, metrics) = bilevel.inner_grads(problem, main, meta_params, batch, rng)
+    new_main = bilevel.apply_inner_grads(problem, main, grads, batch_stats)
 
     def update(grads: Params) -> Params:
         return bilevel.apply_inner_grads(problem, main, grads, batch_stats).params
 
-    grads, vjp_grads, (batch_stats, metrics) = jax.vjp(grads_of, meta_params, has_aux=True)
-    new_main = bilevel.apply_inner_grads(problem, main, grads, batch_stats)
-    _, vjp_update = jax.vjp(update, grads)
-
-    outer_grads_ahead, outer_metrics = outer_grad(new_main.params)  # g_w'
-    (meta_grads,) = vjp_grads(*vjp_update(outer_grads_ahead))
-    meta_grads = bilevel.pmean(meta_grads, problem.axis_name)
-
-    outer_grads, _ = outer_grad(main.params)  # g_w
-    _, minus_lambda_g = jax.jvp(update, (grads,), (outer_grads,))
-    shrunk = jax.tree.map(jnp.add, outer_grads, minus_lambda_g)  # (I - Lambda) g_w
-    gamma = optax.tree.vdot(outer_grads_ahead, shrunk) / optax.tree.vdot(outer_grads, outer_grads)
-    if previous is not None:
-        meta_grads = jax.tree.map(lambda d, g: gamma * d + g, previous, meta_grads)
-    return Window(meta_grads, new_main, metrics | outer_metrics | {"gamma": gamma})
+    _, update_vjp = jax.vjp(update, grads)
+    minus_lambda = lambda u: update_vjp(u)[0]  # noqa: E731
+    outer_grads, outer = _outer_grads(problem, new_main.params, main, batch, rng)
+    return _Step(new_main, metrics, outer_grads, outer, minus_lambda, minus_lambda(outer_grads))
 
 
-ESTIMATORS: dict[str, Estimator] = {"exact": exact, "approximate": approximate}
+def _implicit(
+    problem: Problem,
+    main: MainState,
+    meta_params: Params,
+    batches: Batch,
+    rngs: chex.PRNGKey,
+    options: Options,
+    solve: Callable[[Callable[[Params], Params], _Step], Params],
+) -> Window:
+    """`-g_w^T H_ww^-1 H_wa` at the end of the window, on its last batch.
+
+    Args:
+      solve: (v -> `H_ww v`, outer gradient and learning rates there) -> `H_ww^-1 g_w`.
+    """
+    main, metrics = bilevel.unroll(
+        problem, main, meta_params, batches, rngs, scan_unroll=options.scan_unroll
+    )
+    last = bilevel.at_step((batches, rngs), -1)
+    outer_grads, outer = _outer_grads(problem, main.params, main, *last)
+    step = _look_ahead(problem, main, meta_params, *last)  # From here: for its learning rates.
+    step = step._replace(outer_grads=outer_grads, minus_v=step.minus_lambda(outer_grads))
+
+    def hessian(v: Params) -> Params:
+        of_params, _ = bilevel.inner_grads_vjp(
+            problem, main, meta_params, *last, v, fixed_targets=True
+        )
+        return bilevel.pmean(of_params, problem.axis_name)
+
+    minus_solution = jax.tree.map(jnp.negative, solve(hessian, step))
+    meta_grads = bilevel.meta_product(problem, main, meta_params, *last, minus_solution)
+    return _window(problem, meta_grads, main, [metrics], outer)
 
 
-def _last(tree: Params) -> Params:
-    return jax.tree.map(lambda x: x[-1], tree)
+def _before_last(
+    problem: Problem,
+    main: MainState,
+    meta_params: Params,
+    batches: Batch,
+    rngs: chex.PRNGKey,
+    options: Options,
+) -> tuple[MainState, Batch, chex.PRNGKey, list[Metrics]]:
+    """The classifier before the window's last step, that step's data, and earlier metrics."""
+    metrics = []
+    if len(rngs) > 1:
+        main, of_steps = bilevel.unroll(
+            problem, main, meta_params, batches, rngs,
+            num_steps=len(rngs) - 1, scan_unroll=options.scan_unroll,
+        )  # fmt: skip
+        metrics.append(of_steps)
+    return main, *bilevel.at_step((batches, rngs), -1), metrics
 
 
-def _outer_rng(rng: chex.PRNGKey) -> chex.PRNGKey:
-    """A key for the outer pass that no inner pass uses."""
-    return jax.random.fold_in(rng, 1)
+def _outer_loss(
+    problem: Problem, params: Params, main: MainState, batch: Batch, rng: chex.PRNGKey
+) -> tuple[jax.Array, Metrics]:
+    """With a key that no inner pass uses."""
+    rng = jax.random.fold_in(rng, 1)
+    clean = _required(batch.clean_outer, "clean outer")
+    return bilevel.outer_loss(problem, params, main.batch_stats, clean, rng)
+
+
+def _required(examples: Examples | None, name: str) -> Examples:
+    if examples is None:
+        raise ValueError(f"a meta-gradient needs {name} examples")
+    return examples
+
+
+def _outer_grads(
+    problem: Problem, params: Params, main: MainState, batch: Batch, rng: chex.PRNGKey
+) -> tuple[Params, Metrics]:
+    """Gradient of the outer loss at `params`, averaged over devices, and its metrics."""
+    loss_fn = lambda params: _outer_loss(problem, params, main, batch, rng)  # noqa: E731
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(params)
+    return bilevel.pmean(grads, problem.axis_name), metrics
+
+
+def _window(
+    problem: Problem, meta_grads: Params, main: MainState, metrics: list[Metrics], outer: Metrics
+) -> Window:
+    """Averages: gradients over devices, the inner steps' metrics (`[steps]`, or of one) over k."""
+    joined = jax.tree.map(lambda *xs: jnp.concatenate([jnp.atleast_1d(x) for x in xs]), *metrics)
+    means = jax.tree.map(jnp.mean, joined)
+    return Window(bilevel.pmean(meta_grads, problem.axis_name), main, means | outer)

@@ -14,6 +14,10 @@ import optax
 OPTIMIZERS = ("sgd", "adam", "amsgrad")
 SCHEDULES = ("constant", "step", "cosine")
 
+# Under Adam's square root, whose derivative has no value at a second moment of zero. It moves an
+# update by at most what `eps` = 1e-8 does.
+EPS_ROOT = 1e-16
+
 
 class AmsgradState(NamedTuple):
     count: chex.Array
@@ -59,21 +63,28 @@ def create_optimizer(
     momentum: float = 0.0,
     nesterov: bool = False,
     weight_decay: float = 0.0,
+    clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """An optimizer; `momentum` and `nesterov` are read by `sgd` alone.
+    """An optimizer through which one can differentiate.
 
-    `amsgrad` is PyTorch's (see `scale_by_amsgrad`).
+    Args:
+      name: `sgd`, `adam`, or `amsgrad`, which is PyTorch's (see `scale_by_amsgrad`).
+      learning_rate: a number, or a schedule.
+      momentum, nesterov: read by `sgd` alone.
+      weight_decay: times each parameter, added to its gradient.
+      clip_norm: largest norm of the gradient, before weight decay; 0 is any.
     """
     if name == "sgd":
         scale = optax.trace(momentum, nesterov) if momentum else optax.identity()
     elif name == "adam":
-        scale = optax.scale_by_adam()
+        scale = optax.scale_by_adam(eps_root=EPS_ROOT)
     elif name == "amsgrad":
         scale = scale_by_amsgrad()
     else:
         raise ValueError(f"optimizer: got {name!r}, expected one of {OPTIMIZERS}")
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     decay = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
-    return optax.chain(decay, scale, optax.scale_by_learning_rate(learning_rate))
+    return optax.chain(clip, decay, scale, optax.scale_by_learning_rate(learning_rate))
 
 
 def scale_by_amsgrad(
@@ -102,7 +113,9 @@ def scale_by_amsgrad(
 
         def direction(m: jax.Array, v: jax.Array) -> jax.Array:
             t = count.astype(m.dtype)
-            return m / (1 - b1**t) / (jnp.sqrt(v / (1 - b2**t)) + eps)
+            seen = v > 0  # Where not, the derivative of the square root would be infinite.
+            root = jnp.where(seen, jnp.sqrt(jnp.where(seen, v, 1) / (1 - b2**t)), 0)
+            return m / (1 - b1**t) / (root + eps)
 
         updates = jax.tree.map(direction, mu, nu_max)
         return updates, AmsgradState(count, mu, nu, nu_max)

@@ -20,8 +20,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mlc_jax import checkpoint, data, evaluate, methods, models, report, validation
-from mlc_jax.bilevel import Batch, Examples, resolve_unroll
+from mlc_jax import (
+    checkpoint,
+    data,
+    evaluate,
+    meta_gradients,
+    methods,
+    models,
+    report,
+    validation,
+)
+from mlc_jax.bilevel import Batch, Examples, Metrics
 from mlc_jax.data.pipeline import to_devices
 from mlc_jax.errors import NonFiniteLossError, Preempted
 from mlc_jax.evaluate import AXIS_NAME, PredictFn
@@ -105,7 +114,6 @@ def build(config: ConfigDict) -> Run:
             num_classes=num_classes,
             steps_per_epoch=pipeline.steps_per_epoch,
             num_steps=num_steps,
-            scan_unroll=resolve_unroll(config.meta_gradient.unroll, num_inner_steps),
             axis_name=AXIS_NAME,
         )
     )
@@ -128,6 +136,23 @@ def create_train_step(method: methods.Method) -> Any:
         out_axes=None,
         donate_argnums=0,
     )
+
+
+def create_diagnose(method: methods.Method, config: ConfigDict) -> Any:
+    """The pmapped comparison: (state, batches) -> how near the config's meta-gradient is to exact.
+
+    Takes what the training step takes, and changes nothing.
+    """
+    window = method.window
+    if window is None:
+        raise ValueError(f"{config.method} has no meta-gradient")
+    estimator = meta_gradients.ESTIMATORS[config.meta_gradient.estimator]
+
+    def diagnose(state: TrainState, batches: Batch) -> Metrics:
+        ours, exact = (window(e, state, batches) for e in (estimator, meta_gradients.exact))
+        return meta_gradients.agreement(ours.meta_grads, exact.meta_grads)
+
+    return jax.pmap(diagnose, axis_name=AXIS_NAME, in_axes=(None, 0), out_axes=None)
 
 
 def _restore_or_init(
@@ -174,6 +199,8 @@ class _Loop:
         num_inner_steps = config.meta_gradient.num_inner_steps
         step = int(state.step)
         train_step = create_train_step(run.method)
+        diagnose_every = config.meta_gradient.diagnose_every if run.method.window else 0
+        diagnose = create_diagnose(run.method, config) if diagnose_every else None
         writer = MetricWriter(self._workdir, start_step=step) if self._is_main_process else None
         batches = to_devices(
             run.pipeline.batches(
@@ -200,8 +227,11 @@ class _Loop:
             while step < run.num_steps:
                 with clock.waiting():
                     batch: Batch = next(batches)
-                state, metrics = train_step(state, batch)
                 step += num_inner_steps
+                if diagnose and due(diagnose_every):
+                    with clock.paused():
+                        self._diagnose(writer, step, diagnose(state, batch))
+                state, metrics = train_step(state, batch)
                 self._check(step, metrics)
                 if clock.is_first:
                     self._drain()
@@ -242,6 +272,11 @@ class _Loop:
             shown["test_acc"] = progress["evals"][-1]["test_accuracy"]
         speed = f"{row['examples_per_second']:.0f}"
         bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()} | {"examples/s": speed})
+
+    def _diagnose(self, writer: MetricWriter | None, step: int, metrics: Any) -> None:
+        row = {f"meta_gradient/{name}": float(x) for name, x in jax.device_get(metrics).items()}
+        if writer:
+            writer.write(step, row)
 
     def _log_start(self, state: TrainState) -> None:
         dataset, config = self._run.dataset, self._run.config

@@ -5,7 +5,6 @@ from typing import Any
 import chex
 import flax.struct
 import jax
-import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
@@ -57,19 +56,6 @@ def create_main_state(
         batch_stats=variables.get("batch_stats", {}),
         opt_state=tx.init(params),
     )
-
-
-def create_meta_state(
-    rng: chex.PRNGKey,
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    num_features: int,
-) -> MetaState:
-    """Initialises a meta model that maps features `[B, num_features]` and labels `[B]`."""
-    features = jnp.zeros((1, num_features))
-    labels = jnp.zeros((1,), jnp.int32)
-    params = model.init(rng, features, labels)["params"]
-    return MetaState(params=params, opt_state=tx.init(params))
 
 
 def num_params(params: Params) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mlc_jax import methods, models, noise, optimizers
+from mlc_jax.bilevel import BACKWARDS
 from mlc_jax.data.sources import SOURCES
 from mlc_jax.errors import InputError
 from mlc_jax.meta_gradients import ESTIMATORS
@@ -47,17 +48,37 @@ class _Checks:
     def one_of(self, field: str, choices: Sequence[str]) -> None:
         self.expect(self.get(field) in choices, field, "one of " + ", ".join(choices))
 
+    def flag(self, field: str) -> None:
+        self.expect(isinstance(self.get(field), bool), field, "True or False")
+
+    def whole(self, field: str, low: int, *, high: float = float("inf")) -> None:
+        span = f" from {low} to {high}" if high < float("inf") else f", at least {low}"
+        value = self.get(field)
+        self.expect(_is_whole(value) and low <= value <= high, field, f"a whole number{span}")
+
     def at_least(self, field: str, low: float, *, high: float = float("inf")) -> None:
-        span = f"a number from {low} to {high}" if high < float("inf") else f"at least {low}"
-        self.expect(low <= self._number(field) <= high, field, span)
+        finite = high < float("inf")
+        span = f"a number from {low} to {high}" if finite else f"a finite number, at least {low}"
+        number = self._number(field)
+        self.expect(low <= number <= high and number < float("inf"), field, span)
 
     def positive(self, field: str) -> None:
         self.expect(0 < self._number(field) < float("inf"), field, "a positive, finite number")
 
     def _number(self, field: str) -> float:
-        """None, which any field can be set to, is NaN: no comparison holds."""
+        """What is no number, such as None, is NaN: no comparison holds."""
         value = self.get(field)
-        return float("nan") if value is None else value
+        return value if _is_whole(value) or isinstance(value, float) else float("nan")
+
+
+def _is_whole(value: Any) -> bool:
+    """Any field can be set to None, and through None to any type; bool is a kind of int."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_whole(values: Any) -> bool:
+    """Whether `values` is a sequence, maybe an empty one, of whole numbers from 1 on."""
+    return isinstance(values, tuple | list) and all(_is_whole(x) and x > 0 for x in values)
 
 
 def _check_names(checks: _Checks) -> None:
@@ -67,6 +88,7 @@ def _check_names(checks: _Checks) -> None:
     checks.one_of("model.name", models.CLASSIFIERS)
     checks.one_of("model.dtype", DTYPES)
     checks.one_of("meta_gradient.estimator", tuple(ESTIMATORS))
+    checks.one_of("meta_gradient.backward", BACKWARDS)
     for optimizer in ("main_optimizer", "meta_optimizer"):
         checks.one_of(f"{optimizer}.name", optimizers.OPTIMIZERS)
         checks.one_of(f"{optimizer}.schedule", optimizers.SCHEDULES)
@@ -74,55 +96,71 @@ def _check_names(checks: _Checks) -> None:
 
 def _check_ranges(checks: _Checks) -> None:
     config = checks.config
+    for field in (
+        "dataset.download", "dataset.augment", "model.resnet.sync_batch_norm", "lcn.skip_link",
+        "lcn.sparsemax", "lcn.tie_embeddings", "meta_gradient.mix_clean",
+        "main_optimizer.nesterov", "meta_optimizer.nesterov",
+    ):  # fmt: skip
+        checks.flag(field)
     for field in ("seed", "dataset.split_seed", "noise.seed"):
-        checks.at_least(field, 0, high=2**32 - 1)
-    checks.at_least("dataset.clean_per_class", 1)
-    checks.at_least("dataset.validation_per_class", 0)
+        checks.whole(field, 0, high=2**32 - 1)
+    checks.whole("dataset.clean_per_class", 1)
+    checks.whole("dataset.validation_per_class", 0)
     checks.at_least("noise.level", 0, high=1)
     depth = config.model.resnet.depth
     checks.expect(
-        depth >= 8 and (depth - 2) % 6 == 0, "model.resnet.depth", "6n + 2 with n >= 1: 8, 14, ..."
+        _is_whole(depth) and depth >= 8 and (depth - 2) % 6 == 0,
+        "model.resnet.depth",
+        "6n + 2 with n >= 1: 8, 14, ...",
     )
     sizes = config.model.mlp.hidden_sizes
     checks.expect(
-        len(sizes) > 0 and all(isinstance(size, int) and size > 0 for size in sizes),
+        _are_whole(sizes) and len(sizes) > 0,
         "model.mlp.hidden_sizes",
         "one or more positive widths, such as (128, 64)",
     )
     checks.at_least("model.mlp.dropout_rate", 0, high=0.99)
     for field in ("lcn.hidden_size", "lcn.embedding_size"):
-        checks.at_least(field, 1)
+        checks.whole(field, 1)
     checks.expect(
-        not config.lcn.tie_embeddings or config.lcn.hidden_size == config.lcn.embedding_size,
+        config.lcn.tie_embeddings is not True
+        or config.lcn.hidden_size == config.lcn.embedding_size,
         "lcn.tie_embeddings",
         f"equal lcn.hidden_size ({config.lcn.hidden_size}) and lcn.embedding_size "
         f"({config.lcn.embedding_size}) to tie",
     )
-    checks.at_least("meta_gradient.num_inner_steps", 1)
-    checks.at_least("meta_gradient.unroll", 0)
+    for field in ("num_inner_steps", "truncation", "solver_steps"):
+        checks.whole(f"meta_gradient.{field}", 1)
+    checks.at_least("meta_gradient.damping", 0)
+    checks.whole("meta_gradient.diagnose_every", 0)
+    checks.expect(
+        config.meta_gradient.diagnose_every == 0 or config.meta_gradient.estimator != "exact",
+        "meta_gradient.diagnose_every",
+        "0 with the estimator exact: the others are compared with it",
+    )
+    checks.whole("meta_gradient.unroll", 0)
     for optimizer in ("main_optimizer", "meta_optimizer"):
         checks.positive(f"{optimizer}.learning_rate")
         checks.at_least(f"{optimizer}.momentum", 0, high=0.9999)
-        checks.at_least(f"{optimizer}.weight_decay", 0)
+        for field in ("weight_decay", "clip_norm"):
+            checks.at_least(f"{optimizer}.{field}", 0)
         checks.positive(f"{optimizer}.decay_factor")
-        milestones = list(checks.get(f"{optimizer}.milestones"))
+        milestones = checks.get(f"{optimizer}.milestones")
         checks.expect(
-            all(isinstance(epoch, int) and epoch > 0 for epoch in milestones)
-            and milestones == sorted(set(milestones)),
+            _are_whole(milestones) and list(milestones) == sorted(set(milestones)),
             f"{optimizer}.milestones",
             "whole epochs from 1 on, each later than the one before, such as (80, 100)",
         )
-    checks.positive("num_epochs")
     checks.positive("checkpoint_every_minutes")
     for field in (
-        "eval_every_epochs", "log_every_steps", "checkpoint_every_steps", "checkpoints_to_keep"
+        "num_epochs", "eval_batch_size", "eval_every_epochs", "log_every_steps",
+        "checkpoint_every_steps", "checkpoints_to_keep",
     ):  # fmt: skip
-        checks.at_least(field, 1)
+        checks.whole(field, 1)
 
 
 def _check_batches(checks: _Checks, num_devices: int) -> None:
     """Every device must get equally many rows of each part of a batch."""
-    checks.at_least("eval_batch_size", 1)
     for field, parts in (
         ("noisy_batch_size", 1),
         ("clean_batch_size", 2 if checks.config.meta_gradient.mix_clean else 1),
@@ -132,4 +170,8 @@ def _check_batches(checks: _Checks, num_devices: int) -> None:
             f" (two halves, {num_devices} devices)" if parts == 2 else f" ({num_devices} devices)"
         )
         size = checks.get(field)
-        checks.expect(size > 0 and size % per == 0, field, f"a positive multiple of {per}{halves}")
+        checks.expect(
+            _is_whole(size) and size > 0 and size % per == 0,
+            field,
+            f"a positive multiple of {per}{halves}",
+        )

@@ -88,8 +88,29 @@ def test_grid(run_program, tiny_flags, tmp_path, monkeypatch, own_compilation_ca
     monkeypatch.setattr("mlc_jax.train.train_and_evaluate", train_and_evaluate)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert run_program(PROGRAM, *args)[:2] == (0, out)
+    code, _, err = run_program(PROGRAM, *args, "--config.noise.level=0.3")
+    assert code == 2
+    assert "config.noise.level: 0.4 before, 0.3 now" in err
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
+
+
+@pytest.mark.parametrize(
+    ("methods", "problem"),
+    [
+        ("mlc,glcc", "glcc/seed0, glcc/seed1: config.method: got 'glcc', expected one of "),
+        ("", "--methods: got none, expected one or more of mlc, "),
+    ],
+)
+def test_methods_that_do_not_exist(run_program, tiny_flags, tmp_path, methods, problem):
+    flags = [flag for flag in tiny_flags() if flag != "--noprogress"]
+    workdir = tmp_path / "grid"
+    code, out, err = run_program(
+        PROGRAM, *flags, f"--methods={methods}", "--seeds=2", f"--workdir={workdir}"
+    )
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {problem}") and len(err.splitlines()) == 1
+    assert not workdir.exists()
 
 
 def _given_labels(run_dir):
@@ -102,7 +123,7 @@ def _result(method, seed, last, selected=None):
         "method": method, "dataset": "digits", "noise": "flip 0.4", "seed": seed, "num_steps": 9,
         "clean_labels_spent": 50, "last_test_accuracy": last, "best_test_accuracy": last,
         "selected_test_accuracy": selected, "given_label_accuracy": 0.5,
-        "corrected_label_accuracy": 0.75, "workdir": "somewhere", "table": "a\nb",
+        "corrected_label_accuracy": 0.75,
     }  # fmt: skip
 
 
@@ -127,13 +148,3 @@ def test_one_seed_has_no_deviation(load_program):
     _, table = _table(load_program(PROGRAM).to_markdown(results))
     assert table["mlc"]["selected"] == "40.0"
     assert table["clean_only"]["selected"] == "12.5"
-
-
-def test_csv_leaves_out_what_is_not_a_figure(load_program):
-    program = load_program(PROGRAM)
-    fresh, read = _result("mlc", 0, 0.5), _result("mlc", 1, 0.5)
-    del read["table"], read["workdir"]  # As read from results.json.
-    for results in ([fresh, read], [read, fresh]):
-        header, *rows = program.to_csv(results).splitlines()
-        assert "table" not in header and "workdir" not in header
-        assert len(rows) == 2 and header.count(",") == rows[0].count(",") == rows[1].count(",")

@@ -13,6 +13,7 @@ from configs import cifar10, cifar100, default, digits
 from mlc_jax import data, train
 from mlc_jax.checkpoint import flatten_config
 from mlc_jax.data.sources import load_source
+from mlc_jax.errors import InputError
 
 PACKS = pathlib.Path(__file__).parents[2] / "shared" / "data"
 CONFIGS = [digits, cifar10, cifar100]
@@ -26,41 +27,45 @@ TINY_RESNET = {
 }
 
 
-def _tfds_directory(path, name, num_classes, per_class):
+def _tfds_directory(path, name, num_classes, per_class, *, size=32, without=None):
     """A prepared dataset as TensorFlow Datasets lays it out; images say which class they are of.
 
-    Ids are out of order and have gaps, as in a partial copy.
+    Ids are out of order and have gaps, as in a partial copy. `size` of the images and `without` a
+    column: data that are something else.
     """
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
     columns = {
         "id": tfds.features.Text(),
-        "image": tfds.features.Image(shape=(32, 32, 3)),
+        "image": tfds.features.Image(shape=(size, size, 3)),
         "label": tfds.features.ClassLabel(num_classes=num_classes),
     }
     coarse = {"coarse_label": 0} if name == "cifar100" else {}
     if coarse:
         columns["coarse_label"] = tfds.features.ClassLabel(num_classes=20)
+    columns.pop(without, None)
     features = tfds.features.FeaturesDict(columns)
     directory = path / name / "3.0.2"
     directory.mkdir(parents=True)
     rng = np.random.default_rng(0)
     infos = []
-    for split, size in (("train", num_classes * per_class), ("test", 12)):
+    for split, length in (("train", num_classes * per_class), ("test", 12)):
         file = directory / f"{name}-{split}.tfrecord-00000-of-00001"
         with tf.io.TFRecordWriter(str(file)) as writer:
-            for number in rng.permutation(size) * 7:
+            for number in rng.permutation(length) * 7:
                 label = int(number) % num_classes
-                image = rng.integers(label, label + 100, (32, 32, 3)).astype(np.uint8)
+                image = rng.integers(label, label + 100, (size, size, 3)).astype(np.uint8)
                 example = {"id": f"{split}_{number:05d}", "image": image, "label": label}
-                writer.write(features.serialize_example(example | coarse))
+                example |= coarse
+                example.pop(without, None)
+                writer.write(features.serialize_example(example))
         template = tfds.core.ShardedFileTemplate(
             data_dir=directory, dataset_name=name, split=split, filetype_suffix="tfrecord"
         )
         infos.append(
             tfds.core.SplitInfo(
-                name=split, shard_lengths=[size], num_bytes=0, filename_template=template
+                name=split, shard_lengths=[length], num_bytes=0, filename_template=template
             )
         )
     tfds.folder_dataset.write_metadata(data_dir=directory, features=features, split_infos=infos)
@@ -147,6 +152,51 @@ def test_images_and_labels_keep_together(tmp_path):
         np.testing.assert_array_equal(darkest, split.labels)
         assert [int(name.split("_")[1]) for name in split.ids] == list(split.indices)
     assert source.num_published == NUM_PUBLISHED
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "changes", "reason"),
+    [
+        (10, {"without": "id"}, "Feature: id (data type: string) is required but"),
+        (10, {"without": "image"}, "Feature: image (data type: string) is required but"),
+        (10, {"without": "label"}, "Feature: label (data type: int64) is required but"),
+        (
+            10,
+            {"size": 28},
+            "Incompatible shapes at component 1: expected [?,32,32,3] but got [20,28",
+        ),
+        (12, {}, "train has labels from 0 to 11"),
+    ],
+)
+def test_other_data_of_that_name(tmp_path, num_classes, changes, reason):
+    path = _tfds_directory(tmp_path, "cifar10", num_classes, per_class=2, **changes)
+    _assert_refused(path, reason)
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("cifar10-test.tfrecord-00000-of-00001", "truncated record at "),
+        ("dataset_info.json", "Failed to construct dataset "),
+    ],
+)
+def test_damaged_data(tmp_path, file, reason):
+    path = _tfds_directory(tmp_path, "cifar10", 10, per_class=2)
+    file = tmp_path / "cifar10" / "3.0.2" / file
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    _assert_refused(path, reason)
+
+
+def _assert_refused(path, reason):
+    with pytest.raises(InputError) as error:
+        load_source("cifar10", path, download=False)
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(
+        f"config.dataset.data_dir: 'cifar10' in {path} is damaged or something else ({reason}"
+    )
+    assert "expected the id, image [32, 32, 3] and label of the published cifar10" in line
+    assert "node" not in line and "[Op:" not in line
 
 
 @pytest.mark.parametrize("source", CONFIGS)

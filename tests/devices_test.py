@@ -56,7 +56,6 @@ def _train(config, shape, num_devices):
             num_classes=NUM_CLASSES,
             steps_per_epoch=2,
             num_steps=4,
-            scan_unroll=num_inner_steps,
             axis_name="batch",
         )
     )

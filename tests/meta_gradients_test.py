@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from configs import default
 from mlc_jax import bilevel, meta_gradients, methods, models, optimizers
 from mlc_jax.bilevel import Batch, Examples, Problem
-from mlc_jax.meta_gradients import ESTIMATORS
+from mlc_jax.meta_gradients import ESTIMATORS, Options
 from mlc_jax.models import LabelCorrectionNetwork
 from mlc_jax.train_state import MainState
 
@@ -98,8 +98,8 @@ def _batches(k, mix_clean=True, seed=2):
     return Batch(noisy, inner if mix_clean else None, outer)
 
 
-def _plain_unroll(*args, **kwargs):
-    return bilevel.unroll(*args, **kwargs)[0]
+def _plain_unroll(*args, options):
+    return bilevel.unroll(*args, scan_unroll=options.scan_unroll)[0]
 
 
 @functools.lru_cache
@@ -108,7 +108,8 @@ def _compiled(estimator, lcn, optimizer, scan_unroll):
         return lcn.apply({"params": meta_params}, features, labels)
 
     problem = Problem(_apply, targets, optimizer.create())
-    return jax.jit(functools.partial(estimator, problem, scan_unroll=scan_unroll))
+    options = Options(scan_unroll=scan_unroll)
+    return jax.jit(functools.partial(estimator, problem, options=options))
 
 
 def _estimate(estimator, batches, optimizer=SGD, lcn=None, scan_unroll=1):
@@ -454,7 +455,7 @@ def method_runs():
             inputs = methods.MethodInputs(
                 config=config, model=model, normalize=lambda x: x, num_classes=NUM_CLASSES,
                 example_inputs=jnp.zeros((1, NUM_INPUTS)), steps_per_epoch=1, num_steps=4,
-                scan_unroll=1, axis_name=None,
+                axis_name=None,
             )  # fmt: skip
             method = methods.METHODS["mlc"](inputs)
             step = jax.jit(method.train_step)

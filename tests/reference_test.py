@@ -29,6 +29,7 @@ from flax import linen as nn
 
 from mlc_jax import bilevel, meta_gradients, optimizers
 from mlc_jax.bilevel import Batch, Examples, Problem
+from mlc_jax.meta_gradients import Options
 from mlc_jax.models import LabelCorrectionNetwork, ResNet
 from mlc_jax.models.torch_weights import label_correction_from_torch, resnet_from_torch
 from mlc_jax.train_state import MainState, MetaState
@@ -246,7 +247,7 @@ def test_approximate_estimator_reproduces_the_recorded_windows(name, scan_unroll
     problem, k = recorded.problem(), recorded.config["k"]
     batches = [recorded.batch(t) for t in range(k)]
     window = jax.jit(
-        lambda *args: meta_gradients.approximate(problem, *args, scan_unroll=scan_unroll)
+        lambda *args: meta_gradients.approximate(problem, *args, Options(scan_unroll=scan_unroll))
     )(
         recorded.main_state(problem),
         recorded.meta_params("init/meta"),

@@ -8,6 +8,7 @@ import pytest
 
 from configs import cifar10, cifar100, digits
 from mlc_jax import train
+from mlc_jax.checkpoint import flatten_config
 from mlc_jax.errors import InputError
 from mlc_jax.validation import validate
 
@@ -16,7 +17,11 @@ DEPTHS = "6n + 2 with n >= 1: 8, 14, ..."
 MILESTONES = "whole epochs from 1 on, each later than the one before, such as (80, 100)"
 WIDTHS = "one or more positive widths, such as (128, 64)"
 POSITIVE = "a positive, finite number"
-SEEDS = "a number from 0 to 4294967295"
+SEEDS = "a whole number from 0 to 4294967295"
+COUNT = "a whole number, at least 1"
+COUNT_FROM_0 = "a whole number, at least 0"
+NOT_NEGATIVE = "a finite number, at least 0"
+FLAG = "True or False"
 SHARE = "a number from 0 to 1"
 
 # Field, value, what the message expects. Batches are of eight devices.
@@ -35,8 +40,8 @@ BAD_VALUES = [
     ("seed", 2**32, SEEDS),
     ("dataset.split_seed", -1, SEEDS),
     ("noise.seed", -5, SEEDS),
-    ("dataset.clean_per_class", 0, "at least 1"),
-    ("dataset.validation_per_class", -1, "at least 0"),
+    ("dataset.clean_per_class", 0, COUNT),
+    ("dataset.validation_per_class", -1, COUNT_FROM_0),
     ("noise.level", -0.1, SHARE),
     ("noise.level", 1.5, SHARE),
     ("noise.level", NAN, SHARE),
@@ -49,39 +54,83 @@ BAD_VALUES = [
     ("model.mlp.hidden_sizes", (32, 0), WIDTHS),
     ("model.mlp.hidden_sizes", (32.5,), WIDTHS),
     ("model.mlp.dropout_rate", 1.0, "a number from 0 to 0.99"),
-    ("lcn.hidden_size", 0, "at least 1"),
-    ("lcn.embedding_size", -8, "at least 1"),
-    ("meta_gradient.num_inner_steps", 0, "at least 1"),
-    ("meta_gradient.unroll", -1, "at least 0"),
+    ("lcn.hidden_size", 0, COUNT),
+    ("lcn.embedding_size", -8, COUNT),
+    ("meta_gradient.num_inner_steps", 0, COUNT),
+    ("meta_gradient.unroll", -1, COUNT_FROM_0),
     ("main_optimizer.learning_rate", -0.1, POSITIVE),
     ("main_optimizer.learning_rate", 0.0, POSITIVE),
     ("meta_optimizer.learning_rate", INF, POSITIVE),
     ("meta_optimizer.learning_rate", NAN, POSITIVE),
     ("main_optimizer.momentum", 1.0, "a number from 0 to 0.9999"),
     ("main_optimizer.momentum", -0.9, "a number from 0 to 0.9999"),
-    ("main_optimizer.weight_decay", -1e-4, "at least 0"),
-    ("main_optimizer.weight_decay", NAN, "at least 0"),
+    ("main_optimizer.weight_decay", -1e-4, NOT_NEGATIVE),
+    ("main_optimizer.weight_decay", NAN, NOT_NEGATIVE),
+    ("meta_optimizer.weight_decay", INF, NOT_NEGATIVE),
+    ("meta_optimizer.weight_decay", None, NOT_NEGATIVE),
     ("main_optimizer.decay_factor", 0.0, POSITIVE),
     ("main_optimizer.milestones", (0, 80), MILESTONES),
     ("main_optimizer.milestones", (-1,), MILESTONES),
     ("main_optimizer.milestones", (80, 80), MILESTONES),
     ("main_optimizer.milestones", (100, 80), MILESTONES),
     ("meta_optimizer.milestones", (0.5,), MILESTONES),
-    ("num_epochs", 0, POSITIVE),
-    ("num_epochs", -3, POSITIVE),
-    ("num_epochs", None, POSITIVE),
+    ("num_epochs", 0, COUNT),
+    ("num_epochs", -3, COUNT),
+    ("num_epochs", None, COUNT),
     ("checkpoint_every_minutes", 0.0, POSITIVE),
     ("checkpoint_every_minutes", NAN, POSITIVE),
-    ("eval_every_epochs", 0, "at least 1"),
-    ("log_every_steps", 0, "at least 1"),
-    ("checkpoint_every_steps", 0, "at least 1"),
-    ("checkpoints_to_keep", 0, "at least 1"),
-    ("eval_batch_size", 0, "at least 1"),
+    ("eval_every_epochs", 0, COUNT),
+    ("log_every_steps", 0, COUNT),
+    ("checkpoint_every_steps", 0, COUNT),
+    ("checkpoints_to_keep", 0, COUNT),
+    ("eval_batch_size", 0, COUNT),
     ("noisy_batch_size", 0, "a positive multiple of 8 (8 devices)"),
     ("noisy_batch_size", 100, "a positive multiple of 8 (8 devices)"),
     ("noisy_batch_size", -64, "a positive multiple of 8 (8 devices)"),
     ("clean_batch_size", 0, "a positive multiple of 16 (two halves, 8 devices)"),
     ("clean_batch_size", 24, "a positive multiple of 16 (two halves, 8 devices)"),
+    # Any field can be set to None, in a file and on the command line.
+    ("method", None, "one of mlc, cross_entropy, clean_only"),
+    ("seed", None, SEEDS),
+    ("model.resnet.depth", None, DEPTHS),
+    ("model.mlp.hidden_sizes", None, WIDTHS),
+    ("main_optimizer.milestones", None, MILESTONES),
+    ("meta_optimizer.milestones", None, MILESTONES),
+    ("main_optimizer.learning_rate", None, POSITIVE),
+    ("meta_gradient.num_inner_steps", None, COUNT),
+    ("noisy_batch_size", None, "a positive multiple of 8 (8 devices)"),
+    ("clean_batch_size", None, "a positive multiple of 16 (two halves, 8 devices)"),
+    ("eval_batch_size", None, COUNT),
+    ("meta_gradient.mix_clean", None, FLAG),
+    ("lcn.tie_embeddings", None, FLAG),
+    ("main_optimizer.nesterov", None, FLAG),
+]
+
+# The same of another type: what ml_collections lets a file do once a field was None.
+OF_ANOTHER_TYPE = [
+    ("seed", 1.0, SEEDS),
+    ("dataset.clean_per_class", 5.0, COUNT),
+    ("dataset.validation_per_class", True, COUNT_FROM_0),
+    ("meta_gradient.num_inner_steps", 1.5, COUNT),
+    ("meta_gradient.num_inner_steps", True, COUNT),
+    ("meta_gradient.num_inner_steps", "3", COUNT),
+    ("meta_gradient.unroll", False, COUNT_FROM_0),
+    ("log_every_steps", 50.0, COUNT),
+    ("num_epochs", 2.5, COUNT),
+    ("eval_batch_size", "1000", COUNT),
+    ("noisy_batch_size", 64.0, "a positive multiple of 8 (8 devices)"),
+    ("clean_batch_size", "32", "a positive multiple of 16 (two halves, 8 devices)"),
+    ("model.resnet.depth", 32.0, DEPTHS),
+    ("model.mlp.hidden_sizes", 128, WIDTHS),
+    ("model.mlp.hidden_sizes", (True,), WIDTHS),
+    ("main_optimizer.milestones", "80", MILESTONES),
+    ("main_optimizer.milestones", (True,), MILESTONES),
+    ("noise.level", "0.4", SHARE),
+    ("noise.level", True, SHARE),
+    ("main_optimizer.learning_rate", "0.1", POSITIVE),
+    ("main_optimizer.weight_decay", "0", NOT_NEGATIVE),
+    ("meta_gradient.mix_clean", "no", FLAG),
+    ("method", ("mlc",), "one of mlc, cross_entropy, clean_only"),
 ]
 
 
@@ -124,6 +173,22 @@ def test_compilations_would_be_seen(compilations):
 @pytest.mark.parametrize(("field", "value", "expected"), BAD_VALUES)
 def test_bad_value(refused, field, value, expected):
     assert refused(**{field: value}) == [f"config.{field}: got {value!r}, expected {expected}"]
+
+
+@pytest.mark.parametrize(("field", "value", "expected"), OF_ANOTHER_TYPE)
+def test_value_of_another_type(tiny_config, field, value, expected):
+    config = tiny_config(**{field: None})
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError) as error:
+        validate(config, num_devices=8)
+    assert str(error.value) == f"config.{field}: got {value!r}, expected {expected}"
+
+
+def test_no_field_can_be_none_but_where_data_and_labels_are(tiny_config):
+    nullable = {"dataset.data_dir", "noise.file", "noise.key"}
+    for field in flatten_config(tiny_config().to_dict()).keys() - nullable:
+        with pytest.raises(InputError, match=re.escape(f"config.{field}: got None, expected")):
+            validate(tiny_config(**{field: None}), num_devices=8)
 
 
 def test_tied_embeddings_need_equal_sizes(refused, tiny_config):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 
 import numpy as np
 
@@ -125,16 +126,21 @@ def _cifar(name: str, data_dir: str | None, *, download: bool) -> Source:
         data_dir = str(pathlib.Path(data_dir).expanduser())
         if not download and not pathlib.Path(data_dir).is_dir():
             raise InputError(f"config.dataset.data_dir: no directory {data_dir!r}. {_how_to(name)}")
-    builder = tfds.builder(name, data_dir=data_dir)
+    where = data_dir or "~/tensorflow_datasets (the default)"
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except Exception as error:  # TensorFlow and protobuf raise a dozen types for what is damaged.
+        raise InputError(_damaged(name, where, error)) from error
     if download:
         builder.download_and_prepare()
     try:
         train, test = (_read_tfds(builder, split) for split in ("train", "test"))
     except (AssertionError, FileNotFoundError, tfds.core.DatasetNotFoundError) as error:
-        where = data_dir or "~/tensorflow_datasets (the default)"
         raise InputError(
             f"config.dataset.data_dir: no prepared {name!r} in {where}. {_how_to(name)}"
         ) from error
+    except Exception as error:
+        raise InputError(_damaged(name, where, error)) from error
     return Source(
         name=name,
         class_names=tuple(builder.info.features["label"].names),
@@ -154,6 +160,17 @@ def _how_to(name: str) -> str:
     )
 
 
+def _damaged(name: str, where: str, error: Exception) -> str:
+    # TensorFlow wraps the reason in the names of its graph's nodes.
+    lines = str(error).splitlines() or [type(error).__name__]
+    reason = re.sub(r"^\{\{.*?\}\} |Error in .* iterator: \S+ | \[Op:.*$", "", lines[0])
+    return (
+        f"config.dataset.data_dir: {name!r} in {where} is damaged or something else ({reason}); "
+        f"expected the id, image [32, 32, 3] and label of the published {name}. Move it away. "
+        + _how_to(name)
+    )
+
+
 def _read_tfds(builder: object, split: str) -> Split:
     """Reads one split and sorts it by the number in the TFDS id (`train_00042` is 42)."""
     import tensorflow_datasets as tfds
@@ -165,10 +182,14 @@ def _read_tfds(builder: object, split: str) -> Split:
     columns = {key: np.concatenate([b[key] for b in batches]) for key in ("id", "image", "label")}
     ids = columns["id"].astype(str)
     indices = np.array([int(name.rsplit("_", 1)[-1]) for name in ids])
+    labels = columns["label"].astype(np.int32)
+    num_classes = builder.info.features["label"].num_classes  # type: ignore[attr-defined]
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"{split} has labels from {labels.min()} to {labels.max()}")
     order = np.argsort(indices, kind="stable")
     return Split(
         ids[order],
         indices[order],
         columns["image"][order],
-        columns["label"][order].astype(np.int32),
+        labels[order],
     )

@@ -1,0 +1,148 @@
+"""What experiments that train a grid of runs share: the runs themselves, and tables of them."""
+
+import copy
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from mlc_jax import checkpoint, report, train, validation
+from mlc_jax.errors import CheckpointError, InputError, NonFiniteLossError, Preempted
+
+CONFIG_FILE = "config.json"  # Written by the loop when a run starts.
+
+
+def override(
+    config: ConfigDict, fields: Mapping[str, Any], *, seed: int | None = None
+) -> ConfigDict:
+    """A copy of `config` with other values.
+
+    Args:
+      config: stays as it is.
+      fields: keyed as on the command line: `{"noise.level": 0.2}`.
+      seed: of everything that is drawn: the split, the noise, the start, the order of the batches.
+    """
+    config = copy.deepcopy(config)
+    if seed is not None:
+        config.seed = config.noise.seed = config.dataset.split_seed = seed
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def run_grid(runs: Mapping[str, ConfigDict], workdir: epath.Path) -> dict[str, dict[str, Any]]:
+    """Trains what is missing of a grid, one run after the other.
+
+    A run that is finished is not run again; one that was interrupted goes on. From the first run on
+    the process keeps its compiled programs in `workdir/compilation_cache`.
+
+    Args:
+      runs: configs, keyed by the directories of the runs below `workdir`: `mlc/seed0`.
+      workdir: made if need be.
+
+    Returns:
+      `results.json` of every run, in the order of `runs`.
+
+    Raises:
+      InputError: a config that cannot be run, or a directory that holds a run of another config;
+        found for all runs before the first is started.
+      CheckpointError, NonFiniteLossError, Preempted: of the run that the message names. Those
+        before it are finished, and the same call goes on from there.
+    """
+    _check(runs, workdir)
+    # Runs that differ in their seed share programs: compiled once, read from here afterwards.
+    jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    results = {}
+    with tqdm(runs.items(), unit="run") as bar:
+        for name, config in bar:
+            bar.set_description(name)
+            if not _results_file(workdir / name).exists():
+                _train(name, config, workdir / name)
+            results[name] = _read_json(_results_file(workdir / name))
+            bar.set_postfix(test_acc=f"{results[name]['last_test_accuracy']:.3f}")
+    return results
+
+
+def _check(runs: Mapping[str, ConfigDict], workdir: epath.Path) -> None:
+    """One InputError for all runs; what is wrong with several of them is told once."""
+    problems: dict[str, list[str]] = {}
+    for name, config in runs.items():
+        try:
+            validation.validate(config, num_devices=jax.device_count())
+            _check_config(config, workdir, name)
+        except InputError as error:
+            problems.setdefault(str(error), []).append(name)
+    if problems:
+        raise InputError("\n".join(f"{_listed(names)}: {text}" for text, names in problems.items()))
+
+
+def _check_config(config: ConfigDict, workdir: epath.Path, name: str) -> None:
+    """Raises InputError if `workdir / name` holds a run of another config."""
+    run_dir = workdir / name
+    started = checkpoint.finished_steps(run_dir / checkpoint.DIRECTORY)
+    if not started and not _results_file(run_dir).exists():
+        return
+    differing = checkpoint.differing_fields(
+        _read_json(run_dir / CONFIG_FILE), json.loads(config.to_json()), "before"
+    )
+    if differing:
+        raise InputError(
+            "trained with another config:\n"
+            + "\n".join(differing)
+            + f"\nUse another --workdir, or remove these runs from {str(workdir)!r}."
+        )
+
+
+def _train(name: str, config: ConfigDict, run_dir: epath.Path) -> None:
+    try:
+        train.train_and_evaluate(config, str(run_dir), show_progress=False)
+    except (InputError, CheckpointError, NonFiniteLossError, Preempted) as error:
+        raise type(error)(f"{name}: {error}") from error
+    except Exception as error:
+        error.add_note(f"In the run {name}.")
+        raise
+
+
+def _results_file(run_dir: epath.Path) -> epath.Path:
+    return run_dir / report.RESULTS_FILE
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{str(path)!r} cannot be read ({error}); remove its directory to train the run again"
+        ) from error
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def mean_and_spread(values: Iterable[float | None]) -> str:
+    """Mean and sample standard deviation in percent, "94.0 ± 2.0"; "-" if all are None."""
+    numbers = [100 * value for value in values if value is not None]
+    if not numbers:
+        return "-"
+    spread = f" ± {np.std(numbers, ddof=1):.1f}" if len(numbers) > 1 else ""
+    return f"{np.mean(numbers):.1f}{spread}"
+
+
+def to_csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A header and one line a row; a field that a row lacks stays empty."""
+    rows = list(rows)
+    text = io.StringIO()
+    fields = dict.fromkeys(field for row in rows for field in row)
+    table = csv.DictWriter(text, fields, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
