@@ -30,7 +30,7 @@ from mlc_jax import (
     report,
     validation,
 )
-from mlc_jax.bilevel import Batch, Examples, Metrics
+from mlc_jax.bilevel import Batch, Examples, Metrics, resolve_unroll
 from mlc_jax.data.pipeline import to_devices
 from mlc_jax.errors import NonFiniteLossError, Preempted
 from mlc_jax.evaluate import AXIS_NAME, PredictFn
@@ -296,6 +296,15 @@ class _Loop:
             jax.device_count(),
             jax.default_backend(),
         )
+        gradient = config.meta_gradient
+        unrolled = resolve_unroll(gradient.unroll, gradient.num_inner_steps) > 1
+        goes_back = gradient.estimator in ("exact", "truncated") and gradient.num_inner_steps > 1
+        if self._run.method.window and unrolled and goes_back and gradient.backward != "store":
+            logging.info(
+                "The inner steps are unrolled into one program, which keeps all of them for the "
+                "way back, as backward=store does. --config.meta_gradient.unroll=1 keeps memory "
+                "flat (slow for convolutions on CPU)."
+            )
 
     def _check(self, step: int, metrics: Any) -> None:
         """Waits for the step before this one, so that one at most is in flight, and checks it."""

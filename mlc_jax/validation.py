@@ -134,7 +134,9 @@ def _check_ranges(checks: _Checks) -> None:
     checks.at_least("meta_gradient.damping", 0)
     checks.whole("meta_gradient.diagnose_every", 0)
     checks.expect(
-        config.meta_gradient.diagnose_every == 0 or config.meta_gradient.estimator != "exact",
+        config.meta_gradient.estimator != "exact"
+        or not _is_whole(config.meta_gradient.diagnose_every)
+        or config.meta_gradient.diagnose_every <= 0,
         "meta_gradient.diagnose_every",
         "0 with the estimator exact: the others are compared with it",
     )

@@ -10,8 +10,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import digits
 from mlc_jax import methods, models
-from mlc_jax.bilevel import Examples
+from mlc_jax.bilevel import BACKWARDS, Examples
 from mlc_jax.data.pipeline import Pipeline
+from mlc_jax.meta_gradients import ESTIMATORS
 
 NUM_CLASSES, NUM_WINDOWS = 3, 2
 
@@ -85,13 +86,26 @@ def _assert_same(got, want, rtol, atol):
 
 @pytest.mark.parametrize(
     ("method", "estimator", "device_counts"),
-    [("mlc", "exact", (2, 8)), ("mlc", "approximate", (8,)), ("cross_entropy", "exact", (8,))],
+    [
+        ("mlc", "exact", (2, 8)),
+        *(("mlc", name, (8,)) for name in ESTIMATORS if name != "exact"),
+        ("cross_entropy", "exact", (8,)),
+    ],
 )
 def test_mlp_update_does_not_depend_on_the_device_count(method, estimator, device_counts):
     config = _config("mlp", estimator, method)
     alone = _train(config, (4,), 1)
     for num_devices in device_counts:
         _assert_same(_train(config, (4,), num_devices), alone, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backward", [x for x in BACKWARDS if x != "forward_over_reverse"])
+def test_ways_back_do_not_depend_on_the_device_count(backward):
+    config = _config("mlp", "exact", "mlc")
+    config.meta_gradient.backward = backward
+    config.meta_gradient.num_inner_steps = 5  # Two segments of two_level, and one step more.
+    config.meta_gradient.unroll = 1
+    _assert_same(_train(config, (4,), 8), _train(config, (4,), 1), rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +115,7 @@ def test_resnet_update_does_not_depend_on_the_device_count(sync_batch_norm, same
     # With synchronised batch norm, gradients flow through statistics that are averaged over the
     # devices, in the inner and in the outer pass. Without it the tolerance tells the two apart.
     config = _config("resnet", "exact", "mlc")
-    config.meta_gradient.num_inner_steps = 1
+    config.meta_gradient.unroll = 1
     config.model.resnet.sync_batch_norm = sync_batch_norm
     alone, two = (_train(config, (8, 8, 3), n) for n in (1, 2))
     with contextlib.nullcontext() if same else pytest.raises(AssertionError):

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from configs import default
 from mlc_jax import bilevel, meta_gradients, methods, models, optimizers
-from mlc_jax.bilevel import Batch, Examples, Problem
+from mlc_jax.bilevel import BACKWARDS, Batch, Examples, Problem
 from mlc_jax.meta_gradients import ESTIMATORS, Options
 from mlc_jax.models import LabelCorrectionNetwork
 from mlc_jax.train_state import MainState
@@ -31,6 +31,7 @@ class Optimizer(NamedTuple):
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.02
+    clip_norm: float = 0.0
 
     def create(self):
         rate = optimizers.create_schedule(
@@ -39,13 +40,18 @@ class Optimizer(NamedTuple):
         )  # fmt: skip
         return optimizers.create_optimizer(
             self.name, rate, momentum=self.momentum, nesterov=self.nesterov,
-            weight_decay=self.weight_decay,
+            weight_decay=self.weight_decay, clip_norm=self.clip_norm,
         )  # fmt: skip
 
 
 SGD = Optimizer()
 NESTEROV, COSINE = SGD._replace(nesterov=True), SGD._replace(schedule="cosine")
-ADAM = SGD._replace(name="adam")
+ADAM, AMSGRAD = SGD._replace(name="adam"), SGD._replace(name="amsgrad")
+CLIPPED = SGD._replace(clip_norm=0.1)  # Less than any gradient of the tests.
+OPTIMIZERS = {
+    "sgd": SGD, "nesterov": NESTEROV, "cosine": COSINE, "adam": ADAM, "amsgrad": AMSGRAD,
+    "clipped": CLIPPED,
+}  # fmt: skip
 
 
 # --- A small problem: tanh features, a linear layer, the project's LCN.
@@ -103,20 +109,20 @@ def _plain_unroll(*args, options):
 
 
 @functools.lru_cache
-def _compiled(estimator, lcn, optimizer, scan_unroll):
+def _compiled(estimator, lcn, optimizer, options):
     def targets(meta_params, features, logits, labels):
         return lcn.apply({"params": meta_params}, features, labels)
 
     problem = Problem(_apply, targets, optimizer.create())
-    options = Options(scan_unroll=scan_unroll)
     return jax.jit(functools.partial(estimator, problem, options=options))
 
 
-def _estimate(estimator, batches, optimizer=SGD, lcn=None, scan_unroll=1):
+def _estimate(estimator, batches, optimizer=SGD, lcn=None, main=None, **options):
     lcn = lcn or _lcn()
     rngs = jax.random.split(jax.random.key(0), len(batches.noisy.labels))
-    run = _compiled(estimator, lcn, optimizer, scan_unroll)
-    return run(_main_state(optimizer.create()), _meta_params(lcn), batches, rngs)
+    run = _compiled(estimator, lcn, optimizer, Options(**options))
+    main = _main_state(optimizer.create()) if main is None else main
+    return run(main, _meta_params(lcn), batches, rngs)
 
 
 def _distance(a, b):
@@ -178,20 +184,24 @@ def _written_down(lcn, optimizer, batches, main, alpha):
     params = dict(main.params)
     m = dict(optax.tree.get(main.opt_state, "trace" if optimizer.name == "sgd" else "mu"))
     v = dict(optax.tree.get(main.opt_state, "nu", {}))
+    start = int(optax.tree.get_all_with_path(main.opt_state, "count")[0][1])
     for t in range(len(batches.noisy.labels)):
         batch = jax.tree.map(lambda x, t=t: x[t], batches)
-        rate = _rate(optimizer.schedule, START + t)
-        for name, g in _inner_gradient(lcn, alpha, params, batch).items():
-            g = g + optimizer.weight_decay * params[name]
+        rate = _rate(optimizer.schedule, start + t)
+        grads = _inner_gradient(lcn, alpha, params, batch)
+        norm = np.sqrt(sum(np.sum(g**2) for g in grads.values()))
+        clip = min(1, optimizer.clip_norm / norm) if optimizer.clip_norm else 1
+        for name, g in grads.items():
+            g = clip * g + optimizer.weight_decay * params[name]
             if optimizer.name == "sgd":
                 m[name] = optimizer.momentum * m[name] + g
                 step = g + optimizer.momentum * m[name] if optimizer.nesterov else m[name]
             else:
-                count = START + t + 1
+                count = start + t + 1
                 m[name] = 0.9 * m[name] + 0.1 * g
                 v[name] = 0.999 * v[name] + 0.001 * g**2
                 mean_square = v[name] / (1 - 0.999**count)
-                step = m[name] / (1 - 0.9**count) / (np.sqrt(mean_square) + 1e-8)
+                step = m[name] / (1 - 0.9**count) / (np.sqrt(mean_square + 1e-16) + 1e-8)
             params[name] = params[name] - rate * step
     inputs, labels = (x[-1] for x in batches.clean_outer)
     probabilities = _softmax(np.tanh(inputs @ params["w1"]) @ params["w2"] + params["b"])
@@ -212,10 +222,11 @@ def _finite_differences(f, alpha, step=1e-5):
     return slopes
 
 
-def _exact_and_differences(k, optimizer=SGD, mix_clean=True, **lcn_options):
+def _exact_and_differences(k, optimizer=SGD, mix_clean=True, main=None, **lcn_options):
     lcn, batches = _lcn(**lcn_options), _batches(k, mix_clean)
-    window = _estimate(meta_gradients.exact, batches, optimizer, lcn)
-    f = functools.partial(_written_down, lcn, optimizer, batches, _main_state(optimizer.create()))
+    main = _main_state(optimizer.create()) if main is None else main
+    window = _estimate(meta_gradients.exact, batches, optimizer, lcn, main)
+    f = functools.partial(_written_down, lcn, optimizer, batches, main)
     alpha = jax.tree.map(np.copy, _meta_params(lcn))
     np.testing.assert_allclose(window.metrics["outer_loss"], f(alpha), rtol=1e-10)
     differences = _finite_differences(f, alpha)
@@ -235,6 +246,7 @@ def _exact_and_differences(k, optimizer=SGD, mix_clean=True, **lcn_options):
         (3, NESTEROV),
         (3, COSINE),
         (3, ADAM),
+        (3, CLIPPED),
     ],
 )
 def test_exact_is_the_slope_of_the_outer_loss(k, optimizer, x64):
@@ -246,6 +258,162 @@ def test_exact_is_the_slope_of_the_outer_loss(k, optimizer, x64):
 )
 def test_exact_is_the_slope_of_the_outer_loss_with_options(options, x64):
     assert _distance(*_exact_and_differences(2, **options)) < 1e-7
+
+
+@pytest.mark.parametrize(
+    ("backward", "name"),
+    [("forward_over_reverse", name) for name in OPTIMIZERS]
+    + [(backward, "sgd") for backward in ("remat", "two_level")],
+)
+def test_every_way_back_gives_the_same_gradient(backward, name, x64):
+    # Seven is two segments of two_level and one step left over. By store, jax.grad goes through
+    # the steps as they are written.
+    batches, optimizer = _batches(7), OPTIMIZERS[name]
+    got, want = (
+        _estimate(meta_gradients.exact, batches, optimizer, backward=way)
+        for way in (backward, "store")
+    )
+    assert _distance(got.meta_grads, want.meta_grads) < 1e-10
+    _assert_close(got.main, want.main)
+    _assert_close(got.metrics, want.metrics)
+
+
+@pytest.mark.parametrize("backward", ["forward_over_reverse", "two_level"])
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_every_way_back_works_at_every_length(backward, k, x64):
+    batches = _batches(k, mix_clean=False)
+    got, want = (
+        _estimate(meta_gradients.exact, batches, scan_unroll=unroll, backward=way).meta_grads
+        for way, unroll in ((backward, 1), ("store", k))
+    )
+    assert _distance(got, want) < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "backward"),
+    [(ADAM, "store"), (ADAM, "forward_over_reverse"), (AMSGRAD, "forward_over_reverse")],
+)
+def test_no_gradient_is_nan_where_the_second_moment_is_zero(optimizer, backward, x64):
+    # An input that is always zero: its weights never get a gradient, and Adam's memory of them
+    # stays empty. Everything else is at its start, too.
+    batches = _batches(3)
+    for examples in batches:
+        examples.inputs[..., 0] = 0
+    params = _main_params()
+    main = MainState(params, {}, optimizer.create().init(params))
+    optimizer = optimizer._replace(weight_decay=0.0)
+    window = _estimate(meta_gradients.exact, batches, optimizer, main=main, backward=backward)
+    np.testing.assert_array_equal(window.main.params["w1"][0], params["w1"][0])
+    for leaf in jax.tree.leaves(window.meta_grads):
+        assert np.all(np.isfinite(leaf))
+    if optimizer.name == "adam":
+        f = functools.partial(_written_down, _lcn(), optimizer, batches, main)
+        differences = _finite_differences(f, jax.tree.map(np.copy, _meta_params(_lcn())))
+        assert _distance(window.meta_grads, differences) < 1e-5
+
+
+# --- Parts of a window.
+
+
+def _after(batches, num_steps, optimizer=SGD):
+    """The classifier `num_steps` into the window, and what is left of the window."""
+    rngs = jax.random.split(jax.random.key(0), len(batches.noisy.labels))
+    problem = Problem(
+        _apply, lambda a, h, z, y: _lcn().apply({"params": a}, h, y), optimizer.create()
+    )
+    main, _ = jax.jit(functools.partial(bilevel.unroll, problem, num_steps=num_steps))(
+        _main_state(optimizer.create()), _meta_params(_lcn()), batches, rngs
+    )
+    return main, jax.tree.map(lambda x: x[num_steps:], batches)
+
+
+@pytest.mark.parametrize("backward", ["store", "forward_over_reverse"])
+@pytest.mark.parametrize("truncation", [1, 2, 4, 9])
+def test_truncated_is_exact_from_where_it_begins(truncation, backward, x64):
+    batches = _batches(4)
+    got = _estimate(meta_gradients.truncated, batches, truncation=truncation, backward=backward)
+    main, rest = _after(batches, max(0, 4 - truncation))
+    want = _estimate(meta_gradients.exact, rest, main=main)
+    assert _distance(got.meta_grads, want.meta_grads) < 1e-10
+    _assert_close(got.main, want.main)
+
+
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "adam", "clipped"])
+def test_one_step_is_exact_for_the_last_step(name, x64):
+    batches, optimizer = _batches(3), OPTIMIZERS[name]
+    got = _estimate(meta_gradients.one_step, batches, optimizer)
+    main, last = _after(batches, 2, optimizer)
+    want = _estimate(meta_gradients.exact, last, optimizer, main=main)
+    assert _distance(got.meta_grads, want.meta_grads) < 1e-10
+    _assert_close(got.main, want.main)
+    whole = _estimate(meta_gradients.exact, batches, optimizer)
+    _assert_close(got.metrics, whole.metrics)
+    assert _distance(got.meta_grads, whole.meta_grads) > 0.01
+
+
+def test_finite_difference_is_one_step_up_to_its_step_squared(monkeypatch, x64):
+    batches = _batches(3)
+    want = _estimate(meta_gradients.one_step, batches).meta_grads
+    errors = []
+    for step in (0.1, 0.01):
+        monkeypatch.setattr(meta_gradients, "DIFFERENCE_STEP", step)
+        _compiled.cache_clear()
+        got = _estimate(meta_gradients.finite_difference, batches).meta_grads
+        errors.append(_distance(got, want))
+    assert errors[1] < 1e-4
+    np.testing.assert_allclose(errors[0] / errors[1], 100, rtol=0.1)
+
+
+@pytest.mark.parametrize("damping", [3.0, 10.0])
+def test_implicit_gradients_are_those_of_the_written_out_matrices(damping, x64):
+    k = 2
+    optimizer, lcn = SGD._replace(weight_decay=0.0), _lcn()
+    batches, alpha = _batches(k), _meta_params(lcn)
+    main, _ = _after(batches, k, optimizer)
+    batch = jax.tree.map(lambda x: x[-1], batches)
+    flat, unflatten = ravel_pytree(main.params)
+    flat_alpha, unflatten_alpha = ravel_pytree(alpha)
+
+    def inner_loss(w, targets):
+        params, examples = unflatten(w), batch
+        noisy, _, _ = _apply(params, {}, examples.noisy.inputs, None)
+        clean, _, _ = _apply(params, {}, examples.clean_inner.inputs, None)
+        right = jax.nn.one_hot(examples.clean_inner.labels, NUM_CLASSES)
+        total = jnp.sum(targets * jax.nn.log_softmax(noisy))
+        total += jnp.sum(right * jax.nn.log_softmax(clean))
+        return -total / (NUM_NOISY + NUM_INNER)
+
+    def outer_loss(w):
+        logits, _, _ = _apply(unflatten(w), {}, batch.clean_outer.inputs, None)
+        labels = batch.clean_outer.labels
+        return -jnp.mean(jax.nn.log_softmax(logits)[np.arange(NUM_OUTER), labels])
+
+    _, features, _ = _apply(main.params, {}, batch.noisy.inputs, None)
+    soft = lambda a: lcn.apply({"params": unflatten_alpha(a)}, features, batch.noisy.labels)  # noqa: E731
+    h_ww = jax.hessian(inner_loss)(flat, soft(flat_alpha))
+    h_wa = jax.jacobian(lambda a: jax.grad(inner_loss)(flat, soft(a)))(flat_alpha)
+    g = jax.grad(outer_loss)(flat)
+
+    solved = np.linalg.solve(h_ww + damping * np.eye(len(flat)), g)
+    got = _estimate(
+        meta_gradients.conjugate_gradient, batches, optimizer,
+        solver_steps=len(flat), damping=damping,
+    )  # fmt: skip
+    assert _distance(got.meta_grads, -solved @ h_wa) < 1e-6
+
+    rate = _rate("step", START + k)
+    shrink = np.eye(len(flat)) - rate * h_ww
+    series = sum(np.linalg.matrix_power(shrink, i) @ g * rate for i in range(5))
+    got = _estimate(meta_gradients.neumann, batches, optimizer, solver_steps=5)
+    assert _distance(got.meta_grads, -series @ h_wa) < 1e-10
+
+
+def test_agreement():
+    ours, exact = {"a": jnp.array([3.0, 0.0]), "b": jnp.array(4.0)}, None
+    exact = {"a": jnp.array([0.0, 0.0]), "b": jnp.array(2.0)}
+    got = meta_gradients.agreement(ours, exact)
+    np.testing.assert_allclose(got["cosine"], 0.8, rtol=1e-6)
+    np.testing.assert_allclose(got["norm_ratio"], 2.5, rtol=1e-6)
 
 
 # --- Exact and approximate.
@@ -304,7 +472,7 @@ X, C, W0, A, ETA = (3.0, -2.0), 1.5, 0.4, 0.3, 0.2
 M, GAP = A * X[0] + (1 - A) * X[1], X[0] - X[1]
 
 
-def _scalar_window(estimator, k, curvature, momentum=0.0):
+def _scalar_window(estimator, k, curvature, momentum=0.0, **options):
     def apply(params, batch_stats, inputs, rng):
         q = -0.5 * (params - inputs) ** 2
         return jnp.stack([q, jnp.log(-jnp.expm1(q))], axis=-1), inputs[:, None], batch_stats
@@ -317,7 +485,8 @@ def _scalar_window(estimator, k, curvature, momentum=0.0):
     clean = Examples(np.full((k, 1), C), np.zeros((k, 1), np.int32))
     tx = optimizers.create_optimizer("sgd", ETA, momentum=momentum)
     w = jnp.asarray(W0)
-    run = jax.jit(functools.partial(estimator, Problem(apply, targets, tx)))
+    problem, options = Problem(apply, targets, tx), Options(**options)
+    run = jax.jit(functools.partial(estimator, problem, options=options))
     rngs = jax.random.split(jax.random.key(0), k)
     return run(MainState(w, {}, tx.init(w)), jnp.asarray(A), Batch(noisy, None, clean), rngs)
 
@@ -327,7 +496,10 @@ def _scalar_trajectory(k, curvature):
     return [M + (1 - ETA * curvature) ** t * (W0 - M) for t in range(k + 1)]
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+EXPLICIT = [name for name in ESTIMATORS if name not in ("neumann", "conjugate_gradient")]
+
+
+@pytest.mark.parametrize("name", EXPLICIT)
 @pytest.mark.parametrize("curvature", [0.5, 1.0])
 def test_scalar_problem_at_one_step(name, curvature, x64):
     window = _scalar_window(ESTIMATORS[name], 1, curvature)
@@ -336,6 +508,30 @@ def test_scalar_problem_at_one_step(name, curvature, x64):
     # (w1 - C) dw1/da, and w1 moves with m, at the rate eta h (X0 - X1).
     want = (w1 - C) * ETA * curvature * GAP
     np.testing.assert_allclose(window.meta_grads, want, rtol=1e-10)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("curvature", [0.5, 1.0])
+def test_scalar_problem_by_all_others(k, curvature, x64):
+    *_, last = _scalar_trajectory(k, curvature)
+    shrink = 1 - ETA * curvature
+
+    def check(name, factor, **options):
+        window = _scalar_window(ESTIMATORS[name], k, curvature, **options)
+        np.testing.assert_allclose(window.main.params, last, rtol=1e-12)
+        np.testing.assert_allclose(window.meta_grads, (last - C) * GAP * factor, rtol=1e-9)
+
+    # w_k moves with m, as far as the steps that are looked at have brought it there; at a minimum
+    # of the inner loss it has arrived.
+    for backward in BACKWARDS:
+        check("exact", 1 - shrink**k, backward=backward)
+    check("truncated", 1 - shrink ** min(k, 3), truncation=3)
+    check("one_step", 1 - shrink)
+    check("finite_difference", 1 - shrink)
+    check("neumann", 1 - shrink**4, solver_steps=4)
+    check("neumann", 1.0, solver_steps=400)
+    check("conjugate_gradient", 1.0, damping=0.0)
+    check("conjugate_gradient", curvature / (curvature + 2), damping=2.0)
 
 
 @pytest.mark.parametrize("k", [2, 5])

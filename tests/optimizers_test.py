@@ -106,6 +106,29 @@ def test_momentum_and_nesterov_are_not_read_by_adam(standard_promotion):
     np.testing.assert_array_equal(plain, given)
 
 
+def test_clipping_comes_before_weight_decay_and_momentum():
+    tx = optimizers.create_optimizer("sgd", 1.0, weight_decay=0.1, clip_norm=1.0)
+    params = jnp.array([1.0, 1.0])
+    for grads, clipped in (([3.0, 4.0], [0.6, 0.8]), ([0.3, 0.4], [0.3, 0.4])):
+        updates, _ = tx.update(jnp.array(grads), tx.init(params), params)
+        np.testing.assert_allclose(-updates, np.array(clipped) + 0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "amsgrad"])
+def test_updates_can_be_differentiated_where_the_second_moment_is_zero(name, standard_promotion):
+    tx = optimizers.create_optimizer(name, 0.1)
+    params = jnp.array([1.0, 2.0])
+
+    def moved(scale):
+        grads = scale * jnp.array([0.0, 0.5])
+        updates, state = tx.update(grads, tx.init(params), params)
+        updates = updates + tx.update(grads, state, params)[0]
+        return jnp.sum(updates)
+
+    # Of the first two updates, Adam's are the same whatever the gradient's scale.
+    np.testing.assert_allclose(jax.grad(moved)(1.0), 0.0, atol=1e-6)
+
+
 def test_unknown_optimizer():
     with pytest.raises(ValueError, match=r"optimizer: got 'lion', expected one of .*amsgrad"):
         optimizers.create_optimizer("lion", 0.1)

@@ -301,3 +301,37 @@ def test_a_parameter_that_is_not_finite_is_not_saved(
     with pytest.raises(NonFiniteLossError, match=message):
         train.train_and_evaluate(config, str(tmp_path), show_progress=False)
     assert checkpoint.finished_steps(tmp_path / checkpoint.DIRECTORY) == [10]
+
+
+def test_diagnosis_is_logged_and_changes_nothing(tiny_config, tmp_path, compilation_cache):
+    settings = {
+        "meta_gradient.estimator": "one_step",
+        "meta_gradient.num_inner_steps": 3,
+        "meta_gradient.unroll": 1,
+        "meta_optimizer.name": "amsgrad",
+    }
+    rows = {}
+    for every in (0, 30):
+        config = tiny_config(**settings, **{"meta_gradient.diagnose_every": every})
+        train.train_and_evaluate(config, str(tmp_path / str(every)), show_progress=False)
+        rows[every] = _untimed_metrics(tmp_path / str(every))
+    names = ("meta_gradient/cosine", "meta_gradient/norm_ratio")
+    diagnosed = [row for row in rows[30] if names[0] in row]
+    assert [row["step"] for row in diagnosed] == [30, 60, NUM_STEPS]
+    for row in diagnosed:
+        assert -1 <= row[names[0]] < 0.9999
+        assert row[names[1]] > 0
+    assert [row for row in rows[30] if names[0] not in row] == rows[0]
+    assert not any(names[0] in row for row in rows[0])
+
+
+def test_an_unrolled_loop_says_that_it_keeps_everything(tiny_config, tmp_path, caplog):
+    settings = {"num_epochs": 1, "meta_optimizer.name": "amsgrad"}
+    for unroll, told in ((0, True), (1, False)):
+        config = tiny_config(
+            **settings, **{"meta_gradient.unroll": unroll, "meta_gradient.num_inner_steps": 3}
+        )
+        caplog.clear()
+        with caplog.at_level("INFO", logger="absl"):
+            train.train_and_evaluate(config, str(tmp_path / str(unroll)), show_progress=False)
+        assert ("--config.meta_gradient.unroll=1" in caplog.text) == told

@@ -10,6 +10,7 @@ from configs import cifar10, cifar100, digits
 from mlc_jax import train
 from mlc_jax.checkpoint import flatten_config
 from mlc_jax.errors import InputError
+from mlc_jax.meta_gradients import ESTIMATORS
 from mlc_jax.validation import validate
 
 INF, NAN = float("inf"), float("nan")
@@ -31,7 +32,7 @@ BAD_VALUES = [
     ("noise.type", "gauss", "one of uniform, flip, flip_any, human"),
     ("model.name", "cnn", "one of mlp, resnet"),
     ("model.dtype", "float16", "one of float32, bfloat16"),
-    ("meta_gradient.estimator", "exat", "one of exact, approximate"),
+    ("meta_gradient.estimator", "exat", f"one of {', '.join(ESTIMATORS)}"),
     ("main_optimizer.name", "SGD", "one of sgd, adam, amsgrad"),
     ("meta_optimizer.name", "rmsprop", "one of sgd, adam, amsgrad"),
     ("main_optimizer.schedule", "linear", "one of constant, step, cosine"),
@@ -57,6 +58,18 @@ BAD_VALUES = [
     ("lcn.hidden_size", 0, COUNT),
     ("lcn.embedding_size", -8, COUNT),
     ("meta_gradient.num_inner_steps", 0, COUNT),
+    ("meta_gradient.backward", "full", "one of store, remat, forward_over_reverse, two_level"),
+    ("meta_gradient.truncation", 0, COUNT),
+    ("meta_gradient.solver_steps", 0, COUNT),
+    ("meta_gradient.damping", -1.0, NOT_NEGATIVE),
+    ("meta_gradient.diagnose_every", -1, COUNT_FROM_0),
+    (
+        "meta_gradient.diagnose_every",
+        10,
+        "0 with the estimator exact: the others are compared with it",
+    ),
+    ("main_optimizer.clip_norm", -1.0, NOT_NEGATIVE),
+    ("meta_optimizer.clip_norm", INF, NOT_NEGATIVE),
     ("meta_gradient.unroll", -1, COUNT_FROM_0),
     ("main_optimizer.learning_rate", -0.1, POSITIVE),
     ("main_optimizer.learning_rate", 0.0, POSITIVE),
