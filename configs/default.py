@@ -72,8 +72,8 @@ def get_config() -> ConfigDict:
     # Half of each clean batch joins the inner loss, the other half is the outer loss. Without it
     # the whole clean batch is the outer loss.
     config.meta_gradient.mix_clean = True
-    # Inner steps that one turn of the compiled loop holds. 0 chooses: k on CPU, where XLA runs
-    # gradients of convolutions in a loop body on a slow path; 1 on GPU and TPU.
+    # Inner steps that one turn of the compiled loop holds. 0 chooses: k for convolutions on CPU,
+    # where XLA runs their gradients in a loop body on a slow path; 1 otherwise.
     config.meta_gradient.unroll = 0
 
     config.main_optimizer = ConfigDict()

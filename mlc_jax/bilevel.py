@@ -392,16 +392,17 @@ def at_step(window: tuple[Batch, chex.PRNGKey], t: int | jax.Array) -> tuple[Bat
     return jax.tree.map(index, window)
 
 
-def resolve_unroll(setting: int, num_inner_steps: int) -> int:
+def resolve_unroll(setting: int, num_inner_steps: int, *, convolutions: bool = True) -> int:
     """The `scan_unroll` of `unroll` for a setting, in inner steps.
 
     Args:
       setting: inner steps that one turn of the compiled loop holds; 0 chooses by platform.
       num_inner_steps: k.
+      convolutions: whether the classifier has any.
     """
     if setting:
         return setting
-    return num_inner_steps if jax.default_backend() == "cpu" else 1
+    return num_inner_steps if convolutions and jax.default_backend() == "cpu" else 1
 
 
 def scan(body: Callable[..., Any], init: Any, xs: Any, scan_unroll: int) -> tuple[Any, Any]:

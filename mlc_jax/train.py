@@ -297,7 +297,10 @@ class _Loop:
             jax.default_backend(),
         )
         gradient = config.meta_gradient
-        unrolled = resolve_unroll(gradient.unroll, gradient.num_inner_steps) > 1
+        convolutions = config.model.name in models.CONVOLUTIONAL
+        unrolled = 1 < resolve_unroll(
+            gradient.unroll, gradient.num_inner_steps, convolutions=convolutions
+        )
         goes_back = gradient.estimator in ("exact", "truncated") and gradient.num_inner_steps > 1
         if self._run.method.window and unrolled and goes_back and gradient.backward != "store":
             logging.info(

@@ -10,7 +10,7 @@ import optax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from mlc_jax import bilevel, optimizers
+from mlc_jax import bilevel, models, optimizers
 from mlc_jax.bilevel import ApplyFn, Batch, Metrics, Params, Problem, TargetFn
 from mlc_jax.meta_gradients import ESTIMATORS, Estimator, Options, Window
 from mlc_jax.train_state import MainState, MetaState, TrainState, create_main_state
@@ -66,7 +66,11 @@ class MethodInputs(NamedTuple):
         config = self.config.meta_gradient
         return Options(
             backward=config.backward,
-            scan_unroll=bilevel.resolve_unroll(config.unroll, config.num_inner_steps),
+            scan_unroll=bilevel.resolve_unroll(
+                config.unroll,
+                config.num_inner_steps,
+                convolutions=self.config.model.name in models.CONVOLUTIONAL,
+            ),
             truncation=config.truncation,
             solver_steps=config.solver_steps,
             damping=config.damping,
