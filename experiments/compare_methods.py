@@ -17,6 +17,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from experiments import runs
+from experiments.tables import to_csv
 from mlc_jax import command_line
 from mlc_jax.errors import InputError
 from mlc_jax.methods import METHODS
@@ -49,7 +50,7 @@ def main() -> None:
         for method in _METHODS.value
     }
     results = list(runs.run_grid(grid, workdir).values())
-    workdir.joinpath("results.csv").write_text(runs.to_csv(results))
+    workdir.joinpath("results.csv").write_text(to_csv(results))
     table = to_markdown(results)
     workdir.joinpath("results.md").write_text(table)
     print(table)

@@ -1,8 +1,6 @@
-"""What experiments that train a grid of runs share: the runs themselves, and tables of them."""
+"""What experiments that train a grid of runs share: the runs themselves, and cells of tables."""
 
 import copy
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -36,6 +34,12 @@ def override(
     return config
 
 
+def cache_programs(workdir: epath.Path) -> None:
+    """Keeps compiled programs for what differs only in its seed or data; for the whole process."""
+    jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 def run_grid(runs: Mapping[str, ConfigDict], workdir: epath.Path) -> dict[str, dict[str, Any]]:
     """Trains what is missing of a grid, one run after the other.
 
@@ -56,9 +60,7 @@ def run_grid(runs: Mapping[str, ConfigDict], workdir: epath.Path) -> dict[str, d
         before it are finished, and the same call goes on from there.
     """
     _check(runs, workdir)
-    # Runs that differ in their seed share programs: compiled once, read from here afterwards.
-    jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    cache_programs(workdir)
     results = {}
     with tqdm(runs.items(), unit="run") as bar:
         for name, config in bar:
@@ -135,14 +137,3 @@ def mean_and_spread(values: Iterable[float | None]) -> str:
         return "-"
     spread = f" ± {np.std(numbers, ddof=1):.1f}" if len(numbers) > 1 else ""
     return f"{np.mean(numbers):.1f}{spread}"
-
-
-def to_csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A header and one line a row; a field that a row lacks stays empty."""
-    rows = list(rows)
-    text = io.StringIO()
-    fields = dict.fromkeys(field for row in rows for field in row)
-    table = csv.DictWriter(text, fields, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue()

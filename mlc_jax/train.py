@@ -298,11 +298,16 @@ class _Loop:
         )
         gradient = config.meta_gradient
         convolutions = config.model.name in models.CONVOLUTIONAL
-        unrolled = 1 < resolve_unroll(
+        steps_a_turn = resolve_unroll(
             gradient.unroll, gradient.num_inner_steps, convolutions=convolutions
         )
         goes_back = gradient.estimator in ("exact", "truncated") and gradient.num_inner_steps > 1
-        if self._run.method.window and unrolled and goes_back and gradient.backward != "store":
+        if (
+            self._run.method.window
+            and steps_a_turn > 1
+            and goes_back
+            and (gradient.backward != "store")
+        ):
             logging.info(
                 "The inner steps are unrolled into one program, which keeps all of them for the "
                 "way back, as backward=store does. --config.meta_gradient.unroll=1 keeps memory "

@@ -7,7 +7,7 @@ import jax
 import pytest
 from etils import epath
 
-from experiments import runs
+from experiments import runs, tables
 from mlc_jax.errors import InputError, NonFiniteLossError
 
 
@@ -179,7 +179,7 @@ def test_mean_and_spread():
 
 def test_csv_has_the_fields_of_all_rows():
     rows = [{"method": "mlc", "acc": 0.5}, {"method": "a,b", "acc": None, "extra": 1}]
-    text = runs.to_csv(iter(rows))
+    text = tables.to_csv(iter(rows))
     assert text.splitlines()[0] == "method,acc,extra"
     assert list(csv.DictReader(text.splitlines())) == [
         {"method": "mlc", "acc": "0.5", "extra": ""},

@@ -14,7 +14,14 @@ from mlc_jax.models.resnet import ResNet
 CLASSIFIERS = ("mlp", "resnet")
 CONVOLUTIONAL = ("resnet",)
 
-__all__ = ["CLASSIFIERS", "CONVOLUTIONAL", "MLP", "LabelCorrectionNetwork", "ResNet", "create_classifier"]
+__all__ = [
+    "CLASSIFIERS",
+    "CONVOLUTIONAL",
+    "MLP",
+    "LabelCorrectionNetwork",
+    "ResNet",
+    "create_classifier",
+]
 
 
 def create_classifier(config: ConfigDict, num_classes: int, axis_name: str | None) -> nn.Module:

@@ -1,0 +1,84 @@
+"""The pictures of `experiments.compare_meta_gradients`: rows of its tables in, figures out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from experiments.tables import values, where
+
+Rows = Sequence[Mapping[str, Any]]
+
+_STYLES: Any = ("-", "--", ":", "-.")  # Of noise levels, the first four.
+
+
+def plot_agreement(rows: Rows) -> Figure:
+    """Cosine and norm ratio against k, a column a phase: quartiles over the windows."""
+    quantities = {"cosine": "cosine with exact", "norm_ratio": "norm / norm of exact"}
+    names, phases = values(rows, "estimator"), values(rows, "phase")
+    levels = list(zip(values(rows, "level"), _STYLES, strict=False))
+    figure = Figure(figsize=(4 * len(phases), 7), layout="constrained")
+    axes = figure.subplots(2, len(phases), sharex=True, sharey="row", squeeze=False)
+    for row_of_axes, (key, label) in zip(axes, quantities.items(), strict=True):
+        for axis, phase in zip(row_of_axes, phases, strict=True):
+            for level, style in levels:
+                for i, name in enumerate(names):
+                    points = where(rows, phase=phase, level=level, estimator=name)
+                    _quartiles(axis, points, key, color=f"C{i}", linestyle=style)
+            axis.axhline(1, color="black", linewidth=0.5)
+        row_of_axes[0].set_ylabel(label)
+    for upper, lower, phase in zip(*axes, phases, strict=True):
+        upper.set_title(phase)
+        lower.set(yscale="log", xlabel="inner steps k")
+    handles = [Line2D([], [], color=f"C{i}", label=name) for i, name in enumerate(names)]
+    handles += [
+        Line2D([], [], color="gray", linestyle=style, label=f"noise {level}")
+        for level, style in levels
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5)
+    return figure
+
+
+def plot_cost(rows: Rows) -> Figure:
+    """Time, FLOPs and memory against k, of everything but the plain step."""
+    quantities = {
+        "time_ratio": "time / k plain steps",
+        "flop_ratio": "FLOPs / k plain steps",
+        "temp_mib": "temp memory, MiB",
+    }
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    all_axes = figure.subplots(1, len(quantities))
+    for axis, (key, title) in zip(all_axes, quantities.items(), strict=True):
+        for i, name in enumerate(name for name in values(rows, "step") if name != "plain"):
+            points = [(row["num_inner_steps"], row[key]) for row in where(rows, step=name)]
+            axis.plot(*zip(*points, strict=True), color=f"C{i}", marker=".", label=name)
+        axis.set(xscale="log", yscale="log", xlabel="inner steps k", title=title)
+        axis.grid(alpha=0.3)
+    handles, labels = all_axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    return figure
+
+
+def plot_accuracy(rows: Rows) -> Figure:
+    """Last test accuracy against k: quartiles over the seeds."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axis = figure.subplots()
+    for i, name in enumerate(values(rows, "estimator")):
+        points = where(rows, estimator=name)
+        _quartiles(axis, points, "last_test_accuracy", color=f"C{i}", label=name)
+    axis.set(xlabel="inner steps k", ylabel="test accuracy, last")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return figure
+
+
+def _quartiles(axis: Any, rows: Rows, key: str, **style: Any) -> None:
+    """The median against k, with a bar from the lower to the upper quartile."""
+    lengths = values(rows, "k")
+    samples = [[row[key] for row in where(rows, k=k)] for k in lengths]
+    low, middle, high = np.array([np.percentile(x, (25, 50, 75)) for x in samples]).T
+    bars = (middle - low, high - middle)
+    axis.errorbar(lengths, middle, bars, marker=".", capsize=2, linewidth=1, **style)
+    axis.set_xscale("log")

@@ -1,0 +1,279 @@
+"""What a window costs, as far as XLA tells it before anything runs: FLOPs, memory; and the tables.
+
+The promises of the ways back are held on ResNet-8 at the paper's batch, which is compiled only.
+"""
+
+import functools
+import math
+import subprocess
+import sys
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import costs
+from experiments.costs import Memory
+
+STEPS = ["plain", "exact:store"]
+MIB = 2**20
+LONG = 50
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_config):
+    # AMSGrad is our own and keeps to strict promotion.
+    config = tiny_config(**{"meta_optimizer.name": "amsgrad"})
+    programs = costs.mlc_programs(config, [1, 3], STEPS[1:])
+    return costs.to_rows(costs.measure(programs, repeats=2, min_seconds=0.0))
+
+
+def test_there_is_a_row_for_every_step_and_window_length(rows):
+    want = [(k, step) for k in (1, 3) for step in STEPS]
+    assert [(row["num_inner_steps"], row["step"]) for row in rows] == want
+    table = costs.to_markdown(rows).splitlines()
+    assert [line.split(" | ")[:2] for line in table[2:]] == [[f"| {k}", step] for k, step in want]
+    assert len({line.count("|") for line in table}) == 1
+
+
+def test_figures_are_plausible(rows):
+    assert all(row["compile_seconds"] > 0 for row in rows)
+    assert all(0 < row["ms_25_percent"] <= row["ms"] <= row["ms_75_percent"] for row in rows)
+    assert all(0 < row["rolled_temp_mib"] < 2 * row["temp_mib"] for row in rows)
+    assert all(row["peak_mib"] > row["temp_mib"] for row in rows)
+    at = {(row["num_inner_steps"], row["step"]): row for row in rows}
+    assert at[1, "plain"]["flop_ratio"] == at[1, "plain"]["time_ratio"] == 1
+    np.testing.assert_allclose(at[3, "plain"]["gflop"], at[1, "plain"]["gflop"], rtol=0.02)
+    assert 1.3 < at[1, "exact:store"]["flop_ratio"] < at[3, "exact:store"]["flop_ratio"] < 3.5
+
+
+def test_figures_are_per_inner_step_and_ratios_within_a_round():
+    def measured(name, seconds, flops, memory):
+        program = costs.Program(name, 2, lambda state, batch: (state, None), dict, None)
+        return costs.Measurement(program, np.array(seconds), flops, memory, memory, 0.5)
+
+    plain = measured("plain", [1.0, 2.0, 4.0], 2e9, Memory(MIB, 2 * MIB))
+    other = measured("other", [2.0, 6.0, 16.0], 3e9, Memory(2 * MIB, 3 * MIB))
+    row = costs.to_rows([plain, other])[1]
+    assert row["ms"] == 3000
+    assert row["time_ratio"] == 3
+    assert row["gflop"] == 1.5
+    assert row["flop_ratio"] == 1.5
+    assert (row["temp_mib"], row["peak_mib"], row["rolled_temp_mib"]) == (2, 3, 2)
+
+
+@pytest.fixture(scope="module")
+def small(tiny_config):
+    """A config whose truncation and solver are longer than what windows are counted from."""
+    settings = {"truncation": 3, "solver_steps": 5}
+    return tiny_config(
+        **{f"meta_gradient.{name}": value for name, value in settings.items()},
+        **{"meta_optimizer.name": "amsgrad"},
+    )
+
+
+@pytest.fixture(scope="module")
+def count(small):
+    return functools.cache(functools.partial(costs._unrolled_flops, small))
+
+
+SLOW = pytest.mark.slow  # Many compilations.
+
+
+@pytest.mark.parametrize(
+    ("name", "k"),
+    [
+        ("plain", 4),
+        ("exact:forward_over_reverse", 4),
+        ("neumann", 3),
+        pytest.param("approximate", 4, marks=SLOW),
+        pytest.param("cross_entropy", 4, marks=SLOW),
+        pytest.param("exact:store", 4, marks=SLOW),
+        pytest.param("exact:remat", 5, marks=SLOW),
+        pytest.param("exact:two_level", 6, marks=SLOW),  # Segments of 2, 2, 1 after the first step.
+        pytest.param("truncated:store", 5, marks=SLOW),
+        pytest.param("truncated:two_level", 5, marks=SLOW),
+        pytest.param("one_step", 4, marks=SLOW),
+        pytest.param("finite_difference", 4, marks=SLOW),
+    ],
+)
+def test_flops_of_a_long_window_follow_from_small_ones(name, k, small, count):
+    predicted = costs.window_flops(small, name, k, count=count)
+    np.testing.assert_allclose(predicted, count(name, k), rtol=5e-3)
+
+
+@SLOW
+def test_conjugate_gradient_counts_every_iteration(small):
+    """One that is written out: XLA counts all of it. What counts as a term does so nearly."""
+
+    def written_out(damped, b, *, tol, maxiter):
+        del tol
+        x = jax.tree.map(jnp.zeros_like, b)
+        r = p = jax.tree.map(jnp.subtract, b, damped(x))
+        for _ in range(maxiter):
+            product = damped(p)
+            alpha = optax.tree.vdot(r, r) / optax.tree.vdot(p, product)
+            x = optax.tree.add_scale(x, alpha, p)
+            residual = optax.tree.add_scale(r, -alpha, product)
+            beta = optax.tree.vdot(residual, residual) / optax.tree.vdot(r, r)
+            r, p = residual, optax.tree.add_scale(residual, beta, p)
+        return x, None
+
+    counted = costs.window_flops(small, "conjugate_gradient", 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.scipy.sparse.linalg, "cg", written_out)
+        expected = costs._unrolled_flops(small, "conjugate_gradient", 2)
+    np.testing.assert_allclose(counted, expected, rtol=0.05)
+
+
+def test_every_step_of_a_loop_counts(small, count):
+    """What XLA says of a loop is one turn; the figure for the table is not that."""
+    name = "exact:forward_over_reverse"
+    loop, _ = costs.analyse(costs.create_program(small, name, 20, scan_unroll=1))
+    assert costs.window_flops(small, name, 20, count=count) > 8 * loop
+
+
+# --- The promises. Numbers are of jax 0.10.2; temp memory at k = 1 is 129.8 MiB.
+
+
+class Promise(NamedTuple):
+    """Upper bounds for a way back of `exact`.
+
+    FLOPs are over those of k plain steps, `everything` on all images of the batches, at k = 50.
+    Temp memory of k = 50 is `memory` times that of k = 1, and `copies` of params and their
+    optimizer's state.
+    """
+
+    flops_1: float
+    flops_5: float
+    flops_50: float
+    everything: float
+    memory: float
+    copies: float
+
+
+ROOT = math.sqrt(LONG)
+PROMISES = {
+    # Measured: 1.77, 2.72, 2.93, 2.20; memory grows by 308 MiB a step.
+    "store": Promise(1.8, 3.3, 3.3, 3.3, math.inf, 0),
+    # 2.00, 3.32, 3.62, 2.72; 1.07 with the copies, 167.4 MiB.
+    "forward_over_reverse": Promise(2.05, 3.4, 3.7, 3.3, 1.15, LONG),
+    # 1.99, 3.30, 3.59, 2.69; 1.28 with the copies, 195.4 MiB: 1.15 is missed. A step that is
+    # computed again is kept as `store` keeps it, with what lies between the convolutions.
+    "remat": Promise(2.05, 3.4, 3.7, 3.3, 1.35, LONG),
+}
+
+
+@pytest.fixture(scope="module")
+def analyse():
+    """(step, k) -> FLOPs and memory on ResNet-8, batch 100 + 50 + 50, steps in a loop."""
+
+    @functools.cache
+    def analysis(name, k):
+        return costs.analyse(costs.create_program(_resnet(), name, k, scan_unroll=1))
+
+    return analysis
+
+
+def _resnet():
+    from configs import cifar10
+
+    config = cifar10.get_config()
+    config.model.resnet.depth = 8
+    config.main_optimizer.schedule = "constant"  # optax's steps do not keep to strict promotion.
+    return config
+
+
+def _copy_bytes(config):
+    """Of the classifier's params and its optimizer's state."""
+    main = jax.eval_shape(costs.create_program(config, "plain", 1).init).main
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((main.params, main.opt_state)))
+
+
+def _flops(analyse, name, k):
+    """Of k steps of `exact`: the first is outside of the loop, of which one turn is counted."""
+    (first, _), (with_a_turn, _) = (analyse(name, n) for n in (1, LONG))
+    return first + (k - 1) * (with_a_turn - first)
+
+
+@pytest.mark.parametrize(
+    "backward", ["store", "forward_over_reverse", pytest.param("remat", marks=SLOW)]
+)
+def test_cost_of_exact(backward, analyse):
+    name, promise = f"exact:{backward}", PROMISES[backward]
+    plain, everything = (analyse(other, 1)[0] for other in ("plain", "cross_entropy"))
+    ratios = [_flops(analyse, name, k) / (k * plain) for k in (1, 5, LONG)]
+    ratios.append(_flops(analyse, name, LONG) / (LONG * everything))
+    short, long = (analyse(name, k)[1].temp for k in (1, LONG))
+    print(f"{backward}: FLOPs {np.round(ratios, 3)}, {short / MIB:.1f} and {long / MIB:.1f} MiB")
+    assert (np.array(ratios) <= promise[:4]).all()
+    assert long <= promise.memory * short + promise.copies * _copy_bytes(_resnet())
+    if backward == "store":
+        assert long > LONG * short
+
+
+@pytest.mark.parametrize(
+    ("backward", "copies"), [("forward_over_reverse", LONG), ("two_level", 2 * ROOT)]
+)
+def test_what_is_kept_of_every_step(backward, copies, small):
+    """On an MLP, of which the state is most. `store` keeps more: the test would see it."""
+
+    def growth(backward):
+        short, long = (costs.rolled_memory(small, f"exact:{backward}", k).temp for k in (5, LONG))
+        return (long - short) / _copy_bytes(small)
+
+    kept = growth(backward)
+    print(f"{backward}: {kept:.1f} copies")
+    assert 0 < kept <= copies
+    if backward == "two_level":
+        assert growth("store") > LONG
+
+
+@SLOW
+def test_memory_of_two_level(analyse):
+    """1.17 times that of k = 1 and 2 sqrt(k) copies, not 1.15: 159.5 MiB where 157.4 were wanted.
+
+    What is kept is less than the copies, 6.5 of 8.1 MiB. It is the loop: its body goes back to the
+    params, too, which the first step does not, and takes 153 MiB.
+    """
+    short, long = (analyse("exact:two_level", k)[1].temp for k in (1, LONG))
+    print(f"two_level: {short / MIB:.1f} and {long / MIB:.1f} MiB")
+    assert long <= 1.2 * short + 2 * ROOT * _copy_bytes(_resnet())
+
+
+def test_one_step_and_approximate_cost_the_same_at_one_step(analyse):
+    """And as much as `exact:store`. The other ways back compute the forward pass again."""
+    flops = [analyse(name, 1)[0] for name in ("one_step", "approximate", "exact:store")]
+    np.testing.assert_allclose(flops[1:], flops[0], rtol=0.02)
+
+
+@SLOW
+def test_the_ways_back_cost_the_same_at_one_step(analyse):
+    names = ("exact:forward_over_reverse", "exact:remat", "exact:two_level")
+    flops = [analyse(name, 1)[0] for name in names]
+    np.testing.assert_allclose(flops[1:], flops[0], rtol=0.02)
+    assert flops[0] < 1.15 * analyse("exact:store", 1)[0]
+
+
+@SLOW
+def test_a_loop_costs_what_is_counted_without_one(analyse):
+    counted = costs.window_flops(_resnet(), "exact:forward_over_reverse", LONG)
+    of_loop = _flops(analyse, "exact:forward_over_reverse", LONG)
+    np.testing.assert_allclose(counted, of_loop, rtol=0.01)
+
+
+@SLOW
+def test_flops_of_two_level(analyse):
+    """Every step but the last of a segment is computed once more."""
+    plain, _ = analyse("plain", 1)
+    ratio = costs.window_flops(_resnet(), "exact:two_level", LONG) / (LONG * plain)
+    print(f"two_level: FLOPs {ratio:.3f}")
+    assert ratio <= 4.7
+
+
+def test_tensorflow_is_not_imported():
+    code = "import experiments.costs, sys; sys.exit('tensorflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,136 @@
+"""Every training step compiles for a TPU; no TPU is needed for it, but libtpu is."""
+
+import csv
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from mlc_jax.bilevel import BACKWARDS
+from mlc_jax.meta_gradients import ESTIMATORS
+
+ROOT = pathlib.Path(__file__).parents[1]
+TIMEOUT = 900  # Seconds; the ResNet takes a minute or two.
+NUM_CHIPS = 8  # Of v5e:2x4.
+ALL_STEPS = {f"exact:{backward}" for backward in BACKWARDS} | set(ESTIMATORS) - {"exact"}
+COMPILE = "experiments.tpu.compile"
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed: pip install -e '.[test-all]'",
+)
+
+
+def _run(command):
+    # The suite's XLA_FLAGS are for the CPU; TPU_LIBRARY_PATH is set wherever libtpu was imported.
+    left_out = ("XLA_FLAGS", "TPU_LIBRARY_PATH")
+    env = {name: value for name, value in os.environ.items() if name not in left_out}
+    return subprocess.run(
+        [sys.executable, *command], env=env, cwd=ROOT, capture_output=True, text=True,
+        timeout=TIMEOUT,
+    )  # fmt: skip
+
+
+def _command(workdir, noisy, clean, *args):
+    sizes = [f"--config.noisy_batch_size={noisy}", f"--config.clean_batch_size={clean}"]
+    return ["--config=configs/digits.py", f"--workdir={workdir}", *sizes, *args]
+
+
+def _rows(workdir, noisy, clean, *args):
+    """step -> its row of the table."""
+    result = _run(["-m", COMPILE, *_command(workdir, noisy, clean, *args)])
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (workdir / "tpu.md").read_text() in result.stdout
+    with (workdir / "tpu.csv").open() as lines:
+        rows = {row["step"]: row for row in csv.DictReader(lines)}
+    assert all(row["device"] == f"{NUM_CHIPS} TPU v5 lite" for row in rows.values())
+    return rows
+
+
+def _record(record_property, rows):
+    for step, row in rows.items():
+        for name in ("temp_mib", "peak_mib", "gflop", "compile_seconds"):
+            record_property(f"{step} {name}", float(row[name]))
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_every_step_compiles(tmp_path, record_property):
+    rows = _rows(tmp_path, 128, 64, "--num_inner_steps=2")
+    assert rows.keys() == ALL_STEPS
+    _record(record_property, rows)
+    for step, row in rows.items():
+        assert row["fits"] == "yes", step
+        assert float(row["gflop"]) > 0, step
+        assert float(row["peak_mib"]) > float(row["argument_mib"]) > 0, step
+        assert float(row["temp_mib"]) >= 0, step  # A model this small may need none.
+    # Two steps are counted as one, but the way back as well.
+    assert float(rows["exact:remat"]["gflop"]) > float(rows["exact:store"]["gflop"])
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_what_a_resnet_keeps_of_every_step(tmp_path, record_property):
+    """Batches are large, so that it does not fit into the chip's fast memory."""
+    rows = _rows(
+        tmp_path, 2048, 1024, "--config.model.name=resnet", "--config.model.resnet.depth=8",
+        "--num_inner_steps=5", "--estimators=exact:store,exact:forward_over_reverse",
+    )  # fmt: skip
+    _record(record_property, rows)
+    store, recompute = rows["exact:store"], rows["exact:forward_over_reverse"]
+    for name in ("temp_mib", "peak_mib"):
+        assert float(store[name]) > 2 * float(recompute[name]) > 0
+    assert float(recompute["gflop"]) > float(store["gflop"]) > 0
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_bfloat16_compiles(tmp_path):
+    args = ("--num_inner_steps=2", "--estimators=exact", "--config.model.dtype=bfloat16")
+    rows = _rows(tmp_path, 128, 64, *args)
+    assert rows.keys() == {"exact"}
+    assert rows["exact"]["dtype"] == "bfloat16"
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_step_that_does_not_fit_is_a_row_of_the_table(tmp_path):
+    rows = _rows(tmp_path, 2**28, 64, "--num_inner_steps=1", "--estimators=one_step")
+    assert rows["one_step"]["fits"] == "no"
+    assert rows["one_step"]["temp_mib"] == "nan"
+    assert "k = 1, one_step: RESOURCE_EXHAUSTED: " in (tmp_path / "tpu.md").read_text()
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_batches_that_the_chips_cannot_share_get_a_line_each(tmp_path):
+    workdir = tmp_path / "out"
+    result = _run(["-m", COMPILE, *_command(workdir, 100, 50)])
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        "error: config.noisy_batch_size: got 100, expected a positive multiple of 8 (8 devices), "
+        "such as 96",
+        "config.clean_batch_size: got 50, expected a positive multiple of 16 (two halves, "
+        "8 devices), such as 48",
+    ]
+    assert not workdir.exists()
+
+
+def test_without_libtpu_there_is_one_line_and_tensorflow_is_not_imported(tmp_path):
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['libtpu'] = None\n"
+        "try:\n"
+        f"    runpy.run_module({COMPILE!r}, run_name='__main__', alter_sys=True)\n"
+        "finally:\n"
+        "    assert 'tensorflow' not in sys.modules\n"
+    )
+    workdir = tmp_path / "out"
+    result = _run(["-c", code, *_command(workdir, 128, 64)])
+    assert result.returncode == 2
+    want = "error: libtpu, the TPU's compiler, is not installed: pip install -e '.[tpu]'\n"
+    assert result.stderr == want
+    assert not workdir.exists()
