@@ -50,7 +50,6 @@ MIN_SECONDS = 0.2  # Of one timing: a step of a millisecond is run many times fo
 _ANALYSIS_OPTIONS: dict[str, Any] = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
 }
 _COLUMNS = {
     "k": "{num_inner_steps}",
@@ -60,7 +59,7 @@ _COLUMNS = {
     "GFLOP an inner step": "{gflop:.3g}",
     "FLOPs / plain": "{flop_ratio:.2f}",
     "temp memory, MiB": "{temp_mib:.1f}",
-    "rolled": "{rolled_temp_mib:.1f}",
+    "rolled, MiB": "{rolled_temp_mib:.1f}",
     "peak, MiB": "{peak_mib:.1f}",
     "compile, s": "{compile_seconds:.1f}",
 }

@@ -119,7 +119,9 @@ def truncated(
     def objective(meta_params: Params) -> tuple[jax.Array, Any]:
         # Nothing before the first of these steps depends on the meta params. Outside of the loop,
         # XLA drops the half of its way back that would lead there.
-        steps = functools.partial(unroll, batches=batches, rngs=rngs, backward=options.backward)
+        # One step alone has to keep no more than its own gradient does.
+        backward = options.backward if first + 1 < len(rngs) else "store"
+        steps = functools.partial(unroll, batches=batches, rngs=rngs, backward=backward)
         new_main, of_steps = steps(main, meta_params, first=first, num_steps=1)
         metrics = [of_steps]
         if first + 1 < len(rngs):

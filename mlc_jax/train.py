@@ -3,11 +3,8 @@
 import collections
 import contextlib
 import json
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -31,10 +28,12 @@ from mlc_jax import (
     validation,
 )
 from mlc_jax.bilevel import Batch, Examples, Metrics, resolve_unroll
+from mlc_jax.clock import Clock
 from mlc_jax.data.pipeline import to_devices
 from mlc_jax.errors import NonFiniteLossError, Preempted
 from mlc_jax.evaluate import AXIS_NAME, PredictFn
 from mlc_jax.metrics import MetricWriter
+from mlc_jax.preemption import PreemptionFlag, sigterm_noticed
 from mlc_jax.train_state import TrainState, num_params
 from mlc_jax.workdir import locked_workdir
 
@@ -74,7 +73,7 @@ def train_and_evaluate(
     """
     validation.validate(config, num_devices=jax.device_count())
     run = build(config)
-    with locked_workdir(workdir) as path, _sigterm() as preempted:
+    with locked_workdir(workdir) as path, sigterm_noticed() as preempted:
         sharding = NamedSharding(Mesh(np.asarray(jax.devices()), (AXIS_NAME,)), PartitionSpec())
         checkpointer = checkpoint.Checkpointer(path, sharding, keep=config.checkpoints_to_keep)
         try:
@@ -180,7 +179,7 @@ class _Loop:
         run: Run,
         workdir: epath.Path,
         checkpointer: checkpoint.Checkpointer,
-        preempted: "_PreemptionFlag",
+        preempted: PreemptionFlag,
         show_progress: bool,
     ):
         self._run = run
@@ -217,7 +216,7 @@ class _Loop:
             total=run.num_steps, initial=step, unit="step", disable=not self._show_progress,
             desc=config.method, dynamic_ncols=True, mininterval=_bar_interval(),
         )  # fmt: skip
-        clock = _Clock(step, config.noisy_batch_size + config.clean_batch_size)
+        clock = Clock(step, config.noisy_batch_size + config.clean_batch_size)
 
         def due(every: int) -> bool:
             """Whether this window passed a multiple of `every` steps: the one rule of cadence."""
@@ -386,85 +385,6 @@ class _Loop:
             )
         self._checkpointer.save(step, state, progress)
         self._last_save = time.monotonic()
-
-
-class _Clock:
-    """Throughput and waiting times of the loop, without compilation, evaluation and saving."""
-
-    def __init__(self, step: int, examples_per_step: int):
-        self._examples_per_step = examples_per_step
-        self._lap = time.perf_counter()
-        self.is_first = True
-        self._restart(step)
-
-    def restart(self, step: int) -> None:
-        self.is_first = False
-        self._restart(step)
-
-    def _restart(self, step: int) -> None:
-        self._step, self._start = step, time.perf_counter()
-        self._waited = self._paused = 0.0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._paused += time.perf_counter() - start
-
-    def read(self, step: int) -> dict[str, float]:
-        """Figures since the last call (or the restart)."""
-        seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
-        row = {
-            "examples_per_second": (step - self._step) * self._examples_per_step / seconds,
-            "data_wait_share": self._waited / seconds,
-        }
-        self._restart(step)
-        return row
-
-    def lap(self) -> float:
-        """Seconds since the last call, everything included."""
-        now = time.perf_counter()
-        seconds, self._lap = now - self._lap, now
-        return seconds
-
-
-class _PreemptionFlag:
-    """Whether SIGTERM came. With several processes JAX agrees on the step for all of them."""
-
-    def __init__(self) -> None:
-        self.is_set = False
-
-    def reached(self, window: int) -> bool:
-        if jax.process_count() > 1:
-            # JAX stops everyone at one more than the largest count: it must go up by ones.
-            return multihost_utils.reached_preemption_sync_point(window)
-        return self.is_set
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[_PreemptionFlag]:
-    """Turns SIGTERM into a flag. With several processes JAX's own handler does."""
-    flag = _PreemptionFlag()
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if jax.process_count() > 1 or not in_main_thread:  # Only the main thread may set handlers.
-        yield flag
-        return
-
-    def handle(signum: int, frame: object) -> None:
-        del signum, frame
-        flag.is_set = True
-
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _bar_interval() -> float:
