@@ -109,7 +109,6 @@ def truncated(
     options: Options = DEFAULTS,
 ) -> Window:
     """Reverse-mode gradient of `L_D(w_k)` through the last `options.truncation` updates."""
-
     unroll = functools.partial(bilevel.unroll, problem, scan_unroll=options.scan_unroll)
     first, metrics = max(0, len(rngs) - options.truncation), []
     if first:
@@ -117,11 +116,11 @@ def truncated(
         metrics.append(plain)
 
     def objective(meta_params: Params) -> tuple[jax.Array, Any]:
-        # Nothing before the first of these steps depends on the meta params. Outside of the loop,
-        # XLA drops the half of its way back that would lead there.
         # One step alone has to keep no more than its own gradient does.
         backward = options.backward if first + 1 < len(rngs) else "store"
         steps = functools.partial(unroll, batches=batches, rngs=rngs, backward=backward)
+        # Nothing before the first of these steps depends on the meta params. Outside of the loop,
+        # XLA drops the half of its way back that would lead there.
         new_main, of_steps = steps(main, meta_params, first=first, num_steps=1)
         metrics = [of_steps]
         if first + 1 < len(rngs):
