@@ -139,7 +139,8 @@ def trajectory(config: ConfigDict) -> dict[str, TrainState]:
     }
     step, state = train.create_train_step(run.method), _initial_state(run)
     states = {}
-    for window, batch in zip(range(max(points) + 1), _batches(run, 0), strict=False):
+    windows = tqdm(range(max(points) + 1), desc="trajectory", unit="window", leave=False)
+    for window, batch in zip(windows, _batches(run, 0), strict=False):
         if window in points:
             states[points[window]] = jax.tree.map(lambda x: x.copy(), state)  # Donated otherwise.
         state, _ = jax.block_until_ready(step(state, batch))
