@@ -11,7 +11,6 @@ wait for data needs TensorFlow.
 """
 
 import time
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from experiments import costs
 from experiments.tables import to_csv
 from mlc_jax import command_line
-from mlc_jax.errors import InputError
+from mlc_jax.errors import InputError, expect
 from mlc_jax.meta_gradients import ESTIMATORS
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -95,17 +94,12 @@ def _check_flags(config: ConfigDict) -> list[int]:
     """Raises InputError, or returns the values of k."""
     windows, estimators, dataset = _NUM_INNER_STEPS.value, _ESTIMATORS.value, config.dataset.name
     ok = windows and all(value.isdecimal() and int(value) for value in windows)
-    _expect(ok, "--num_inner_steps", ",".join(windows), "whole numbers from 1, as in 1,5")
+    expect(ok, "--num_inner_steps", ",".join(windows), "whole numbers from 1, as in 1,5")
     ok = estimators and set(estimators) <= set(costs.STEPS)
-    _expect(ok, "--estimators", ",".join(estimators), f"some of {', '.join(costs.STEPS)}")
+    expect(ok, "--estimators", ",".join(estimators), f"some of {', '.join(costs.STEPS)}")
     known = costs.DATASETS
-    _expect(dataset in known, "config.dataset.name", dataset, f"one of {', '.join(known)}")
+    expect(dataset in known, "config.dataset.name", dataset, f"one of {', '.join(known)}")
     return [int(value) for value in windows]
-
-
-def _expect(ok: Any, name: str, value: str, expected: str) -> None:
-    if not ok:
-        raise InputError(f"{name}: got {value!r}, expected {expected}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from experiments.tables import to_csv, values, where
 from mlc_jax import command_line, train, validation
 from mlc_jax.bilevel import BACKWARDS, Batch, Problem
 from mlc_jax.data.pipeline import to_devices
-from mlc_jax.errors import InputError
+from mlc_jax.errors import expect
 from mlc_jax.evaluate import AXIS_NAME
 from mlc_jax.meta_gradients import DEFAULTS, ESTIMATORS, Estimator, Options, Window, agreement
 from mlc_jax.train_state import MainState, Params, TrainState
@@ -72,8 +72,7 @@ def main() -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     if "cost" in _PARTS.value:
         steps = [f"exact:{backward}" for backward in BACKWARDS]
-        steps += dict.fromkeys(name.split(":")[0] for name in _ESTIMATORS.value)
-        programs = costs.mlc_programs(config, lengths, steps)
+        programs = costs.mlc_programs(config, lengths, steps + _ESTIMATORS.value)
         rows = costs.to_rows(costs.measure(programs, repeats=_REPEATS.value))
         _write(workdir, "cost", rows, costs.to_markdown(rows), plot_cost)
     runs.cache_programs(workdir)  # After the cost: compilation is part of that.
@@ -85,17 +84,8 @@ def main() -> None:
         _write(workdir, "accuracy", rows, accuracy_table(rows), plot_accuracy)
 
 
-def settings(name: str) -> dict[str, Any]:
-    """What an estimator's name stands for: fields of `config.meta_gradient`."""
-    estimator, _, option = name.partition(":")
-    if option:
-        chosen = {"truncation": int(option)} if option.isdecimal() else {"backward": option}
-        return {"estimator": estimator} | chosen
-    return {"estimator": estimator}
-
-
 def _overrides(name: str, num_inner_steps: int) -> dict[str, Any]:
-    fields = settings(name) | {"num_inner_steps": num_inner_steps}
+    fields = costs.settings(name) | {"num_inner_steps": num_inner_steps}
     return {f"meta_gradient.{field}": value for field, value in fields.items()}
 
 
@@ -173,7 +163,7 @@ def _comparison(
 
 def _estimator(name: str) -> Estimator:
     """The estimator of that name, with the option in it."""
-    fields = settings(name)
+    fields = costs.settings(name)
     estimator = ESTIMATORS[fields.pop("estimator")]
 
     def with_option(
@@ -275,7 +265,7 @@ def _write(
 def _check_flags(config: ConfigDict) -> tuple[list[int], list[int], list[float]]:
     """Raises InputError, or returns the values of k, those trained with, and the noise levels."""
     for name in _PARTS.value:
-        _expect(name in PARTS, "--parts", name, f"some of {', '.join(PARTS)}")
+        expect(name in PARTS, "--parts", name, f"some of {', '.join(PARTS)}")
     lengths, trained = (
         _numbers(flag, int, lambda k: k >= 1, "whole numbers from 1")
         for flag in (_NUM_INNER_STEPS, _TRAINED)
@@ -287,12 +277,12 @@ def _check_flags(config: ConfigDict) -> tuple[list[int], list[int], list[float]]
         if colon:
             ok = estimator == "truncated" and option.isdecimal() and int(option) >= 1
         others = ", ".join(x for x in ESTIMATORS if x != "exact")
-        _expect(ok, "--estimators", name, f"some of {others}; truncated:5 goes back 5 steps")
+        expect(ok, "--estimators", name, f"some of {others}; truncated:5 goes back 5 steps")
     for k in {*lengths, *trained}:
         changed = runs.override(config, _overrides("exact", k))
         validation.validate(changed, num_devices=jax.device_count())
-    if train.build(config).method.window is None:
-        raise InputError(f"config.method: got {config.method!r}, expected one with a meta model")
+    bilevel = train.build(config).method.window
+    expect(bilevel, "config.method", config.method, "one with a meta model")
     return lengths, trained, levels
 
 
@@ -302,13 +292,8 @@ def _numbers(flag: Any, kind: type, ok: Callable[[Any], bool], expected: str) ->
     except ValueError:
         values = []
     good = bool(values) and all(ok(value) for value in values)
-    _expect(good, f"--{flag.name}", ",".join(flag.value), expected)
+    expect(good, f"--{flag.name}", ",".join(flag.value), expected)
     return values
-
-
-def _expect(ok: Any, name: str, value: str, expected: str) -> None:
-    if not ok:
-        raise InputError(f"{name}: got {value!r}, expected {expected}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 A *step* is named `plain`, the cross-entropy step on the images of MLC's inner loss (the noisy batch
 and the clean half that trains) with the same optimizer; `cross_entropy`, that baseline's, on all
 images of the batch; or after an estimator. `exact` and `truncated` go back as the config says,
-`exact:store` and so on as the name says. Inputs are random numbers of the dataset's shape.
+`exact:store` and so on as the name says; `truncated:5` goes back five steps. Inputs are random
+numbers of the dataset's shape.
 
 On CPU, what XLA says of a program needs care:
 
@@ -107,6 +108,15 @@ class Measurement(NamedTuple):
     compile_seconds: float
 
 
+def settings(name: str) -> dict[str, Any]:
+    """What the name of an estimator's step stands for: fields of `config.meta_gradient`."""
+    estimator, _, option = name.partition(":")
+    if not option:
+        return {"estimator": estimator}
+    field, value = ("truncation", int(option)) if option.isdecimal() else ("backward", option)
+    return {"estimator": estimator, field: value}
+
+
 def mlc_programs(
     config: ConfigDict, num_inner_steps: Sequence[int], steps: Sequence[str]
 ) -> list[Program]:
@@ -117,7 +127,7 @@ def mlc_programs(
         for name in dict.fromkeys((PLAIN, *steps)):
             program = create_program(config, name, k)
             turns = _inputs(_with(config, num_inner_steps=k)).options.scan_unroll
-            if turns < k or _split(config, name)[0] in ("neumann", "conjugate_gradient"):
+            if turns < k or settings(name)["estimator"] in ("neumann", "conjugate_gradient"):
                 flops = functools.partial(window_flops, config, name, k, count=count)
                 program = program._replace(count_flops=flops)
             if turns > 1 or jax.default_backend() == "cpu":
@@ -138,8 +148,8 @@ def create_program(
       num_inner_steps: k; the config's is not read.
       scan_unroll: instead of the config's.
     """
-    settings = {} if scan_unroll is None else {"unroll": scan_unroll}
-    config = _with(config, num_inner_steps=num_inner_steps, **settings)
+    unroll = {} if scan_unroll is None else {"unroll": scan_unroll}
+    config = _with(config, num_inner_steps=num_inner_steps, **unroll)
     method = _method(config, name)
     init = lambda: jax.jit(method.init)(jax.random.key(0))  # noqa: E731
     return Program(name, num_inner_steps, method.train_step, init, _random_batches(config))
@@ -183,8 +193,9 @@ def window_flops(
       config, name, num_inner_steps: as for `create_program`.
       count: `_unrolled_flops` with this config, if it remembers what it counted before.
     """
-    k, solver_steps = num_inner_steps, config.meta_gradient.solver_steps
-    estimator, backward = _split(config, name)
+    chosen = _with(config, **settings(name)).meta_gradient
+    estimator, backward, solver_steps = chosen.estimator, chosen.backward, chosen.solver_steps
+    k = num_inner_steps
     if count is None:
         count = functools.cache(functools.partial(_unrolled_flops, config))
     if estimator in ("neumann", "conjugate_gradient"):
@@ -195,10 +206,11 @@ def window_flops(
             return base + (solver_steps - 2) * term + before
         return count(name, 1) + (solver_steps - 1) * term + before
     if estimator == "truncated":
-        depth, exact = config.meta_gradient.truncation, f"exact:{backward}"
+        depth, exact = chosen.truncation, f"exact:{backward}"
         if k <= depth:
             return window_flops(config, exact, k, count=count)
         small = min(depth, 2)
+        name = f"truncated:{backward}"
         base, longer = (count(name, small + i, truncation=small) for i in (1, 2))
         deep, shallow = (window_flops(config, exact, n, count=count) for n in (depth, small))
         return base + (k - depth - 1) * (longer - base) + deep - shallow
@@ -278,12 +290,6 @@ def describe(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def _split(config: ConfigDict, name: str) -> tuple[str, str]:
-    """Estimator and backward of a step's name."""
-    estimator, _, backward = name.partition(":")
-    return estimator, backward or config.meta_gradient.backward
-
-
 def _with(config: ConfigDict, **meta_gradient: Any) -> ConfigDict:
     """A copy with other settings of the meta-gradient."""
     config = copy.deepcopy(config)
@@ -297,9 +303,7 @@ def _method(config: ConfigDict, name: str) -> Method:
         return supervised(_inputs(config), lambda batch: batch._replace(clean_outer=None))
     if name in methods.METHODS:
         return methods.METHODS[name](_inputs(config))
-    estimator, backward = _split(config, name)
-    config = _with(config, estimator=estimator, backward=backward)
-    return methods.METHODS["mlc"](_inputs(config))
+    return methods.METHODS["mlc"](_inputs(_with(config, **settings(name))))
 
 
 def _inputs(config: ConfigDict) -> methods.MethodInputs:
@@ -332,9 +336,9 @@ def _random_batches(config: ConfigDict) -> Batch:
     return Batch(noisy, None, examples(size))
 
 
-def _unrolled_flops(config: ConfigDict, name: str, k: int, **settings: int) -> float:
-    """FLOPs of a window without a loop over steps or terms; `settings` of the meta-gradient."""
-    config = _with(config, **settings)
+def _unrolled_flops(config: ConfigDict, name: str, k: int, **meta_gradient: int) -> float:
+    """FLOPs of a window without a loop over steps or terms; other settings of the meta-gradient."""
+    config = _with(config, **meta_gradient)
     turns = max(k, config.meta_gradient.solver_steps)
     return analyse(create_program(config, name, k, scan_unroll=turns))[0]
 

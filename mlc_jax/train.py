@@ -27,11 +27,12 @@ from mlc_jax import (
     report,
     validation,
 )
-from mlc_jax.bilevel import Batch, Examples, Metrics, resolve_unroll
+from mlc_jax.bilevel import Batch, Examples, Metrics
 from mlc_jax.clock import Clock
 from mlc_jax.data.pipeline import to_devices
 from mlc_jax.errors import NonFiniteLossError, Preempted
 from mlc_jax.evaluate import AXIS_NAME, PredictFn
+from mlc_jax.methods.base import estimator_options
 from mlc_jax.metrics import MetricWriter
 from mlc_jax.preemption import PreemptionFlag, sigterm_noticed
 from mlc_jax.train_state import TrainState, num_params
@@ -295,18 +296,10 @@ class _Loop:
             jax.device_count(),
             jax.default_backend(),
         )
-        gradient = config.meta_gradient
-        convolutions = config.model.name in models.CONVOLUTIONAL
-        steps_a_turn = resolve_unroll(
-            gradient.unroll, gradient.num_inner_steps, convolutions=convolutions
-        )
+        options, gradient = estimator_options(config), config.meta_gradient
         goes_back = gradient.estimator in ("exact", "truncated") and gradient.num_inner_steps > 1
-        if (
-            self._run.method.window
-            and steps_a_turn > 1
-            and goes_back
-            and (gradient.backward != "store")
-        ):
+        keeps_all = options.scan_unroll > 1 and options.backward != "store"
+        if self._run.method.window and goes_back and keeps_all:
             logging.info(
                 "The inner steps are unrolled into one program, which keeps all of them for the "
                 "way back, as backward=store does. --config.meta_gradient.unroll=1 keeps memory "

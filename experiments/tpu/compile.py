@@ -48,11 +48,11 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from experiments.costs import DATASETS
+from experiments.costs import DATASETS, settings
 from experiments.tables import to_csv
 from mlc_jax import command_line, methods, models
 from mlc_jax.bilevel import BACKWARDS, Batch, Examples
-from mlc_jax.errors import InputError
+from mlc_jax.errors import InputError, expect
 from mlc_jax.evaluate import AXIS_NAME
 from mlc_jax.meta_gradients import ESTIMATORS
 from mlc_jax.methods import Method
@@ -121,9 +121,7 @@ def compile_step(
       A row of the table; figures are NaN if the step does not fit. What the compiler says then.
     """
     config = copy.deepcopy(config)
-    estimator, _, backward = step.partition(":")
-    config.meta_gradient.estimator = estimator
-    config.meta_gradient.backward = backward or config.meta_gradient.backward
+    config.meta_gradient.update(settings(step))
     config.meta_gradient.num_inner_steps = num_inner_steps
     # 0 chooses by the platform that jax runs on, which is not the one that is compiled for.
     config.meta_gradient.unroll = config.meta_gradient.unroll or 1
@@ -222,12 +220,12 @@ def _check_flags(config: ConfigDict) -> tuple[list[int], list[str], list[Any]]:
     """Raises InputError, or returns the values of k, the steps, and the topology's devices."""
     windows, steps, dataset = _NUM_INNER_STEPS.value, _ESTIMATORS.value, config.dataset.name
     ok = windows and all(value.isdecimal() and int(value) for value in windows)
-    _expect(ok, "--num_inner_steps", ",".join(windows), "whole numbers from 1, as in 1,5")
+    expect(ok, "--num_inner_steps", ",".join(windows), "whole numbers from 1, as in 1,5")
     ok = steps and set(steps) <= {"all", *STEPS}
-    _expect(ok, "--estimators", ",".join(steps), f"all or some of {', '.join(STEPS)}")
-    _expect(dataset in DATASETS, "config.dataset.name", dataset, f"one of {', '.join(DATASETS)}")
+    expect(ok, "--estimators", ",".join(steps), f"all or some of {', '.join(STEPS)}")
+    expect(dataset in DATASETS, "config.dataset.name", dataset, f"one of {', '.join(DATASETS)}")
     bilevel = config.method in methods.METHODS and create_method(config).window
-    _expect(bilevel, "config.method", config.method, "one that has a meta-gradient, such as mlc")
+    expect(bilevel, "config.method", config.method, "one that has a meta-gradient, such as mlc")
     chips = _chips(_TOPOLOGY.value)
     _check_batches(config, len(chips))
     steps = [name for step in steps for name in (ALL_STEPS if step == "all" else [step])]
@@ -238,7 +236,7 @@ def _chips(topology: str) -> list[Any]:
     """The devices of a topology, all as if of one host: the program is the same on each."""
     expected = "a TPU and its chips, such as v5e:1x1, v5e:2x4 or v6e:4x4"
     name = re.fullmatch(r"\w+:(\d+(?:x\d+){1,2})", topology)
-    _expect(name, "--topology", topology, expected)
+    expect(name, "--topology", topology, expected)
     bounds = [int(size) for size in name.group(1).split("x")] if name else []
     if "TPU_LIBRARY_PATH" not in os.environ and importlib.util.find_spec("libtpu") is None:
         raise InputError("libtpu, the TPU's compiler, is not installed: pip install -e '.[tpu]'")
@@ -268,11 +266,6 @@ def _check_batches(config: ConfigDict, num_chips: int) -> None:
             )
     if problems:
         raise InputError("\n".join(problems))
-
-
-def _expect(ok: Any, name: str, value: str, expected: str) -> None:
-    if not ok:
-        raise InputError(f"{name}: got {value!r}, expected {expected}")
 
 
 if __name__ == "__main__":

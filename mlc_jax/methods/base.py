@@ -38,6 +38,22 @@ class Method(NamedTuple):
     window: Callable[[Estimator, TrainState, Batch], Window] | None = None
 
 
+def estimator_options(config: ConfigDict) -> Options:
+    """`config.meta_gradient` for the estimators, with the unroll that suits model and platform."""
+    settings = config.meta_gradient
+    return Options(
+        backward=settings.backward,
+        scan_unroll=bilevel.resolve_unroll(
+            settings.unroll,
+            settings.num_inner_steps,
+            convolutions=config.model.name in models.CONVOLUTIONAL,
+        ),
+        truncation=settings.truncation,
+        solver_steps=settings.solver_steps,
+        damping=settings.damping,
+    )
+
+
 class MethodInputs(NamedTuple):
     """What every method is built from.
 
@@ -63,18 +79,7 @@ class MethodInputs(NamedTuple):
     @property
     def options(self) -> Options:
         """Settings of the unroll and of the meta-gradient."""
-        config = self.config.meta_gradient
-        return Options(
-            backward=config.backward,
-            scan_unroll=bilevel.resolve_unroll(
-                config.unroll,
-                config.num_inner_steps,
-                convolutions=self.config.model.name in models.CONVOLUTIONAL,
-            ),
-            truncation=config.truncation,
-            solver_steps=config.solver_steps,
-            damping=config.damping,
-        )
+        return estimator_options(self.config)
 
     def optimizer(self, name: str) -> optax.GradientTransformation:
         """Builds `config.main_optimizer` or `config.meta_optimizer`.
