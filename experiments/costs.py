@@ -126,7 +126,7 @@ def mlc_programs(
     for k in num_inner_steps:
         for name in dict.fromkeys((PLAIN, *steps)):
             program = create_program(config, name, k)
-            turns = _inputs(_with(config, num_inner_steps=k)).options.scan_unroll
+            turns = method_inputs(_with(config, num_inner_steps=k)).options.scan_unroll
             if turns < k or settings(name)["estimator"] in ("neumann", "conjugate_gradient"):
                 flops = functools.partial(window_flops, config, name, k, count=count)
                 program = program._replace(count_flops=flops)
@@ -300,23 +300,24 @@ def _with(config: ConfigDict, **meta_gradient: Any) -> ConfigDict:
 def _method(config: ConfigDict, name: str) -> Method:
     """What makes a step."""
     if name == PLAIN:
-        return supervised(_inputs(config), lambda batch: batch._replace(clean_outer=None))
+        return supervised(method_inputs(config), lambda batch: batch._replace(clean_outer=None))
     if name in methods.METHODS:
-        return methods.METHODS[name](_inputs(config))
-    return methods.METHODS["mlc"](_inputs(_with(config, **settings(name))))
+        return methods.METHODS[name](method_inputs(config))
+    return methods.METHODS["mlc"](method_inputs(_with(config, **settings(name))))
 
 
-def _inputs(config: ConfigDict) -> methods.MethodInputs:
+def method_inputs(config: ConfigDict, axis_name: str | None = None) -> methods.MethodInputs:
+    """What a method is built from, without data: shapes are the dataset's."""
     input_shape, num_classes = DATASETS[config.dataset.name]
     return methods.MethodInputs(
         config=config,
-        model=models.create_classifier(config.model, num_classes, axis_name=None),
+        model=models.create_classifier(config.model, num_classes, axis_name),
         normalize=lambda x: (x.astype(np.float32) - np.float32(127.5)) / np.float32(74),
         example_inputs=jnp.zeros((1, *input_shape), jnp.uint8),
         num_classes=num_classes,
         steps_per_epoch=500,  # For the schedules: any numbers that no timed step comes near.
         num_steps=50_000,
-        axis_name=None,
+        axis_name=axis_name,
     )
 
 

@@ -48,9 +48,9 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from experiments.costs import DATASETS, settings
+from experiments.costs import DATASETS, method_inputs, settings
 from experiments.tables import to_csv
-from mlc_jax import command_line, methods, models
+from mlc_jax import command_line, methods
 from mlc_jax.bilevel import BACKWARDS, Batch, Examples
 from mlc_jax.errors import InputError, expect
 from mlc_jax.evaluate import AXIS_NAME
@@ -161,19 +161,7 @@ def compile_step(
 
 def create_method(config: ConfigDict) -> Method:
     """The config's method, built from shapes alone."""
-    input_shape, num_classes = DATASETS[config.dataset.name]
-    return methods.METHODS[config.method](
-        methods.MethodInputs(
-            config=config,
-            model=models.create_classifier(config.model, num_classes, AXIS_NAME),
-            normalize=lambda x: (x.astype(np.float32) - np.float32(127.5)) / np.float32(74),
-            example_inputs=jnp.zeros((1, *input_shape), jnp.uint8),
-            num_classes=num_classes,
-            steps_per_epoch=500,  # For the schedules.
-            num_steps=50_000,
-            axis_name=AXIS_NAME,
-        )
-    )
+    return methods.METHODS[config.method](method_inputs(config, AXIS_NAME))
 
 
 def batch_shapes(config: ConfigDict, num_chips: int) -> Batch:
