@@ -20,7 +20,7 @@ help:
 	@echo "make clean     remove .venv and caches; runs/ stays"
 
 demo: $(VENV)/installed
-	$(BIN)/python -m experiments.compare_methods --config=configs/digits.py \
+	$(BIN)/python -m experiments.noise_sweep --config=configs/digits.py \
 	  --methods=cross_entropy,clean_only,mlc --seeds=5 --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-test

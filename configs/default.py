@@ -15,7 +15,8 @@ def get_config() -> ConfigDict:
 
     # Initialisation, batch order and augmentation. Splits and noise have seeds of their own.
     config.seed = 0
-    # How to train: mlc, cross_entropy (on noisy and clean), clean_only.
+    # How to train: mlc, meta_weight_net, l2rw, glc, forward, joint, mlnt, distillation,
+    # cross_entropy (on noisy and clean), clean_only, noisy_only.
     config.method = "mlc"
 
     config.dataset = ConfigDict()
@@ -54,6 +55,33 @@ def get_config() -> ConfigDict:
     config.lcn.skip_link = False  # Mix the given label back in with a learned weight.
     config.lcn.sparsemax = False  # In place of softmax.
     config.lcn.tie_embeddings = False  # Needs hidden_size == embedding_size.
+
+    config.weight_net = ConfigDict()  # meta_weight_net.
+    config.weight_net.hidden_size = 100
+
+    config.forward = ConfigDict()
+    # An anchor's probability of its class among all examples'. The authors' 97 for ten classes;
+    # 100, the largest, for a hundred.
+    config.forward.percentile = 97.0
+
+    config.joint = ConfigDict()  # The authors' for UNIF; their 0.8 and 0.4 for FLIP.
+    config.joint.prior_weight = 1.2  # alpha.
+    config.joint.entropy_weight = 0.8  # beta.
+    config.joint.update_from = 0.35  # Share of the first phase's epochs with labels as given.
+    config.joint.num_averaged = 10  # Epochs whose predictions make a label.
+
+    config.mlnt = ConfigDict()
+    config.mlnt.num_synthetic = 10  # M, sets of synthetic labels a step.
+    config.mlnt.transferred_share = 0.5  # Of a batch's labels, made wrong in each set.
+    config.mlnt.num_neighbours = 10
+    config.mlnt.lookahead_rate = 0.2  # alpha.
+    config.mlnt.consistency_weight = 1.0
+    config.mlnt.ramp_share = 0.1  # Of all steps, until the consistency has its full weight.
+    config.mlnt.early_teacher_decay = 0.99  # gamma, until then.
+    config.mlnt.teacher_decay = 0.999
+
+    config.distillation = ConfigDict()
+    config.distillation.label_weight = 0.5  # lambda, of the given label beside the teacher's.
 
     config.meta_gradient = ConfigDict()
     # exact, approximate (the paper's recursion), one_step, truncated, finite_difference, neumann,
@@ -94,6 +122,9 @@ def get_config() -> ConfigDict:
     config.meta_optimizer.schedule = "constant"
 
     config.num_epochs = 120  # Passes over the noisy set.
+    # Of the first phase, for methods that train twice (glc, forward, joint, distillation); 0 is as
+    # many.
+    config.first_phase_epochs = 0
     config.noisy_batch_size = 100  # Over all devices.
     config.clean_batch_size = 100  # Over all devices.
 

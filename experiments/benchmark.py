@@ -13,10 +13,8 @@ wait for data needs TensorFlow.
 import time
 
 import jax
-import numpy as np
 from absl import flags
 from etils import epath
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
@@ -61,15 +59,14 @@ def data_wait_share(config: ConfigDict, num_windows: int = _DATA_WINDOWS) -> flo
     Runs the config's pipeline, placement and step as the loop does: one step in flight. The first
     window, with compilation and the filling of the buffers, is left out.
     """
-    from mlc_jax import train  # Imports TensorFlow.
+    from mlc_jax import parallel, train  # Imports TensorFlow.
     from mlc_jax.data.pipeline import to_devices
 
     run = train.build(config)
-    everywhere = NamedSharding(Mesh(np.asarray(jax.devices()), ("batch",)), PartitionSpec())
-    init = jax.jit(lambda: run.method.init(jax.random.key(config.seed)), out_shardings=everywhere)
     arrays = run.pipeline.batches(0, num_devices=jax.local_device_count())
-    batches, step = to_devices(arrays, jax.local_devices()), train.create_train_step(run.method)
-    state, metrics = jax.block_until_ready(step(init(), next(batches)))
+    batches = to_devices(arrays, jax.local_devices())
+    step = parallel.over_devices(run.method.train_step, donate=True)
+    state, metrics = jax.block_until_ready(step(train.initial_state(run), next(batches)))
     waited, start = 0.0, time.perf_counter()
     for _ in tqdm(range(num_windows), desc="waiting for data", dynamic_ncols=True):
         before = time.perf_counter()

@@ -23,7 +23,6 @@ import jax
 import numpy as np
 from absl import flags, logging
 from etils import epath
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
@@ -31,11 +30,10 @@ from tqdm import tqdm
 from experiments import costs, runs
 from experiments.meta_gradient_plots import Rows, plot_accuracy, plot_agreement, plot_cost
 from experiments.tables import to_csv, values, where
-from mlc_jax import command_line, train, validation
+from mlc_jax import command_line, parallel, train, validation
 from mlc_jax.bilevel import BACKWARDS, Batch, Problem
 from mlc_jax.data.pipeline import to_devices
 from mlc_jax.errors import expect
-from mlc_jax.evaluate import AXIS_NAME
 from mlc_jax.meta_gradients import DEFAULTS, ESTIMATORS, Estimator, Options, Window, agreement
 from mlc_jax.train_state import MainState, Params, TrainState
 
@@ -124,10 +122,10 @@ def trajectory(config: ConfigDict) -> dict[str, TrainState]:
     """States of one run of `config`, one for each of `PHASES`."""
     run = train.build(config)
     num_inner_steps = config.meta_gradient.num_inner_steps
-    points = {
-        round(share * run.num_steps / num_inner_steps): phase for phase, share in PHASES.items()
-    }
-    step, state = train.create_train_step(run.method), _initial_state(run)
+    num_windows = run.method.num_steps / num_inner_steps
+    points = {round(share * num_windows): phase for phase, share in PHASES.items()}
+    step = parallel.over_devices(run.method.train_step, donate=True)
+    state = train.initial_state(run)
     states = {}
     windows = tqdm(range(max(points) + 1), desc="trajectory", unit="window", leave=False)
     for window, batch in zip(windows, _batches(run, 0), strict=False):
@@ -151,7 +149,7 @@ def _comparison(
         )
         return {name: agreement(ours, exact) for name, ours in zip(names, others, strict=True)}
 
-    step = jax.pmap(compare, axis_name=AXIS_NAME, in_axes=(None, 0), out_axes=None)
+    step = parallel.over_devices(compare)
 
     def windows(state: TrainState, num_windows: int) -> Iterator[dict[str, dict[str, float]]]:
         batches = _batches(run, int(state.step) // num_inner_steps)
@@ -174,13 +172,6 @@ def _estimator(name: str) -> Estimator:
         return estimator(problem, main, meta_params, batches, rngs, options)
 
     return with_option
-
-
-def _initial_state(run: train.Run) -> TrainState:
-    everywhere = NamedSharding(Mesh(np.asarray(jax.devices()), (AXIS_NAME,)), PartitionSpec())
-    seed = np.uint32(run.config.seed)
-    init = jax.jit(lambda seed: run.method.init(jax.random.key(seed)), out_shardings=everywhere)
-    return init(seed)
 
 
 def _batches(run: train.Run, first_window: int) -> Iterator[Batch]:

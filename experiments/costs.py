@@ -315,8 +315,9 @@ def method_inputs(config: ConfigDict, axis_name: str | None = None) -> methods.M
         normalize=lambda x: (x.astype(np.float32) - np.float32(127.5)) / np.float32(74),
         example_inputs=jnp.zeros((1, *input_shape), jnp.uint8),
         num_classes=num_classes,
+        num_noisy=50_000,
         steps_per_epoch=500,  # For the schedules: any numbers that no timed step comes near.
-        num_steps=50_000,
+        num_epochs=100,
         axis_name=axis_name,
     )
 

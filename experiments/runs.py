@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -40,39 +41,51 @@ def cache_programs(workdir: epath.Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def run_grid(runs: Mapping[str, ConfigDict], workdir: epath.Path) -> dict[str, dict[str, Any]]:
-    """Trains what is missing of a grid, one run after the other.
+def run_grid(
+    runs: Mapping[str, ConfigDict], workdir: epath.Path, *, batch_runs: int = 1
+) -> dict[str, dict[str, Any]]:
+    """Trains what is missing of a grid.
 
     A run that is finished is not run again; one that was interrupted goes on. From the first run on
-    the process keeps its compiled programs in `workdir/compilation_cache`.
+    the process keeps its compiled programs in `workdir/compilation_cache`. A run that diverges is
+    told of and left out; the others go on.
 
     Args:
       runs: configs, keyed by the directories of the runs below `workdir`: `mlc/seed0`.
       workdir: made if need be.
+      batch_runs: how many runs to train as one program at most, see `train.train_together`.
 
     Returns:
-      `results.json` of every run, in the order of `runs`.
+      `results.json` of every run that did not diverge, in the order of `runs`.
 
     Raises:
       InputError: a config that cannot be run, or a directory that holds a run of another config;
         found for all runs before the first is started.
-      CheckpointError, NonFiniteLossError, Preempted: of the run that the message names. Those
-        before it are finished, and the same call goes on from there.
+      CheckpointError, Preempted: of the run that the message names. Those before it are finished,
+        and the same call goes on from there.
+      NonFiniteLossError: all runs diverged.
     """
     _check(runs, workdir)
     cache_programs(workdir)
-    results = {}
-    with tqdm(runs.items(), unit="run") as bar:
-        for name, config in bar:
-            bar.set_description(name)
-            if not _results_file(workdir / name).exists():
-                _train(name, config, workdir / name)
-                # A program is hundreds of memory mappings, and a process may have 65,530: without
-                # this, Linux aborted one after ninety runs.
-                jax.clear_caches()
-            results[name] = _read_json(_results_file(workdir / name))
-            bar.set_postfix(test_acc=f"{results[name]['last_test_accuracy']:.3f}")
-    return results
+    missing = {n: c for n, c in runs.items() if not _results_file(workdir / n).exists()}
+    failures: dict[str, NonFiniteLossError] = {}
+    with tqdm(total=len(runs), initial=len(runs) - len(missing), unit="run") as bar:
+        for names in _batches(missing, workdir, batch_runs):
+            bar.set_description(_listed(names))
+            results = _train({name: missing[name] for name in names}, workdir)
+            diverged = {n: r for n, r in results.items() if isinstance(r, NonFiniteLossError)}
+            for name, error in diverged.items():
+                logging.warning("%s diverged and is left out: %s", name, error)
+            failures |= diverged
+            # A program is hundreds of memory mappings, and a process may have 65,530: without
+            # this, Linux aborted one after ninety runs.
+            jax.clear_caches()
+            bar.update(len(names))
+    if runs.keys() == failures.keys():
+        raise next(iter(failures.values()))
+    return {
+        name: _read_json(_results_file(workdir / name)) for name in runs if name not in failures
+    }
 
 
 def _check(runs: Mapping[str, ConfigDict], workdir: epath.Path) -> None:
@@ -105,14 +118,36 @@ def _check_config(config: ConfigDict, workdir: epath.Path, name: str) -> None:
         )
 
 
-def _train(name: str, config: ConfigDict, run_dir: epath.Path) -> None:
+def _batches(
+    runs: Mapping[str, ConfigDict], workdir: epath.Path, batch_runs: int
+) -> list[list[str]]:
+    """Names of runs that are trained as one program: of one shape, and at the same step."""
+    groups: dict[tuple[str, int], list[str]] = {}
+    for name, config in runs.items():
+        steps = checkpoint.finished_steps(workdir / name / checkpoint.DIRECTORY)
+        groups.setdefault((train.stack_key(config), steps[-1] if steps else 0), []).append(name)
+    return [
+        group[start : start + batch_runs]
+        for group in groups.values()
+        for start in range(0, len(group), batch_runs)
+    ]
+
+
+def _train(
+    runs: Mapping[str, ConfigDict], workdir: epath.Path
+) -> dict[str, dict[str, Any] | NonFiniteLossError]:
+    names = _listed(list(runs))
+    by_workdir = {str(workdir / name): config for name, config in runs.items()}
     try:
-        train.train_and_evaluate(config, str(run_dir), show_progress=False)
-    except (InputError, CheckpointError, NonFiniteLossError, Preempted) as error:
-        raise type(error)(f"{name}: {error}") from error
+        results = train.train_together(by_workdir, show_progress=False)
+    except NonFiniteLossError as error:  # Of the last that was left.
+        return dict.fromkeys(runs, error)
+    except (InputError, CheckpointError, Preempted) as error:
+        raise type(error)(f"{names}: {error}") from error
     except Exception as error:
-        error.add_note(f"In the run {name}.")
+        error.add_note(f"In the run {names}.")
         raise
+    return dict(zip(runs, results.values(), strict=True))
 
 
 def _results_file(run_dir: epath.Path) -> epath.Path:

@@ -35,10 +35,15 @@ TargetFn = Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class Examples(NamedTuple):
-    """Inputs `[B, ...]` as the model takes them, and int32 labels `[B]`."""
+    """Inputs `[B, ...]` as the model takes them, and int32 labels `[B]`.
+
+    `rows` `[B]`, int32, say where noisy examples stand in their set, for methods that remember
+    something of each.
+    """
 
     inputs: Array
     labels: Array
+    rows: Array | None = None
 
 
 class Batch(NamedTuple):

@@ -51,7 +51,8 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         # ml_collections tells of a file that is not there when its config is first used.
-        getattr(flags.FLAGS["config"].value, "lock", None)
+        if "config" in flags.FLAGS:
+            getattr(flags.FLAGS["config"].value, "lock", None)
         return rest
     except flags.Error as error:
         sys.exit(_fail(f"{error}\n--help lists the flags.", EXIT_BAD_INPUT))

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from etils import epath
 
+from mlc_jax.evaluate import Prediction
 from mlc_jax.metrics import read_metrics
-from mlc_jax.train_state import TrainState
 
 if TYPE_CHECKING:
     from mlc_jax.train import Run
@@ -22,24 +22,37 @@ PICTURE_FILE = "training.png"
 
 
 def write(
-    run: "Run", state: TrainState, progress: dict[str, Any], workdir: epath.Path
+    run: "Run",
+    progress: dict[str, Any],
+    of_noisy: Prediction,
+    workdir: epath.Path,
+    *,
+    picture: bool = True,
 ) -> dict[str, Any]:
-    """Measures the labels of all noisy examples and writes the report into `workdir`.
+    """Writes the report of a finished run into `workdir`.
 
     Files: `results.json`; `corrected_labels.csv` (id, given_label, corrected_label, confidence: the
-    soft label's largest entry), in the order of the ids; `corrected_labels.npz` with the same and
-    the full soft labels `[N, C]`; `training.png`.
+    soft label's largest entry, label_quality: of the given label, is_label_issue: whether it was
+    corrected), in the order of the ids; `corrected_labels.npz` with the same, the full soft labels
+    `[N, C]`, and the true labels for judging it; `training.png`.
+
+    Args:
+      run: what was trained.
+      progress: of the loop.
+      of_noisy: what is said of all noisy examples.
+      workdir: written to.
+      picture: whether to draw `training.png`.
 
     Returns:
       The results, with the table for the terminal under `table`. All processes get them, the first
       one writes.
     """
-    dataset = run.dataset
-    _, soft_labels = run.predict(state, dataset.noisy.inputs, dataset.given_labels)
-    results = summarize(run, progress, soft_labels)
+    results = summarize(run, progress, of_noisy.soft_labels)
     if jax.process_index() == 0:
-        _write_labels(run, soft_labels, workdir)
-        _write_bytes(workdir / PICTURE_FILE, _picture(run, progress, soft_labels, workdir))
+        _write_labels(run, of_noisy, workdir)
+        if picture:
+            picture_of_run = _picture(run, progress, of_noisy.soft_labels, workdir)
+            _write_bytes(workdir / PICTURE_FILE, picture_of_run)
         _write_bytes(workdir / RESULTS_FILE, (json.dumps(results, indent=2) + "\n").encode())
     return results | {"table": format_table(results)}
 
@@ -50,7 +63,10 @@ def summarize(run: "Run", progress: dict[str, Any], soft_labels: np.ndarray) -> 
     `last`, `best` and `selected` test accuracies are kept apart: `best` has looked at the test set,
     `selected` is the one at the best validation accuracy and None without a validation set.
     """
-    dataset, evals = run.dataset, progress["evals"]
+    dataset = run.dataset
+    # Of the classifier that is the method's: a first phase's makes way for it.
+    last_phase = progress["evals"][-1]["phase"]
+    evals = [row for row in progress["evals"] if row["phase"] == last_phase]
     corrected = soft_labels.argmax(axis=-1)
     validated = [row for row in evals if row["validation_accuracy"] is not None]
     selected = max(validated, key=lambda row: row["validation_accuracy"], default=None)
@@ -59,13 +75,13 @@ def summarize(run: "Run", progress: dict[str, Any], soft_labels: np.ndarray) -> 
         "dataset": dataset.source.name,
         "noise": f"{run.config.noise.type} {_noise_setting(run)}",
         "seed": run.config.seed,
-        "num_steps": run.num_steps,
+        "num_steps": run.method.num_steps,
         "last_test_accuracy": evals[-1]["test_accuracy"],
         "best_test_accuracy": max(row["test_accuracy"] for row in evals),
         "selected_test_accuracy": selected["test_accuracy"] if selected else None,
         "given_label_accuracy": 1 - dataset.noise_rate,
         "corrected_label_accuracy": float(np.mean(corrected == dataset.noisy.labels)),
-        "clean_labels_spent": dataset.clean_labels_spent,
+        "clean_labels_spent": dataset.clean_labels_spent(trained_on=run.method.uses_clean),
         "num_noisy": len(dataset.noisy),
         "num_test": len(dataset.test),
         "train_seconds": progress["train_seconds"],
@@ -99,15 +115,19 @@ def _noise_setting(run: "Run") -> str:
     return noise.key if noise.type == "human" else f"{noise.level:g}"
 
 
-def _write_labels(run: "Run", soft_labels: np.ndarray, workdir: epath.Path) -> None:
-    dataset = run.dataset
+def _write_labels(run: "Run", of_noisy: Prediction, workdir: epath.Path) -> None:
+    dataset, soft_labels = run.dataset, of_noisy.soft_labels
     corrected, confidence = soft_labels.argmax(axis=-1), soft_labels.max(axis=-1)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["id", "given_label", "corrected_label", "confidence"])
-    rows = zip(dataset.noisy.ids, dataset.given_labels, corrected, confidence, strict=True)
-    for name, given, label, sure in rows:
-        table.writerow([name, given, label, f"{sure:.6f}"])
+    # The last two under the names of cleanlab, whose tools take them.
+    table.writerow(
+        ["id", "given_label", "corrected_label", "confidence", "label_quality", "is_label_issue"]
+    )
+    given_labels, quality = dataset.given_labels, of_noisy.label_quality
+    rows = zip(dataset.noisy.ids, given_labels, corrected, confidence, quality, strict=True)
+    for name, given, label, sure, believed in rows:
+        table.writerow([name, given, label, f"{sure:.6f}", f"{believed:.6f}", label != given])
     _write_bytes(workdir / LABELS_FILE, text.getvalue().encode())
     arrays = io.BytesIO()
     np.savez_compressed(
@@ -116,6 +136,8 @@ def _write_labels(run: "Run", soft_labels: np.ndarray, workdir: epath.Path) -> N
         given_label=dataset.given_labels,
         corrected_label=corrected.astype(np.int32),
         soft_label=soft_labels.astype(np.float32),
+        label_quality=of_noisy.label_quality.astype(np.float32),
+        true_label=dataset.noisy.labels,
     )
     _write_bytes(workdir / SOFT_LABELS_FILE, arrays.getvalue())
 

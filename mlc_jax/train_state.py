@@ -34,12 +34,14 @@ class TrainState(flax.struct.PyTreeNode):
       rng: typed key; the randomness of step t is `fold_in(rng, t)`, so it is never replaced.
       main: the classifier.
       meta: the meta model, None for methods without one.
+      extra: what else a method learns and keeps: a matrix of transitions, labels, a teacher.
     """
 
     step: jax.Array
     rng: chex.PRNGKey
     main: MainState
     meta: MetaState | None
+    extra: Any = None
 
 
 def create_main_state(

@@ -129,6 +129,19 @@ def _check_ranges(checks: _Checks) -> None:
         f"equal lcn.hidden_size ({config.lcn.hidden_size}) and lcn.embedding_size "
         f"({config.lcn.embedding_size}) to tie",
     )
+    for field in (
+        "weight_net.hidden_size", "joint.num_averaged", "mlnt.num_synthetic", "mlnt.num_neighbours",
+    ):  # fmt: skip
+        checks.whole(field, 1)
+    for field in (
+        "joint.update_from", "mlnt.transferred_share", "mlnt.ramp_share",
+        "mlnt.early_teacher_decay", "mlnt.teacher_decay", "distillation.label_weight",
+    ):  # fmt: skip
+        checks.at_least(field, 0, high=1)
+    for field in ("joint.prior_weight", "joint.entropy_weight", "mlnt.consistency_weight"):
+        checks.at_least(field, 0)
+    checks.positive("mlnt.lookahead_rate")
+    checks.at_least("forward.percentile", 0, high=100)
     for field in ("num_inner_steps", "truncation", "solver_steps"):
         checks.whole(f"meta_gradient.{field}", 1)
     checks.at_least("meta_gradient.damping", 0)
@@ -153,6 +166,7 @@ def _check_ranges(checks: _Checks) -> None:
             f"{optimizer}.milestones",
             "whole epochs from 1 on, each later than the one before, such as (80, 100)",
         )
+    checks.whole("first_phase_epochs", 0)
     checks.positive("checkpoint_every_minutes")
     for field in (
         "num_epochs", "eval_batch_size", "eval_every_epochs", "log_every_steps",

@@ -49,6 +49,7 @@ TRAINED = {
     "cross_entropy": {"method": "cross_entropy"},
     "clean_only": {"method": "clean_only"},
 }
+BILEVEL = ("mlc", "meta_weight_net")
 
 
 class TrainedRun(NamedTuple):
@@ -130,7 +131,7 @@ def trained(tmp_path_factory, tiny_config, compilation_cache):
             config = tiny_config(**TRAINED[name])
             workdir = tmp_path_factory.mktemp(name)
             # optax's Adam mixes int32 counts with floats.
-            adam = config.meta_optimizer.name == "adam" and config.method == "mlc"
+            adam = config.meta_optimizer.name == "adam" and config.method in BILEVEL
             with jax.numpy_dtype_promotion("standard") if adam else contextlib.nullcontext():
                 results = train.train_and_evaluate(config, str(workdir), show_progress=False)
             runs[name] = TrainedRun(config, workdir, results)

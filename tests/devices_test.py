@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import digits
-from mlc_jax import methods, models
+from mlc_jax import methods, models, parallel
 from mlc_jax.bilevel import BACKWARDS, Examples
 from mlc_jax.data.pipeline import Pipeline
 from mlc_jax.meta_gradients import ESTIMATORS
@@ -55,15 +55,13 @@ def _train(config, shape, num_devices):
             normalize=lambda x: x,
             example_inputs=jnp.zeros((1, *shape)),
             num_classes=NUM_CLASSES,
+            num_noisy=40,
             steps_per_epoch=2,
-            num_steps=4,
+            num_epochs=2 * config.meta_gradient.num_inner_steps,
             axis_name="batch",
         )
     )
-    step = jax.pmap(
-        method.train_step, axis_name="batch", in_axes=(None, 0), out_axes=None,
-        donate_argnums=0, devices=devices,
-    )  # fmt: skip
+    step = parallel.over_devices(method.train_step, donate=True, devices=devices)
     replicated = NamedSharding(Mesh(np.asarray(devices), ("batch",)), PartitionSpec())
     state = jax.jit(method.init, out_shardings=replicated)(jax.random.key(0))
     batches = _pipeline(shape, num_inner_steps).batches(0, num_devices=num_devices)

@@ -37,7 +37,7 @@ def _method(shapes):
         given = jax.nn.one_hot(labels, NUM_CLASSES)
         return jax.nn.softmax(logits) + given * features.sum(axis=-1, keepdims=True)
 
-    return Method(init=None, train_step=None, correct_labels=correct_labels)
+    return Method(init=None, phases=(), correct_labels=correct_labels)
 
 
 def _examples(size):
@@ -57,7 +57,7 @@ def test_each_example_once_and_in_order(model, state, batch_size, per_device, si
     method = _method(shapes)
     predict = evaluate.create_predict(model, method, _normalize, batch_size=batch_size)
     inputs, labels = _examples(size)
-    logits, soft_labels = predict(state, inputs, labels)
+    ((logits, soft_labels, quality),) = predict(state, [inputs], [labels])
 
     want, features = model.apply({"params": state.main.params}, _normalize(inputs), train=False)
     assert logits.shape == soft_labels.shape == (size, NUM_CLASSES)
@@ -67,6 +67,7 @@ def test_each_example_once_and_in_order(model, state, batch_size, per_device, si
     np.testing.assert_allclose(
         soft_labels, method.correct_labels(state, features, want, labels), rtol=1e-5, atol=1e-6
     )
+    np.testing.assert_array_equal(quality, soft_labels[np.arange(size), labels])
     assert shapes[0] == (per_device,)
     assert len(shapes) == 2  # Compiled for one shape; the other call is the line above.
 
@@ -78,11 +79,11 @@ def test_one_device_predicts_the_same(model, state, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     monkeypatch.setattr(
-        jax, "pmap", lambda f, **options: pmap(f, **options, devices=jax.devices()[:1])
+        jax, "pmap", lambda f, **options: pmap(f, **options | {"devices": jax.devices()[:1]})
     )
     predict = evaluate.create_predict(model, _method(shapes), _normalize, batch_size=10)
     inputs, labels = _examples(17)
-    logits, _ = predict(state, inputs, labels)
+    ((logits, *_),) = predict(state, [inputs], [labels])
     want, _ = model.apply({"params": state.main.params}, _normalize(inputs), train=False)
     np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-6)
     assert shapes == [(10,)]
@@ -97,7 +98,7 @@ def test_every_process_computes_its_share_of_the_rows(model, state, monkeypatch)
     for process in range(2):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         predict = evaluate.create_predict(model, _method([]), _normalize, batch_size=16)
-        logits, _ = predict(state, inputs, labels)
+        ((logits, *_),) = predict(state, [inputs], [labels])
         seen.append(logits)
     want, _ = model.apply({"params": state.main.params}, _normalize(inputs), train=False)
     # Without the other process the gathered rows are this one's own.

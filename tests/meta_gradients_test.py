@@ -203,7 +203,7 @@ def _written_down(lcn, optimizer, batches, main, alpha):
                 mean_square = v[name] / (1 - 0.999**count)
                 step = m[name] / (1 - 0.9**count) / (np.sqrt(mean_square + 1e-16) + 1e-8)
             params[name] = params[name] - rate * step
-    inputs, labels = (x[-1] for x in batches.clean_outer)
+    inputs, labels = (x[-1] for x in batches.clean_outer[:2])
     probabilities = _softmax(np.tanh(inputs @ params["w1"]) @ params["w2"] + params["b"])
     return -np.mean(np.log(probabilities[np.arange(len(labels)), labels]))
 
@@ -649,7 +649,8 @@ def method_runs():
             config.meta_optimizer.update(name="sgd", learning_rate=rate, momentum=0.0)
             inputs = methods.MethodInputs(
                 config=config, model=model, normalize=lambda x: x, num_classes=NUM_CLASSES,
-                example_inputs=jnp.zeros((1, NUM_INPUTS)), steps_per_epoch=1, num_steps=4,
+                example_inputs=jnp.zeros((1, NUM_INPUTS)), steps_per_epoch=1,
+                num_epochs=4, num_noisy=1,
                 axis_name=None,
             )  # fmt: skip
             method = methods.METHODS["mlc"](inputs)

@@ -26,7 +26,7 @@ if SETTINGS["num_processes"] > 1:
     )
 
 from configs import digits
-from mlc_jax import train
+from mlc_jax import loop, train
 from mlc_jax.errors import Preempted
 
 # JAX looks for the signal once a second, and then the processes agree on where to stop.
@@ -47,10 +47,10 @@ def get_config():
 
 def main():
     seen, arrays = {"windows": 0, "preempted": None}, {}
-    create_train_step, write_report = train.create_train_step, train.report.write
+    create_train_step, correct_labels = loop.create_train_step, loop.Loop.correct_labels
 
-    def create_observed_step(method):
-        step = create_train_step(method)
+    def create_observed_step(phase, num_runs):
+        step = create_train_step(phase, num_runs)
 
         def observed_step(state, batch):
             if not seen["windows"]:
@@ -65,13 +65,13 @@ def main():
 
         return observed_step
 
-    def write_and_keep(run, state, progress, workdir):
+    def correct_and_keep(self, state):
         kept = {"main": state.main, "meta": state.meta}
         for path, leaf in jax.tree.leaves_with_path(kept):
             arrays["state/" + jax.tree_util.keystr(path)] = np.asarray(leaf)
-        return write_report(run, state, progress, workdir)
+        return correct_labels(self, state)
 
-    train.create_train_step, train.report.write = create_observed_step, write_and_keep
+    loop.create_train_step, loop.Loop.correct_labels = create_observed_step, correct_and_keep
     try:
         train.train_and_evaluate(get_config(), SETTINGS["workdir"], show_progress=False)
     except Preempted as stop:

@@ -157,7 +157,7 @@ def _released_step(problem, main, meta_params, batch, rng, *, previous, learning
         return next_fun(unmoved(x), **kwargs) + at_ahead(x) - at_ahead(unmoved(x))
 
     def log_probs(params):
-        inputs, _ = batch.noisy
+        inputs = batch.noisy.inputs
         logits, features, _ = problem.apply(params, main.batch_stats, inputs, rng)
         return jax.nn.log_softmax(logits), (logits, features)
 

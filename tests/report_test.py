@@ -37,7 +37,10 @@ def dataset(trained):
 
 def test_csv_has_a_row_for_each_noisy_example_by_id(run, dataset):
     text = (run.workdir / report.LABELS_FILE).read_text()
-    assert text.splitlines()[0] == "id,given_label,corrected_label,confidence"
+    assert (
+        text.splitlines()[0]
+        == "id,given_label,corrected_label,confidence,label_quality,is_label_issue"
+    )
     assert text.endswith("\n") and "\r" not in text
     rows = _rows(run.workdir)
     ids = [row["id"] for row in rows]
@@ -52,7 +55,9 @@ def test_csv_has_a_row_for_each_noisy_example_by_id(run, dataset):
 
 def test_npz_and_csv_agree(run):
     rows, arrays = _rows(run.workdir), _arrays(run.workdir)
-    assert arrays.keys() == {"id", "given_label", "corrected_label", "soft_label"}
+    assert arrays.keys() == {
+        "id", "given_label", "corrected_label", "soft_label", "label_quality", "true_label"
+    }  # fmt: skip
     assert arrays["soft_label"].shape == (NUM_NOISY, 10)
     assert arrays["soft_label"].dtype == np.float32
     np.testing.assert_allclose(arrays["soft_label"].sum(axis=1), 1, rtol=1e-5)
@@ -62,6 +67,16 @@ def test_npz_and_csv_agree(run):
     confidence = [float(row["confidence"]) for row in rows]
     np.testing.assert_allclose(confidence, arrays["soft_label"].max(axis=1), atol=5.1e-7)
     assert len(set(confidence)) > 10
+    given = arrays["soft_label"][np.arange(NUM_NOISY), arrays["given_label"]]
+    np.testing.assert_array_equal(arrays["label_quality"], given)
+    np.testing.assert_allclose([float(x["label_quality"]) for x in rows], given, atol=5.1e-7)
+    assert [row["is_label_issue"] for row in rows] == [
+        str(row["given_label"] != row["corrected_label"]) for row in rows
+    ]
+
+
+def test_true_labels_are_for_judging(run, dataset):
+    np.testing.assert_array_equal(_arrays(run.workdir)["true_label"], dataset.noisy.labels)
 
 
 def test_label_accuracies_are_those_of_the_files(run, dataset):
@@ -95,8 +110,8 @@ def test_labels_spent_and_sizes(run):
     assert run.results["train_seconds"] > 0
 
 
-def _summary(validation, test):
-    """`report.summarize` of evaluations with these accuracies."""
+def _summary(validation, test, first_phase=0):
+    """`report.summarize` of evaluations with these accuracies, some of a first phase."""
     config = types.SimpleNamespace(
         method="mlc", seed=3, noise=types.SimpleNamespace(type="human", key="worst", level=0.4)
     )
@@ -105,11 +120,12 @@ def _summary(validation, test):
         noise_rate=0.25,
         noisy=_Labels(np.array([0, 1, 1, 0])),
         test=[0] * 7,
-        clean_labels_spent=70,
+        clean_labels_spent=lambda *, trained_on: 70 if trained_on else 20,
     )
-    run = types.SimpleNamespace(config=config, dataset=dataset, num_steps=12)
+    method = types.SimpleNamespace(num_steps=12, uses_clean=True)
+    run = types.SimpleNamespace(config=config, dataset=dataset, method=method)
     evals = [
-        {"step": i, "validation_accuracy": v, "test_accuracy": t}
+        {"step": i, "phase": int(i >= first_phase), "validation_accuracy": v, "test_accuracy": t}
         for i, (v, t) in enumerate(zip(validation, test, strict=True))
     ]
     soft_labels = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])
@@ -122,6 +138,12 @@ class _Labels:
 
     def __len__(self):
         return len(self.labels)
+
+
+def test_the_first_phase_has_another_classifier():
+    results = _summary([0.9, 0.5, 0.6], test=[0.8, 0.3, 0.2], first_phase=1)
+    assert results["best_test_accuracy"] == 0.3
+    assert results["selected_test_accuracy"] == results["last_test_accuracy"] == 0.2
 
 
 def test_selected_is_at_the_best_validation_accuracy():

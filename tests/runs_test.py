@@ -9,6 +9,7 @@ from etils import epath
 
 from experiments import runs, tables
 from mlc_jax.errors import InputError, NonFiniteLossError
+from mlc_jax.methods import METHODS
 
 
 @pytest.fixture(autouse=True)
@@ -28,25 +29,31 @@ def workdir(tmp_path):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Directories of the runs that were trained, in order, by a stand-in that writes results.
+    """Directories of the runs that were trained, those of a program together, by a stand-in.
 
-    A learning rate of 99 diverges.
+    A noise level of 0.99 diverges.
     """
     started = []
 
-    def train_and_evaluate(config, run_dir, *, show_progress):
+    def train_together(configs, *, show_progress):
         assert not show_progress
-        started.append(run_dir)
-        path = epath.Path(run_dir)
-        path.mkdir(parents=True)
-        path.joinpath("config.json").write_text(config.to_json(indent=2))
-        if config.main_optimizer.learning_rate == 99:
-            raise NonFiniteLossError("step 3: inner_loss is nan.")
-        results = {"method": config.method, "seed": config.seed, "last_test_accuracy": 0.5}
-        path.joinpath("results.json").write_text(json.dumps(results))
-        return results | {"table": "a\nb", "workdir": run_dir}
+        started.append(list(configs))
+        outcome = {}
+        for run_dir, config in configs.items():
+            path = epath.Path(run_dir)
+            path.mkdir(parents=True)
+            path.joinpath("config.json").write_text(config.to_json(indent=2))
+            if config.noise.level == 0.99:
+                outcome[run_dir] = NonFiniteLossError("step 3: inner_loss is nan.")
+                continue
+            results = {"method": config.method, "seed": config.seed, "last_test_accuracy": 0.5}
+            path.joinpath("results.json").write_text(json.dumps(results))
+            outcome[run_dir] = results | {"table": "a\nb", "workdir": run_dir}
+        if all(isinstance(x, NonFiniteLossError) for x in outcome.values()):
+            raise outcome[run_dir]
+        return outcome
 
-    monkeypatch.setattr("mlc_jax.train.train_and_evaluate", train_and_evaluate)
+    monkeypatch.setattr("mlc_jax.train.train_together", train_together)
     return started
 
 
@@ -74,13 +81,17 @@ def test_grid_is_trained_once(tiny_config, workdir, trained):
     grid = _grid(tiny_config())
     results = runs.run_grid(grid, workdir)
     assert list(results) == list(grid)
-    assert trained == [str(workdir / name) for name in grid]
+    assert trained == [
+        [str(workdir / method / f"seed{seed}")]
+        for method in ("mlc", "clean_only")
+        for seed in (0, 1)
+    ]
     assert results["clean_only/seed1"] == {
         "method": "clean_only", "seed": 1, "last_test_accuracy": 0.5
     }  # fmt: skip
     assert jax.config.jax_compilation_cache_dir == str(workdir / "compilation_cache")
     assert runs.run_grid(_grid(tiny_config(), num_seeds=3), workdir).keys() > results.keys()
-    assert trained[len(grid) :] == [str(workdir / f"{m}/seed2") for m in ("mlc", "clean_only")]
+    assert trained[len(grid) :] == [[str(workdir / f"{m}/seed2")] for m in ("mlc", "clean_only")]
 
 
 def test_bad_configs_are_told_before_anything_starts(tiny_config, workdir, trained):
@@ -90,7 +101,7 @@ def test_bad_configs_are_told_before_anything_starts(tiny_config, workdir, train
         "mlc/seed0, mlc/seed1, mlc/seed2 and 1 more: config.num_epochs: got 0, expected a whole "
         "number, at least 1",
         "glcc/seed0, glcc/seed1, glcc/seed2 and 1 more: config.method: got 'glcc', expected one of "
-        "mlc, cross_entropy, clean_only",
+        f"{', '.join(METHODS)}",
         "config.num_epochs: got 0, expected a whole number, at least 1",
     ]
     assert trained == [] and not workdir.exists()
@@ -147,24 +158,46 @@ def test_finished_run_whose_config_cannot_be_read(tiny_config, workdir, trained,
     assert str(error.value).startswith(f"mlc/seed1: {str(path)!r} cannot be read (")
 
 
-def test_failed_run_is_named_and_finished_ones_stay(tiny_config, workdir, trained):
+@pytest.mark.parametrize("batch_runs", [1, 2])
+def test_run_that_diverges_is_left_out(tiny_config, workdir, trained, caplog, batch_runs):
     grid = _grid(tiny_config())
-    bad = grid | {
-        "mlc/seed1": runs.override(grid["mlc/seed1"], {"main_optimizer.learning_rate": 99})
-    }
-    with pytest.raises(NonFiniteLossError) as error:
-        runs.run_grid(bad, workdir)
-    assert str(error.value) == "mlc/seed1: step 3: inner_loss is nan."
-    assert trained == [str(workdir / name) for name in list(grid)[:3]]
-    finished = [name for name in grid if (workdir / name / "results.json").exists()]
-    assert finished == ["mlc/seed0", "clean_only/seed0"]
+    grid["mlc/seed1"] = runs.override(grid["mlc/seed1"], {"noise.level": 0.99})
+    results = runs.run_grid(grid, workdir, batch_runs=batch_runs)
+    assert list(results) == [name for name in grid if name != "mlc/seed1"]
+    assert sum(map(len, trained)) == len(grid)
+    assert "mlc/seed1 diverged and is left out: step 3: inner_loss is nan." in caplog.text
+    with pytest.raises(NonFiniteLossError, match="step 3: inner_loss is nan"):
+        runs.run_grid({"all": runs.override(tiny_config(), {"noise.level": 0.99})}, workdir)
+
+
+def test_runs_of_one_program_are_of_one_shape_and_at_one_step(tiny_config, workdir, trained):
+    grid = _grid(tiny_config(), num_seeds=5)
+    grid["mlc/seed3"] = runs.override(
+        grid["mlc/seed3"], {"noise.type": "uniform", "noise.level": 0.1}
+    )
+    grid["mlc/seed4"] = runs.override(grid["mlc/seed4"], {"num_epochs": 3})
+    for name, step in (("mlc/seed1", 12), ("clean_only/seed1", 0)):
+        run_dir = workdir / name
+        run_dir.mkdir(parents=True)
+        if step:
+            (run_dir / "checkpoints" / str(step)).mkdir(parents=True)
+            (run_dir / "config.json").write_text(grid[name].to_json())
+    # A stand-in of a run that is there already: only the grouping is looked at.
+    groups = runs._batches(grid, workdir, 3)
+    assert groups == [
+        ["mlc/seed0", "mlc/seed2", "mlc/seed3"],
+        [f"clean_only/seed{seed}" for seed in range(3)],
+        [f"clean_only/seed{seed}" for seed in (3, 4)],
+        ["mlc/seed1"],
+        ["mlc/seed4"],
+    ]
 
 
 def test_error_of_any_other_kind_has_a_note(tiny_config, workdir, monkeypatch):
-    def train_and_evaluate(*_, **__):
+    def train_together(*_, **__):
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("mlc_jax.train.train_and_evaluate", train_and_evaluate)
+    monkeypatch.setattr("mlc_jax.train.train_together", train_together)
     with pytest.raises(ZeroDivisionError, match="by zero") as error:
         runs.run_grid(_grid(tiny_config()), workdir)
     assert error.value.__notes__ == ["In the run mlc/seed0."]

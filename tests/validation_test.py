@@ -11,6 +11,7 @@ from mlc_jax import train
 from mlc_jax.checkpoint import flatten_config
 from mlc_jax.errors import InputError
 from mlc_jax.meta_gradients import ESTIMATORS
+from mlc_jax.methods import METHODS
 from mlc_jax.validation import validate
 
 INF, NAN = float("inf"), float("nan")
@@ -27,7 +28,7 @@ SHARE = "a number from 0 to 1"
 
 # Field, value, what the message expects. Batches are of eight devices.
 BAD_VALUES = [
-    ("method", "mcl", "one of mlc, cross_entropy, clean_only"),
+    ("method", "mcl", f"one of {', '.join(METHODS)}"),
     ("dataset.name", "mnist", "one of digits, cifar10, cifar100"),
     ("noise.type", "gauss", "one of uniform, flip, flip_any, human"),
     ("model.name", "cnn", "one of mlp, resnet"),
@@ -57,6 +58,22 @@ BAD_VALUES = [
     ("model.mlp.dropout_rate", 1.0, "a number from 0 to 0.99"),
     ("lcn.hidden_size", 0, COUNT),
     ("lcn.embedding_size", -8, COUNT),
+    ("weight_net.hidden_size", 0, COUNT),
+    ("forward.percentile", 101.0, "a number from 0 to 100"),
+    ("joint.prior_weight", -1.0, NOT_NEGATIVE),
+    ("joint.entropy_weight", NAN, NOT_NEGATIVE),
+    ("joint.update_from", 1.5, SHARE),
+    ("joint.num_averaged", 0, COUNT),
+    ("mlnt.num_synthetic", 0, COUNT),
+    ("mlnt.transferred_share", 2.0, SHARE),
+    ("mlnt.num_neighbours", 0, COUNT),
+    ("mlnt.lookahead_rate", 0.0, POSITIVE),
+    ("mlnt.consistency_weight", INF, NOT_NEGATIVE),
+    ("mlnt.ramp_share", -0.1, SHARE),
+    ("mlnt.early_teacher_decay", 1.1, SHARE),
+    ("mlnt.teacher_decay", None, SHARE),
+    ("distillation.label_weight", 1.1, SHARE),
+    ("first_phase_epochs", -1, COUNT_FROM_0),
     ("meta_gradient.num_inner_steps", 0, COUNT),
     ("meta_gradient.backward", "full", "one of store, remat, forward_over_reverse, two_level"),
     ("meta_gradient.truncation", 0, COUNT),
@@ -103,7 +120,7 @@ BAD_VALUES = [
     ("clean_batch_size", 0, "a positive multiple of 16 (two halves, 8 devices)"),
     ("clean_batch_size", 24, "a positive multiple of 16 (two halves, 8 devices)"),
     # Any field can be set to None, in a file and on the command line.
-    ("method", None, "one of mlc, cross_entropy, clean_only"),
+    ("method", None, f"one of {', '.join(METHODS)}"),
     ("seed", None, SEEDS),
     ("model.resnet.depth", None, DEPTHS),
     ("model.mlp.hidden_sizes", None, WIDTHS),
@@ -143,7 +160,7 @@ OF_ANOTHER_TYPE = [
     ("main_optimizer.learning_rate", "0.1", POSITIVE),
     ("main_optimizer.weight_decay", "0", NOT_NEGATIVE),
     ("meta_gradient.mix_clean", "no", FLAG),
-    ("method", ("mlc",), "one of mlc, cross_entropy, clean_only"),
+    ("method", ("mlc",), f"one of {', '.join(METHODS)}"),
 ]
 
 

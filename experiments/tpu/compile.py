@@ -53,9 +53,9 @@ from experiments.tables import to_csv
 from mlc_jax import command_line, methods
 from mlc_jax.bilevel import BACKWARDS, Batch, Examples
 from mlc_jax.errors import InputError, expect
-from mlc_jax.evaluate import AXIS_NAME
 from mlc_jax.meta_gradients import ESTIMATORS
 from mlc_jax.methods import Method
+from mlc_jax.parallel import AXIS_NAME, over_devices
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/digits.py.", lock_config=True
@@ -126,15 +126,7 @@ def compile_step(
     # 0 chooses by the platform that jax runs on, which is not the one that is compiled for.
     config.meta_gradient.unroll = config.meta_gradient.unroll or 1
     method = create_method(config)
-    # As `mlc_jax.train.create_train_step`, which TensorFlow would come with.
-    pmapped = jax.pmap(
-        method.train_step,
-        axis_name=AXIS_NAME,
-        in_axes=(None, 0),
-        out_axes=None,
-        donate_argnums=0,
-        devices=list(chips),
-    )
+    pmapped = over_devices(method.train_step, donate=True, devices=list(chips))
     state = jax.eval_shape(lambda: method.init(jax.random.key(0)))
     figures = dict.fromkeys(FIGURES, np.nan)
     start, note = time.perf_counter(), ""

@@ -34,10 +34,19 @@ class Dataset:
     validation: Split
     test: Split
 
-    @property
-    def clean_labels_spent(self) -> int:
-        """Trusted labels that this run uses for anything but the test."""
-        return len(self.clean) + len(self.validation)
+    def clean_labels_spent(self, *, trained_on: bool) -> int:
+        """Trusted labels that a run uses for anything but the test.
+
+        Args:
+          trained_on: whether its method trains on the clean set.
+        """
+        return len(self.validation) + (len(self.clean) if trained_on else 0)
+
+    def seen(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and labels as training sees them, of the set `noisy` or `clean`."""
+        if name == "noisy":
+            return self.noisy.inputs, self.given_labels
+        return self.clean.inputs, self.clean.labels
 
     @property
     def noise_rate(self) -> float:

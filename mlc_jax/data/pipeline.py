@@ -91,87 +91,133 @@ class Pipeline:
         `[p * B / process_count, (p + 1) * B / process_count)` of the global batch, and reads only
         those.
         """
-        start_step = start_window * self.num_inner_steps
+        return batches_of(
+            [self],
+            start_window,
+            num_devices=num_devices,
+            process_index=process_index,
+            process_count=process_count,
+        )
 
-        def rows(start: int, stop: int) -> np.ndarray:
-            """This process' share of rows [start, stop) of a global batch."""
-            return np.array_split(np.arange(start, stop), process_count)[process_index]
+    def part(self, name: str) -> tuple[Examples, int, int]:
+        """Examples, batch size and key of the `noisy` or the `clean` part."""
+        if name == "noisy":
+            return self.noisy, self.noisy_batch_size, _NOISY_KEY
+        return self.clean, self.clean_batch_size, _CLEAN_KEY
 
-        def stream(part: str, start: int, stop: int) -> tf.data.Dataset:
-            return self._stream(part, rows(start, stop), start_step)
 
-        size, half = self.clean_batch_size, self.clean_batch_size // 2
-        streams = {"noisy": stream("noisy", 0, self.noisy_batch_size)}
-        if self.split_clean:
-            # Two views of one shuffled order: the halves of a batch never share an example.
-            streams["clean_inner"] = stream("clean", 0, half)
-            streams["clean_outer"] = stream("clean", half, size)
-        else:
-            streams["clean_outer"] = stream("clean", 0, size)
-        options = tf.data.Options()
-        options.deterministic = True
-        blocks = tf.data.Dataset.zip(streams).with_options(options).prefetch(tf.data.AUTOTUNE)
-        for block in blocks.as_numpy_iterator():
-            dealt = {part: [self._deal(x, num_devices) for x in block[part]] for part in block}
-            for window in range(self._block_windows):
-                parts = {part: Examples(x[window], y[window]) for part, (x, y) in dealt.items()}
-                yield Batch(**(dict.fromkeys(Batch._fields) | parts))
+def batches_of(
+    pipelines: Sequence[Pipeline],
+    start_window: int,
+    *,
+    num_devices: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """The batches of runs that are trained as one program, each those of its own pipeline.
 
-    def _deal(self, array: np.ndarray, num_devices: int) -> np.ndarray:
-        """`[windows * k, B, ...]` to `[windows, num_devices, k, B / num_devices, ...]`."""
-        _, size, *rest = array.shape
-        shape = (-1, self.num_inner_steps, num_devices, size // num_devices, *rest)
-        return np.ascontiguousarray(array.reshape(shape).swapaxes(1, 2))
+    Args:
+      pipelines: differ in examples and seeds, but not in sizes. With more than one, arrays have an
+        axis of runs after that of the devices.
+      start_window, num_devices, process_index, process_count: see `Pipeline.batches`.
+    """
+    first = pipelines[0]
+    start_step = start_window * first.num_inner_steps
+    row_bytes = first.noisy.inputs[0].nbytes * len(pipelines)
+    window_bytes = (first.noisy_batch_size + first.clean_batch_size) * row_bytes
+    # Windows that are read at once: tf.data's cost an element is many small batches' cost.
+    block_windows = _BLOCK_BYTES // (window_bytes * first.num_inner_steps)
+    block_windows = max(1, min(_MAX_BLOCK_WINDOWS, block_windows))
 
-    @property
-    def _block_windows(self) -> int:
-        """Windows that are read at once: tf.data's cost an element is many small batches' cost."""
-        row_bytes = self.noisy.inputs[0].nbytes
-        window = (self.noisy_batch_size + self.clean_batch_size) * self.num_inner_steps * row_bytes
-        return max(1, min(_MAX_BLOCK_WINDOWS, _BLOCK_BYTES // window))
+    def stream(name: str, start: int, stop: int) -> tf.data.Dataset:
+        # This process' share of the rows [start, stop) of a global batch.
+        rows = np.array_split(np.arange(start, stop), process_count)[process_index]
+        return _stream(pipelines, name, rows, start_step, block_windows * first.num_inner_steps)
 
-    def _stream(self, part: str, rows: np.ndarray, start_step: int) -> tf.data.Dataset:
-        """`rows` of the shuffled noisy or clean batches from `start_step` on, a block at a time."""
-        if part == "noisy":
-            examples, batch_size, key = self.noisy, self.noisy_batch_size, _NOISY_KEY
-        else:
-            examples, batch_size, key = self.clean, self.clean_batch_size, _CLEAN_KEY
-        inputs, labels = tf.constant(examples.inputs), tf.constant(examples.labels)
-        first_epoch, skipped = divmod(start_step, len(examples.labels) // batch_size)
-        order_seed = _fold(self.seed, key, _ORDER_KEY)
-        augment_seed = _fold(self.seed, key, _AUGMENT_KEY)
-        block_steps = self._block_windows * self.num_inner_steps
+    size, half = first.clean_batch_size, first.clean_batch_size // 2
+    streams = {"noisy": stream("noisy", 0, first.noisy_batch_size)}
+    if first.split_clean:
+        # Two views of one shuffled order: the halves of a batch never share an example.
+        streams["clean_inner"] = stream("clean", 0, half)
+        streams["clean_outer"] = stream("clean", half, size)
+    else:
+        streams["clean_outer"] = stream("clean", 0, size)
+    options = tf.data.Options()
+    options.deterministic = True
+    blocks = tf.data.Dataset.zip(streams).with_options(options).prefetch(tf.data.AUTOTUNE)
+    for block in blocks.as_numpy_iterator():
+        dealt = {
+            name: [_deal(x, first.num_inner_steps, num_devices, len(pipelines)) for x in part]
+            for name, part in block.items()
+        }
+        for window in range(block_windows):
+            parts = {name: Examples(*(x[window] for x in dealt[name])) for name in dealt}
+            yield Batch(**(dict.fromkeys(Batch._fields) | parts))
 
-        def order(epoch: tf.Tensor) -> tf.data.Dataset:
-            draws = _uniform([len(examples.labels)], [order_seed, epoch])
-            permutation = tf.argsort(draws, stable=True)
-            return tf.data.Dataset.from_tensor_slices(permutation).batch(
-                batch_size, drop_remainder=True
-            )
 
-        def augment(images: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
-            # Drawn for whole batches, so that the share of a process does not change the numbers.
-            draws = tf.map_fn(
-                lambda step: _uniform([batch_size, 3], [augment_seed, step]),
-                steps,
-                fn_output_signature=tf.float32,
-            )
-            draws = tf.reshape(tf.gather(draws, rows, axis=1), [-1, 3])
-            shape = [block_steps * len(rows), *images.shape[2:]]
-            return tf.reshape(augment_images(tf.reshape(images, shape), draws), images.shape)
+def _deal(array: np.ndarray, num_inner_steps: int, num_devices: int, num_runs: int) -> np.ndarray:
+    """`[runs, windows * k, B, ...]` to `[windows, num_devices, runs, k, B / num_devices, ...]`.
 
-        def read(steps: tf.Tensor, batches: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            mine = tf.ensure_shape(tf.gather(batches, rows, axis=1), [block_steps, len(rows)])
-            images = tf.gather(inputs, mine)
-            if self.augment:
-                images = augment(images, steps)
-            return images, tf.gather(labels, mine)
+    Without the axis of runs if there is one only.
+    """
+    size, *rest = array.shape[2:]
+    shape = (num_runs, -1, num_inner_steps, num_devices, size // num_devices, *rest)
+    dealt = np.ascontiguousarray(np.moveaxis(array.reshape(shape), (1, 3), (0, 1)))
+    return dealt if num_runs > 1 else dealt[:, :, 0]
 
-        epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-        orders = epochs.flat_map(order).skip(skipped)
-        steps = tf.data.Dataset.counter(start_step)
-        blocks = tf.data.Dataset.zip(steps, orders).batch(block_steps, drop_remainder=True)
-        return blocks.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+
+def _stream(
+    pipelines: Sequence[Pipeline], name: str, rows: np.ndarray, start_step: int, block_steps: int
+) -> tf.data.Dataset:
+    """`rows` of the shuffled batches from `start_step` on, `block_steps` at a time.
+
+    Elements are inputs, labels and row numbers, `[runs, block_steps, len(rows), ...]`.
+    """
+    examples, batch_size, key = pipelines[0].part(name)
+    size = len(examples.labels)
+    first_epoch, skipped = divmod(start_step, size // batch_size)
+    of_runs = [pipeline.part(name)[0] for pipeline in pipelines]
+    sets = [(tf.constant(x.inputs), tf.constant(x.labels)) for x in of_runs]
+    order_seeds = [_fold(pipeline.seed, key, _ORDER_KEY) for pipeline in pipelines]
+    augment_seeds = [_fold(pipeline.seed, key, _AUGMENT_KEY) for pipeline in pipelines]
+
+    # Without autograph, which takes longer to read these functions than they take to run.
+    @tf.autograph.experimental.do_not_convert
+    def order(epoch: tf.Tensor) -> tf.data.Dataset:
+        draws = tf.stack([_uniform([size], [seed, epoch]) for seed in order_seeds], axis=1)
+        permutations = tf.argsort(draws, axis=0, stable=True)
+        return tf.data.Dataset.from_tensor_slices(permutations).batch(
+            batch_size, drop_remainder=True
+        )
+
+    def augment(images: tf.Tensor, steps: tf.Tensor, seed: int) -> tf.Tensor:
+        # Drawn for whole batches, so that the share of a process does not change the numbers.
+        draws = tf.map_fn(
+            lambda step: _uniform([batch_size, 3], [seed, step]),
+            steps,
+            fn_output_signature=tf.float32,
+        )
+        draws = tf.reshape(tf.gather(draws, rows, axis=1), [-1, 3])
+        shape = [block_steps * len(rows), *images.shape[2:]]
+        return tf.reshape(augment_images(tf.reshape(images, shape), draws), images.shape)
+
+    @tf.autograph.experimental.do_not_convert
+    def read(steps: tf.Tensor, batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        mine = tf.gather(batches, rows, axis=1)
+        mine = tf.ensure_shape(mine, [block_steps, len(rows), len(pipelines)])
+        elements = []
+        for run, (inputs, labels) in enumerate(sets):
+            images = tf.gather(inputs, mine[..., run])
+            if pipelines[run].augment:
+                images = augment(images, steps, augment_seeds[run])
+            elements.append((images, tf.gather(labels, mine[..., run]), mine[..., run]))
+        return tuple(tf.stack(parts) for parts in zip(*elements, strict=True))
+
+    epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+    orders = epochs.flat_map(order).skip(skipped)
+    steps = tf.data.Dataset.counter(start_step)
+    blocks = tf.data.Dataset.zip(steps, orders).batch(block_steps, drop_remainder=True)
+    return blocks.map(read, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def augment_images(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:

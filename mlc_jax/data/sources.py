@@ -1,6 +1,7 @@
 """Where examples come from: TensorFlow Datasets, or arrays inside a dependency."""
 
 import dataclasses
+import functools
 import pathlib
 import re
 
@@ -72,6 +73,7 @@ class Source:
         return len(self.class_names)
 
 
+@functools.lru_cache(maxsize=1)  # Runs of one process share their arrays.
 def load_source(name: str, data_dir: str | None, *, download: bool) -> Source:
     """Reads a dataset into memory.
 

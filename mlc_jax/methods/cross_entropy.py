@@ -1,27 +1,29 @@
-"""The honest baselines: cross-entropy on everything, and on the clean labels alone.
+"""The honest baselines: cross-entropy on everything, on the clean and on the noisy labels alone.
 
-Both spend the same clean labels and make the same number of updates as MLC. They train on the whole
-clean batch: without an outer loss there is nothing to keep half of it for.
+They make the same number of updates as MLC, on batches of the same sizes; `cross_entropy` and
+`clean_only` spend the same clean labels.
 """
 
-import jax
-import jax.numpy as jnp
-
-from mlc_jax.bilevel import Batch, Examples
-from mlc_jax.methods.base import Method, MethodInputs, supervised
+from mlc_jax.methods.base import (
+    Method,
+    MethodInputs,
+    clean_part,
+    noisy_and_clean,
+    noisy_part,
+    supervised,
+)
 
 
 def cross_entropy(inputs: MethodInputs) -> Method:
     """Learns the noisy labels as given, and the clean ones beside them."""
-    return supervised(inputs, lambda batch: Batch(batch.noisy, _all_clean(batch), None))
+    return supervised(inputs, noisy_and_clean)
 
 
 def clean_only(inputs: MethodInputs) -> Method:
     """Never looks at a noisy example."""
-    return supervised(inputs, lambda batch: Batch(None, _all_clean(batch), None))
+    return supervised(inputs, clean_part)
 
 
-def _all_clean(batch: Batch) -> Examples:
-    """Both halves of the clean batch, `[k, B, ...]`."""
-    parts = [part for part in (batch.clean_inner, batch.clean_outer) if part is not None]
-    return jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *parts)
+def noisy_only(inputs: MethodInputs) -> Method:
+    """Never looks at a clean example."""
+    return supervised(inputs, noisy_part, uses_clean=False)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from mlc_jax.models.label_correction import LabelCorrectionNetwork
 from mlc_jax.models.mlp import MLP
 from mlc_jax.models.resnet import ResNet
+from mlc_jax.models.weight_net import WeightNet
 
 CLASSIFIERS = ("mlp", "resnet")
 CONVOLUTIONAL = ("resnet",)
@@ -20,6 +21,7 @@ __all__ = [
     "MLP",
     "LabelCorrectionNetwork",
     "ResNet",
+    "WeightNet",
     "create_classifier",
 ]
 

@@ -1,0 +1,61 @@
+"""Forward correction: the matrix of wrong labels is estimated without any clean label.
+
+Source: Patrini, Rozza, Menon, Nock, Qu (2017), "Making Deep Neural Networks Robust to Label Noise:
+a Loss Correction Approach", theorem 2 (the loss) and theorem 3 (the estimate).
+
+The clean labels of the table are trained on as by all methods here: they join the second phase with
+plain cross-entropy, which Hendrycks et al. (2018) call Forward Gold.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from mlc_jax.methods.base import (
+    Hook,
+    Method,
+    MethodInputs,
+    Phase,
+    create_init,
+    noisy_part,
+    restart,
+    supervised_step,
+)
+from mlc_jax.methods.glc import corrected_phase, posterior_labels
+from mlc_jax.train_state import TrainState
+
+
+def forward(inputs: MethodInputs) -> Method:
+    """A first classifier learns the noisy labels; what it is surest of gives the matrix."""
+
+    def estimate(state: TrainState, probs: jax.Array, labels: jax.Array) -> TrainState:
+        del labels
+        matrix = transition_matrix(probs, inputs.config.forward.percentile)
+        return restart(inputs, state).replace(extra=matrix)
+
+    first = inputs.first_phase()
+    return Method(
+        init=create_init(first, extra=jnp.eye(inputs.num_classes)),
+        phases=(
+            Phase(first.num_steps, supervised_step(first, noisy_part)),
+            corrected_phase(inputs, Hook("noisy", estimate)),
+        ),
+        correct_labels=posterior_labels,
+    )
+
+
+def transition_matrix(probs: jax.Array, percentile: float) -> jax.Array:
+    """`T[i, j]`, an estimate of P(given label j | true label i).
+
+    Row i is what the classifier says of an anchor of class i: of the example it most of all holds
+    to be of that class, outliers aside: `T[i, j] = p(j | argmax_x p(i | x))`.
+
+    Args:
+      probs: `[N, C]`, what a classifier of noisy labels says of their examples.
+      percentile: in (0, 100]; of an example's probability of the class among all, for the anchor.
+    """
+    # The largest value below the percentile, as the authors do; at 100 the largest.
+    rank = math.ceil(percentile / 100 * (len(probs) - 1))
+    anchors = jnp.argsort(probs, axis=0)[max(rank - (percentile < 100), 0)]
+    return probs[anchors]

@@ -1,0 +1,85 @@
+"""Gold Loss Correction: the matrix of wrong labels is measured on the clean set.
+
+Source: Hendrycks, Mazeika, Wilson, Gimpel (2018), "Using Trusted Data to Train Deep Networks on
+Labels Corrupted by Severe Noise", algorithm 1.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mlc_jax.methods.base import (
+    Hook,
+    Method,
+    MethodInputs,
+    Phase,
+    create_init,
+    noisy_and_clean,
+    noisy_part,
+    restart,
+    supervised_step,
+)
+from mlc_jax.train_state import TrainState
+
+
+def glc(inputs: MethodInputs) -> Method:
+    """A first classifier learns the noisy labels; what it says of clean examples is the matrix."""
+
+    def estimate(state: TrainState, probs: jax.Array, labels: jax.Array) -> TrainState:
+        return restart(inputs, state).replace(extra=corruption_matrix(probs, labels))
+
+    first = inputs.first_phase()
+    return Method(
+        init=create_init(first, extra=jnp.eye(inputs.num_classes)),
+        phases=(
+            Phase(first.num_steps, supervised_step(first, noisy_part)),
+            corrected_phase(inputs, Hook("clean", estimate)),
+        ),
+        correct_labels=posterior_labels,
+    )
+
+
+def corruption_matrix(probs: jax.Array, labels: jax.Array) -> jax.Array:
+    """`C[i, j]`, an estimate of P(given label j | true label i): the mean over class i.
+
+    Args:
+      probs: `[M, C]`, what a classifier of noisy labels says of clean examples.
+      labels: `[M]`, their true labels.
+    """
+    members = jax.nn.one_hot(labels, probs.shape[-1], dtype=probs.dtype)
+    return members.T @ probs / jnp.sum(members, axis=0)[:, None]
+
+
+def corrected_phase(inputs: MethodInputs, estimate: Hook) -> Phase:
+    """Training with a matrix of wrong labels, `state.extra`, that `estimate` has put there."""
+    step = supervised_step(
+        inputs, noisy_and_clean, posterior, beliefs=lambda state, batch: state.extra
+    )
+    return Phase(inputs.num_steps, step, before=estimate)
+
+
+def posterior(
+    matrix: jax.Array, features: jax.Array, logits: jax.Array, labels: jax.Array
+) -> jax.Array:
+    """What the true label is, by Bayes' rule: `P(i | x, given j)`, prior `softmax(logits)`.
+
+    This is the forward-corrected loss, `-log sum_i p_i T[i, j]`, as a target: its gradient in the
+    logits is `softmax(logits) - posterior`, which is the gradient of the cross-entropy against the
+    posterior held fixed (one step of expectation maximisation).
+
+    Args:
+      matrix: `T[i, j] = P(given label j | true label i)`, `[C, C]`.
+      features: not looked at.
+      logits: `[B, C]`.
+      labels: `[B]`, as given.
+    """
+    del features
+    # A row that is all zero, where no class can have this label, is left to the classifier.
+    likelihood = jnp.log(jnp.maximum(matrix.T[labels], jnp.finfo(logits.dtype).tiny))
+    return jax.nn.softmax(jax.nn.log_softmax(logits) + likelihood)
+
+
+def posterior_labels(
+    state: TrainState, features: jax.Array, logits: jax.Array, labels: jax.Array
+) -> jax.Array:
+    """`Method.correct_labels`: the posterior under `state.extra`."""
+    return posterior(state.extra, features, logits, labels)

@@ -1,0 +1,74 @@
+"""L2RW: weights of examples from one step of look-ahead, anew in every step.
+
+Source: Ren, Zeng, Yang, Urtasun (2018), "Learning to Reweight Examples for Robust Deep Learning",
+algorithm 1.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mlc_jax import bilevel
+from mlc_jax.bilevel import Batch, Metrics, Params
+from mlc_jax.methods.base import (
+    Method,
+    MethodInputs,
+    Phase,
+    classifier_labels,
+    create_init,
+    create_problem,
+    in_steps,
+    noisy_part,
+)
+from mlc_jax.train_state import TrainState
+
+
+def l2rw(inputs: MethodInputs) -> Method:
+    """Examples count as far as a step on them lowers the clean loss."""
+    problem = create_problem(inputs, weighted_labels)
+
+    def inner_step(
+        state: TrainState, batch: Batch, rng: chex.PRNGKey
+    ) -> tuple[TrainState, Metrics]:
+        weights, metrics = example_weights(problem, state, batch, rng)
+        part = batch._replace(clean_outer=None)
+        main, inner_metrics = bilevel.inner_step(problem, state.main, weights, part, rng)
+        return state.replace(main=main), metrics | inner_metrics
+
+    phase = Phase(inputs.num_steps, in_steps(inputs, inner_step))
+    return Method(create_init(inputs), (phase,), classifier_labels)
+
+
+def weighted_labels(
+    weights: jax.Array, features: jax.Array, logits: jax.Array, labels: jax.Array
+) -> jax.Array:
+    """The `TargetFn`: a weight `[B]` times the given label."""
+    return weights[:, None] * bilevel.given_labels(None, features, logits, labels)
+
+
+def example_weights(
+    problem: bilevel.Problem, state: TrainState, batch: Batch, rng: chex.PRNGKey
+) -> tuple[jax.Array, Metrics]:
+    """Weights `[B]` of the noisy examples: non-negative, with a mean of one or all zero.
+
+    The look-ahead is one step of plain SGD from the classifier as it stands on the loss weighted by
+    epsilon, at epsilon = 0: it goes nowhere, so the derivative of the clean loss after it in
+    epsilon_i is -(rate / B) times the product of two gradients, that of the clean loss and that of
+    example i's loss. What is negative of it is clipped, and the rate and B cancel where the
+    weights are normalised.
+    """
+    main = state.main
+    clean = batch.clean_outer
+    assert clean is not None and batch.noisy is not None
+
+    def clean_loss(params: Params) -> tuple[jax.Array, Metrics]:
+        outer_rng = jax.random.fold_in(rng, 1)
+        return bilevel.outer_loss(problem, params, main.batch_stats, clean, outer_rng)
+
+    clean_grads, metrics = jax.grad(clean_loss, has_aux=True)(main.params)
+    clean_grads = bilevel.pmean(clean_grads, problem.axis_name)
+    epsilon = jnp.zeros(len(batch.noisy.labels))
+    products = bilevel.meta_product(problem, main, epsilon, noisy_part(batch), rng, clean_grads)
+    clipped = jnp.maximum(products, 0)
+    mean = bilevel.pmean(jnp.mean(clipped), problem.axis_name)
+    return clipped / jnp.where(mean == 0, 1, mean), metrics

@@ -1,0 +1,52 @@
+"""Meta-Weight-Net: weights of examples from their losses, by a network learned from clean data.
+
+Source: Shu, Xie, Yi, Zhao, Zhou, Xu, Meng (2019), "Meta-Weight-Net: Learning an Explicit Mapping
+For Sample Weighting", algorithm 1.
+
+It runs on MLC's machine: the classifier's target on a noisy example is a weight times the given
+label, so that the inner loss is the paper's, `1/n sum_i V(L_i; Theta) L_i`, and the meta-gradient
+goes through k updates of the classifier (the paper's k is 1), by any estimator. Two things are as
+in MLC: the update of the classifier that the meta-gradient goes through is kept (the paper makes it
+again with the new weights), and half of each clean batch is trained on.
+"""
+
+from typing import cast
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mlc_jax import losses
+from mlc_jax.methods.base import Method, MethodInputs, bilevel_method, classifier_labels
+from mlc_jax.models import WeightNet
+from mlc_jax.train_state import MetaState, Params, TrainState
+
+
+def meta_weight_net(inputs: MethodInputs) -> Method:
+    """The classifier learns weighted labels; the weights are learned from the clean loss."""
+    weight_net = WeightNet(**inputs.config.weight_net)
+
+    def init_weight_net(rng: chex.PRNGKey, num_features: int) -> Params:
+        del num_features
+        return weight_net.init(rng, jnp.zeros((1,)))["params"]
+
+    def weights(meta_params: Params, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """`V(L_i; Theta)` of the loss on the given label, `[B]`."""
+        example_losses = losses.cross_entropy(logits, labels)
+        return cast(jax.Array, weight_net.apply({"params": meta_params}, example_losses))
+
+    def targets(
+        meta_params: Params, features: jax.Array, logits: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        del features
+        given = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+        return weights(meta_params, logits, labels)[:, None] * given
+
+    def label_quality(
+        state: TrainState, features: jax.Array, logits: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        del features
+        return weights(cast(MetaState, state.meta).params, logits, labels)
+
+    method = bilevel_method(inputs, targets, init_weight_net, classifier_labels)
+    return method._replace(label_quality=label_quality)

@@ -1,0 +1,448 @@
+"""Each method's core step against NumPy; all methods through the loop.
+
+The classifier of the NumPy write-ups is one matrix `W` `[F, C]`: logits `x W`, gradient of an
+example's cross-entropy `outer(x, p - y)`.
+"""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from configs import default
+from mlc_jax import bilevel, methods
+from mlc_jax.bilevel import Batch, Examples
+from mlc_jax.meta_gradients import exact
+from mlc_jax.methods.base import MethodInputs, noisy_and_clean, supervised_step
+
+# The package has functions of the same names.
+distillation, forward, glc, joint, l2rw, mlnt = (
+    importlib.import_module(f"mlc_jax.methods.{name}")
+    for name in ("distillation", "forward", "glc", "joint", "l2rw", "mlnt")
+)
+F, C, B, HALF, RATE = 5, 3, 6, 4, 0.5
+
+
+class Linear(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        return nn.Dense(C, use_bias=False, param_dtype=x.dtype, dtype=x.dtype)(x), x
+
+
+def _inputs(method, num_epochs=4, **fields):
+    config = default.get_config()
+    config.method = method
+    config.main_optimizer.update(
+        learning_rate=RATE, momentum=0.0, weight_decay=0.0, schedule="constant"
+    )
+    config.meta_optimizer.update(name="sgd", learning_rate=1.0, momentum=0.0)
+    config.update_from_flattened_dict(fields)
+    return MethodInputs(
+        config=config, model=Linear(), normalize=lambda x: x, num_classes=C, num_noisy=B,
+        example_inputs=jnp.zeros((1, F)), steps_per_epoch=1, num_epochs=num_epochs, axis_name=None,
+    )  # fmt: skip
+
+
+def _examples(rng, size):
+    inputs, labels = rng.normal(size=(size, F)), rng.integers(0, C, size).astype(np.int32)
+    return Examples(inputs, labels, np.arange(size, dtype=np.int32))
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(3)
+    return Batch(_examples(rng, B), _examples(rng, HALF), _examples(rng, HALF))
+
+
+def _window(batch):
+    """A window of one step."""
+    return jax.tree.map(lambda x: x[None], batch)
+
+
+def _state(inputs, method=None):
+    state = (method or methods.METHODS[inputs.config.method](inputs)).init(jax.random.key(0))
+    return jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, state)
+
+
+def _weights(state):
+    return np.asarray(state.main.params["Dense_0"]["kernel"])
+
+
+def _softmax(logits):
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def _cross_entropy(weights, examples, targets=None):
+    """Per example `[B]`, against integer labels or `[B, C]`."""
+    targets = np.eye(C)[examples.labels] if targets is None else targets
+    return -(targets * np.log(_softmax(examples.inputs @ weights))).sum(axis=1)
+
+
+def _gradient(weights, examples, targets=None):
+    """Of each example's cross-entropy, `[B, F, C]`."""
+    targets = np.eye(C)[examples.labels] if targets is None else targets
+    residuals = targets.sum(axis=1, keepdims=True) * _softmax(examples.inputs @ weights) - targets
+    return examples.inputs[:, :, None] * residuals[:, None, :]
+
+
+def _numeric(function, x, epsilon=1e-5):
+    """Central differences of a scalar function."""
+    gradient = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+        step = np.zeros_like(x)
+        step[index] = epsilon
+        gradient[index] = (function(x + step) - function(x - step)) / (2 * epsilon)
+    return gradient
+
+
+def _mean_loss(weights, batch, targets=None):
+    """The inner loss: noisy examples and all clean ones, weighted by their numbers."""
+    clean = Examples(*(np.concatenate(x) for x in zip(*batch[1:], strict=True)))
+    parts = _cross_entropy(weights, batch.noisy, targets), _cross_entropy(weights, clean)
+    return np.concatenate(parts).mean()
+
+
+# --- Baselines.
+
+
+def test_baselines_train_on_what_they_say(x64, batch):
+    clean = Examples(*(np.concatenate(x) for x in zip(*batch[1:], strict=True)))
+    expected = {
+        "cross_entropy": (batch.noisy, clean), "noisy_only": (batch.noisy,), "clean_only": (clean,)
+    }  # fmt: skip
+    for name, parts in expected.items():
+        inputs = _inputs(name)
+        method = methods.METHODS[name](inputs)
+        state = _state(inputs, method)
+        after, _ = method.train_step(state, _window(batch))
+        gradient = np.concatenate([_gradient(_weights(state), x) for x in parts]).mean(axis=0)
+        np.testing.assert_allclose(
+            _weights(after), _weights(state) - RATE * gradient, rtol=1e-9, atol=1e-12
+        )
+        assert method.uses_clean == (name != "noisy_only")
+        assert int(after.step) == 1
+
+
+# --- GLC and Forward.
+
+
+def test_corruption_matrix_is_the_mean_over_a_class():
+    rng = np.random.default_rng(0)
+    probs = rng.dirichlet(np.ones(C), 8).astype(np.float32)
+    labels = np.array([0, 1, 2, 0, 1, 0, 2, 2])
+    expected = [probs[labels == label].mean(axis=0) for label in range(C)]
+    np.testing.assert_allclose(glc.corruption_matrix(probs, labels), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("percentile", [50.0, 97.0, 100.0])
+def test_transition_matrix_is_said_of_anchors(percentile):
+    """The authors blank what is at or above the percentile, then take the largest."""
+    probs = np.random.default_rng(1).dirichlet(np.ones(C), 200)
+    expected = []
+    for label in range(C):
+        column = probs[:, label].copy()
+        if percentile < 100:
+            column[column >= np.percentile(column, percentile, method="higher")] = 0
+        expected.append(probs[column.argmax()])
+    matrix = forward.transition_matrix(jnp.asarray(probs, jnp.float32), percentile)
+    np.testing.assert_allclose(matrix, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["glc", "forward"])
+def test_corrected_step_descends_the_corrected_loss(x64, batch, name):
+    """`-log sum_i p_i T[i, j]` on noisy examples, cross-entropy on clean ones."""
+    matrix = np.random.default_rng(2).dirichlet(np.ones(C), C)
+    inputs = _inputs(name)
+    method = methods.METHODS[name](inputs)
+    state = _state(inputs, method).replace(extra=jnp.asarray(matrix))
+    clean = Examples(*(np.concatenate(x) for x in zip(*batch[1:], strict=True)))
+
+    def loss(weights):
+        given = (_softmax(batch.noisy.inputs @ weights) @ matrix)[np.arange(B), batch.noisy.labels]
+        return np.concatenate([-np.log(given), _cross_entropy(weights, clean)]).mean()
+
+    after, _ = method.train_step(state, _window(batch))
+    gradient = _numeric(loss, _weights(state))
+    np.testing.assert_allclose(_weights(after), _weights(state) - RATE * gradient, atol=1e-8)
+
+
+def test_posterior_is_bayes_rule():
+    matrix = np.array([[0.9, 0.1, 0.0], [0.0, 0.6, 0.4], [0.0, 0.0, 1.0]], np.float32)
+    probs = np.array([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]], np.float32)
+    labels = np.array([1, 0])
+    posterior = np.asarray(glc.posterior(matrix, None, np.log(probs), labels))
+    np.testing.assert_allclose(posterior[0], [0.25, 0.75, 0.0], atol=1e-6)  # .05 and .15
+    np.testing.assert_allclose(posterior[1], [1.0, 0.0, 0.0], atol=1e-6)
+    # A label that no class can have says nothing.
+    impossible = np.array([[1, 0, 0], [1, 0, 0], [1, 0, 0]], np.float32)
+    np.testing.assert_allclose(
+        glc.posterior(impossible, None, np.log(probs), np.array([1, 2])), probs, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["glc", "forward", "distillation", "joint"])
+def test_second_phase_has_a_new_classifier(batch, name):
+    inputs = _inputs(name, first_phase_epochs=2)
+    method = methods.METHODS[name](inputs)
+    first, second = method.phases
+    assert (first.num_steps, second.num_steps, method.num_steps) == (2, 4, 6)
+    state = method.init(jax.random.key(0))
+    probs = np.random.default_rng(0).dirichlet(np.ones(C), B).astype(np.float32)
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    begun = second.before.update(state.replace(step=jnp.int32(2)), probs, labels)
+    assert jax.tree.structure(begun) == jax.tree.structure(state)
+    assert np.abs(_weights(begun) - _weights(state)).max() > 0.1
+    again = second.before.update(state.replace(step=jnp.int32(2)), probs, labels)
+    np.testing.assert_array_equal(_weights(begun), _weights(again))
+
+
+# --- L2RW.
+
+
+def test_weights_are_the_clipped_slope_of_the_clean_loss(x64, batch):
+    """Finite differences of a look-ahead in each example's epsilon, in NumPy."""
+    inputs = _inputs("l2rw")
+    method = methods.METHODS["l2rw"](inputs)
+    state = _state(inputs, method)
+    before, noisy = _weights(state), batch.noisy
+
+    def clean_loss_after(epsilon):
+        step = np.tensordot(epsilon, _gradient(before, noisy), axes=1)
+        return _cross_entropy(before - RATE * step, batch.clean_outer).mean()
+
+    clipped = np.maximum(-_numeric(clean_loss_after, np.zeros(B)), 0)
+    assert 0 < (clipped == 0).sum() < B
+    expected = clipped / clipped.sum()
+
+    problem = methods.base.create_problem(inputs, l2rw.weighted_labels)
+    weights, _ = l2rw.example_weights(problem, state, batch, jax.random.key(1))
+    np.testing.assert_allclose(weights / B, expected, atol=1e-8)
+
+    after, _ = method.train_step(state, _window(batch))
+    noisy_gradient = np.tensordot(expected * B, _gradient(before, noisy), axes=1)
+    clean_gradient = _gradient(before, batch.clean_inner).sum(axis=0)
+    gradient = (noisy_gradient + clean_gradient) / (B + HALF)
+    np.testing.assert_allclose(_weights(after), before - RATE * gradient, atol=1e-8)
+
+
+def test_weights_may_all_be_zero(batch):
+    """Where every example would raise the clean loss: no update, no NaN."""
+    inputs = _inputs("l2rw")
+    problem = methods.base.create_problem(inputs, l2rw.weighted_labels)
+    state = methods.METHODS["l2rw"](inputs).init(jax.random.key(0))
+    row = jnp.asarray(batch.clean_outer.inputs[:1], jnp.float32)
+    clean = Examples(row, jnp.zeros(1, jnp.int32))
+    wrong = Examples(jnp.repeat(row, B, axis=0), jnp.ones(B, jnp.int32))
+    weights, _ = l2rw.example_weights(problem, state, Batch(wrong, None, clean), jax.random.key(1))
+    # The wrong class's logit goes up and the right one's down: the slope is positive for all.
+    np.testing.assert_array_equal(weights, np.zeros(B))
+
+
+# --- Meta-Weight-Net.
+
+
+def test_weight_net_gradient_is_that_of_the_clean_loss_after_a_step(x64, batch):
+    inputs = _inputs("meta_weight_net", **{"weight_net.hidden_size": 4})
+    method = methods.METHODS["meta_weight_net"](inputs)
+    state = _state(inputs, method)
+    before = _weights(state)
+    flat, unravel = jax.flatten_util.ravel_pytree(state.meta.params)
+
+    def weights_of(flat):
+        net = jax.tree.map(np.asarray, unravel(jnp.asarray(flat)))
+        hidden = np.maximum(
+            _cross_entropy(before, batch.noisy)[:, None] @ net["Dense_0"]["kernel"]
+            + net["Dense_0"]["bias"], 0,
+        )  # fmt: skip
+        out = hidden @ net["Dense_1"]["kernel"] + net["Dense_1"]["bias"]
+        return 1 / (1 + np.exp(-out[:, 0]))
+
+    def clean_loss_after(flat):
+        noisy = np.tensordot(weights_of(flat), _gradient(before, batch.noisy), axes=1)
+        gradient = (noisy + _gradient(before, batch.clean_inner).sum(axis=0)) / (B + HALF)
+        return _cross_entropy(before - RATE * gradient, batch.clean_outer).mean()
+
+    window = method.window(exact, state, _window(batch))
+    ours = jax.flatten_util.ravel_pytree(window.meta_grads)[0]
+    expected = _numeric(clean_loss_after, np.asarray(flat))
+    assert np.abs(expected).max() > 1e-4
+    np.testing.assert_allclose(ours, expected, atol=1e-9)
+    quality = method.label_quality(
+        state, None, batch.noisy.inputs @ before, jnp.asarray(batch.noisy.labels)
+    )
+    np.testing.assert_allclose(quality, weights_of(flat), rtol=1e-9)
+
+
+# --- Joint.
+
+
+def test_regularizers_by_hand():
+    logits = np.random.default_rng(0).normal(size=(4, C)).astype(np.float32)
+    probs = _softmax(logits.astype(float))
+    prior, entropy = joint.regularizers(logits, None)
+    uniform = np.full(C, 1 / C)
+    assert prior == pytest.approx((uniform * np.log(uniform / probs.mean(axis=0))).sum(), rel=1e-4)
+    assert entropy == pytest.approx(-(probs * np.log(probs)).sum(axis=1).mean(), rel=1e-5)
+
+
+def test_joint_step_descends_all_three_losses(x64, batch):
+    inputs = _inputs("joint", **{"joint.prior_weight": 0.7, "joint.entropy_weight": 0.3})
+    method = methods.METHODS["joint"](inputs)
+    labels = np.random.default_rng(5).dirichlet(np.ones(C), B)
+    state = _state(inputs, method)
+    state = state.replace(extra=state.extra | {"labels": jnp.asarray(labels)})
+    rows = np.array([4, 2, 0, 1, 5, 3], np.int32)
+    batch = batch._replace(noisy=batch.noisy._replace(rows=rows))
+
+    def loss(weights):
+        probs = _softmax(batch.noisy.inputs @ weights)
+        prior = -np.log(probs.mean(axis=0)).mean()
+        entropy = -(probs * np.log(probs)).sum(axis=1).mean()
+        return _mean_loss(weights, batch, labels[rows]) + 0.7 * prior + 0.3 * entropy
+
+    after, _ = method.phases[0].train_step(state, _window(batch))
+    gradient = _numeric(loss, _weights(state))
+    np.testing.assert_allclose(_weights(after), _weights(state) - RATE * gradient, atol=1e-8)
+
+
+def test_labels_become_the_mean_of_the_last_predictions():
+    """Updates from the third of six epochs on, over two epochs."""
+    inputs = _inputs("joint", num_epochs=6, **{"joint.update_from": 1 / 3, "joint.num_averaged": 2})
+    phase = methods.METHODS["joint"](inputs).phases[0]
+    given = np.array([0, 1, 2, 2, 1, 0])
+    said = np.random.default_rng(6).dirichlet(np.ones(C), (6, B)).astype(np.float32)
+    state = methods.METHODS["joint"](inputs).init(jax.random.key(0))
+    state = phase.before.update(state, said[0], given)
+    np.testing.assert_array_equal(state.extra["labels"], np.eye(C)[given])
+    for epoch in range(6):
+        state = state.replace(step=jnp.int32(epoch + 1))
+        state = phase.after_epoch.update(state, said[epoch], given)
+        expected = np.eye(C)[given] if epoch < 2 else said[epoch - 1 : epoch + 1].mean(axis=0)
+        np.testing.assert_allclose(state.extra["labels"], expected, rtol=1e-6)
+
+
+def test_first_labels_are_averaged_over_as_many_epochs_as_there_are():
+    inputs = _inputs("joint", **{"joint.update_from": 0.0})
+    method = methods.METHODS["joint"](inputs)
+    said = np.random.default_rng(6).dirichlet(np.ones(C), (2, B)).astype(np.float32)
+    state = method.init(jax.random.key(0))
+    for epoch in range(2):
+        state = state.replace(step=jnp.int32(epoch + 1))
+        state = method.phases[0].after_epoch.update(state, said[epoch], None)
+        np.testing.assert_allclose(state.extra["labels"], said[: epoch + 1].mean(axis=0), rtol=1e-6)
+
+
+# --- MLNT.
+
+
+def test_neighbours_are_the_nearest_others():
+    features = np.array([[0.0], [1.0], [3.0], [3.5], [9.0]], np.float32)
+    nearest = np.asarray(mlnt.nearest(features, 2))
+    assert [set(row) for row in nearest.tolist()] == [{1, 2}, {0, 2}, {3, 1}, {2, 1}, {3, 2}]
+    assert mlnt.nearest(features, 10).shape == (5, 4)
+    assert mlnt.nearest(features[:1], 10).shape == (1, 0)
+
+
+def test_transferred_labels_are_a_neighbours():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 40).astype(np.int32)
+    neighbours = np.asarray(mlnt.nearest(rng.normal(size=(40, 2)).astype(np.float32), 3))
+    changed = []
+    for seed in range(20):
+        wrong = np.asarray(mlnt.transfer_labels(jax.random.key(seed), labels, neighbours, 0.5))
+        for i in np.flatnonzero(wrong != labels):
+            assert wrong[i] in labels[neighbours[i]]
+        changed.append((wrong != labels).sum())
+    # Half are chosen; a neighbour's label is another one nine times of ten.
+    assert 14 < np.mean(changed) <= 20 and max(changed) <= 20
+    alone = mlnt.transfer_labels(jax.random.key(0), labels[:1], np.zeros((1, 0), np.int32), 0.5)
+    np.testing.assert_array_equal(alone, labels[:1])
+
+
+def test_mlnt_step_descends_both_losses(x64, batch, monkeypatch):
+    """The way back goes through the look-ahead. The synthetic labels are given here."""
+    inputs = _inputs(
+        "mlnt",
+        **{"mlnt.num_synthetic": 1, "mlnt.lookahead_rate": 0.3, "mlnt.consistency_weight": 0.8,
+           "mlnt.ramp_share": 0.0},
+    )  # fmt: skip
+    wrong = np.array([2, 1, 0, 0, 1, 1], np.int32)
+    monkeypatch.setattr(mlnt, "transfer_labels", lambda *_: jnp.asarray(wrong))
+    method = methods.METHODS["mlnt"](inputs)
+    state = _state(inputs, method).replace(step=jnp.int32(5))
+    teacher = np.random.default_rng(7).normal(size=(F, C))
+    state = state.replace(extra={"Dense_0": {"kernel": jnp.asarray(teacher)}})
+    taught = _softmax(batch.noisy.inputs @ teacher)
+    noisy = batch.noisy
+
+    def loss(weights):
+        step = _gradient(weights, noisy._replace(labels=wrong)).mean(axis=0)
+        student = _softmax(noisy.inputs @ (weights - 0.3 * step))
+        consistency = (taught * np.log(taught / student)).sum(axis=1).mean()
+        return _mean_loss(weights, batch) + 0.8 * consistency
+
+    after, metrics = method.train_step(state, _window(batch))
+    expected = _weights(state) - RATE * _numeric(loss, _weights(state))
+    np.testing.assert_allclose(_weights(after), expected, atol=1e-8)
+    moved = np.asarray(after.extra["Dense_0"]["kernel"])
+    np.testing.assert_allclose(moved, 0.999 * teacher + 0.001 * expected, atol=1e-8)
+    assert metrics["consistency"] > 0
+
+
+# --- Distillation.
+
+
+def test_pseudo_labels_by_hand(x64, batch):
+    probs = np.random.default_rng(8).dirichlet(np.ones(C), B)
+    given = np.array([0, 1, 2, 0, 1, 2])
+    inputs = _inputs("distillation", **{"distillation.label_weight": 0.25})
+    method = methods.METHODS["distillation"](inputs)
+    expected = 0.25 * np.eye(C)[given] + 0.75 * probs
+    np.testing.assert_allclose(distillation.pseudo_labels(probs, given, 0.25), expected)
+
+    state = method.phases[1].before.update(_state(inputs, method), probs, given)
+    state = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, state)
+    rows = np.array([5, 0, 3, 1, 2, 4], np.int32)
+    batch = batch._replace(noisy=batch.noisy._replace(rows=rows))
+    after, _ = method.train_step(state, _window(batch))
+    gradient = _numeric(lambda w: _mean_loss(w, batch, expected[rows]), _weights(state))
+    np.testing.assert_allclose(_weights(after), _weights(state) - RATE * gradient, atol=1e-8)
+
+
+# --- What methods are built from.
+
+
+def test_steps_of_a_window_are_counted(batch):
+    """A step sees its own number, as MLNT's ramp needs."""
+    inputs = _inputs("cross_entropy")
+    seen = []
+
+    def inner_step(state, batch, rng):
+        return state.replace(extra=state.extra.at[state.step].set(state.step)), {}
+
+    train_step = methods.base.in_steps(inputs, inner_step)
+    state = methods.base.create_init(inputs, extra=jnp.full(8, -1))(jax.random.key(0))
+    window = jax.tree.map(lambda x: np.repeat(x[None], 3, axis=0), batch)
+    for _ in range(2):
+        state, _ = train_step(state, window)
+        seen.append(int(state.step))
+    assert seen == [3, 6]
+    np.testing.assert_array_equal(state.extra, [0, 1, 2, 3, 4, 5, -1, -1])
+
+
+def test_supervised_step_is_the_inner_step(batch):
+    """Several steps in a window are as many windows of one."""
+    inputs = _inputs("cross_entropy")
+    step = supervised_step(inputs, noisy_and_clean)
+    other = jax.tree.map(lambda x: x[::-1], batch)
+    start = methods.METHODS["cross_entropy"](inputs).init(jax.random.key(0))
+    together, _ = step(start, jax.tree.map(lambda *xs: np.stack(xs), batch, other))
+    apart = start
+    for part in (batch, other):
+        apart, _ = step(apart, _window(part))
+    np.testing.assert_allclose(_weights(together), _weights(apart), rtol=1e-6)
+    assert bilevel.step_rngs(start.rng, start.step, 2, None).shape == (2,)
