@@ -11,7 +11,7 @@ DIR is the workdir of one run, of any method. In DIR/analysis:
     label_errors.md    "this label is wrong": precision and recall of what was corrected, AUC and
     label_errors.csv   average precision of the ranking by 1 - label_quality; beside cleanlab
 
-cleanlab (pip install cleanlab) ranks the same noisy labels by out-of-sample probabilities, here of a
+cleanlab (pip install cleanlab) ranks the same labels by out-of-sample probabilities, here of a
 scikit-learn MLP on the raw inputs in five-fold cross-validation. It sees no clean label. For other
 than small inputs give it better ones: --pred_probs=FILE.npy, [N, C] in the order of
 corrected_labels.csv.
@@ -19,6 +19,7 @@ corrected_labels.csv.
 
 import io
 import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -106,7 +107,7 @@ def read_run(workdir: epath.Path) -> tuple[ConfigDict, dict[str, Any], Labels]:
             keys = ("given_label", "corrected_label", "soft_label", "label_quality", "true_label")
             labels = Labels(*(arrays[key] for key in keys))
         return config, json.loads(results.read_text()), labels
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"--workdir: {str(workdir)!r} cannot be read: {error}") from error
 
 

@@ -61,7 +61,9 @@ def _train(config, shape, num_devices):
             axis_name="batch",
         )
     )
-    step = parallel.over_devices(method.train_step, donate=True, devices=devices)
+    # Joint's losses are the first phase's.
+    phase = method.phases[0 if config.method == "joint" else -1]
+    step = parallel.over_devices(phase.train_step, donate=True, devices=devices)
     replicated = NamedSharding(Mesh(np.asarray(devices), ("batch",)), PartitionSpec())
     state = jax.jit(method.init, out_shardings=replicated)(jax.random.key(0))
     batches = _pipeline(shape, num_inner_steps).batches(0, num_devices=num_devices)
@@ -87,7 +89,8 @@ def _assert_same(got, want, rtol, atol):
     [
         ("mlc", "exact", (2, 8)),
         *(("mlc", name, (8,)) for name in ESTIMATORS if name != "exact"),
-        ("cross_entropy", "exact", (8,)),
+        ("meta_weight_net", "exact", (8,)),
+        *((name, "exact", (8,)) for name in ("cross_entropy", "l2rw", "glc", "joint")),
     ],
 )
 def test_mlp_update_does_not_depend_on_the_device_count(method, estimator, device_counts):

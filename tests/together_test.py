@@ -1,0 +1,171 @@
+"""Every method through the loop; several runs as one program; both stopped and resumed."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import runs
+from mlc_jax import loop, preemption, report, train
+from mlc_jax.errors import InputError, NonFiniteLossError, Preempted
+from mlc_jax.methods import METHODS
+
+NUM_STEPS = 84  # Of configs/digits.py made small: 21 an epoch.
+TWO_PHASES = ("forward", "joint", "distillation", "glc")
+
+
+@pytest.fixture(autouse=True)
+def _standard(standard_promotion, compilation_cache):
+    """optax's Adam, and programs kept."""
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """(step, num_inner_steps) -> runs stop after it, once, as after SIGTERM."""
+
+    def set_step(step):
+        due = [step]
+
+        def reached(self, window):
+            if due and window >= due[0]:
+                return bool(due.pop())
+            return False
+
+        monkeypatch.setattr(preemption.PreemptionFlag, "reached", reached)
+
+    return set_step
+
+
+def _config(tiny_config, method, seed=0, **fields):
+    small = {"mlnt.num_synthetic": 2, "joint.num_averaged": 2}
+    return runs.override(tiny_config(**small), {"method": method} | fields, seed=seed)
+
+
+def _arrays(workdir):
+    with np.load(workdir / report.SOFT_LABELS_FILE) as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("mlc", "clean_only")])
+def test_every_method_trains_and_reports(tiny_config, tmp_path, method):
+    config = _config(tiny_config, method)
+    results = train.train_and_evaluate(config, str(tmp_path), show_progress=False)
+    num_steps = NUM_STEPS * (2 if method in TWO_PHASES else 1)
+    assert (results["method"], results["num_steps"]) == (method, num_steps)
+    assert results["clean_labels_spent"] == (20 if method == "noisy_only" else 70)
+    assert results["last_test_accuracy"] > 0.25
+    arrays = _arrays(tmp_path)
+    np.testing.assert_allclose(arrays["soft_label"].sum(axis=1), 1, rtol=1e-4)
+    assert ((arrays["label_quality"] >= 0) & (arrays["label_quality"] <= 1)).all()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if "eval/test_accuracy" in row]
+    assert steps == list(range(21, num_steps + 1, 21))
+
+
+@pytest.mark.parametrize("step", [21, 30, NUM_STEPS, NUM_STEPS + 10])  # Epoch, between, phase.
+def test_phases_and_hooks_resume_bit_equal(tiny_config, tmp_path, stop_at, step):
+    config = _config(tiny_config, "joint")
+    train.train_and_evaluate(config, str(tmp_path / "whole"), show_progress=False)
+    stop_at(step)
+    with pytest.raises(Preempted, match=f"saved step {step} of {2 * NUM_STEPS}"):
+        train.train_and_evaluate(config, str(tmp_path / "parts"), show_progress=False)
+    train.train_and_evaluate(config, str(tmp_path / "parts"), show_progress=False)
+    whole, parts = _arrays(tmp_path / "whole"), _arrays(tmp_path / "parts")
+    for name, array in whole.items():
+        np.testing.assert_array_equal(parts[name], array)
+
+
+def test_first_phase_has_its_own_length(tiny_config, tmp_path):
+    config = _config(tiny_config, "glc", first_phase_epochs=1, num_epochs=2)
+    results = train.train_and_evaluate(config, str(tmp_path), show_progress=False)
+    assert results["num_steps"] == 63
+
+
+# --- Several runs as one program.
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [("mlc", {}), ("joint", {}), ("mlc", {"meta_gradient.num_inner_steps": 3})],
+)
+def test_together_each_run_is_what_it_is_alone(tiny_config, tmp_path, method, fields):
+    configs = {
+        str(tmp_path / "together" / "a"): _config(tiny_config, method, 0, **fields),
+        str(tmp_path / "together" / "b"): _config(tiny_config, method, 1, **fields),
+        str(tmp_path / "together" / "c"): _config(
+            tiny_config, method, 1, **fields | {"noise.type": "uniform", "noise.level": 0.1}
+        ),
+    }
+    together = train.train_together(configs, show_progress=False)
+    for workdir, config in configs.items():
+        alone_dir = str(tmp_path / "alone" / workdir[-1])
+        alone = train.train_and_evaluate(config, alone_dir, show_progress=False)
+        alone_arrays, arrays = (_arrays(tmp_path / x / workdir[-1]) for x in ("alone", "together"))
+        for name in ("id", "given_label", "true_label"):
+            np.testing.assert_array_equal(arrays[name], alone_arrays[name])
+        np.testing.assert_allclose(arrays["soft_label"], alone_arrays["soft_label"], atol=2e-3)
+        assert together[workdir].keys() == alone.keys()
+        for name, value in alone.items():
+            if name.endswith("accuracy"):
+                assert together[workdir][name] == pytest.approx(value, abs=0.004), name
+        assert together[workdir]["noise"] == alone["noise"]
+    # Runs that differ are not mixed up.
+    assert len({str(x["given_label_accuracy"]) for x in together.values()}) == 3
+
+
+def test_stack_that_was_stopped_can_be_finished_one_by_one(tiny_config, tmp_path, stop_at):
+    configs = {
+        str(tmp_path / "parts" / name): _config(tiny_config, "glc", seed)
+        for seed, name in enumerate("ab")
+    }
+    stop_at(NUM_STEPS + 10)
+    with pytest.raises(Preempted):
+        train.train_together(configs, show_progress=False)
+    assert not list(tmp_path.glob("parts/*/results.json"))
+    for workdir, config in configs.items():
+        train.train_and_evaluate(config, workdir, show_progress=False)
+        whole = tmp_path / "whole" / workdir[-1]
+        train.train_and_evaluate(config, str(whole), show_progress=False)
+        resumed = _arrays(tmp_path / "parts" / workdir[-1])["soft_label"]
+        np.testing.assert_allclose(resumed, _arrays(whole)["soft_label"], atol=2e-3)
+
+
+def test_run_that_diverges_does_not_stop_the_others(tiny_config, tmp_path, monkeypatch):
+    create_train_step = loop.create_train_step
+
+    def create_failing_step(phase, num_runs):
+        step = create_train_step(phase, num_runs)
+
+        def failing_step(state, batch):
+            state, metrics = step(state, batch)
+            at = int(jax.device_get(state.step).max())
+            if num_runs == 2 and at >= 9:
+                metrics = metrics | {"inner_loss": metrics["inner_loss"].at[1].set(np.nan)}
+            return state, metrics
+
+        return failing_step
+
+    monkeypatch.setattr(loop, "create_train_step", create_failing_step)
+    configs = {
+        str(tmp_path / name): _config(tiny_config, "cross_entropy", seed)
+        for seed, name in enumerate("ab")
+    }
+    good, bad = train.train_together(configs, show_progress=False).values()
+    assert good["last_test_accuracy"] > 0.25
+    assert isinstance(bad, NonFiniteLossError)
+    assert str(bad).startswith("step 9: inner_loss is nan.\nThere is no checkpoint.")
+    assert (tmp_path / "a" / "results.json").exists()
+    assert not (tmp_path / "b" / "results.json").exists()
+    rows = (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(row)["step"] < 9 for row in rows)
+
+
+def test_only_runs_of_one_shape_go_together(tiny_config, tmp_path):
+    configs = {
+        str(tmp_path / "a"): _config(tiny_config, "mlc"),
+        str(tmp_path / "b"): _config(tiny_config, "mlc", num_epochs=5),
+    }
+    with pytest.raises(InputError, match="runs of one program may differ in seed"):
+        train.train_together(configs, show_progress=False)
+    assert not list(tmp_path.iterdir())
