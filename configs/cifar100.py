@@ -14,5 +14,6 @@ from configs import default
 def get_config() -> ConfigDict:
     config = default.get_config()
     config.dataset.name = "cifar100"
+    config.forward.percentile = 100.0  # A class is one in a hundred examples.
     config.dataset.clean_per_class = 10
     return config

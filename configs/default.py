@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
     # 100, the largest, for a hundred.
     config.forward.percentile = 97.0
 
-    config.joint = ConfigDict()  # The authors' for UNIF; their 0.8 and 0.4 for FLIP.
+    config.joint = ConfigDict()  # The authors' for UNIF; theirs for FLIP are 0.8 and 0.4.
     config.joint.prior_weight = 1.2  # alpha.
     config.joint.entropy_weight = 0.8  # beta.
     config.joint.update_from = 0.35  # Share of the first phase's epochs with labels as given.

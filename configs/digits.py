@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     config.lcn.embedding_size = 64
     config.meta_optimizer.name = "adam"
     config.meta_optimizer.learning_rate = 1e-3
+    config.mlnt.num_synthetic = 2  # For time's sake: ten look-aheads a step are most of a sweep.
     config.num_epochs = 60
     config.clean_batch_size = 50
     config.eval_every_epochs = 5

@@ -147,7 +147,8 @@ def _of_cleanlab(config: ConfigDict, labels: Labels) -> list[dict[str, Any]]:
     except ImportError as error:
         raise InputError("It is not installed: pip install cleanlab.") from error
     probs = _read_probs(labels) if _PRED_PROBS.value else cross_validated(config, labels.given)
-    flagged = find_label_issues(labels.given, probs)
+    # In this process: a fork of one that runs JAX and TensorFlow may hang.
+    flagged = find_label_issues(labels.given, probs, n_jobs=1)
     quality = get_label_quality_scores(labels.given, probs)
     source = _PRED_PROBS.value or f"{_FOLDS}-fold MLP"
     return [{"ranked by": f"cleanlab, {source}"} | detection(labels, flagged, quality)]

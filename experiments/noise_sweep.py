@@ -148,6 +148,7 @@ def summarize(rows: Rows) -> list[dict[str, Any]]:
 def to_markdown(rows: Rows) -> str:
     """The mean over all noise for each method, and for several levels the accuracy at each."""
     first, methods = rows[0], values(rows, "method")
+    num_runs = len(methods) * len(values(rows, "seed")) * _num_cells(rows)
     cells = list(dict.fromkeys((row["noise_type"], row["level"]) for row in rows))
     noise = ", ".join(
         f"{name} noise {_span([level for kind, level in cells if kind == name])}"
@@ -155,10 +156,11 @@ def to_markdown(rows: Rows) -> str:
     )
     lines = [
         f"{first['dataset']}, {noise}, {len(values(rows, 'seed'))} seeds, "
-        f"{where(rows, method=methods[-1])[0]['num_steps']} steps of the last phase "
+        f"{' or '.join(str(n) for n in sorted(set(values(rows, 'num_steps'))))} steps "
         f"on {jax.device_count()} {jax.devices()[0].device_kind} device(s); "
         "percent, mean ± standard deviation over the seeds"
-        + (", each the mean over all noise" if len(cells) > 1 else ""),
+        + (", each the mean over all noise" if len(cells) > 1 else "")
+        + ("; - where runs diverged" if len(rows) < num_runs else ""),
         "",
         *_table(["method", *_COLUMNS, "clean labels"], [_overall(rows, m) for m in methods]),
     ]
@@ -175,17 +177,27 @@ def to_markdown(rows: Rows) -> str:
 def _overall(rows: Rows, method: str) -> list[str]:
     """Spread is that of the seeds' means over all noise."""
     of_method = where(rows, method=method)
+    spent = str(of_method[0]["clean_labels_spent"])
+    if len(of_method) < len(values(rows, "seed")) * _num_cells(rows):
+        # Means over other noise than the other methods' would be no comparison.
+        return [method, *["-"] * len(_COLUMNS), spent]
     seeds = [where(of_method, seed=seed) for seed in values(of_method, "seed")]
     cells = []
     for key in _COLUMNS.values():
         numbers = [[row[key] for row in seed if row[key] is not None] for seed in seeds]
         cells.append(runs.mean_and_spread([np.mean(x) if x else None for x in numbers]))
-    return [method, *cells, str(of_method[0]["clean_labels_spent"])]
+    return [method, *cells, spent]
+
+
+def _num_cells(rows: Rows) -> int:
+    return len({(row["noise_type"], row["level"]) for row in rows})
 
 
 def _cell(rows: Rows, method: str, level: Any) -> str:
     cell = where(rows, method=method, level=level)
-    return runs.mean_and_spread([row["last_test_accuracy"] for row in cell])
+    text = runs.mean_and_spread([row["last_test_accuracy"] for row in cell])
+    missing = len(values(rows, "seed")) - len(cell)
+    return f"{text} ({len(cell)} runs)" if missing and cell else text
 
 
 def _span(levels: Sequence[Any]) -> str:

@@ -140,8 +140,6 @@ def _train(
     by_workdir = {str(workdir / name): config for name, config in runs.items()}
     try:
         results = train.train_together(by_workdir, show_progress=False)
-    except NonFiniteLossError as error:  # Of the last that was left.
-        return dict.fromkeys(runs, error)
     except (InputError, CheckpointError, Preempted) as error:
         raise type(error)(f"{names}: {error}") from error
     except Exception as error:

@@ -106,7 +106,7 @@ def inner_loss(
 
     Returns:
       The scalar loss and metrics: `inner_loss`; `labels_kept`, the share of noisy examples whose
-      corrected label is the given one; `clean_accuracy` on the clean half. All are of this device's
+      target is the given label, first of all; `clean_accuracy` on the clean half. All are of this device's
       slice.
     """
     noisy_logits, clean_logits = logits
@@ -115,7 +115,10 @@ def inner_loss(
     if batch.noisy is not None and noisy_logits is not None and targets is not None:
         chex.assert_equal_shape([targets, noisy_logits])
         per_example.append(losses.soft_cross_entropy(noisy_logits, targets))
-        metrics["labels_kept"] = losses.accuracy(targets, batch.noisy.labels)
+        given = jnp.take_along_axis(targets, batch.noisy.labels[:, None], axis=1)[:, 0]
+        # Targets are no logits: an example that counts for nothing has none.
+        kept = (given > 0) & (given == jnp.max(targets, axis=1))
+        metrics["labels_kept"] = jnp.mean(kept, dtype=jnp.float32)
     if batch.clean_inner is not None and clean_logits is not None:
         labels = batch.clean_inner.labels
         per_example.append(losses.cross_entropy(clean_logits, labels))

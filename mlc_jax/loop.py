@@ -147,7 +147,8 @@ class Loop:
         """What each run says of all its noisy examples."""
         datasets = [slot.run.dataset for slot in self._slots]
         inputs, labels = zip(*(dataset.seen("noisy") for dataset in datasets), strict=True)
-        return self._predict(state, inputs, labels)
+        rows = np.arange(len(labels[0]))
+        return self._with_learned_labels(state, self._predict(state, inputs, labels), rows)
 
     def _run_phase(
         self, number: int, state: TrainState, batches: Iterator[Batch], end: int, bar: tqdm
@@ -158,12 +159,12 @@ class Loop:
         num_inner_steps = config.meta_gradient.num_inner_steps
         steps_per_epoch = self._first.pipeline.steps_per_epoch
         step, start = self._step_of(state), end - phase.num_steps
+        clock = Clock(step, (config.noisy_batch_size + config.clean_batch_size) * len(self._slots))
         if phase.before and step == start:
             state = self._apply(phase.before, state)
         train_step = create_train_step(phase, len(self._slots))
         diagnose_every = config.meta_gradient.diagnose_every if method.window else 0
         diagnose = create_diagnose(method, config, len(self._slots)) if diagnose_every else None
-        clock = Clock(step, (config.noisy_batch_size + config.clean_batch_size) * len(self._slots))
 
         def due(every: int, since: int = 0) -> bool:
             """Whether this window passed a multiple of `every` steps: the one rule of cadence."""
@@ -207,6 +208,22 @@ class Loop:
                 raise Preempted(f"SIGTERM: saved step {step} of {method.num_steps}.")
         return state
 
+    def _with_learned_labels(
+        self, state: TrainState, predictions: list[evaluate.Prediction], rows: np.ndarray
+    ) -> list[evaluate.Prediction]:
+        """Of noisy examples `rows`; those that the method learned, if it learned any."""
+        learned_labels = self._first.method.learned_labels
+        if learned_labels is None:
+            return predictions
+        together = []
+        states = parallel.unstack(state, len(self._slots))
+        for slot, of_run, prediction in zip(self._slots, states, predictions, strict=True):
+            soft = np.asarray(jax.device_get(learned_labels(of_run)))[rows]
+            given = slot.run.dataset.given_labels[rows]
+            quality = soft[np.arange(len(rows)), given]
+            together.append(prediction._replace(soft_labels=soft, label_quality=quality))
+        return together
+
     def _living(self) -> list[Slot]:
         return [slot for slot in self._slots if slot.failure is None]
 
@@ -235,23 +252,22 @@ class Loop:
     def _apply(self, hook: Hook, state: TrainState) -> TrainState:
         """Runs the classifier over the hook's set, and the hook on all devices alike."""
         self._drain()
-        datasets = [slot.run.dataset for slot in self._slots]
-        inputs, labels = zip(*(dataset.seen(hook.examples) for dataset in datasets), strict=True)
-        predictions = self._predict(state, inputs, labels)
         if id(hook) not in self._hooks:
+            update = lambda state, args: hook.update(state, *args)  # noqa: E731
             self._hooks[id(hook)] = parallel.over_devices(
-                lambda state, args: hook.update(state, *args), num_runs=len(self._slots)
+                update, num_runs=len(self._slots), donate=True
             )
-        args = parallel.stack_arrays(
-            [
-                (evaluate.probabilities(prediction.logits), of_run)
-                for prediction, of_run in zip(predictions, labels, strict=True)
-            ],
-            axis=0,
-        )
+        args: Any = [(np.zeros(0), np.zeros(0)) for _ in self._slots]
+        if hook.examples is not None:
+            seen = (slot.run.dataset.seen(hook.examples) for slot in self._slots)
+            inputs, labels = zip(*seen, strict=True)
+            predictions = self._predict(state, inputs, labels)
+            probs = [evaluate.probabilities(prediction.logits) for prediction in predictions]
+            args = list(zip(probs, labels, strict=True))
         num_devices = jax.local_device_count()
         to_all = lambda x: np.broadcast_to(x, (num_devices, *x.shape))  # noqa: E731
-        updated: TrainState = self._hooks[id(hook)](state, jax.tree.map(to_all, args))
+        args = jax.tree.map(to_all, parallel.stack_arrays(args, axis=0))
+        updated: TrainState = self._hooks[id(hook)](state, args)
         return updated
 
     def _log(self, bar: tqdm, step: int, figures: dict[str, float]) -> None:
@@ -343,6 +359,7 @@ class Loop:
         )
         if not self._living():
             raise slot.failure
+        logging.warning("%s is given up: %s", slot.workdir, slot.failure)
 
     def _evaluate(self, step: int, phase: int, state: TrainState) -> None:
         """Accuracy on test and validation set, and of the corrected labels on a fixed probe."""
@@ -361,6 +378,7 @@ class Loop:
                 [d.validation.labels for d in datasets],
             )
         predictions = {name: self._predict(state, *args) for name, args in sets.items()}
+        predictions["probe"] = self._with_learned_labels(state, predictions["probe"], rows)
         for i, slot in enumerate(self._slots):
             if slot.failure is not None:
                 continue

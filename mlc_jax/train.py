@@ -102,7 +102,10 @@ def train_together(
         if len({int(state.step) for state in states}) > 1:
             raise InputError(f"runs of one program stand at different steps: {', '.join(runs)}")
         loop = Loop(slots, preempted, show_progress)
-        state = loop.run(parallel.stack_states(states))
+        try:
+            state = loop.run(parallel.stack_states(states))
+        except NonFiniteLossError:  # Of the last: no other is left.
+            return {workdir: _failure(slot) for workdir, slot in zip(runs, slots, strict=True)}
         labels = loop.correct_labels(state)
         return {
             workdir: slot.failure
@@ -110,6 +113,11 @@ def train_together(
             | {"workdir": str(slot.workdir)}
             for workdir, slot, of_slot in zip(runs, slots, labels, strict=True)
         }
+
+
+def _failure(slot: Slot) -> NonFiniteLossError:
+    assert slot.failure is not None
+    return slot.failure
 
 
 def stack_key(config: ConfigDict) -> str:

@@ -141,7 +141,7 @@ def _check_ranges(checks: _Checks) -> None:
     for field in ("joint.prior_weight", "joint.entropy_weight", "mlnt.consistency_weight"):
         checks.at_least(field, 0)
     checks.positive("mlnt.lookahead_rate")
-    checks.at_least("forward.percentile", 0, high=100)
+    checks.at_least("forward.percentile", 0.1, high=100)
     for field in ("num_inner_steps", "truncation", "solver_steps"):
         checks.whole(f"meta_gradient.{field}", 1)
     checks.at_least("meta_gradient.damping", 0)

@@ -90,7 +90,7 @@ def _assert_same(got, want, rtol, atol):
         ("mlc", "exact", (2, 8)),
         *(("mlc", name, (8,)) for name in ESTIMATORS if name != "exact"),
         ("meta_weight_net", "exact", (8,)),
-        *((name, "exact", (8,)) for name in ("cross_entropy", "l2rw", "glc", "joint")),
+        *((name, "exact", (8,)) for name in ("cross_entropy", "l2rw", "glc", "joint", "mlnt")),
     ],
 )
 def test_mlp_update_does_not_depend_on_the_device_count(method, estimator, device_counts):

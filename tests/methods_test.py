@@ -15,6 +15,7 @@ from flax import linen as nn
 from configs import default
 from mlc_jax import bilevel, methods
 from mlc_jax.bilevel import Batch, Examples
+from mlc_jax.errors import InputError
 from mlc_jax.meta_gradients import exact
 from mlc_jax.methods.base import MethodInputs, noisy_and_clean, supervised_step
 
@@ -150,6 +151,21 @@ def test_transition_matrix_is_said_of_anchors(percentile):
         expected.append(probs[column.argmax()])
     matrix = forward.transition_matrix(jnp.asarray(probs, jnp.float32), percentile)
     np.testing.assert_allclose(matrix, expected, rtol=1e-6)
+
+
+def test_anchors_are_below_the_percentile_where_many_are_certain():
+    probs = np.zeros((1000, 2), np.float32)
+    probs[:, 1] = np.linspace(0, 0.9, 1000)
+    probs[:50, 1] = 1.0
+    probs[:, 0] = 1 - probs[:, 1]
+    matrix = np.asarray(forward.transition_matrix(jnp.asarray(probs), 97.0))
+    np.testing.assert_allclose(matrix[1, 1], 0.9, rtol=1e-6)
+
+
+def test_percentile_must_leave_a_class_its_anchor():
+    with pytest.raises(InputError, match=r"config.forward.percentile: got 60.0, expected more"):
+        methods.METHODS["forward"](_inputs("forward", **{"forward.percentile": 60.0}))
+    methods.METHODS["forward"](_inputs("forward", **{"forward.percentile": 70.0}))
 
 
 @pytest.mark.parametrize("name", ["glc", "forward"])
@@ -323,6 +339,17 @@ def test_labels_become_the_mean_of_the_last_predictions():
         state = phase.after_epoch.update(state, said[epoch], given)
         expected = np.eye(C)[given] if epoch < 2 else said[epoch - 1 : epoch + 1].mean(axis=0)
         np.testing.assert_allclose(state.extra["labels"], expected, rtol=1e-6)
+
+
+def test_labels_are_distributions_where_windows_are_longer_than_epochs():
+    inputs = _inputs("joint", **{"joint.update_from": 0.0, "joint.num_averaged": 4})
+    method = methods.METHODS["joint"](inputs)
+    said = np.random.default_rng(6).dirichlet(np.ones(C), (3, B)).astype(np.float32)
+    state = method.init(jax.random.key(0))
+    for i in range(3):
+        state = state.replace(step=jnp.int32(3 * i + 3))
+        state = method.phases[0].after_epoch.update(state, said[i], None)
+        np.testing.assert_allclose(state.extra["labels"].sum(axis=1), 1, rtol=1e-5)
 
 
 def test_first_labels_are_averaged_over_as_many_epochs_as_there_are():

@@ -202,6 +202,22 @@ def test_one_noise_is_one_table(load_program):
     }
 
 
+def test_methods_are_not_compared_over_other_noise(load_program):
+    """Where runs diverged, the mean over the noise is left out, and the others are counted."""
+    program = load_program(PROGRAM)
+    rows = [
+        _result(method, seed, 0.5) | {"level": level}
+        for method in ("mlc", "glc") for seed in (0, 1, 2) for level in (0.2, 0.8)
+        if (method, level) != ("glc", 0.8) or seed == 0
+    ]  # fmt: skip
+    (title, overall), (_, levels) = _tables(program.to_markdown(rows))
+    assert title.endswith("; - where runs diverged")
+    assert overall["glc"]["test acc., last"] == "-"
+    assert overall["mlc"]["test acc., last"] == "50.0 ± 0.0"
+    assert levels["glc"] == {"method": "glc", "0.2": "50.0 ± 0.0", "0.8": "50.0 (1 runs)"}
+    assert program.plot(rows)
+
+
 def test_one_seed_has_no_deviation(load_program):
     results = [_result("mlc", 0, 0.5, 0.4), _result("clean_only", 0, 0.25, 0.125)]
     ((_, table),) = _tables(load_program(PROGRAM).to_markdown(results))

@@ -49,8 +49,6 @@ def trained(monkeypatch):
             results = {"method": config.method, "seed": config.seed, "last_test_accuracy": 0.5}
             path.joinpath("results.json").write_text(json.dumps(results))
             outcome[run_dir] = results | {"table": "a\nb", "workdir": run_dir}
-        if all(isinstance(x, NonFiniteLossError) for x in outcome.values()):
-            raise outcome[run_dir]
         return outcome
 
     monkeypatch.setattr("mlc_jax.train.train_together", train_together)

@@ -76,6 +76,16 @@ def test_phases_and_hooks_resume_bit_equal(tiny_config, tmp_path, stop_at, step)
         np.testing.assert_array_equal(parts[name], array)
 
 
+def test_joint_reports_the_labels_that_it_learned(tiny_config, tmp_path):
+    """Means of the classifier's last predictions of the first phase, not the second one's."""
+    config = _config(tiny_config, "joint", **{"joint.update_from": 1.0})
+    results = train.train_and_evaluate(config, str(tmp_path), show_progress=False)
+    arrays = _arrays(tmp_path)  # Never updated, they are the given ones.
+    np.testing.assert_array_equal(arrays["corrected_label"], arrays["given_label"])
+    np.testing.assert_array_equal(arrays["label_quality"], 1)
+    assert results["corrected_label_accuracy"] == results["given_label_accuracy"]
+
+
 def test_first_phase_has_its_own_length(tiny_config, tmp_path):
     config = _config(tiny_config, "glc", first_phase_epochs=1, num_epochs=2)
     results = train.train_and_evaluate(config, str(tmp_path), show_progress=False)
@@ -159,6 +169,27 @@ def test_run_that_diverges_does_not_stop_the_others(tiny_config, tmp_path, monke
     assert not (tmp_path / "b" / "results.json").exists()
     rows = (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(row)["step"] < 9 for row in rows)
+
+
+def test_all_runs_of_a_program_may_diverge(tiny_config, tmp_path):
+    exploding = {"main_optimizer.learning_rate": 1e30}
+    configs = {
+        str(tmp_path / name): _config(tiny_config, "cross_entropy", seed, **exploding)
+        for seed, name in enumerate("ab")
+    }
+    for workdir, error in train.train_together(configs, show_progress=False).items():
+        assert isinstance(error, NonFiniteLossError)
+        assert str(error).startswith("step ") and "There is no checkpoint." in str(error)
+        assert not (tmp_path / workdir / "results.json").exists()
+
+
+def test_runs_of_one_split_share_its_inputs(tiny_config):
+    one, other = (
+        train.build(_config(tiny_config, "mlc", **{"noise.level": level})).dataset
+        for level in (0.2, 0.4)
+    )
+    assert one.noisy.inputs is other.noisy.inputs
+    assert (one.given_labels != other.given_labels).any()
 
 
 def test_only_runs_of_one_shape_go_together(tiny_config, tmp_path):

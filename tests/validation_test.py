@@ -59,7 +59,7 @@ BAD_VALUES = [
     ("lcn.hidden_size", 0, COUNT),
     ("lcn.embedding_size", -8, COUNT),
     ("weight_net.hidden_size", 0, COUNT),
-    ("forward.percentile", 101.0, "a number from 0 to 100"),
+    ("forward.percentile", 101.0, "a number from 0.1 to 100"),
     ("joint.prior_weight", -1.0, NOT_NEGATIVE),
     ("joint.entropy_weight", NAN, NOT_NEGATIVE),
     ("joint.update_from", 1.5, SHARE),

@@ -1,6 +1,7 @@
 """From a config to a `Dataset`: source, splits, noise."""
 
 import dataclasses
+import functools
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -68,23 +69,42 @@ def load(config: ConfigDict) -> Dataset:
       ValueError: naming the field, what was given and what would be right.
     """
     c = config.dataset
-    source = load_source(c.name, c.data_dir, download=c.download)
+    source, clean, noisy, validation = _split_source(
+        c.name, c.data_dir, c.download, c.clean_per_class, c.validation_per_class, c.split_seed
+    )
+    return Dataset(
+        source=source,
+        clean=clean,
+        noisy=noisy,
+        given_labels=_given_labels(config.noise, source, noisy),
+        validation=validation,
+        test=source.test,
+    )
+
+
+# Runs of one process that have a split in common share its arrays: of CIFAR they are 150 MB.
+@functools.lru_cache(maxsize=5)
+def _split_source(
+    name: str,
+    data_dir: str | None,
+    download: bool,
+    clean_per_class: int,
+    validation_per_class: int,
+    seed: int,
+) -> tuple[Source, Split, Split, Split]:
+    """The source, and its clean, noisy and validation examples."""
+    source = load_source(name, data_dir, download=download)
     rows = split_rows(
         source.train.labels,
         source.num_classes,
-        clean_per_class=c.clean_per_class,
-        validation_per_class=c.validation_per_class,
-        rng=np.random.default_rng([c.split_seed, _SPLIT_STREAM]),
+        clean_per_class=clean_per_class,
+        validation_per_class=validation_per_class,
+        rng=np.random.default_rng([seed, _SPLIT_STREAM]),
     )
-    noisy = source.train.take(rows.noisy)
-    return Dataset(
-        source=source,
-        clean=source.train.take(rows.clean),
-        noisy=noisy,
-        given_labels=_given_labels(config.noise, source, noisy),
-        validation=source.train.take(rows.validation),
-        test=source.test,
+    clean, noisy, validation = (
+        source.train.take(part) for part in (rows.clean, rows.noisy, rows.validation)
     )
+    return source, clean, noisy, validation
 
 
 def _given_labels(config: ConfigDict, source: Source, noisy: Split) -> np.ndarray:

@@ -177,7 +177,10 @@ def _stream(
     size = len(examples.labels)
     first_epoch, skipped = divmod(start_step, size // batch_size)
     of_runs = [pipeline.part(name)[0] for pipeline in pipelines]
-    sets = [(tf.constant(x.inputs), tf.constant(x.labels)) for x in of_runs]
+    # Runs of one split share its inputs: of CIFAR they are 150 MB.
+    inputs_by_id = {id(x.inputs): x.inputs for x in of_runs}
+    constants = {key: tf.constant(inputs) for key, inputs in inputs_by_id.items()}
+    sets = [(constants[id(x.inputs)], tf.constant(x.labels)) for x in of_runs]
     order_seeds = [_fold(pipeline.seed, key, _ORDER_KEY) for pipeline in pipelines]
     augment_seeds = [_fold(pipeline.seed, key, _AUGMENT_KEY) for pipeline in pipelines]
 

@@ -30,12 +30,12 @@ class Hook(NamedTuple):
     """What a method does between two epochs.
 
     Attributes:
-      examples: the set that the classifier is run on first, `noisy` or `clean`.
+      examples: the set that the classifier is run on first, `noisy` or `clean`; None for no set.
       update: (state, the classifier's probabilities `[N, C]`, the set's labels as training sees
-        them `[N]`) -> state; pure.
+        them `[N]`) -> state; pure. Without a set there is neither one nor the other.
     """
 
-    examples: str
+    examples: str | None
     update: Callable[[TrainState, jax.Array, jax.Array], TrainState]
 
 
@@ -67,6 +67,8 @@ class Method(NamedTuple):
       window: (estimator, state, batches) -> what `train_step` would see of that estimator, the
         state left alone; None for methods without a meta model.
       uses_clean: whether the clean labels are trained on.
+      learned_labels: state -> soft labels `[N, C]` of the noisy set, for methods that learn one for
+        each example; they stand for what `correct_labels` says of it.
       label_quality: (as `correct_labels`) -> `[B]` in [0, 1], how far the given label is believed;
         None for the soft label's probability of it.
     """
@@ -77,6 +79,7 @@ class Method(NamedTuple):
     window: Callable[[Estimator, TrainState, Batch], Window] | None = None
     uses_clean: bool = True
     label_quality: CorrectLabels | None = None
+    learned_labels: Callable[[TrainState], jax.Array] | None = None
 
     @property
     def num_steps(self) -> int:
@@ -116,7 +119,7 @@ class MethodInputs(NamedTuple):
       num_classes: C.
       num_noisy: N, the number of noisy examples.
       steps_per_epoch: inner steps of one pass over the noisy set.
-      num_epochs: of the phase that is built; its schedules are stretched over them.
+      num_epochs: of the phase that is built; its schedules begin with it.
       axis_name: pmap axis or None.
     """
 

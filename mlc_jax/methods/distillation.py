@@ -2,6 +2,8 @@
 
 Source: Li, Yang, Song, Cao, Luo, Li (2017), "Learning from Noisy Labels with Distillation",
 section 3.1. Their second source of guidance, a knowledge graph of the classes, does not exist here.
+What the method holds a label to be is what the second classifier says of it; the mixture that it
+learns from is the given label more often than not.
 """
 
 import jax

@@ -12,6 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from mlc_jax.errors import expect
 from mlc_jax.methods.base import (
     Hook,
     Method,
@@ -29,9 +30,18 @@ from mlc_jax.train_state import TrainState
 def forward(inputs: MethodInputs) -> Method:
     """A first classifier learns the noisy labels; what it is surest of gives the matrix."""
 
+    percentile = inputs.config.forward.percentile
+    expect(
+        percentile == 100 or 100 - percentile < 100 / inputs.num_classes,
+        "config.forward.percentile",
+        percentile,
+        f"more than {100 - 100 / inputs.num_classes:g}, or an anchor of one of "
+        f"{inputs.num_classes} classes may be of another",
+    )
+
     def estimate(state: TrainState, probs: jax.Array, labels: jax.Array) -> TrainState:
         del labels
-        matrix = transition_matrix(probs, inputs.config.forward.percentile)
+        matrix = transition_matrix(probs, percentile)
         return restart(inputs, state).replace(extra=matrix)
 
     first = inputs.first_phase()
@@ -55,7 +65,8 @@ def transition_matrix(probs: jax.Array, percentile: float) -> jax.Array:
       probs: `[N, C]`, what a classifier of noisy labels says of their examples.
       percentile: in (0, 100]; of an example's probability of the class among all, for the anchor.
     """
-    # The largest value below the percentile, as the authors do; at 100 the largest.
-    rank = math.ceil(percentile / 100 * (len(probs) - 1))
-    anchors = jnp.argsort(probs, axis=0)[max(rank - (percentile < 100), 0)]
-    return probs[anchors]
+    if percentile == 100:
+        return probs[jnp.argmax(probs, axis=0)]
+    # The largest value below the percentile, as the authors do.
+    bound = jnp.sort(probs, axis=0)[math.ceil(percentile / 100 * (len(probs) - 1))]
+    return probs[jnp.argmax(jnp.where(probs < bound, probs, -1.0), axis=0)]

@@ -62,9 +62,9 @@ def joint(inputs: MethodInputs) -> Method:
         del labels
         epoch = state.step // inputs.steps_per_epoch - 1
         history = state.extra["history"].at[epoch % config.num_averaged].set(probs)
-        # As many as there are so far.
-        num_averaged = jnp.minimum(epoch + 1, config.num_averaged).astype(history.dtype)
-        mean = jnp.sum(history, axis=0) / num_averaged
+        # What is not written yet is zero, so a row's sum is the number of its predictions.
+        total = jnp.sum(history, axis=0)
+        mean = total / jnp.sum(total, axis=-1, keepdims=True)
         updated = jnp.where(epoch + 1 > first_update, mean, state.extra["labels"])
         return state.replace(extra={"labels": updated, "history": history})
 
@@ -83,10 +83,11 @@ def joint(inputs: MethodInputs) -> Method:
             Phase(
                 inputs.num_steps,
                 second_step,
-                before=Hook("noisy", lambda state, probs, labels: restart(inputs, state)),
+                before=Hook(None, lambda state, probs, labels: restart(inputs, state)),
             ),
         ),
         correct_labels=classifier_labels,
+        learned_labels=lambda state: state.extra["labels"],
     )
 
 

@@ -1,7 +1,8 @@
 """L2RW: weights of examples from one step of look-ahead, anew in every step.
 
 Source: Ren, Zeng, Yang, Urtasun (2018), "Learning to Reweight Examples for Robust Deep Learning",
-algorithm 1.
+algorithm 1. As in all methods here that look at a clean loss, half of each clean batch is trained
+on beside the weighted examples (`meta_gradient.mix_clean`).
 """
 
 import chex

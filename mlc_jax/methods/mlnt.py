@@ -26,6 +26,8 @@ from mlc_jax.methods.base import (
 )
 from mlc_jax.train_state import TrainState
 
+_NOISE_STREAM = 1  # Of a step's key: another one than the loop's devices draw from.
+
 
 def mlnt(inputs: MethodInputs) -> Method:
     """Cross-entropy, and consistency with the teacher after a step on labels made wrong."""
@@ -44,7 +46,9 @@ def mlnt(inputs: MethodInputs) -> Method:
         noisy = batch.noisy
         assert noisy is not None
         main, teacher = state.main, state.extra
-        train_rng, noise_rng, look_rng = jax.random.split(rng, 3)
+        train_rng, look_rng = jax.random.split(rng)
+        # Synthetic labels are of the whole batch, the same whichever device looks.
+        noise_rng = jax.random.fold_in(jax.random.fold_in(state.rng, state.step), _NOISE_STREAM)
         forward = bilevel.forward_pass(problem, main.batch_stats, batch, train_rng)
 
         def classify(params: Params) -> jax.Array:
@@ -58,12 +62,15 @@ def mlnt(inputs: MethodInputs) -> Method:
             (logits, features), batch_stats = forward(params)
             targets = bilevel.given_labels(None, features, logits[0], noisy.labels)
             value, metrics = bilevel.inner_loss(logits, targets, batch)
-            neighbours = nearest(jax.lax.stop_gradient(features), config.num_neighbours)
+            fixed = _of_all_devices(jax.lax.stop_gradient(features), problem.axis_name)
+            neighbours = nearest(fixed, config.num_neighbours)
+            labels = _of_all_devices(noisy.labels, problem.axis_name)
 
             # Recomputed on the way back: ten look-aheads are not kept.
             @jax.checkpoint
             def divergence(total: jax.Array, rng: chex.PRNGKey) -> tuple[jax.Array, None]:
-                wrong = transfer_labels(rng, noisy.labels, neighbours, config.transferred_share)
+                wrong = transfer_labels(rng, labels, neighbours, config.transferred_share)
+                wrong = _of_this_device(wrong, len(noisy.labels), problem.axis_name)
                 step_loss = lambda p: jnp.mean(losses.cross_entropy(classify(p), wrong))  # noqa: E731
                 grads = bilevel.pmean(jax.grad(step_loss)(params), problem.axis_name)
                 ahead = optax.tree.add_scale(params, -config.lookahead_rate, grads)
@@ -87,6 +94,18 @@ def mlnt(inputs: MethodInputs) -> Method:
         return state.replace(extra=jax.tree.map(move, teacher, state.main.params)), metrics
 
     return Method(init, (Phase(inputs.num_steps, in_steps(inputs, inner_step)),), classifier_labels)
+
+
+def _of_all_devices(x: jax.Array, axis_name: str | None) -> jax.Array:
+    """A slice of a batch to the whole batch."""
+    return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
+
+
+def _of_this_device(x: jax.Array, size: int, axis_name: str | None) -> jax.Array:
+    """The whole batch to this device's slice."""
+    if axis_name is None:
+        return x
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axis_name) * size, size)
 
 
 def nearest(features: jax.Array, num_neighbours: int) -> jax.Array:
