@@ -106,8 +106,8 @@ def inner_loss(
 
     Returns:
       The scalar loss and metrics: `inner_loss`; `labels_kept`, the share of noisy examples whose
-      target is the given label, first of all; `clean_accuracy` on the clean half. All are of this device's
-      slice.
+      target is the given label, first of all; `clean_accuracy` on the clean half. All are of this
+      device's slice.
     """
     noisy_logits, clean_logits = logits
     per_example = []
