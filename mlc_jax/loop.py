@@ -216,9 +216,11 @@ class Loop:
         if learned_labels is None:
             return predictions
         together = []
-        states = parallel.unstack(state, len(self._slots))
-        for slot, of_run, prediction in zip(self._slots, states, predictions, strict=True):
-            soft = np.asarray(jax.device_get(learned_labels(of_run)))[rows]
+        num_runs = len(self._slots)
+        of_runs = (learned_labels if num_runs == 1 else jax.vmap(learned_labels))(state)
+        labels = parallel.unstack(np.asarray(of_runs), num_runs)
+        for slot, of_run, prediction in zip(self._slots, labels, predictions, strict=True):
+            soft = of_run[rows]
             given = slot.run.dataset.given_labels[rows]
             quality = soft[np.arange(len(rows)), given]
             together.append(prediction._replace(soft_labels=soft, label_quality=quality))

@@ -120,6 +120,20 @@ def _check_ranges(checks: _Checks) -> None:
         "one or more positive widths, such as (128, 64)",
     )
     checks.at_least("model.mlp.dropout_rate", 0, high=0.99)
+    _check_methods(checks)
+    _check_optimizers(checks)
+    checks.whole("first_phase_epochs", 0)
+    checks.positive("checkpoint_every_minutes")
+    for field in (
+        "num_epochs", "eval_batch_size", "eval_every_epochs", "log_every_steps",
+        "checkpoint_every_steps", "checkpoints_to_keep",
+    ):  # fmt: skip
+        checks.whole(field, 1)
+
+
+def _check_methods(checks: _Checks) -> None:
+    """Settings of meta models, of single methods, and of the meta-gradient."""
+    config = checks.config
     for field in ("lcn.hidden_size", "lcn.embedding_size"):
         checks.whole(field, 1)
     checks.expect(
@@ -154,6 +168,9 @@ def _check_ranges(checks: _Checks) -> None:
         "0 with the estimator exact: the others are compared with it",
     )
     checks.whole("meta_gradient.unroll", 0)
+
+
+def _check_optimizers(checks: _Checks) -> None:
     for optimizer in ("main_optimizer", "meta_optimizer"):
         checks.positive(f"{optimizer}.learning_rate")
         checks.at_least(f"{optimizer}.momentum", 0, high=0.9999)
@@ -166,13 +183,6 @@ def _check_ranges(checks: _Checks) -> None:
             f"{optimizer}.milestones",
             "whole epochs from 1 on, each later than the one before, such as (80, 100)",
         )
-    checks.whole("first_phase_epochs", 0)
-    checks.positive("checkpoint_every_minutes")
-    for field in (
-        "num_epochs", "eval_batch_size", "eval_every_epochs", "log_every_steps",
-        "checkpoint_every_steps", "checkpoints_to_keep",
-    ):  # fmt: skip
-        checks.whole(field, 1)
 
 
 def _check_batches(checks: _Checks, num_devices: int) -> None:

@@ -34,7 +34,7 @@ def _free_port():
         return listener.getsockname()[1]
 
 
-def _start(directory, num_processes, name, sigterm_at=None):
+def _start(directory, num_processes, name, sigterm_at=None, method="mlc"):
     """Starts the processes of a run; process 1 is the one that gets the signal."""
     port = _free_port()
     flags = os.environ["XLA_FLAGS"].split()
@@ -46,7 +46,7 @@ def _start(directory, num_processes, name, sigterm_at=None):
         settings = {
             "num_processes": num_processes, "process_id": i, "port": port,
             "workdir": str(directory / "workdir"), "observed": str(directory / f"{name}{i}"),
-            "sigterm_at": sigterm_at if i == 1 else None,
+            "sigterm_at": sigterm_at if i == 1 else None, "method": method,
         }  # fmt: skip
         command = [sys.executable, str(ROOT / "tests" / "multi_process_worker.py")]
         with (directory / f"{name}{i}.log").open("w") as log:
@@ -192,3 +192,16 @@ def test_resumed_run_logs_every_row_once(finished, resumed, directories):
         for name in ("preempted", "two")
     )
     assert rows == want
+
+
+def test_phases_and_hooks_of_two_processes(tmp_path_factory, compilation_cache):
+    """Joint looks at its predictions after every epoch, and begins anew in between."""
+    places = {n: tmp_path_factory.mktemp("joint") for n in (1, 2)}
+    started = {n: _start(place, n, "run", method="joint") for n, place in places.items()}
+    observed = {n: _finish(processes, places[n], "run") for n, processes in started.items()}
+    for name, alone in observed[1][0].state.items():
+        for process in observed[2]:
+            np.testing.assert_allclose(process.state[name], alone, rtol=1e-3, atol=1e-4)
+    one, two = (_results(place) for place in places.values())
+    assert two["num_steps"] == one["num_steps"] == 2 * 64
+    assert two["last_test_accuracy"] == pytest.approx(one["last_test_accuracy"], abs=0.01)

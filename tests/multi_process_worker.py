@@ -3,8 +3,8 @@
     python tests/multi_process_worker.py SETTINGS
 
 SETTINGS is JSON: `num_processes`, `process_id`, `port`, `workdir`, `observed` (prefix of the files
-that tell what this process saw) and `sigterm_at` (the window before which it gets SIGTERM, or
-null).
+that tell what this process saw), `method`, and `sigterm_at` (the window before which it gets
+SIGTERM, or null).
 """
 
 import json
@@ -35,6 +35,7 @@ SECONDS_A_WINDOW_AFTER_SIGTERM = 0.2
 
 def get_config():
     config = digits.get_config()
+    config.method = SETTINGS["method"]
     config.model.mlp.hidden_sizes = (32, 16)
     config.lcn.update(hidden_size=16, embedding_size=16)
     config.meta_gradient.num_inner_steps = 2

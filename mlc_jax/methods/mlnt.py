@@ -6,6 +6,8 @@ own features, for want of a pretrained network. The clean labels of the table ar
 plain cross-entropy, as by all methods here.
 """
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -62,33 +64,13 @@ def mlnt(inputs: MethodInputs) -> Method:
             (logits, features), batch_stats = forward(params)
             targets = bilevel.given_labels(None, features, logits[0], noisy.labels)
             value, metrics = bilevel.inner_loss(logits, targets, batch)
-            fixed = _of_all_devices(jax.lax.stop_gradient(features), problem.axis_name)
-            neighbours = nearest(fixed, config.num_neighbours)
-            labels = _of_all_devices(noisy.labels, problem.axis_name)
-
-            # Recomputed on the way back: ten look-aheads are not kept.
-            @jax.checkpoint
-            def divergence(total: jax.Array, rng: chex.PRNGKey) -> tuple[jax.Array, None]:
-                wrong = transfer_labels(rng, labels, neighbours, config.transferred_share)
-                wrong = _of_this_device(wrong, len(noisy.labels), problem.axis_name)
-                step_loss = lambda p: jnp.mean(losses.cross_entropy(classify(p), wrong))  # noqa: E731
-                grads = bilevel.pmean(jax.grad(step_loss)(params), problem.axis_name)
-                ahead = optax.tree.add_scale(params, -config.lookahead_rate, grads)
-                return total + kl_divergence(teacher_probs, classify(ahead)), None
-
-            rngs = jax.random.split(noise_rng, config.num_synthetic)
-            turns = bilevel.resolve_unroll(
-                inputs.config.meta_gradient.unroll,
-                config.num_synthetic,
-                convolutions=inputs.config.model.name in models.CONVOLUTIONAL,
-            )
-            total, _ = bilevel.scan(divergence, jnp.zeros(()), rngs, turns)
-            consistency = total / config.num_synthetic
+            wrong = synthetic_labels(inputs, features, noisy.labels, noise_rng)
+            consistency = divergence_after_a_step(inputs, classify, params, wrong, teacher_probs)
             value += weight * consistency
             return value, (batch_stats, metrics | {"consistency": consistency})
 
         state, metrics = descend(problem, state, loss)
-        # The teacher follows faster at first (section 3.3).
+        # The teacher follows faster at first.
         decay = jnp.where(ramp < 1, config.early_teacher_decay, config.teacher_decay)
         move = lambda old, new: decay * old + (1 - decay) * new  # noqa: E731
         return state.replace(extra=jax.tree.map(move, teacher, state.main.params)), metrics
@@ -96,16 +78,60 @@ def mlnt(inputs: MethodInputs) -> Method:
     return Method(init, (Phase(inputs.num_steps, in_steps(inputs, inner_step)),), classifier_labels)
 
 
+def synthetic_labels(
+    inputs: MethodInputs, features: jax.Array, labels: jax.Array, rng: chex.PRNGKey
+) -> jax.Array:
+    """M sets of labels for a batch, `[M, B]`; of this device's slice, drawn for all of it."""
+    config, axis_name = inputs.config.mlnt, inputs.axis_name
+    neighbours = nearest(
+        _of_all_devices(jax.lax.stop_gradient(features), axis_name), config.num_neighbours
+    )
+    together = _of_all_devices(labels, axis_name)
+    draw = lambda rng: transfer_labels(rng, together, neighbours, config.transferred_share)  # noqa: E731
+    sets = jax.vmap(draw)(jax.random.split(rng, config.num_synthetic))
+    if axis_name is None:
+        return sets
+    start = jax.lax.axis_index(axis_name) * len(labels)
+    return jax.lax.dynamic_slice_in_dim(sets, start, len(labels), axis=1)
+
+
+def divergence_after_a_step(
+    inputs: MethodInputs,
+    classify: Callable[[Params], jax.Array],
+    params: Params,
+    label_sets: jax.Array,
+    teacher_probs: jax.Array,
+) -> jax.Array:
+    """Mean over the sets of the divergence from the teacher, after a step on each from `params`.
+
+    Args:
+      inputs: see `MethodInputs`.
+      classify: params -> logits `[B, C]` of the batch.
+      params: of the classifier; the way back goes through the steps.
+      label_sets: `[M, B]`.
+      teacher_probs: `[B, C]`.
+    """
+
+    # Recomputed on the way back: ten look-aheads are not kept.
+    @jax.checkpoint
+    def divergence(total: jax.Array, labels: jax.Array) -> tuple[jax.Array, None]:
+        step_loss = lambda p: jnp.mean(losses.cross_entropy(classify(p), labels))  # noqa: E731
+        grads = bilevel.pmean(jax.grad(step_loss)(params), inputs.axis_name)
+        ahead = optax.tree.add_scale(params, -inputs.config.mlnt.lookahead_rate, grads)
+        return total + kl_divergence(teacher_probs, classify(ahead)), None
+
+    turns = bilevel.resolve_unroll(
+        inputs.config.meta_gradient.unroll,
+        len(label_sets),
+        convolutions=inputs.config.model.name in models.CONVOLUTIONAL,
+    )
+    total, _ = bilevel.scan(divergence, jnp.zeros(()), label_sets, turns)
+    return total / len(label_sets)
+
+
 def _of_all_devices(x: jax.Array, axis_name: str | None) -> jax.Array:
     """A slice of a batch to the whole batch."""
     return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
-
-
-def _of_this_device(x: jax.Array, size: int, axis_name: str | None) -> jax.Array:
-    """The whole batch to this device's slice."""
-    if axis_name is None:
-        return x
-    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axis_name) * size, size)
 
 
 def nearest(features: jax.Array, num_neighbours: int) -> jax.Array:
