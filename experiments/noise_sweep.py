@@ -224,7 +224,7 @@ def plot(rows: Rows) -> Figure:
                 [100 * x["last_test_accuracy_mean"] for x in points],
                 100 * np.array(errors),
                 marker=_MARKERS[i % len(_MARKERS)],
-                color=f"C{i % 10}",
+                color="black" if method == "mlc" else f"C{i % 10}",
                 linewidth=2.5 if method == "mlc" else 1,
                 markersize=4,
                 capsize=2,
