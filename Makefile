@@ -13,7 +13,7 @@ export JAX_PLATFORMS ?= cpu
 
 help:
 	@echo "make demo      set up .venv and train MLC beside two baselines on digits (3 minutes)"
-	@echo "make test      set up .venv and run the tests (10 minutes)"
+	@echo "make test      set up .venv and run the tests (15 minutes)"
 	@echo "make test-all  the slow tests, too"
 	@echo "make test-tpu  of these, what compiles for a TPU (5 minutes; no TPU needed)"
 	@echo "make lint      ruff and mypy"
