@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -139,7 +140,8 @@ def _train(
     names = _listed(list(runs))
     by_workdir = {str(workdir / name): config for name, config in runs.items()}
     try:
-        results = train.train_together(by_workdir, show_progress=False)
+        # Below the bar of the grid, for those who watch; a log has the latter alone.
+        results = train.train_together(by_workdir, show_progress=sys.stderr.isatty())
     except (InputError, CheckpointError, Preempted) as error:
         raise type(error)(f"{names}: {error}") from error
     except Exception as error:

@@ -248,7 +248,7 @@ class Loop:
         return tqdm(
             total=self._first.method.num_steps, initial=step, unit="step",
             disable=not self._show_progress, desc=self._first.config.method, dynamic_ncols=True,
-            mininterval=_bar_interval(),
+            mininterval=_bar_interval(), leave=None,  # Below a grid's bar it vanishes at its end.
         )  # fmt: skip
 
     def _apply(self, hook: Hook, state: TrainState) -> TrainState:
