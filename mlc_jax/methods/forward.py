@@ -13,23 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from mlc_jax.errors import expect
-from mlc_jax.methods.base import (
-    Hook,
-    Method,
-    MethodInputs,
-    Phase,
-    create_init,
-    noisy_part,
-    restart,
-    supervised_step,
-)
-from mlc_jax.methods.glc import corrected_phase, posterior_labels
-from mlc_jax.train_state import TrainState
+from mlc_jax.methods.base import Method, MethodInputs
+from mlc_jax.methods.glc import corrected_by_matrix
 
 
 def forward(inputs: MethodInputs) -> Method:
     """A first classifier learns the noisy labels; what it is surest of gives the matrix."""
-
     percentile = inputs.config.forward.percentile
     expect(
         percentile == 100 or 100 - percentile < 100 / inputs.num_classes,
@@ -39,20 +28,11 @@ def forward(inputs: MethodInputs) -> Method:
         f"{inputs.num_classes} classes may be of another",
     )
 
-    def estimate(state: TrainState, probs: jax.Array, labels: jax.Array) -> TrainState:
+    def estimate(probs: jax.Array, labels: jax.Array) -> jax.Array:
         del labels
-        matrix = transition_matrix(probs, percentile)
-        return restart(inputs, state).replace(extra=matrix)
+        return transition_matrix(probs, percentile)
 
-    first = inputs.first_phase()
-    return Method(
-        init=create_init(first, extra=jnp.eye(inputs.num_classes)),
-        phases=(
-            Phase(first.num_steps, supervised_step(first, noisy_part)),
-            corrected_phase(inputs, Hook("noisy", estimate)),
-        ),
-        correct_labels=posterior_labels,
-    )
+    return corrected_by_matrix(inputs, "noisy", estimate)
 
 
 def transition_matrix(probs: jax.Array, percentile: float) -> jax.Array:

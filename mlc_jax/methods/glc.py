@@ -4,6 +4,8 @@ Source: Hendrycks, Mazeika, Wilson, Gimpel (2018), "Using Trusted Data to Train 
 Labels Corrupted by Severe Noise", algorithm 1.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -23,19 +25,7 @@ from mlc_jax.train_state import TrainState
 
 def glc(inputs: MethodInputs) -> Method:
     """A first classifier learns the noisy labels; what it says of clean examples is the matrix."""
-
-    def estimate(state: TrainState, probs: jax.Array, labels: jax.Array) -> TrainState:
-        return restart(inputs, state).replace(extra=corruption_matrix(probs, labels))
-
-    first = inputs.first_phase()
-    return Method(
-        init=create_init(first, extra=jnp.eye(inputs.num_classes)),
-        phases=(
-            Phase(first.num_steps, supervised_step(first, noisy_part)),
-            corrected_phase(inputs, Hook("clean", estimate)),
-        ),
-        correct_labels=posterior_labels,
-    )
+    return corrected_by_matrix(inputs, "clean", corruption_matrix)
 
 
 def corruption_matrix(probs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -49,12 +39,32 @@ def corruption_matrix(probs: jax.Array, labels: jax.Array) -> jax.Array:
     return members.T @ probs / jnp.sum(members, axis=0)[:, None]
 
 
-def corrected_phase(inputs: MethodInputs, estimate: Hook) -> Phase:
-    """Training with a matrix of wrong labels, `state.extra`, that `estimate` has put there."""
-    step = supervised_step(
+def corrected_by_matrix(
+    inputs: MethodInputs, examples: str, estimate: Callable[[jax.Array, jax.Array], jax.Array]
+) -> Method:
+    """Trains on noisy labels, estimates how they come about, and trains anew with that.
+
+    Args:
+      inputs: see `MethodInputs`.
+      examples: what the first classifier is asked about, `noisy` or `clean`.
+      estimate: (its probabilities `[N, C]`, labels `[N]`) -> matrix of wrong labels `[C, C]`.
+    """
+
+    def begin_anew(state: TrainState, probs: jax.Array, labels: jax.Array) -> TrainState:
+        return restart(inputs, state).replace(extra=estimate(probs, labels))
+
+    first = inputs.first_phase()
+    corrected_step = supervised_step(
         inputs, noisy_and_clean, posterior, beliefs=lambda state, batch: state.extra
     )
-    return Phase(inputs.num_steps, step, before=estimate)
+    return Method(
+        init=create_init(first, extra=jnp.eye(inputs.num_classes)),
+        phases=(
+            Phase(first.num_steps, supervised_step(first, noisy_part)),
+            Phase(inputs.num_steps, corrected_step, before=Hook(examples, begin_anew)),
+        ),
+        correct_labels=posterior_labels,
+    )
 
 
 def posterior(

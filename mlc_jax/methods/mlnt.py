@@ -28,7 +28,7 @@ from mlc_jax.methods.base import (
 )
 from mlc_jax.train_state import TrainState
 
-_NOISE_STREAM = 1  # Of a step's key: another one than the loop's devices draw from.
+_NOISE_STREAM = 1  # Of a step's key. Device 1 draws its dropout from the same.
 
 
 def mlnt(inputs: MethodInputs) -> Method:
