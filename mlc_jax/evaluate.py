@@ -84,14 +84,6 @@ def create_predict(
     return predict
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax of logits `[N, C]`, in float32."""
-    logits = logits.astype(np.float64)
-    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    result: np.ndarray = (shares / shares.sum(axis=-1, keepdims=True)).astype(np.float32)
-    return result
-
-
 def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Accuracy and mean cross-entropy (nats) of logits `[N, C]` against labels `[N]`."""
     logits = logits.astype(np.float64)

@@ -255,17 +255,21 @@ class Loop:
         """Runs the classifier over the hook's set, and the hook on all devices alike."""
         self._drain()
         if id(hook) not in self._hooks:
-            update = lambda state, args: hook.update(state, *args)  # noqa: E731
+
+            def update(state: TrainState, args: tuple[jax.Array, jax.Array]) -> TrainState:
+                logits, labels = args
+                return hook.update(state, jax.nn.softmax(logits), labels)
+
             self._hooks[id(hook)] = parallel.over_devices(
                 update, num_runs=len(self._slots), donate=True
             )
-        args: Any = [(np.zeros(0), np.zeros(0)) for _ in self._slots]
+        args: Any = [(np.zeros((1, 1)), np.zeros(1)) for _ in self._slots]
         if hook.examples is not None:
             seen = (slot.run.dataset.seen(hook.examples) for slot in self._slots)
             inputs, labels = zip(*seen, strict=True)
             predictions = self._predict(state, inputs, labels)
-            probs = [evaluate.probabilities(prediction.logits) for prediction in predictions]
-            args = list(zip(probs, labels, strict=True))
+            logits = [prediction.logits for prediction in predictions]
+            args = list(zip(logits, labels, strict=True))
         num_devices = jax.local_device_count()
         to_all = lambda x: np.broadcast_to(x, (num_devices, *x.shape))  # noqa: E731
         args = jax.tree.map(to_all, parallel.stack_arrays(args, axis=0))
