@@ -1,14 +1,43 @@
-"""The training state: one pytree that holds all that changes, and no functions."""
+"""What the step works on: batches, and the training state, a pytree without functions."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import flax.struct
 import jax
 import optax
-from flax import linen as nn
 
+Array = Any  # jax.Array; np.ndarray on its way to a device.
+Inputs = Any  # A pytree of arrays with one leading axis: what a model takes.
 Params = Any  # A pytree of arrays.
+Metrics = dict[str, jax.Array]
+
+
+class Labelled(NamedTuple):
+    """Inputs `[B, ...]`, an array or a pytree of them, and int32 labels `[B]`.
+
+    `rows` `[B]`, int32, say where noisy examples stand in their set, for methods that remember
+    something of each.
+    """
+
+    inputs: Inputs
+    labels: Array
+    rows: Array | None = None
+
+
+class Batch(NamedTuple):
+    """The data of one inner step; of k steps, when every array has a leading axis of size k.
+
+    Attributes:
+      noisy: examples whose labels may be wrong.
+      clean_inner: the half of the clean batch that joins the inner loss.
+      clean_outer: the half that the outer loss is measured on.
+    Any of them is None where the method does without it.
+    """
+
+    noisy: Labelled | None
+    clean_inner: Labelled | None
+    clean_outer: Labelled | None
 
 
 class MainState(flax.struct.PyTreeNode):
@@ -42,22 +71,6 @@ class TrainState(flax.struct.PyTreeNode):
     main: MainState
     meta: MetaState | None
     extra: Any = None
-
-
-def create_main_state(
-    rng: chex.PRNGKey,
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    example_inputs: jax.Array,
-) -> MainState:
-    """Initialises the classifier on `example_inputs` `[1, ...]`, already preprocessed."""
-    variables = model.init(rng, example_inputs, train=False)
-    params = variables["params"]
-    return MainState(
-        params=params,
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=tx.init(params),
-    )
 
 
 def num_params(params: Params) -> int:

@@ -16,6 +16,7 @@ Vocabulary: `v` is `Lambda g_w'`, the outer gradient at the end carried back thr
 last update to that update's gradient.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -25,21 +26,31 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlc_jax import bilevel
-from mlc_jax.bilevel import Batch, Examples, Metrics, Problem
-from mlc_jax.train_state import MainState, Params
+from mlc_jax.core.inner_loop import at_step, scan, unroll
+from mlc_jax.core.problem import (
+    Problem,
+    apply_inner_grads,
+    forward_pass,
+    inner_grads,
+    inner_loss,
+    inner_step,
+    outer_loss,
+    pmean,
+)
+from mlc_jax.core.second_order import inner_grads_vjp, meta_product
+from mlc_jax.core.types import Batch, Labelled, MainState, Metrics, Params
 
 # Length of the central difference's step, over the norm of its direction (Liu et al. 2019, DARTS).
 DIFFERENCE_STEP = 0.01
-# What `bilevel.outer_loss` measures: at the window's end, where inner metrics are means over it.
+# What `outer_loss` measures: at the window's end, where inner metrics are means over it.
 OUTER_METRICS = ("outer_loss", "clean_accuracy")
 
 
 class Options(NamedTuple):
-    """Static settings of the estimators: `config.meta_gradient`.
+    """Static settings of the estimators.
 
     Attributes:
-      backward, scan_unroll: see `bilevel.unroll`. `backward` is for `exact` and `truncated`.
+      backward, scan_unroll: see `unroll`. `backward` is for `exact` and `truncated`.
       truncation: updates that `truncated` goes back.
       solver_steps: terms of the `neumann` series, iterations of `conjugate_gradient`.
       damping: what `conjugate_gradient` adds to the Hessian's diagonal.
@@ -53,6 +64,26 @@ class Options(NamedTuple):
 
 
 DEFAULTS = Options()
+
+
+@dataclasses.dataclass(frozen=True)
+class EstimatorSpec:
+    """An estimator and its settings; see `mlc_jax.estimators` for constructors.
+
+    Attributes:
+      name: in `ESTIMATORS`.
+      backward, truncation, solver_steps, damping: see `Options`; each is read by some alone.
+    """
+
+    name: str = "exact"
+    backward: str = DEFAULTS.backward
+    truncation: int = DEFAULTS.truncation
+    solver_steps: int = DEFAULTS.solver_steps
+    damping: float = DEFAULTS.damping
+
+    def options(self, scan_unroll: int) -> Options:
+        """For the estimator itself, once it is known how to unroll its loops."""
+        return Options(self.backward, scan_unroll, self.truncation, self.solver_steps, self.damping)
 
 
 class Window(NamedTuple):
@@ -70,7 +101,7 @@ class Window(NamedTuple):
 
 
 class Estimator(Protocol):
-    """The signature that all estimators share; arguments as in `bilevel.unroll`."""
+    """The signature that all estimators share; arguments as in `unroll`."""
 
     def __call__(
         self,
@@ -81,6 +112,33 @@ class Estimator(Protocol):
         rngs: chex.PRNGKey,
         options: Options = ...,
     ) -> Window: ...
+
+
+def exact_reference(
+    problem: Problem,
+    main: MainState,
+    meta_params: Params,
+    batches: Batch,
+    rngs: chex.PRNGKey,
+) -> tuple[Params, MainState]:
+    """The whole algorithm: `dL_D(w_k)/da` by one `jax.grad` over one `lax.scan` of inner steps.
+
+    Everything below computes this faster, in less memory, or approximately; tests hold it to this.
+
+    Returns:
+      The meta-gradient, and the classifier after the k steps.
+    """
+
+    def clean_loss_after_the_window(meta_params: Params) -> tuple[jax.Array, MainState]:
+        def body(main: MainState, step: tuple[Batch, chex.PRNGKey]) -> tuple[MainState, None]:
+            return inner_step(problem, main, meta_params, *step)[0], None
+
+        end, _ = jax.lax.scan(body, main, (batches, rngs))
+        last_batch, last_rng = at_step((batches, rngs), -1)
+        return _outer_loss(problem, end.params, end, last_batch, last_rng)[0], end
+
+    meta_grads, end = jax.grad(clean_loss_after_the_window, has_aux=True)(meta_params)
+    return pmean(meta_grads, problem.axis_name), end
 
 
 def exact(
@@ -109,24 +167,24 @@ def truncated(
     options: Options = DEFAULTS,
 ) -> Window:
     """Reverse-mode gradient of `L_D(w_k)` through the last `options.truncation` updates."""
-    unroll = functools.partial(bilevel.unroll, problem, scan_unroll=options.scan_unroll)
+    steps_of = functools.partial(unroll, problem, scan_unroll=options.scan_unroll)
     first, metrics = max(0, len(rngs) - options.truncation), []
     if first:
-        main, plain = unroll(main, meta_params, batches, rngs, num_steps=first)
+        main, plain = steps_of(main, meta_params, batches, rngs, num_steps=first)
         metrics.append(plain)
 
     def objective(meta_params: Params) -> tuple[jax.Array, Any]:
         # One step alone has to keep no more than its own gradient does.
         backward = options.backward if first + 1 < len(rngs) else "store"
-        steps = functools.partial(unroll, batches=batches, rngs=rngs, backward=backward)
+        steps = functools.partial(steps_of, batches=batches, rngs=rngs, backward=backward)
         # Nothing before the first of these steps depends on the meta params. Outside of the loop,
-        # XLA drops the half of its way back that would lead there.
+        # XLA drops the half of its backward pass that would lead there.
         new_main, of_steps = steps(main, meta_params, first=first, num_steps=1)
         metrics = [of_steps]
         if first + 1 < len(rngs):
             new_main, of_steps = steps(new_main, meta_params, first=first + 1)
             metrics.append(of_steps)
-        last = bilevel.at_step((batches, rngs), -1)
+        last = at_step((batches, rngs), -1)
         loss, outer_metrics = _outer_loss(problem, new_main.params, new_main, *last)
         return loss, (new_main, metrics, outer_metrics)
 
@@ -149,7 +207,7 @@ def one_step(
     """
     main, batch, rng, metrics = _before_last(problem, main, meta_params, batches, rngs, options)
     step = _look_ahead(problem, main, meta_params, batch, rng)
-    meta_grads = bilevel.meta_product(problem, main, meta_params, batch, rng, step.minus_v)
+    meta_grads = meta_product(problem, main, meta_params, batch, rng, step.minus_v)
     return _window(problem, meta_grads, step.main, [*metrics, step.metrics], step.outer)
 
 
@@ -168,7 +226,7 @@ def finite_difference(
     """
     main, batch, rng, metrics = _before_last(problem, main, meta_params, batches, rngs, options)
     step = _look_ahead(problem, main, meta_params, batch, rng)
-    forward = bilevel.forward_pass(problem, main.batch_stats, batch, rng)
+    forward = forward_pass(problem, main.batch_stats, batch, rng)
     epsilon = DIFFERENCE_STEP / optax.tree.norm(step.minus_v)
 
     def loss(meta_params: Params, params: Params) -> jax.Array:
@@ -176,7 +234,7 @@ def finite_difference(
         noisy = _required(batch.noisy, "noisy")
         targets = problem.targets(meta_params, features, logits, noisy.labels)
         (logits_there, _), _ = forward(params)
-        return bilevel.inner_loss(logits_there, targets, batch)[0]
+        return inner_loss(logits_there, targets, batch)[0]
 
     ends = [
         jax.grad(loss)(meta_params, optax.tree.add_scale(main.params, sign * epsilon, step.minus_v))
@@ -200,7 +258,7 @@ def approximate(
     memory does not grow with k.
     """
     window = (batches, rngs)
-    d, main, first = recursion_step(problem, main, meta_params, *bilevel.at_step(window, 0))
+    d, main, first = recursion_step(problem, main, meta_params, *at_step(window, 0))
     if len(rngs) == 1:
         # gamma multiplies nothing here; dropping it lets XLA drop the pass that computes it.
         del first["gamma"]
@@ -209,12 +267,12 @@ def approximate(
     def body(carry: tuple[Params, MainState], t: jax.Array) -> tuple[Any, Metrics]:
         d, main = carry
         d, main, metrics = recursion_step(
-            problem, main, meta_params, *bilevel.at_step(window, t), previous=d
+            problem, main, meta_params, *at_step(window, t), previous=d
         )
         return (d, main), metrics
 
     later = jnp.arange(1, len(rngs))
-    (d, main), later = bilevel.scan(body, (d, main), later, options.scan_unroll)
+    (d, main), later = scan(body, (d, main), later, options.scan_unroll)
     metrics = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, later)
     outer = {name: metrics.pop(name)[-1] for name in OUTER_METRICS}
     return Window(d, main, jax.tree.map(jnp.mean, metrics) | outer)
@@ -235,8 +293,8 @@ def recursion_step(
     the identity.
     """
     step = _look_ahead(problem, main, meta_params, batch, rng)
-    d = bilevel.meta_product(problem, main, meta_params, batch, rng, step.minus_v)
-    d = bilevel.pmean(d, problem.axis_name)
+    d = meta_product(problem, main, meta_params, batch, rng, step.minus_v)
+    d = pmean(d, problem.axis_name)
     outer_grads, _ = _outer_grads(problem, main.params, main, batch, rng)  # g_w
     shrunk = jax.tree.map(jnp.add, step.outer_grads, step.minus_v)  # (I - Lambda) g_w'
     gamma = optax.tree.vdot(shrunk, outer_grads) / optax.tree.vdot(outer_grads, outer_grads)
@@ -269,7 +327,7 @@ def neumann(
 
         start = jax.tree.map(jnp.negative, step.minus_v)  # The first term.
         later = jnp.arange(1, options.solver_steps)
-        return bilevel.scan(body, start, later, options.scan_unroll)[0]
+        return scan(body, start, later, options.scan_unroll)[0]
 
     return _implicit(problem, main, meta_params, batches, rngs, options, solve)
 
@@ -325,7 +383,7 @@ class _Step(NamedTuple):
     """One inner step and what the outer loss says after it.
 
     Attributes:
-      main, metrics: as `bilevel.inner_step` returns them.
+      main, metrics: as `inner_step` returns them.
       outer_grads: `g_w'`, averaged over devices.
       outer: metrics of the outer loss.
       minus_lambda: u -> `-Lambda u`. An update moves the params by `-Lambda` times a change of the
@@ -345,11 +403,11 @@ class _Step(NamedTuple):
 def _look_ahead(
     problem: Problem, main: MainState, meta_params: Params, batch: Batch, rng: chex.PRNGKey
 ) -> _Step:
-    grads, (batch_stats, metrics) = bilevel.inner_grads(problem, main, meta_params, batch, rng)
-    new_main = bilevel.apply_inner_grads(problem, main, grads, batch_stats)
+    grads, (batch_stats, metrics) = inner_grads(problem, main, meta_params, batch, rng)
+    new_main = apply_inner_grads(problem, main, grads, batch_stats)
 
     def update(grads: Params) -> Params:
-        return bilevel.apply_inner_grads(problem, main, grads, batch_stats).params
+        return apply_inner_grads(problem, main, grads, batch_stats).params
 
     _, update_vjp = jax.vjp(update, grads)
     minus_lambda = lambda u: update_vjp(u)[0]  # noqa: E731
@@ -371,22 +429,20 @@ def _implicit(
     Args:
       solve: (v -> `H_ww v`, outer gradient and learning rates there) -> `H_ww^-1 g_w`.
     """
-    main, metrics = bilevel.unroll(
+    main, metrics = unroll(
         problem, main, meta_params, batches, rngs, scan_unroll=options.scan_unroll
     )
-    last = bilevel.at_step((batches, rngs), -1)
+    last = at_step((batches, rngs), -1)
     outer_grads, outer = _outer_grads(problem, main.params, main, *last)
     step = _look_ahead(problem, main, meta_params, *last)  # From here: for its learning rates.
     step = step._replace(outer_grads=outer_grads, minus_v=step.minus_lambda(outer_grads))
 
     def hessian(v: Params) -> Params:
-        of_params, _ = bilevel.inner_grads_vjp(
-            problem, main, meta_params, *last, v, fixed_targets=True
-        )
-        return bilevel.pmean(of_params, problem.axis_name)
+        of_params, _ = inner_grads_vjp(problem, main, meta_params, *last, v, fixed_targets=True)
+        return pmean(of_params, problem.axis_name)
 
     minus_solution = jax.tree.map(jnp.negative, solve(hessian, step))
-    meta_grads = bilevel.meta_product(problem, main, meta_params, *last, minus_solution)
+    meta_grads = meta_product(problem, main, meta_params, *last, minus_solution)
     return _window(problem, meta_grads, main, [metrics], outer)
 
 
@@ -401,12 +457,12 @@ def _before_last(
     """The classifier before the window's last step, that step's data, and earlier metrics."""
     metrics = []
     if len(rngs) > 1:
-        main, of_steps = bilevel.unroll(
+        main, of_steps = unroll(
             problem, main, meta_params, batches, rngs,
             num_steps=len(rngs) - 1, scan_unroll=options.scan_unroll,
         )  # fmt: skip
         metrics.append(of_steps)
-    return main, *bilevel.at_step((batches, rngs), -1), metrics
+    return main, *at_step((batches, rngs), -1), metrics
 
 
 def _outer_loss(
@@ -415,10 +471,10 @@ def _outer_loss(
     """With a key that no inner pass uses."""
     rng = jax.random.fold_in(rng, 1)
     clean = _required(batch.clean_outer, "clean outer")
-    return bilevel.outer_loss(problem, params, main.batch_stats, clean, rng)
+    return outer_loss(problem, params, main.batch_stats, clean, rng)
 
 
-def _required(examples: Examples | None, name: str) -> Examples:
+def _required(examples: Labelled | None, name: str) -> Labelled:
     if examples is None:
         raise ValueError(f"a meta-gradient needs {name} examples")
     return examples
@@ -430,7 +486,7 @@ def _outer_grads(
     """Gradient of the outer loss at `params`, averaged over devices, and its metrics."""
     loss_fn = lambda params: _outer_loss(problem, params, main, batch, rng)  # noqa: E731
     grads, metrics = jax.grad(loss_fn, has_aux=True)(params)
-    return bilevel.pmean(grads, problem.axis_name), metrics
+    return pmean(grads, problem.axis_name), metrics
 
 
 def _window(
@@ -439,4 +495,4 @@ def _window(
     """Averages: gradients over devices, the inner steps' metrics (`[steps]`, or of one) over k."""
     joined = jax.tree.map(lambda *xs: jnp.concatenate([jnp.atleast_1d(x) for x in xs]), *metrics)
     means = jax.tree.map(jnp.mean, joined)
-    return Window(bilevel.pmean(meta_grads, problem.axis_name), main, means | outer)
+    return Window(pmean(meta_grads, problem.axis_name), main, means | outer)

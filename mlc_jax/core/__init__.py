@@ -1,0 +1,87 @@
+"""The pure core: arrays in, arrays out; no config, files, logging or pmap.
+
+Bottom up: `types` (batches and the train state), `losses`, `groups` and `optimizers`, `problem`
+(the two levels), `second_order` (the two products that estimators are made of), `inner_loop` (k
+inner steps), `estimators` (the meta-gradient; start reading at `exact_reference`).
+"""
+
+from mlc_jax.core.estimators import (
+    ESTIMATORS,
+    Estimator,
+    EstimatorSpec,
+    Options,
+    Window,
+    agreement,
+)
+from mlc_jax.core.inner_loop import (
+    BACKWARDS,
+    at_step,
+    has_convolutions,
+    resolve_unroll,
+    scan,
+    unroll,
+)
+from mlc_jax.core.problem import (
+    ApplyFn,
+    Problem,
+    TargetFn,
+    apply_inner_grads,
+    forward_pass,
+    given_labels,
+    inner_grads,
+    inner_loss,
+    inner_step,
+    outer_loss,
+    pmean,
+    step_rngs,
+)
+from mlc_jax.core.second_order import inner_grads_vjp, meta_product
+from mlc_jax.core.types import (
+    Batch,
+    Inputs,
+    Labelled,
+    MainState,
+    MetaState,
+    Metrics,
+    Params,
+    TrainState,
+    num_params,
+)
+
+__all__ = [
+    "BACKWARDS",
+    "ESTIMATORS",
+    "ApplyFn",
+    "Batch",
+    "Estimator",
+    "EstimatorSpec",
+    "Inputs",
+    "Labelled",
+    "MainState",
+    "MetaState",
+    "Metrics",
+    "Options",
+    "Params",
+    "Problem",
+    "TargetFn",
+    "TrainState",
+    "Window",
+    "agreement",
+    "apply_inner_grads",
+    "at_step",
+    "forward_pass",
+    "given_labels",
+    "has_convolutions",
+    "inner_grads",
+    "inner_grads_vjp",
+    "inner_loss",
+    "inner_step",
+    "meta_product",
+    "num_params",
+    "outer_loss",
+    "pmean",
+    "resolve_unroll",
+    "scan",
+    "step_rngs",
+    "unroll",
+]

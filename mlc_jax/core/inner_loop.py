@@ -1,0 +1,140 @@
+"""The inner steps of a window as one loop, and what reverse mode keeps of them."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mlc_jax.core.problem import Problem, apply_inner_grads, inner_grads, inner_step, pmean
+from mlc_jax.core.second_order import inner_grads_vjp
+from mlc_jax.core.types import Batch, MainState, Metrics, Params
+
+BACKWARDS = ("store", "remat", "forward_over_reverse", "two_level")
+
+
+def unroll(
+    problem: Problem,
+    main: MainState,
+    meta_params: Params,
+    batches: Batch,
+    rngs: chex.PRNGKey,
+    *,
+    first: int = 0,
+    num_steps: int | None = None,
+    scan_unroll: int = 1,
+    backward: str = "store",
+) -> tuple[MainState, Metrics]:
+    """Inner steps `first` to `first + num_steps - 1` of a window, with `meta_params` held fixed.
+
+    Args:
+      problem: the two levels.
+      main: the classifier before these steps.
+      meta_params: of the label correction network.
+      batches: arrays `[k, B, ...]`.
+      rngs: typed keys `[k]`.
+      first: the first step, 0 to k - 1.
+      num_steps: None is all that are left.
+      scan_unroll: how many steps one turn of the compiled loop holds. 1 on GPU and TPU; k on CPU,
+        where XLA runs gradients of convolutions inside a loop body on a slow path.
+      backward: one of `BACKWARDS`, what reverse mode keeps of every step: `store`, all that it
+        needs; `remat`, the classifier's state, from which it computes the step again;
+        `forward_over_reverse`, the params, for `inner_grads_vjp`; `two_level`, the state of every
+        sqrt(k)-th step, from which it computes the steps in between again. All give the same
+        derivatives.
+
+    Returns:
+      The classifier after these steps, and their metrics `[num_steps]`.
+    """
+    window = (batches, rngs)
+
+    def body(main: MainState, t: jax.Array) -> tuple[MainState, Metrics]:
+        # The loop runs over t, not over the batches: a part of a window is not copied for it.
+        if backward in ("store", "remat"):
+            return inner_step(problem, main, meta_params, *at_step(window, t))
+        local = problem._replace(axis_name=None)
+        grads, (batch_stats, metrics) = _recomputed_grads(local, main, meta_params, window, t)
+        grads, batch_stats = pmean((grads, batch_stats), problem.axis_name)
+        return apply_inner_grads(problem, main, grads, batch_stats), metrics
+
+    def steps(main: MainState, ts: jax.Array) -> tuple[MainState, Metrics]:
+        return scan(jax.checkpoint(body) if backward == "remat" else body, main, ts, scan_unroll)
+
+    ts = jnp.arange(first, len(rngs) if num_steps is None else first + num_steps)
+    if backward != "two_level":
+        return steps(main, ts)
+    length = math.isqrt(len(ts))
+    whole = len(ts) - len(ts) % length
+    segment = jax.checkpoint(steps)
+    main, metrics = scan(segment, main, ts[:whole].reshape(-1, length), scan_unroll)
+    metrics = jax.tree.map(jnp.ravel, metrics)
+    if whole < len(ts):
+        main, rest = segment(main, ts[whole:])
+        metrics = jax.tree.map(lambda *xs: jnp.concatenate(xs), metrics, rest)
+    return main, metrics
+
+
+def at_step(window: tuple[Batch, chex.PRNGKey], t: int | jax.Array) -> tuple[Batch, chex.PRNGKey]:
+    """Batch and key of step t, -k to k - 1, of a window's `[k, ...]`."""
+    index = functools.partial(jax.lax.dynamic_index_in_dim, index=t, keepdims=False)
+    return jax.tree.map(index, window)
+
+
+def resolve_unroll(setting: int, num_inner_steps: int, *, convolutions: bool = True) -> int:
+    """The `scan_unroll` of `unroll` for a setting, in inner steps.
+
+    Args:
+      setting: inner steps that one turn of the compiled loop holds; 0 chooses by platform.
+      num_inner_steps: k.
+      convolutions: whether the classifier has any.
+    """
+    if setting:
+        return setting
+    return num_inner_steps if convolutions and jax.default_backend() == "cpu" else 1
+
+
+def has_convolutions(params: Params) -> bool:
+    """Whether a model with these params has any: a kernel `[height, width, in, out]`."""
+    return any(leaf.ndim == 4 for leaf in jax.tree.leaves(params))
+
+
+def scan(body: Callable[..., Any], init: Any, xs: Any, scan_unroll: int) -> tuple[Any, Any]:
+    """`jax.lax.scan` without a loop around a single step.
+
+    At length 1, `unroll=1` (and `unroll=True`, which means the same there) compiles to a loop of
+    one turn; `unroll=2` to none. On CPU that loop alone makes the gradients of convolutions 40
+    times slower.
+    """
+    length = jax.tree.leaves(xs)[0].shape[0]
+    return jax.lax.scan(body, init, xs, unroll=max(2, scan_unroll) if length == 1 else scan_unroll)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recomputed_grads(
+    problem: Problem,
+    main: MainState,
+    meta_params: Params,
+    window: tuple[Batch, chex.PRNGKey],
+    t: jax.Array,
+) -> tuple[Params, tuple[Params, Metrics]]:
+    """`inner_grads` of step t; reverse mode keeps the params and goes by `inner_grads_vjp`."""
+    return inner_grads(problem, main, meta_params, *at_step(window, t))
+
+
+def _recomputed_grads_fwd(problem: Problem, main: MainState, *rest: Any) -> tuple[Any, Any]:
+    return _recomputed_grads(problem, main, *rest), (main.replace(opt_state=None), *rest)
+
+
+def _recomputed_grads_bwd(problem: Problem, inputs: Any, cotangents: Any) -> tuple[Any, ...]:
+    v, _ = cotangents
+    # Outside of a loop, XLA would see that both passes begin alike, and keep the first one's.
+    (main, meta_params, window, t), v = jax.lax.optimization_barrier((inputs, v))
+    of_params, of_meta_params = inner_grads_vjp(problem, main, meta_params, *at_step(window, t), v)
+    of_main = MainState(params=of_params, batch_stats=None, opt_state=None)
+    return of_main, of_meta_params, None, None
+
+
+_recomputed_grads.defvjp(_recomputed_grads_fwd, _recomputed_grads_bwd)
