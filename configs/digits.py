@@ -2,7 +2,7 @@
 
     python -m mlc_jax.main --config=configs/digits.py --workdir=DIR
 
-FLIP 0.4 with five clean labels a class. 4 to 8 seconds on two CPU cores, compilation included;
+FLIP 0.4 with five clean labels per class. 4 to 8 seconds on two CPU cores, compilation included;
 test accuracy 0.944 +- 0.017 (5 seeds), beside 0.624 for cross-entropy on everything and 0.831 for
 the clean labels alone: docs/results/digits.md.
 """

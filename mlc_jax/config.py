@@ -1,79 +1,100 @@
-"""Checks a config before anything expensive starts.
+"""Every setting: its default, its check, its meaning, in one place.
 
-One `InputError` for all that is wrong, each line naming the field, what was given and what would be
-right. What only the data can tell (class sizes, label files) is checked in `mlc_jax.data`.
+    python -m mlc_jax.config
+
+prints them all. A config file (configs/digits.py) overrides what differs for its dataset; the
+command line overrides both. This module imports neither JAX nor TensorFlow, so that a bad setting
+is reported at once.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
-from mlc_jax import methods, models, noise, optimizers
-from mlc_jax.bilevel import BACKWARDS
-from mlc_jax.data.sources import SOURCES
 from mlc_jax.errors import InputError
-from mlc_jax.meta_gradients import ESTIMATORS
 
+# Names that the registries of the packages must have, too; a test holds them together.
+METHODS = (
+    "cross_entropy", "clean_only", "noisy_only", "forward", "joint", "mlnt", "distillation",
+    "l2rw", "meta_weight_net", "glc", "mlc",
+)  # fmt: skip
+ESTIMATORS = (
+    "exact", "approximate", "one_step", "truncated", "finite_difference", "neumann",
+    "conjugate_gradient",
+)  # fmt: skip
+BACKWARDS = ("store", "remat", "forward_over_reverse", "two_level")
+OPTIMIZERS = ("sgd", "adam", "amsgrad", "adamw")
+SCHEDULES = ("constant", "step", "cosine", "linear")
+CLASSIFIERS = ("mlp", "resnet")
 DTYPES = ("float32", "bfloat16")
+DATASETS = ("digits", "cifar10", "cifar100", "arrays")
+NOISE_TYPES = ("uniform", "flip", "flip_any", "human", "none")
+
+_INFINITY = float("inf")
 
 
-def validate(config: ConfigDict, *, num_devices: int) -> None:
-    """Raises InputError if `config` cannot be run on `num_devices` devices."""
-    checks = _Checks(config)
-    _check_names(checks)
-    _check_ranges(checks)
-    _check_batches(checks, num_devices)
-    if checks.problems:
-        raise InputError("\n".join(checks.problems))
+class Check(NamedTuple):
+    """Whether a value is right, and what would be.
+
+    Any field can be set to None, and through None to any type, so checks take anything.
+    """
+
+    ok: Callable[[Any], bool]
+    expected: str
 
 
-class _Checks:
-    """Collects problems, worded alike."""
+class Setting(NamedTuple):
+    """One field of the config.
 
-    def __init__(self, config: ConfigDict):
-        self.config = config
-        self.problems: list[str] = []
+    Attributes:
+      default: None stands for a text that is not given.
+      check: of its value alone; what several settings say together is checked in `validate`.
+      meaning: for a reader.
+      formerly: the value that a workdir from before this setting was made with; `default` if None.
+    """
 
-    def get(self, field: str) -> Any:
-        value = self.config
-        for name in field.split("."):
-            value = value[name]
-        return value
+    default: Any
+    check: Check
+    meaning: str
+    formerly: Any = None
 
-    def expect(self, ok: bool, field: str, expected: str) -> None:
-        if not ok:
-            self.problems.append(f"config.{field}: got {self.get(field)!r}, expected {expected}")
 
-    def one_of(self, field: str, choices: Sequence[str]) -> None:
-        self.expect(self.get(field) in choices, field, "one of " + ", ".join(choices))
+def one_of(*choices: str) -> Check:
+    return Check(lambda value: value in choices, "one of " + ", ".join(choices))
 
-    def flag(self, field: str) -> None:
-        self.expect(isinstance(self.get(field), bool), field, "True or False")
 
-    def whole(self, field: str, low: int, *, high: float = float("inf")) -> None:
-        span = f" from {low} to {high}" if high < float("inf") else f", at least {low}"
-        value = self.get(field)
-        self.expect(_is_whole(value) and low <= value <= high, field, f"a whole number{span}")
+def flag() -> Check:
+    return Check(lambda value: isinstance(value, bool), "True or False")
 
-    def at_least(self, field: str, low: float, *, high: float = float("inf")) -> None:
-        finite = high < float("inf")
-        span = f"a number from {low} to {high}" if finite else f"a finite number, at least {low}"
-        number = self._number(field)
-        self.expect(low <= number <= high and number < float("inf"), field, span)
 
-    def positive(self, field: str) -> None:
-        self.expect(0 < self._number(field) < float("inf"), field, "a positive, finite number")
+def text() -> Check:
+    return Check(lambda value: value is None or isinstance(value, str), "a text, or None")
 
-    def _number(self, field: str) -> float:
-        """What is no number, such as None, is NaN: no comparison holds."""
-        value = self.get(field)
-        return value if _is_whole(value) or isinstance(value, float) else float("nan")
+
+def whole(low: int, high: float = _INFINITY) -> Check:
+    """A whole number; bool, which is a kind of int, is none."""
+    span = f" from {low} to {high}" if high < _INFINITY else f", at least {low}"
+    return Check(lambda value: _is_whole(value) and low <= value <= high, f"a whole number{span}")
+
+
+def number(low: float, high: float = _INFINITY) -> Check:
+    expected = (
+        f"a number from {low} to {high}" if high < _INFINITY else f"a finite number, at least {low}"
+    )
+    return Check(lambda value: _is_number(value) and low <= value <= high, expected)
+
+
+def positive() -> Check:
+    return Check(lambda value: _is_number(value) and value > 0, "a positive, finite number")
 
 
 def _is_whole(value: Any) -> bool:
-    """Any field can be set to None, and through None to any type; bool is a kind of int."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return (_is_whole(value) or isinstance(value, float)) and -_INFINITY < value < _INFINITY
 
 
 def _are_whole(values: Any) -> bool:
@@ -81,123 +102,481 @@ def _are_whole(values: Any) -> bool:
     return isinstance(values, tuple | list) and all(_is_whole(x) and x > 0 for x in values)
 
 
-def _check_names(checks: _Checks) -> None:
-    checks.one_of("method", tuple(methods.METHODS))
-    checks.one_of("dataset.name", SOURCES)
-    checks.one_of("noise.type", noise.NOISE_TYPES)
-    checks.one_of("model.name", models.CLASSIFIERS)
-    checks.one_of("model.dtype", DTYPES)
-    checks.one_of("meta_gradient.estimator", tuple(ESTIMATORS))
-    checks.one_of("meta_gradient.backward", BACKWARDS)
-    for optimizer in ("main_optimizer", "meta_optimizer"):
-        checks.one_of(f"{optimizer}.name", optimizers.OPTIMIZERS)
-        checks.one_of(f"{optimizer}.schedule", optimizers.SCHEDULES)
-
-
-def _check_ranges(checks: _Checks) -> None:
-    config = checks.config
-    for field in (
-        "dataset.download", "dataset.augment", "model.resnet.sync_batch_norm", "lcn.skip_link",
-        "lcn.sparsemax", "lcn.tie_embeddings", "meta_gradient.mix_clean",
-        "main_optimizer.nesterov", "meta_optimizer.nesterov",
-    ):  # fmt: skip
-        checks.flag(field)
-    for field in ("seed", "dataset.split_seed", "noise.seed"):
-        checks.whole(field, 0, high=2**32 - 1)
-    checks.whole("dataset.clean_per_class", 1)
-    checks.whole("dataset.validation_per_class", 0)
-    checks.at_least("noise.level", 0, high=1)
-    depth = config.model.resnet.depth
-    checks.expect(
-        _is_whole(depth) and depth >= 8 and (depth - 2) % 6 == 0,
-        "model.resnet.depth",
-        "6n + 2 with n >= 1: 8, 14, ...",
+def _is_group(group: Any) -> bool:
+    return (
+        isinstance(group, tuple | list)
+        and len(group) == 3
+        and isinstance(group[0], str)
+        and _is_number(group[1])
+        and group[1] >= 0
+        and (group[2] is None or (_is_number(group[2]) and group[2] >= 0))
     )
-    sizes = config.model.mlp.hidden_sizes
-    checks.expect(
-        _are_whole(sizes) and len(sizes) > 0,
-        "model.mlp.hidden_sizes",
-        "one or more positive widths, such as (128, 64)",
-    )
-    checks.at_least("model.mlp.dropout_rate", 0, high=0.99)
-    _check_methods(checks)
-    _check_optimizers(checks)
-    checks.whole("first_phase_epochs", 0)
-    checks.positive("checkpoint_every_minutes")
-    for field in (
-        "num_epochs", "eval_batch_size", "eval_every_epochs", "log_every_steps",
-        "checkpoint_every_steps", "checkpoints_to_keep",
-    ):  # fmt: skip
-        checks.whole(field, 1)
 
 
-def _check_methods(checks: _Checks) -> None:
-    """Settings of meta models, of single methods, and of the meta-gradient."""
-    config = checks.config
-    for field in ("lcn.hidden_size", "lcn.embedding_size"):
-        checks.whole(field, 1)
-    checks.expect(
-        config.lcn.tie_embeddings is not True
-        or config.lcn.hidden_size == config.lcn.embedding_size,
-        "lcn.tie_embeddings",
-        f"equal lcn.hidden_size ({config.lcn.hidden_size}) and lcn.embedding_size "
-        f"({config.lcn.embedding_size}) to tie",
-    )
-    for field in (
-        "weight_net.hidden_size", "joint.num_averaged", "mlnt.num_synthetic", "mlnt.num_neighbours",
-    ):  # fmt: skip
-        checks.whole(field, 1)
-    for field in (
-        "joint.update_from", "mlnt.transferred_share", "mlnt.ramp_share",
-        "mlnt.early_teacher_decay", "mlnt.teacher_decay", "distillation.label_weight",
-    ):  # fmt: skip
-        checks.at_least(field, 0, high=1)
-    for field in ("joint.prior_weight", "joint.entropy_weight", "mlnt.consistency_weight"):
-        checks.at_least(field, 0)
-    checks.positive("mlnt.lookahead_rate")
-    checks.at_least("forward.percentile", 0.1, high=100)
-    for field in ("num_inner_steps", "truncation", "solver_steps"):
-        checks.whole(f"meta_gradient.{field}", 1)
-    checks.at_least("meta_gradient.damping", 0)
-    checks.whole("meta_gradient.diagnose_every", 0)
-    checks.expect(
-        config.meta_gradient.estimator != "exact"
-        or not _is_whole(config.meta_gradient.diagnose_every)
-        or config.meta_gradient.diagnose_every <= 0,
-        "meta_gradient.diagnose_every",
-        "0 with the estimator exact: the others are compared with it",
-    )
-    checks.whole("meta_gradient.unroll", 0)
+_DEPTH = Check(
+    lambda value: _is_whole(value) and value >= 8 and (value - 2) % 6 == 0,
+    "6n + 2 with n >= 1: 8, 14, ...",
+)
+_WIDTHS = Check(
+    lambda value: _are_whole(value) and len(value) > 0,
+    "one or more positive widths, such as (128, 64)",
+)
+_MILESTONES = Check(
+    lambda value: _are_whole(value) and list(value) == sorted(set(value)),
+    "whole epochs from 1 on, each later than the one before, such as (80, 100)",
+)
+_GROUPS = Check(
+    lambda value: isinstance(value, tuple | list) and all(map(_is_group, value)),
+    "(pattern, learning-rate factor, weight decay or None) for each group, such as "
+    '(("bias$", 1.0, 0.0), ("hidden1/", 0.0, None))',
+)
+_SEED = whole(0, 2**32 - 1)
 
 
-def _check_optimizers(checks: _Checks) -> None:
-    for optimizer in ("main_optimizer", "meta_optimizer"):
-        checks.positive(f"{optimizer}.learning_rate")
-        checks.at_least(f"{optimizer}.momentum", 0, high=0.9999)
-        for field in ("weight_decay", "clip_norm"):
-            checks.at_least(f"{optimizer}.{field}", 0)
-        checks.positive(f"{optimizer}.decay_factor")
-        milestones = checks.get(f"{optimizer}.milestones")
-        checks.expect(
-            _are_whole(milestones) and list(milestones) == sorted(set(milestones)),
-            f"{optimizer}.milestones",
-            "whole epochs from 1 on, each later than the one before, such as (80, 100)",
+def _optimizer(
+    name: str, learning_rate: float, momentum: float, weight_decay: float, schedule: str
+) -> dict[str, Setting]:
+    return {
+        "name": Setting(name, one_of(*OPTIMIZERS), "sgd, adam, amsgrad, adamw."),
+        "learning_rate": Setting(learning_rate, positive(), "At the start."),
+        "momentum": Setting(momentum, number(0, 0.9999), "sgd."),
+        "nesterov": Setting(False, flag(), "sgd."),
+        "weight_decay": Setting(
+            weight_decay,
+            number(0),
+            "On every parameter, as published: added to the gradient; adamw's is decoupled.",
+        ),
+        "clip_norm": Setting(0.0, number(0), "Largest norm of the gradient; 0 is any."),
+        "schedule": Setting(
+            schedule, one_of(*SCHEDULES), "constant, step, cosine or linear (both to zero)."
+        ),
+        "milestones": Setting((80, 100), _MILESTONES, "step: epochs."),
+        "decay_factor": Setting(0.1, positive(), "step: what the rate is multiplied by."),
+        "warmup_epochs": Setting(0.0, number(0), "Epochs of linear rise from zero, first of all."),
+        "groups": Setting(
+            (),
+            _GROUPS,
+            "Parameter groups: (pattern, learning-rate factor, weight decay); the first regular "
+            "expression that is found in a parameter's path counts. Factor 0 freezes; weight "
+            "decay None is the optimizer's own.",
+        ),
+    }
+
+
+# By section; a section's fields stand together in the config.
+_SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
+    (
+        "",
+        {
+            "seed": Setting(
+                0,
+                _SEED,
+                "Initialisation, batch order and augmentation. Splits and noise have their own.",
+            ),
+            "method": Setting("mlc", one_of(*METHODS), "How to train: " + ", ".join(METHODS) + "."),
+        },
+    ),
+    (
+        "dataset",
+        {
+            "name": Setting("cifar10", one_of(*DATASETS), ", ".join(DATASETS) + "."),
+            "data_dir": Setting(
+                None,
+                text(),
+                "Directory of TensorFlow Datasets; None is its own default, ~/tensorflow_datasets.",
+            ),
+            "download": Setting(False, flag(), "Let TensorFlow Datasets fetch what is missing."),
+            "data": Setting(
+                None,
+                text(),
+                "arrays: one .npz file with inputs, labels and checked_labels; or, without "
+                "checked_labels, a benchmark whose labels are all true.",
+            ),
+            "noisy": Setting(None, text(), "arrays: .npz file of inputs and labels as given."),
+            "clean": Setting(
+                None, text(), "arrays: .npz file of inputs and true labels; given_labels if known."
+            ),
+            "test": Setting(
+                None, text(), "arrays: .npz file of inputs and true labels to judge by."
+            ),
+            "standardize": Setting(
+                False,
+                flag(),
+                "arrays: each feature to mean 0 and deviation 1 over the noisy set; a constant "
+                "one stays as it is.",
+            ),
+            "clean_per_class": Setting(100, whole(1), "Trusted labels per class, to train with."),
+            "validation_per_class": Setting(
+                0, whole(0), "Further trusted labels per class, to select a model by."
+            ),
+            "paired": Setting(
+                False,
+                flag(),
+                "Benchmarks: the clean rows' labels are made wrong like the others', and both are "
+                "kept. The paper knows the true ones alone.",
+            ),
+            "split_seed": Setting(0, _SEED, "Who is clean, and who noisy."),
+            "augment": Setting(True, flag(), "CIFAR: reflect-pad 4, random crop, horizontal flip."),
+        },
+    ),
+    (
+        "noise",
+        {
+            "type": Setting(
+                "uniform",
+                one_of(*NOISE_TYPES),
+                "uniform (UNIF), flip (FLIP, one fixed partner per class), flip_any (to any other "
+                "class), human (labels from a file), none.",
+            ),
+            "level": Setting(0.4, number(0, 1), "In [0, 1]; not read by human and none."),
+            "seed": Setting(0, _SEED, "Of the partners of flip, and of which labels are wrong."),
+            "file": Setting(
+                "", text(), "human: an .npz of labels indexed by the TFDS id, such as cifar10n.npz."
+            ),
+            "key": Setting("", text(), "human: which array of the file, such as worst."),
+        },
+    ),
+    (
+        "model",
+        {
+            "name": Setting("resnet", one_of(*CLASSIFIERS), "mlp, resnet."),
+            "dtype": Setting("float32", one_of(*DTYPES), "Of the computation. Params are float32."),
+            "initial_params": Setting(
+                None,
+                text(),
+                "A .safetensors file of parameters to start from, by path; what it lacks starts at "
+                "random.",
+            ),
+        },
+    ),
+    (
+        "model.resnet",
+        {
+            "depth": Setting(32, _DEPTH, "6n + 2."),
+            "sync_batch_norm": Setting(
+                True,
+                flag(),
+                "Average batch statistics over devices: then the device count does not change the "
+                "result.",
+            ),
+        },
+    ),
+    (
+        "model.mlp",
+        {
+            "hidden_sizes": Setting((128, 64), _WIDTHS, "Widths; the last one is the features'."),
+            "dropout_rate": Setting(0.0, number(0, 0.99), "Of the hidden activations."),
+        },
+    ),
+    (
+        "lcn",
+        {
+            "hidden_size": Setting(128, whole(1), "Paper 64 for images; its code 128."),
+            "embedding_size": Setting(128, whole(1), "Of the given label."),
+            "skip_link": Setting(False, flag(), "Mix the given label back in by a learned weight."),
+            "sparsemax": Setting(False, flag(), "In place of softmax."),
+            "tie_embeddings": Setting(False, flag(), "Needs hidden_size == embedding_size."),
+        },
+    ),
+    ("weight_net", {"hidden_size": Setting(100, whole(1), "meta_weight_net: width.")}),
+    (
+        "forward",
+        {
+            "percentile": Setting(
+                97.0,
+                number(0.1, 100),
+                "An anchor's probability of its class among all examples'. The authors' 97 for ten "
+                "classes; 100, the largest, for a hundred.",
+            ),
+        },
+    ),
+    (
+        "joint",
+        {
+            "prior_weight": Setting(1.2, number(0), "alpha; the authors' for UNIF, for FLIP 0.8."),
+            "entropy_weight": Setting(0.8, number(0), "beta; the authors' for UNIF, for FLIP 0.4."),
+            "update_from": Setting(
+                0.35, number(0, 1), "Share of the first phase's epochs with labels as given."
+            ),
+            "num_averaged": Setting(10, whole(1), "Epochs whose predictions make a label."),
+        },
+    ),
+    (
+        "mlnt",
+        {
+            "num_synthetic": Setting(10, whole(1), "M, sets of synthetic labels per step."),
+            "transferred_share": Setting(
+                0.5, number(0, 1), "Of a batch's labels, made wrong in each set."
+            ),
+            "num_neighbours": Setting(10, whole(1), "Whose labels a synthetic one is drawn from."),
+            "lookahead_rate": Setting(0.2, positive(), "alpha."),
+            "consistency_weight": Setting(1.0, number(0), "Beside the cross-entropy."),
+            "ramp_share": Setting(
+                0.1, number(0, 1), "Of all steps, until the consistency has its full weight."
+            ),
+            "early_teacher_decay": Setting(0.99, number(0, 1), "gamma, until then."),
+            "teacher_decay": Setting(0.999, number(0, 1), "gamma, from then on."),
+        },
+    ),
+    (
+        "distillation",
+        {
+            "label_weight": Setting(
+                0.5, number(0, 1), "lambda, of the given label beside the teacher's."
+            ),
+        },
+    ),
+    (
+        "meta_gradient",
+        {
+            "estimator": Setting(
+                "exact",
+                one_of(*ESTIMATORS),
+                "docs/meta_gradients.md says what they are and when to take which; approximate is "
+                "the paper's recursion.",
+            ),
+            "backward": Setting(
+                "forward_over_reverse",
+                one_of(*BACKWARDS),
+                "exact, truncated: what the backward pass keeps of every inner step: store "
+                "(everything), remat (the state), forward_over_reverse (the params), two_level "
+                "(every sqrt(k)-th state).",
+            ),
+            "num_inner_steps": Setting(1, whole(1), "k, inner steps per window."),
+            "truncation": Setting(2, whole(1), "truncated: how many of the k steps it goes back."),
+            "solver_steps": Setting(
+                10, whole(1), "neumann: terms; conjugate_gradient: iterations."
+            ),
+            "damping": Setting(
+                1.0, number(0), "conjugate_gradient: added to the Hessian's diagonal."
+            ),
+            "diagnose_every": Setting(
+                0,
+                whole(0),
+                "Log the meta-gradient's cosine with exact's and its norm over exact's every N "
+                "inner steps; 0 disables.",
+            ),
+            "mix_clean": Setting(
+                True,
+                flag(),
+                "Half of each clean batch joins the inner loss, the other half is the outer loss. "
+                "Without it the whole clean batch is the outer loss.",
+            ),
+            "unroll": Setting(
+                0,
+                whole(0),
+                "Inner steps that one turn of the compiled loop holds. 0 chooses: k for "
+                "convolutions on CPU, where XLA runs their gradients in a loop body on a slow "
+                "path; 1 otherwise.",
+            ),
+        },
+    ),
+    ("main_optimizer", _optimizer("sgd", 0.1, 0.9, 5e-4, "step")),
+    ("meta_optimizer", _optimizer("amsgrad", 3e-4, 0.9, 0.0, "constant")),
+    (
+        "",
+        {
+            "num_epochs": Setting(120, whole(1), "Passes over the noisy set."),
+            "num_steps": Setting(
+                0, whole(0), "Inner steps, in place of num_epochs; 0 goes by num_epochs."
+            ),
+            "first_phase_epochs": Setting(
+                0,
+                whole(0),
+                "Of the first phase, for methods that train twice (glc, forward, joint, "
+                "distillation); 0 is as many as the second's.",
+            ),
+            "noisy_batch_size": Setting(
+                100, whole(1), "Over all devices; fewer if there are fewer."
+            ),
+            "clean_batch_size": Setting(
+                100, whole(1), "Over all devices; fewer if there are fewer."
+            ),
+            "eval_batch_size": Setting(1000, whole(1), "Over all devices."),
+            "eval_every_epochs": Setting(1, whole(1), "Epochs between evaluations."),
+            "log_every_steps": Setting(50, whole(1), "Inner steps between rows of metrics."),
+            "checkpoint_every_steps": Setting(1000, whole(1), "Inner steps between checkpoints."),
+            "checkpoint_every_minutes": Setting(10.0, positive(), "Whichever comes first."),
+            "checkpoints_to_keep": Setting(2, whole(1), "The newest ones."),
+            "max_exported_labels": Setting(
+                0,
+                whole(0),
+                "Noisy examples whose corrected labels are written at the end, the first ones; 0 "
+                "is all.",
+            ),
+        },
+    ),
+)
+SETTINGS: dict[str, Setting] = {
+    f"{section}.{name}".removeprefix("."): setting
+    for section, settings in _SECTIONS
+    for name, setting in settings.items()
+}
+
+
+def get_config() -> ConfigDict:
+    """The default config; fields are locked, so a misspelt one is an error."""
+    config = ConfigDict()
+    for field, setting in SETTINGS.items():
+        *sections, name = field.split(".")
+        place = config
+        for section in sections:
+            if section not in place:
+                place[section] = ConfigDict()
+            place = place[section]
+        default = setting.default
+        place[name] = config_dict.placeholder(str) if default is None else default
+    config.lock()
+    return config
+
+
+def formerly() -> dict[str, Any]:
+    """What a workdir that lacks a setting was made with, by the setting's field."""
+    return {
+        field: setting.default if setting.formerly is None else setting.formerly
+        for field, setting in SETTINGS.items()
+    }
+
+
+def complete(saved: ConfigDict) -> ConfigDict:
+    """A config of today from one of an older workdir: what it lacks is what it was made with."""
+    config = get_config()
+    flat = formerly() | flatten(saved.to_dict())
+    unknown = sorted(flat.keys() - SETTINGS.keys())
+    if unknown:
+        raise InputError(f"config.{unknown[0]}: there is no such setting")
+    with config.ignore_type():
+        for field, value in flat.items():
+            *sections, name = field.split(".")
+            place = config
+            for section in sections:
+                place = place[section]
+            place[name] = value
+    return config
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dict to `{'a.b': value}`."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def validate(config: ConfigDict, *, num_devices: int | None = None) -> None:
+    """Raises one InputError for all that is wrong.
+
+    Each line names the field, what was given and what would be right. What only the data can tell
+    (class sizes, label files) is checked when they are read.
+
+    Args:
+      config: see `get_config`.
+      num_devices: that batches are spread over; None leaves that check out, and needs no JAX.
+    """
+    values = {field: _get(config, field) for field in SETTINGS}
+    problems: dict[str, str] = {}
+    for field, setting in SETTINGS.items():
+        if not setting.check.ok(values[field]):
+            problems[field] = setting.check.expected
+    for field, ok, expected in _relations(values, num_devices):
+        if not ok and field not in problems:
+            problems[field] = expected
+    if problems:
+        raise InputError(
+            "\n".join(
+                f"config.{field}: got {values[field]!r}, expected {expected}"
+                for field, expected in problems.items()
+            )
         )
 
 
-def _check_batches(checks: _Checks, num_devices: int) -> None:
+def _get(config: ConfigDict, field: str) -> Any:
+    value = config
+    for name in field.split("."):
+        value = value[name]
+    return value
+
+
+def _relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tuple[str, bool, str]]:
+    """What several settings say together: (field, whether it is right, what would be)."""
+    relations = [
+        (
+            "lcn.tie_embeddings",
+            not values["lcn.tie_embeddings"]
+            or values["lcn.hidden_size"] == values["lcn.embedding_size"],
+            f"equal lcn.hidden_size ({values['lcn.hidden_size']}) and lcn.embedding_size "
+            f"({values['lcn.embedding_size']}) to tie",
+        ),
+        (
+            "meta_gradient.diagnose_every",
+            values["meta_gradient.estimator"] != "exact"
+            or values["meta_gradient.diagnose_every"] == 0,
+            "0 with the estimator exact: the others are compared with it",
+        ),
+        *_own_data(values),
+    ]
+    if num_devices is not None:
+        relations += _batches(values, num_devices)
+    return relations
+
+
+def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
+    """Which files go together, and what cannot be asked of labels whose truth is not known."""
+    data, noisy, clean, test = (
+        values[f"dataset.{name}"] for name in ("data", "noisy", "clean", "test")
+    )
+    if values["dataset.name"] != "arrays":
+        return [
+            (f"dataset.{name}", not value, "None with a dataset that has its own files")
+            for name, value in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
+        ]
+    files = "dataset.data=FILE, or both dataset.noisy=FILE and dataset.clean=FILE"
+    return [
+        ("dataset.data", bool(data or noisy or clean), files),
+        ("dataset.noisy", not (data and noisy), f"None beside dataset.data: either {files}"),
+        ("dataset.clean", not (data and clean), f"None beside dataset.data: either {files}"),
+        ("dataset.noisy", bool(noisy) or not clean, f"a file beside dataset.clean: {files}"),
+        ("dataset.clean", bool(clean) or not noisy, f"a file beside dataset.noisy: {files}"),
+        (
+            "noise.type",
+            not noisy or values["noise.type"] == "none",
+            "none with dataset.noisy: its labels are taken as they are",
+        ),
+        (
+            "noise.type",
+            values["noise.type"] != "human",
+            "another: the given labels of arrays are in their own file",
+        ),
+    ]
+
+
+def _batches(values: dict[str, Any], num_devices: int) -> Sequence[tuple[str, bool, str]]:
     """Every device must get equally many rows of each part of a batch."""
+    relations = []
     for field, parts in (
         ("noisy_batch_size", 1),
-        ("clean_batch_size", 2 if checks.config.meta_gradient.mix_clean else 1),
+        ("clean_batch_size", 2 if values["meta_gradient.mix_clean"] else 1),
     ):
-        per = parts * num_devices
-        halves = (
-            f" (two halves, {num_devices} devices)" if parts == 2 else f" ({num_devices} devices)"
-        )
-        size = checks.get(field)
-        checks.expect(
-            _is_whole(size) and size > 0 and size % per == 0,
+        per, size = parts * num_devices, values[field]
+        halves = "two halves, " if parts == 2 else ""
+        relations.append((
             field,
-            f"a positive multiple of {per}{halves}",
-        )
+            _is_whole(size) and size > 0 and size % per == 0,
+            f"a positive multiple of {per} ({halves}{num_devices} devices)",
+        ))  # fmt: skip
+    return relations
+
+
+def describe() -> str:
+    """All settings with default and meaning, as text."""
+    lines = []
+    for field, setting in SETTINGS.items():
+        lines += [f"{field} = {setting.default!r}", f"    {setting.meaning}"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(describe())
