@@ -1,17 +1,20 @@
 """Ways to train with noisy labels, by name: a new one is one file and one line here."""
 
-from mlc_jax.methods.base import Method, MethodInputs
-from mlc_jax.methods.cross_entropy import clean_only, cross_entropy, noisy_only
-from mlc_jax.methods.distillation import distillation
-from mlc_jax.methods.forward import forward
-from mlc_jax.methods.glc import glc
-from mlc_jax.methods.joint import joint
-from mlc_jax.methods.l2rw import l2rw
-from mlc_jax.methods.meta_weight_net import meta_weight_net
-from mlc_jax.methods.mlc import mlc
-from mlc_jax.methods.mlnt import mlnt
+from mlc_jax.methods.blocks import BilevelMethod
+from mlc_jax.methods.cross_entropy import CleanOnly as clean_only
+from mlc_jax.methods.cross_entropy import CrossEntropy as cross_entropy
+from mlc_jax.methods.cross_entropy import NoisyOnly as noisy_only
+from mlc_jax.methods.distillation import Distillation as distillation
+from mlc_jax.methods.forward import Forward as forward
+from mlc_jax.methods.glc import GLC as glc
+from mlc_jax.methods.joint import Joint as joint
+from mlc_jax.methods.l2rw import L2RW as l2rw
+from mlc_jax.methods.meta_weight_net import MetaWeightNet as meta_weight_net
+from mlc_jax.methods.mlc import MLC as mlc
+from mlc_jax.methods.mlnt import MLNT as mlnt
+from mlc_jax.methods.types import BoundMethod, Method
 
-METHODS = {
+METHODS: dict[str, type[Method]] = {
     "cross_entropy": cross_entropy,
     "clean_only": clean_only,
     "noisy_only": noisy_only,
@@ -25,4 +28,4 @@ METHODS = {
     "mlc": mlc,
 }
 
-__all__ = ["METHODS", "Method", "MethodInputs"]
+__all__ = ["METHODS", "BilevelMethod", "BoundMethod", "Method", *METHODS]

@@ -4,26 +4,38 @@ They make the same number of updates as MLC, on batches of the same sizes; `cros
 `clean_only` spend the same clean labels.
 """
 
-from mlc_jax.methods.base import (
-    Method,
-    MethodInputs,
-    clean_part,
-    noisy_and_clean,
-    noisy_part,
-    supervised,
-)
+import dataclasses
+from typing import ClassVar
+
+from mlc_jax.methods.blocks import clean_part, noisy_and_clean, noisy_part, supervised
+from mlc_jax.methods.types import Binding, BoundMethod, Method
 
 
-def cross_entropy(inputs: MethodInputs) -> Method:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrossEntropy(Method):
     """Learns the noisy labels as given, and the clean ones beside them."""
-    return supervised(inputs, noisy_and_clean)
+
+    name: ClassVar[str] = "cross_entropy"
+
+    def build(self, binding: Binding) -> BoundMethod:
+        return supervised(binding, noisy_and_clean)
 
 
-def clean_only(inputs: MethodInputs) -> Method:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CleanOnly(Method):
     """Never looks at a noisy example."""
-    return supervised(inputs, clean_part)
+
+    name: ClassVar[str] = "clean_only"
+
+    def build(self, binding: Binding) -> BoundMethod:
+        return supervised(binding, clean_part)
 
 
-def noisy_only(inputs: MethodInputs) -> Method:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoisyOnly(Method):
     """Never looks at a clean example."""
-    return supervised(inputs, noisy_part, uses_clean=False)
+
+    name: ClassVar[str] = "noisy_only"
+
+    def build(self, binding: Binding) -> BoundMethod:
+        return supervised(binding, noisy_part, uses_clean=False)

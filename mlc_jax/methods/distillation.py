@@ -6,14 +6,14 @@ What the method holds a label to be is what the second classifier says of it; th
 learns from is the given label more often than not.
 """
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 
-from mlc_jax.methods.base import (
-    Hook,
-    Method,
-    MethodInputs,
-    Phase,
+from mlc_jax.core import TrainState
+from mlc_jax.methods.blocks import (
     classifier_labels,
     clean_part,
     create_init,
@@ -23,27 +23,38 @@ from mlc_jax.methods.base import (
     soft_labels,
     supervised_step,
 )
-from mlc_jax.train_state import TrainState
+from mlc_jax.methods.types import Binding, BoundMethod, Hook, Phase, Seen, TwoPhaseMethod
 
 
-def distillation(inputs: MethodInputs) -> Method:
-    """The first classifier learns the clean set; the second what the labels and the first say."""
-    weight = inputs.config.distillation.label_weight
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distillation(TwoPhaseMethod):
+    """The first classifier learns the clean set; the second what the labels and the first say.
 
-    def teach(state: TrainState, probs: jax.Array, labels: jax.Array) -> TrainState:
-        extra = {"labels": pseudo_labels(probs, labels, weight)}
-        return restart(inputs, state).replace(extra=extra)
+    Attributes:
+      label_weight: lambda, of the given label beside the teacher's, in [0, 1].
+    """
 
-    first = inputs.first_phase()
-    student_step = supervised_step(inputs, noisy_and_clean, soft_labels, beliefs=remembered_labels)
-    return Method(
-        init=create_init(first, {"labels": jnp.zeros((inputs.num_noisy, inputs.num_classes))}),
-        phases=(
-            Phase(first.num_steps, supervised_step(first, clean_part)),
-            Phase(inputs.num_steps, student_step, before=Hook("noisy", teach)),
-        ),
-        correct_labels=classifier_labels,
-    )
+    name: ClassVar[str] = "distillation"
+    label_weight: float = 0.5
+
+    def build(self, binding: Binding) -> BoundMethod:
+        def teach(state: TrainState, seen: Seen) -> TrainState:
+            labels = pseudo_labels(seen.probs, seen.labels, self.label_weight)
+            return restart(binding, state, seen).replace(extra={"labels": labels})
+
+        first = binding.phase_of(self.first_phase_epochs)
+        no_labels = jnp.zeros((binding.num_noisy, binding.num_classes))
+        student_step = supervised_step(
+            binding, noisy_and_clean, soft_labels, beliefs=remembered_labels
+        )
+        return BoundMethod(
+            init=create_init(first, {"labels": no_labels}),
+            phases=(
+                Phase(first.num_steps, supervised_step(first, clean_part)),
+                Phase(binding.num_steps, student_step, before=Hook("noisy", teach)),
+            ),
+            correct_labels=classifier_labels,
+        )
 
 
 def pseudo_labels(probs: jax.Array, labels: jax.Array, label_weight: float) -> jax.Array:

@@ -7,32 +7,46 @@ The clean labels of the table are trained on as by all methods here: they join t
 plain cross-entropy, which Hendrycks et al. (2018) call Forward Gold.
 """
 
+import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from mlc_jax.errors import expect
-from mlc_jax.methods.base import Method, MethodInputs
 from mlc_jax.methods.glc import corrected_by_matrix
+from mlc_jax.methods.types import Binding, BoundMethod, TwoPhaseMethod
 
 
-def forward(inputs: MethodInputs) -> Method:
-    """A first classifier learns the noisy labels; what it is surest of gives the matrix."""
-    percentile = inputs.config.forward.percentile
-    expect(
-        percentile == 100 or 100 - percentile < 100 / inputs.num_classes,
-        "config.forward.percentile",
-        percentile,
-        f"more than {100 - 100 / inputs.num_classes:g}, or an anchor of one of "
-        f"{inputs.num_classes} classes may be of another",
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forward(TwoPhaseMethod):
+    """A first classifier learns the noisy labels; what it is surest of gives the matrix.
 
-    def estimate(probs: jax.Array, labels: jax.Array) -> jax.Array:
-        del labels
-        return transition_matrix(probs, percentile)
+    Attributes:
+      percentile: an anchor's probability of its class among all examples'. The authors' 97 for ten
+        classes; 100, the largest, for a hundred.
+    """
 
-    return corrected_by_matrix(inputs, "noisy", estimate)
+    name: ClassVar[str] = "forward"
+    percentile: float = 97.0
+
+    def build(self, binding: Binding) -> BoundMethod:
+        classes = binding.num_classes
+        expect(
+            self.percentile == 100 or 100 - self.percentile < 100 / classes,
+            "forward.percentile",
+            self.percentile,
+            f"more than {100 - 100 / classes:g}, or an anchor of one of {classes} classes may be "
+            "of another",
+        )
+
+        def estimate(probs: jax.Array, labels: jax.Array) -> jax.Array:
+            del labels
+            return transition_matrix(probs, self.percentile)
+
+        first_phase_epochs = self.first_phase_epochs
+        return corrected_by_matrix(binding, first_phase_epochs, "noisy", estimate)
 
 
 def transition_matrix(probs: jax.Array, percentile: float) -> jax.Array:

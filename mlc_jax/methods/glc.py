@@ -4,28 +4,32 @@ Source: Hendrycks, Mazeika, Wilson, Gimpel (2018), "Using Trusted Data to Train 
 Labels Corrupted by Severe Noise", algorithm 1.
 """
 
+import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from mlc_jax.methods.base import (
-    Hook,
-    Method,
-    MethodInputs,
-    Phase,
+from mlc_jax.core import TrainState
+from mlc_jax.methods.blocks import (
     create_init,
     noisy_and_clean,
     noisy_part,
     restart,
     supervised_step,
 )
-from mlc_jax.train_state import TrainState
+from mlc_jax.methods.types import Binding, BoundMethod, Hook, Phase, Seen, TwoPhaseMethod
 
 
-def glc(inputs: MethodInputs) -> Method:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GLC(TwoPhaseMethod):
     """A first classifier learns the noisy labels; what it says of clean examples is the matrix."""
-    return corrected_by_matrix(inputs, "clean", corruption_matrix)
+
+    name: ClassVar[str] = "glc"
+
+    def build(self, binding: Binding) -> BoundMethod:
+        return corrected_by_matrix(binding, self.first_phase_epochs, "clean", corruption_matrix)
 
 
 def corruption_matrix(probs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -36,32 +40,37 @@ def corruption_matrix(probs: jax.Array, labels: jax.Array) -> jax.Array:
       labels: `[M]`, their true labels.
     """
     members = jax.nn.one_hot(labels, probs.shape[-1], dtype=probs.dtype)
-    return members.T @ probs / jnp.sum(members, axis=0)[:, None]
+    # A class without a clean example gets a row of zeros, see `posterior`.
+    return members.T @ probs / jnp.maximum(jnp.sum(members, axis=0), 1)[:, None]
 
 
 def corrected_by_matrix(
-    inputs: MethodInputs, examples: str, estimate: Callable[[jax.Array, jax.Array], jax.Array]
-) -> Method:
+    binding: Binding,
+    first_phase_epochs: float,
+    examples: str,
+    estimate: Callable[[jax.Array, jax.Array], jax.Array],
+) -> BoundMethod:
     """Trains on noisy labels, estimates how they come about, and trains anew with that.
 
     Args:
-      inputs: see `MethodInputs`.
+      binding: see `Binding`.
+      first_phase_epochs: see `TwoPhaseMethod`.
       examples: what the first classifier is asked about, `noisy` or `clean`.
       estimate: (its probabilities `[N, C]`, labels `[N]`) -> matrix of wrong labels `[C, C]`.
     """
 
-    def begin_anew(state: TrainState, probs: jax.Array, labels: jax.Array) -> TrainState:
-        return restart(inputs, state).replace(extra=estimate(probs, labels))
+    def begin_anew(state: TrainState, seen: Seen) -> TrainState:
+        return restart(binding, state, seen).replace(extra=estimate(seen.probs, seen.labels))
 
-    first = inputs.first_phase()
+    first = binding.phase_of(first_phase_epochs)
     corrected_step = supervised_step(
-        inputs, noisy_and_clean, posterior, beliefs=lambda state, batch: state.extra
+        binding, noisy_and_clean, posterior, beliefs=lambda state, batch: state.extra
     )
-    return Method(
-        init=create_init(first, extra=jnp.eye(inputs.num_classes)),
+    return BoundMethod(
+        init=create_init(first, extra=jnp.eye(binding.num_classes)),
         phases=(
             Phase(first.num_steps, supervised_step(first, noisy_part)),
-            Phase(inputs.num_steps, corrected_step, before=Hook(examples, begin_anew)),
+            Phase(binding.num_steps, corrected_step, before=Hook(examples, begin_anew)),
         ),
         correct_labels=posterior_labels,
     )
@@ -91,5 +100,5 @@ def posterior(
 def posterior_labels(
     state: TrainState, features: jax.Array, logits: jax.Array, labels: jax.Array
 ) -> jax.Array:
-    """`Method.correct_labels`: the posterior under `state.extra`."""
+    """`BoundMethod.correct_labels`: the posterior under `state.extra`."""
     return posterior(state.extra, features, logits, labels)

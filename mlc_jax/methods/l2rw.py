@@ -2,53 +2,58 @@
 
 Source: Ren, Zeng, Yang, Urtasun (2018), "Learning to Reweight Examples for Robust Deep Learning",
 algorithm 1. As in all methods here that look at a clean loss, half of each clean batch is trained
-on beside the weighted examples (`meta_gradient.mix_clean`).
+on beside the weighted examples (`mix_clean`).
 """
+
+import dataclasses
+from typing import ClassVar
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from mlc_jax import bilevel
-from mlc_jax.bilevel import Batch, Metrics, Params
-from mlc_jax.methods.base import (
-    Method,
-    MethodInputs,
-    Phase,
+from mlc_jax import core
+from mlc_jax.core import Batch, Metrics, Params, TrainState
+from mlc_jax.methods.blocks import (
     classifier_labels,
     create_init,
     create_problem,
     in_steps,
     noisy_part,
 )
-from mlc_jax.train_state import TrainState
+from mlc_jax.methods.types import Binding, BoundMethod, Method, Phase
 
 
-def l2rw(inputs: MethodInputs) -> Method:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class L2RW(Method):
     """Examples count as far as a step on them lowers the clean loss."""
-    problem = create_problem(inputs, weighted_labels)
 
-    def inner_step(
-        state: TrainState, batch: Batch, rng: chex.PRNGKey
-    ) -> tuple[TrainState, Metrics]:
-        weights, metrics = example_weights(problem, state, batch, rng)
-        part = batch._replace(clean_outer=None)
-        main, inner_metrics = bilevel.inner_step(problem, state.main, weights, part, rng)
-        return state.replace(main=main), metrics | inner_metrics
+    name: ClassVar[str] = "l2rw"
 
-    phase = Phase(inputs.num_steps, in_steps(inputs, inner_step))
-    return Method(create_init(inputs), (phase,), classifier_labels)
+    def build(self, binding: Binding) -> BoundMethod:
+        problem = create_problem(binding, weighted_labels)
+
+        def inner_step(
+            state: TrainState, batch: Batch, rng: chex.PRNGKey
+        ) -> tuple[TrainState, Metrics]:
+            weights, metrics = example_weights(problem, state, batch, rng)
+            part = batch._replace(clean_outer=None)
+            main, inner_metrics = core.inner_step(problem, state.main, weights, part, rng)
+            return state.replace(main=main), metrics | inner_metrics
+
+        phase = Phase(binding.num_steps, in_steps(binding, inner_step))
+        return BoundMethod(create_init(binding), (phase,), classifier_labels)
 
 
 def weighted_labels(
     weights: jax.Array, features: jax.Array, logits: jax.Array, labels: jax.Array
 ) -> jax.Array:
     """The `TargetFn`: a weight `[B]` times the given label."""
-    return weights[:, None] * bilevel.given_labels(None, features, logits, labels)
+    return weights[:, None] * core.given_labels(None, features, logits, labels)
 
 
 def example_weights(
-    problem: bilevel.Problem, state: TrainState, batch: Batch, rng: chex.PRNGKey
+    problem: core.Problem, state: TrainState, batch: Batch, rng: chex.PRNGKey
 ) -> tuple[jax.Array, Metrics]:
     """Weights `[B]` of the noisy examples: non-negative, with a mean of one or all zero.
 
@@ -64,12 +69,12 @@ def example_weights(
 
     def clean_loss(params: Params) -> tuple[jax.Array, Metrics]:
         outer_rng = jax.random.fold_in(rng, 1)
-        return bilevel.outer_loss(problem, params, main.batch_stats, clean, outer_rng)
+        return core.outer_loss(problem, params, main.batch_stats, clean, outer_rng)
 
     clean_grads, metrics = jax.grad(clean_loss, has_aux=True)(main.params)
-    clean_grads = bilevel.pmean(clean_grads, problem.axis_name)
+    clean_grads = core.pmean(clean_grads, problem.axis_name)
     epsilon = jnp.zeros(len(batch.noisy.labels))
-    products = bilevel.meta_product(problem, main, epsilon, noisy_part(batch), rng, clean_grads)
+    products = core.meta_product(problem, main, epsilon, noisy_part(batch), rng, clean_grads)
     clipped = jnp.maximum(products, 0)
-    mean = bilevel.pmean(jnp.mean(clipped), problem.axis_name)
+    mean = core.pmean(jnp.mean(clipped), problem.axis_name)
     return clipped / jnp.where(mean == 0, 1, mean), metrics

@@ -10,43 +10,52 @@ in MLC: the update of the classifier that the meta-gradient goes through is kept
 again with the new weights), and half of each clean batch is trained on.
 """
 
-from typing import cast
+import dataclasses
+from typing import ClassVar, cast
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from mlc_jax import losses
-from mlc_jax.methods.base import Method, MethodInputs, bilevel_method, classifier_labels
+from mlc_jax.core import MetaState, Params, TrainState, losses
+from mlc_jax.methods.blocks import BilevelMethod, bilevel_method, classifier_labels
+from mlc_jax.methods.types import Binding, BoundMethod
 from mlc_jax.models import WeightNet
-from mlc_jax.train_state import MetaState, Params, TrainState
 
 
-def meta_weight_net(inputs: MethodInputs) -> Method:
-    """The classifier learns weighted labels; the weights are learned from the clean loss."""
-    weight_net = WeightNet(**inputs.config.weight_net)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetaWeightNet(BilevelMethod):
+    """The classifier learns weighted labels; the weights are learned from the clean loss.
 
-    def init_weight_net(rng: chex.PRNGKey, num_features: int) -> Params:
-        del num_features
-        return weight_net.init(rng, jnp.zeros((1,)))["params"]
+    Attributes:
+      weight_net: from an example's loss to its weight.
+    """
 
-    def weights(meta_params: Params, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        """`V(L_i; Theta)` of the loss on the given label, `[B]`."""
-        example_losses = losses.cross_entropy(logits, labels)
-        return cast(jax.Array, weight_net.apply({"params": meta_params}, example_losses))
+    name: ClassVar[str] = "meta_weight_net"
+    weight_net: WeightNet = dataclasses.field(default_factory=WeightNet)
 
-    def targets(
-        meta_params: Params, features: jax.Array, logits: jax.Array, labels: jax.Array
-    ) -> jax.Array:
-        del features
-        given = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-        return weights(meta_params, logits, labels)[:, None] * given
+    def build(self, binding: Binding) -> BoundMethod:
+        def init_weight_net(rng: chex.PRNGKey, num_features: int) -> Params:
+            del num_features
+            return self.weight_net.init(rng, jnp.zeros((1,)))["params"]
 
-    def label_quality(
-        state: TrainState, features: jax.Array, logits: jax.Array, labels: jax.Array
-    ) -> jax.Array:
-        del features
-        return weights(cast(MetaState, state.meta).params, logits, labels)
+        def weights(meta_params: Params, logits: jax.Array, labels: jax.Array) -> jax.Array:
+            """`V(L_i; Theta)` of the loss on the given label, `[B]`."""
+            example_losses = losses.cross_entropy(logits, labels)
+            return cast(jax.Array, self.weight_net.apply({"params": meta_params}, example_losses))
 
-    method = bilevel_method(inputs, targets, init_weight_net, classifier_labels)
-    return method._replace(label_quality=label_quality)
+        def targets(
+            meta_params: Params, features: jax.Array, logits: jax.Array, labels: jax.Array
+        ) -> jax.Array:
+            del features
+            given = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+            return weights(meta_params, logits, labels)[:, None] * given
+
+        def label_quality(
+            state: TrainState, features: jax.Array, logits: jax.Array, labels: jax.Array
+        ) -> jax.Array:
+            del features
+            return weights(cast(MetaState, state.meta).params, logits, labels)
+
+        bound = bilevel_method(self, binding, targets, init_weight_net, classifier_labels)
+        return bound._replace(label_quality=label_quality)

@@ -3,34 +3,46 @@
 Source: Zheng, Awadallah, Dumais (2021), "Meta Label Correction for Noisy Label Learning".
 """
 
-from typing import cast
+import dataclasses
+from typing import ClassVar, cast
 
 import chex
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
-from mlc_jax.methods.base import Method, MethodInputs, bilevel_method
-from mlc_jax.models import LabelCorrectionNetwork
-from mlc_jax.train_state import MetaState, Params, TrainState
+from mlc_jax.core import MetaState, Params, TrainState
+from mlc_jax.methods.blocks import BilevelMethod, bilevel_method
+from mlc_jax.methods.types import Binding, BoundMethod
 
 
-def mlc(inputs: MethodInputs) -> Method:
-    """The classifier learns labels that the LCN rewrites; the LCN learns from the clean loss."""
-    lcn = LabelCorrectionNetwork(num_classes=inputs.num_classes, **inputs.config.lcn)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MLC(BilevelMethod):
+    """The classifier learns labels that the LCN rewrites; the LCN learns from the clean loss.
 
-    def init_lcn(rng: chex.PRNGKey, num_features: int) -> Params:
-        return lcn.init(rng, jnp.zeros((1, num_features)), jnp.zeros((1,), jnp.int32))["params"]
+    Attributes:
+      lcn: the label correction network, a Flax module: (features `[B, F]`, given labels `[B]`) ->
+        soft labels `[B, C]`.
+    """
 
-    def targets(
-        meta_params: Params, features: jax.Array, logits: jax.Array, labels: jax.Array
-    ) -> jax.Array:
-        """Corrected labels: the LCN's distribution over the classes."""
-        del logits
-        return cast(jax.Array, lcn.apply({"params": meta_params}, features, labels))
+    name: ClassVar[str] = "mlc"
+    lcn: nn.Module
 
-    def correct_labels(
-        state: TrainState, features: jax.Array, logits: jax.Array, labels: jax.Array
-    ) -> jax.Array:
-        return targets(cast(MetaState, state.meta).params, features, logits, labels)
+    def build(self, binding: Binding) -> BoundMethod:
+        def init_lcn(rng: chex.PRNGKey, num_features: int) -> Params:
+            features, labels = jnp.zeros((1, num_features)), jnp.zeros((1,), jnp.int32)
+            return self.lcn.init(rng, features, labels)["params"]
 
-    return bilevel_method(inputs, targets, init_lcn, correct_labels)
+        def targets(
+            meta_params: Params, features: jax.Array, logits: jax.Array, labels: jax.Array
+        ) -> jax.Array:
+            """Corrected labels: the LCN's distribution over the classes."""
+            del logits
+            return cast(jax.Array, self.lcn.apply({"params": meta_params}, features, labels))
+
+        def correct_labels(
+            state: TrainState, features: jax.Array, logits: jax.Array, labels: jax.Array
+        ) -> jax.Array:
+            return targets(cast(MetaState, state.meta).params, features, logits, labels)
+
+        return bilevel_method(self, binding, targets, init_lcn, correct_labels)

@@ -6,19 +6,18 @@ own features, for want of a pretrained network. The clean labels of the table ar
 plain cross-entropy, as by all methods here.
 """
 
+import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from mlc_jax import bilevel, losses, models
-from mlc_jax.bilevel import Batch, Metrics, Params
-from mlc_jax.methods.base import (
-    Method,
-    MethodInputs,
-    Phase,
+from mlc_jax import core
+from mlc_jax.core import Batch, Inputs, Metrics, Params, TrainState, losses
+from mlc_jax.methods.blocks import (
     classifier_labels,
     create_init,
     create_problem,
@@ -26,69 +25,99 @@ from mlc_jax.methods.base import (
     in_steps,
     noisy_and_clean,
 )
-from mlc_jax.train_state import TrainState
+from mlc_jax.methods.types import Binding, BoundMethod, InnerStep, Method, Phase
 
 _NOISE_STREAM = 1  # Of a step's key. Device 1 draws its dropout from the same.
 
 
-def mlnt(inputs: MethodInputs) -> Method:
-    """Cross-entropy, and consistency with the teacher after a step on labels made wrong."""
-    config = inputs.config.mlnt
-    problem = create_problem(inputs)
-    ramp_steps = max(1, config.ramp_share * inputs.num_steps)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MLNT(Method):
+    """Cross-entropy, and consistency with the teacher after a step on labels made wrong.
 
-    def init(rng: chex.PRNGKey) -> TrainState:
-        state = create_init(inputs)(rng)
-        return state.replace(extra=state.main.params)
+    Attributes:
+      num_synthetic: M, sets of synthetic labels per step.
+      transferred_share: of a batch's labels, made wrong in each set.
+      num_neighbours: whose labels a synthetic label is drawn from.
+      lookahead_rate: alpha.
+      consistency_weight: of the consistency beside the cross-entropy.
+      ramp_share: of all steps, until the consistency has its full weight.
+      early_teacher_decay: gamma, until then.
+      teacher_decay: gamma, from then on.
+    """
 
-    def inner_step(
-        state: TrainState, batch: Batch, rng: chex.PRNGKey
-    ) -> tuple[TrainState, Metrics]:
-        batch = noisy_and_clean(batch)
-        noisy = batch.noisy
-        assert noisy is not None
-        main, teacher = state.main, state.extra
-        train_rng, look_rng = jax.random.split(rng)
-        # Synthetic labels are of the whole batch, the same whichever device looks.
-        noise_rng = jax.random.fold_in(jax.random.fold_in(state.rng, state.step), _NOISE_STREAM)
-        forward = bilevel.forward_pass(problem, main.batch_stats, batch, train_rng)
+    name: ClassVar[str] = "mlnt"
+    num_synthetic: int = 10
+    transferred_share: float = 0.5
+    num_neighbours: int = 10
+    lookahead_rate: float = 0.2
+    consistency_weight: float = 1.0
+    ramp_share: float = 0.1
+    early_teacher_decay: float = 0.99
+    teacher_decay: float = 0.999
 
-        def classify(params: Params) -> jax.Array:
-            return problem.apply(params, main.batch_stats, noisy.inputs, look_rng)[0]
+    def build(self, binding: Binding) -> BoundMethod:
+        def init(rng: chex.PRNGKey, example: Inputs) -> TrainState:
+            state = create_init(binding)(rng, example)
+            return state.replace(extra=state.main.params)
 
-        teacher_probs = jax.nn.softmax(classify(teacher))
-        ramp = jnp.clip(state.step / ramp_steps, 0, 1)
-        weight = config.consistency_weight * jnp.exp(-5 * (1 - ramp) ** 2)
+        phase = Phase(binding.num_steps, in_steps(binding, self._inner_step(binding)))
+        return BoundMethod(init, (phase,), classifier_labels)
 
-        def loss(params: Params) -> tuple[jax.Array, tuple[Params, Metrics]]:
-            (logits, features), batch_stats = forward(params)
-            targets = bilevel.given_labels(None, features, logits[0], noisy.labels)
-            value, metrics = bilevel.inner_loss(logits, targets, batch)
-            wrong = synthetic_labels(inputs, features, noisy.labels, noise_rng)
-            consistency = divergence_after_a_step(inputs, classify, params, wrong, teacher_probs)
-            value += weight * consistency
-            return value, (batch_stats, metrics | {"consistency": consistency})
+    def _inner_step(self, binding: Binding) -> InnerStep:
+        problem = create_problem(binding)
+        ramp_steps = max(1, self.ramp_share * binding.num_steps)
 
-        state, metrics = descend(problem, state, loss)
-        # The teacher follows faster at first.
-        decay = jnp.where(ramp < 1, config.early_teacher_decay, config.teacher_decay)
-        move = lambda old, new: decay * old + (1 - decay) * new  # noqa: E731
-        return state.replace(extra=jax.tree.map(move, teacher, state.main.params)), metrics
+        def inner_step(
+            state: TrainState, batch: Batch, rng: chex.PRNGKey
+        ) -> tuple[TrainState, Metrics]:
+            batch = noisy_and_clean(batch)
+            noisy = batch.noisy
+            assert noisy is not None
+            main, teacher = state.main, state.extra
+            train_rng, look_rng = jax.random.split(rng)
+            # Synthetic labels are of the whole batch, the same whichever device looks.
+            step_rng = jax.random.fold_in(state.rng, state.step)
+            noise_rng = jax.random.fold_in(step_rng, _NOISE_STREAM)
+            forward = core.forward_pass(problem, main.batch_stats, batch, train_rng)
 
-    return Method(init, (Phase(inputs.num_steps, in_steps(inputs, inner_step)),), classifier_labels)
+            def classify(params: Params) -> jax.Array:
+                return problem.apply(params, main.batch_stats, noisy.inputs, look_rng)[0]
+
+            teacher_probs = jax.nn.softmax(classify(teacher))
+            ramp = jnp.clip(state.step / ramp_steps, 0, 1)
+            weight = self.consistency_weight * jnp.exp(-5 * (1 - ramp) ** 2)
+
+            def loss(params: Params) -> tuple[jax.Array, tuple[Params, Metrics]]:
+                (logits, features), batch_stats = forward(params)
+                targets = core.given_labels(None, features, logits[0], noisy.labels)
+                value, metrics = core.inner_loss(logits, targets, batch)
+                wrong = synthetic_labels(self, binding, features, noisy.labels, noise_rng)
+                consistency = divergence_after_a_step(
+                    self, binding, classify, params, wrong, teacher_probs
+                )
+                value += weight * consistency
+                return value, (batch_stats, metrics | {"consistency": consistency})
+
+            state, metrics = descend(problem, state, loss)
+            # The teacher follows faster at first.
+            decay = jnp.where(ramp < 1, self.early_teacher_decay, self.teacher_decay)
+            move = lambda old, new: decay * old + (1 - decay) * new  # noqa: E731
+            return state.replace(extra=jax.tree.map(move, teacher, state.main.params)), metrics
+
+        return inner_step
 
 
 def synthetic_labels(
-    inputs: MethodInputs, features: jax.Array, labels: jax.Array, rng: chex.PRNGKey
+    method: MLNT, binding: Binding, features: jax.Array, labels: jax.Array, rng: chex.PRNGKey
 ) -> jax.Array:
     """M sets of labels for a batch, `[M, B]`; of this device's slice, drawn for all of it."""
-    config, axis_name = inputs.config.mlnt, inputs.axis_name
+    axis_name = binding.axis_name
     neighbours = nearest(
-        _of_all_devices(jax.lax.stop_gradient(features), axis_name), config.num_neighbours
+        _of_all_devices(jax.lax.stop_gradient(features), axis_name), method.num_neighbours
     )
     together = _of_all_devices(labels, axis_name)
-    draw = lambda rng: transfer_labels(rng, together, neighbours, config.transferred_share)  # noqa: E731
-    sets = jax.vmap(draw)(jax.random.split(rng, config.num_synthetic))
+    draw = lambda rng: transfer_labels(rng, together, neighbours, method.transferred_share)  # noqa: E731
+    sets = jax.vmap(draw)(jax.random.split(rng, method.num_synthetic))
     if axis_name is None:
         return sets
     start = jax.lax.axis_index(axis_name) * len(labels)
@@ -96,7 +125,8 @@ def synthetic_labels(
 
 
 def divergence_after_a_step(
-    inputs: MethodInputs,
+    method: MLNT,
+    binding: Binding,
     classify: Callable[[Params], jax.Array],
     params: Params,
     label_sets: jax.Array,
@@ -105,27 +135,24 @@ def divergence_after_a_step(
     """Mean over the sets of the divergence from the teacher, after a step on each from `params`.
 
     Args:
-      inputs: see `MethodInputs`.
+      method: for the length of the step.
+      binding: see `Binding`.
       classify: params -> logits `[B, C]` of the batch.
-      params: of the classifier; the way back goes through the steps.
+      params: of the classifier; the backward pass goes through the steps.
       label_sets: `[M, B]`.
       teacher_probs: `[B, C]`.
     """
 
-    # Recomputed on the way back: ten look-aheads are not kept.
+    # Recomputed on the backward pass: ten look-aheads are not kept.
     @jax.checkpoint
     def divergence(total: jax.Array, labels: jax.Array) -> tuple[jax.Array, None]:
         step_loss = lambda p: jnp.mean(losses.cross_entropy(classify(p), labels))  # noqa: E731
-        grads = bilevel.pmean(jax.grad(step_loss)(params), inputs.axis_name)
-        ahead = optax.tree.add_scale(params, -inputs.config.mlnt.lookahead_rate, grads)
+        grads = core.pmean(jax.grad(step_loss)(params), binding.axis_name)
+        ahead = optax.tree.add_scale(params, -method.lookahead_rate, grads)
         return total + kl_divergence(teacher_probs, classify(ahead)), None
 
-    turns = bilevel.resolve_unroll(
-        inputs.config.meta_gradient.unroll,
-        len(label_sets),
-        convolutions=inputs.config.model.name in models.CONVOLUTIONAL,
-    )
-    total, _ = bilevel.scan(divergence, jnp.zeros(()), label_sets, turns)
+    turns = binding.scan_unroll(params, len(label_sets))
+    total, _ = core.scan(divergence, jnp.zeros(()), label_sets, turns)
     return total / len(label_sets)
 
 

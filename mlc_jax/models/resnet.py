@@ -39,12 +39,15 @@ class ResNet(nn.Module):
       num_classes: number of logits.
       depth: 8, 14, 20, 26, 32, 44, 56, 110, ...
       dtype: of the computation, e.g. bfloat16; params, statistics and outputs stay in float32.
-      axis_name: pmap axis over which batch statistics are averaged, or None.
+      sync_batch_norm: whether batch statistics are averaged over devices: then the number of
+        devices does not change the result.
+      axis_name: the pmap axis to average them over; `Method.bind` sets it.
     """
 
     num_classes: int
     depth: int = 32
     dtype: DTypeLike | None = None
+    sync_batch_norm: bool = True
     axis_name: str | None = None
 
     @nn.compact

@@ -1,0 +1,76 @@
+"""From a config to the constructors that `import mlc_jax` has, too. Imports no TensorFlow."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from mlc_jax.core import EstimatorSpec
+from mlc_jax.core.optimizers import OptimizerSpec
+from mlc_jax.methods import METHODS, BilevelMethod, Method
+from mlc_jax.methods.types import TwoPhaseMethod
+from mlc_jax.models import MLP, LabelCorrectionNetwork, ResNet, WeightNet
+
+
+def create_classifier(config: ConfigDict, num_classes: int) -> nn.Module:
+    """Builds `config.model`."""
+    dtype = jnp.dtype(config.dtype)
+    if config.name == "mlp":
+        return MLP(
+            num_classes=num_classes,
+            hidden_sizes=tuple(config.mlp.hidden_sizes),
+            dropout_rate=config.mlp.dropout_rate,
+            dtype=dtype,
+        )
+    return ResNet(
+        num_classes=num_classes,
+        depth=config.resnet.depth,
+        dtype=dtype,
+        sync_batch_norm=config.resnet.sync_batch_norm,
+    )
+
+
+def create_optimizer(config: ConfigDict) -> OptimizerSpec:
+    """Builds `config.main_optimizer` or `config.meta_optimizer`."""
+    fields = config.to_dict()
+    fields["milestones"] = tuple(fields["milestones"])
+    fields["groups"] = tuple(tuple(group) for group in fields["groups"])
+    return OptimizerSpec(**fields)
+
+
+def create_estimator(config: ConfigDict) -> EstimatorSpec:
+    """Builds the estimator of `config.meta_gradient`."""
+    return EstimatorSpec(
+        name=config.estimator,
+        backward=config.backward,
+        truncation=config.truncation,
+        solver_steps=config.solver_steps,
+        damping=config.damping,
+    )
+
+
+def create_method(config: ConfigDict, num_classes: int) -> Method:
+    """Builds `config.method` with all of its settings.
+
+    Raises:
+      InputError: settings that do not suit each other.
+    """
+    kind = METHODS[config.method]
+    settings = dict(config.get(config.method, {}))  # Such as config.joint.
+    if issubclass(kind, BilevelMethod):
+        settings["meta_tx"] = create_optimizer(config.meta_optimizer)
+        settings["estimator"] = create_estimator(config.meta_gradient)
+    if issubclass(kind, TwoPhaseMethod):
+        settings["first_phase_epochs"] = config.first_phase_epochs
+    if config.method == "mlc":
+        settings["lcn"] = LabelCorrectionNetwork(num_classes, **config.lcn)
+    if config.method == "meta_weight_net":
+        settings["weight_net"] = WeightNet(**config.weight_net)
+    return kind(
+        model=create_classifier(config.model, num_classes),
+        tx=create_optimizer(config.main_optimizer),
+        num_inner_steps=config.meta_gradient.num_inner_steps,
+        mix_clean=config.meta_gradient.mix_clean,
+        unroll=config.meta_gradient.unroll,
+        initial_params=config.model.initial_params,
+        **settings,
+    )

@@ -1,0 +1,276 @@
+"""What the training loop knows of a method.
+
+Two stages, because a method's settings and the data's sizes are known at different times: a
+`Method` is settings alone, and `Method.bind` makes pure functions of them, a `BoundMethod`.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import chex
+import jax
+import numpy as np
+import optax
+from flax import linen as nn
+
+from mlc_jax.core import (
+    Batch,
+    Estimator,
+    Inputs,
+    Metrics,
+    Params,
+    TrainState,
+    Window,
+    has_convolutions,
+    optimizers,
+    resolve_unroll,
+)
+from mlc_jax.core.optimizers import Optimizer
+from mlc_jax.errors import expect
+from mlc_jax.models import over_axis
+from mlc_jax.models.pretrained import load_params
+
+Prepare = Callable[[Inputs], Inputs]
+# (state, inputs [B, ...] as stored) -> (logits [B, C], features [B, F]), in evaluation mode.
+Classify = Callable[[TrainState, Inputs], tuple[jax.Array, jax.Array]]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+CorrectLabels = Callable[[TrainState, jax.Array, jax.Array, jax.Array], jax.Array]
+# (state, batch `[B, ...]`, key) -> (state, metrics of this device's slice); must not advance
+# `state.step`.
+InnerStep = Callable[[TrainState, Batch, chex.PRNGKey], tuple[TrainState, Metrics]]
+
+
+def identity(inputs: Inputs) -> Inputs:
+    """The `prepare` of inputs that are stored as the model takes them."""
+    return inputs
+
+
+class Seen(NamedTuple):
+    """What a hook is given.
+
+    Attributes:
+      example: one input `[1, ...]`, as stored, to initialise a model by.
+      probs: the classifier's probabilities `[N, C]` on the hook's set; None without a set.
+      labels: the set's labels as training sees them `[N]`; None without a set.
+    """
+
+    example: Inputs
+    probs: Any = None
+    labels: Any = None
+
+
+class Hook(NamedTuple):
+    """What a method does between two epochs.
+
+    Attributes:
+      examples: the set that the classifier is run on first, `noisy` or `clean`; None for no set.
+      update: (state, what is seen of the set) -> state; pure.
+    """
+
+    examples: str | None
+    update: Callable[[TrainState, Seen], TrainState]
+
+
+class Phase(NamedTuple):
+    """A stretch of training with one step function.
+
+    Attributes:
+      num_steps: inner steps, whole windows.
+      train_step: (state, batches `[k, B, ...]`) -> the state k inner steps later, and scalar
+        metrics, averaged over devices.
+      before: run once, before the first step.
+      after_epoch: run after every epoch.
+    """
+
+    num_steps: int
+    train_step: TrainStep
+    before: Hook | None = None
+    after_epoch: Hook | None = None
+
+
+class BoundMethod(NamedTuple):
+    """A method for data of known sizes: pure functions, usable bare under `jax.jit`.
+
+    Attributes:
+      init: (typed key, one input `[1, ...]` as stored) -> the state before the first step.
+      phases: one after the other; the last one's classifier is the method's.
+      correct_labels: (state, features `[B, F]`, logits `[B, C]`, given labels `[B]`) -> soft labels
+        `[B, C]`: what the method holds the labels to be.
+      window: (estimator, state, batches) -> what `train_step` would see of that estimator, the
+        state left alone; None for methods without a meta model.
+      uses_clean: whether the clean labels are trained on.
+      label_quality: (as `correct_labels`) -> `[B]` in [0, 1], how far the given label is believed;
+        None for the soft label's probability of it.
+      learned_labels: state -> soft labels `[N, C]` of the noisy set, for methods that learn one for
+        each example; they stand for what `correct_labels` says of it.
+      classify: the classifier in evaluation mode; `Method.bind` provides it.
+    """
+
+    init: Callable[[chex.PRNGKey, Inputs], TrainState]
+    phases: tuple[Phase, ...]
+    correct_labels: CorrectLabels
+    window: Callable[[Estimator, TrainState, Batch], Window] | None = None
+    uses_clean: bool = True
+    label_quality: CorrectLabels | None = None
+    learned_labels: Callable[[TrainState], jax.Array] | None = None
+    classify: Classify | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """Inner steps of all phases."""
+        return sum(phase.num_steps for phase in self.phases)
+
+    @property
+    def train_step(self) -> TrainStep:
+        """The last phase's."""
+        return self.phases[-1].train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    """What a method's functions are made from: its shared settings, and the data's sizes.
+
+    Attributes:
+      model: the classifier.
+      tx: the classifier's optimizer, a spec or an optax transformation.
+      num_inner_steps: k.
+      unroll: see `Method`.
+      loaded: initial parameters by path, see `models.pretrained`; they replace random ones.
+      num_noisy: N, the number of noisy examples.
+      num_classes: C.
+      steps_per_epoch: inner steps of one pass over the noisy set.
+      num_epochs: of the phase that is built; its schedules begin with it.
+      prepare: from inputs as stored to what the model takes.
+      axis_name: pmap axis or None.
+    """
+
+    model: nn.Module
+    tx: Optimizer
+    num_inner_steps: int
+    unroll: int
+    loaded: dict[str, np.ndarray]
+    num_noisy: int
+    num_classes: int
+    steps_per_epoch: int
+    num_epochs: float
+    prepare: Prepare
+    axis_name: str | None
+
+    @property
+    def num_steps(self) -> int:
+        """Inner steps of the phase: its epochs, filled up to whole windows."""
+        k = self.num_inner_steps
+        return -(-round(self.num_epochs * self.steps_per_epoch) // k) * k
+
+    def phase_of(self, num_epochs: float) -> "Binding":
+        """The same for another phase's number of epochs; 0 is as many."""
+        return dataclasses.replace(self, num_epochs=num_epochs or self.num_epochs)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """The classifier's, which makes an update per inner step."""
+        return optimizers.bind(
+            self.tx, num_updates=self.num_steps, updates_per_epoch=self.steps_per_epoch
+        )
+
+    def meta_optimizer(self, tx: Optimizer) -> optax.GradientTransformation:
+        """A meta model's. It makes an update per window, so its schedule counts windows."""
+        k = self.num_inner_steps
+        return optimizers.bind(
+            tx,
+            num_updates=self.num_steps // k,
+            updates_per_epoch=max(1, self.steps_per_epoch // k),
+        )
+
+    def scan_unroll(self, params: Params, length: int) -> int:
+        """Steps per turn of a compiled loop of `length`, for a classifier with these params."""
+        return resolve_unroll(self.unroll, length, convolutions=has_convolutions(params))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method(abc.ABC):
+    """A way to train with noisy labels: settings, no data.
+
+    Attributes:
+      name: as in `config.method`.
+      model: the classifier, a Flax module: (inputs `[B, ...]`, `train`) -> (logits `[B, C]`,
+        features `[B, F]`).
+      tx: the classifier's optimizer: a spec with schedules in epochs, such as `mlc_jax.sgd(...)`,
+        or any optax transformation, whose schedules count inner steps.
+      num_inner_steps: k, inner steps per window, without a meta model, too.
+      mix_clean: whether half of each clean batch joins the inner loss, the other half being the
+        outer loss. Without it the whole clean batch is the outer loss.
+      unroll: inner steps that one turn of the compiled loop holds. 0 chooses: k for convolutions on
+        CPU, where XLA runs their gradients in a loop body on a slow path; 1 otherwise.
+      initial_params: a `.safetensors` file of parameters to start from, see `models.pretrained`;
+        what it does not have starts at random. Methods that train twice start from it twice.
+    """
+
+    name: ClassVar[str]
+    model: nn.Module
+    tx: Optimizer = dataclasses.field(default_factory=lambda: optimizers.sgd(0.1, momentum=0.9))
+    num_inner_steps: int = 1
+    mix_clean: bool = True
+    unroll: int = 0
+    initial_params: str | None = None
+
+    def bind(
+        self,
+        *,
+        num_noisy: int,
+        num_classes: int,
+        steps_per_epoch: int,
+        num_epochs: float,
+        prepare: Prepare = identity,
+        axis_name: str | None = None,
+    ) -> BoundMethod:
+        """Makes the functions that train on data of these sizes.
+
+        Args:
+          num_noisy: N, the number of noisy examples.
+          num_classes: C.
+          steps_per_epoch: inner steps of one pass over the noisy set.
+          num_epochs: passes over the noisy set, of each phase that does not say otherwise.
+          prepare: from inputs as stored to what the model takes; part of the step, on the device.
+          axis_name: the pmap axis that batches are spread over; None on one device.
+
+        Raises:
+          InputError: a setting does not suit the sizes, or `initial_params` cannot be read.
+        """
+        expect(self.num_inner_steps >= 1, "num_inner_steps", self.num_inner_steps, "at least 1")
+        binding = Binding(
+            model=over_axis(self.model, axis_name),
+            tx=self.tx,
+            num_inner_steps=self.num_inner_steps,
+            unroll=self.unroll,
+            loaded=load_params(self.initial_params) if self.initial_params else {},
+            num_noisy=num_noisy,
+            num_classes=num_classes,
+            steps_per_epoch=steps_per_epoch,
+            num_epochs=num_epochs,
+            prepare=prepare,
+            axis_name=axis_name,
+        )
+
+        def classify(state: TrainState, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+            variables = {"params": state.main.params, "batch_stats": state.main.batch_stats}
+            outputs: Any = binding.model.apply(variables, prepare(inputs), train=False)
+            return outputs
+
+        return self.build(binding)._replace(classify=classify)
+
+    @abc.abstractmethod
+    def build(self, binding: Binding) -> BoundMethod:
+        """What a new method writes: `bind`, but for what all methods share."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoPhaseMethod(Method):
+    """A method that trains twice.
+
+    Attributes:
+      first_phase_epochs: of the first phase; 0 is as many as the second's.
+    """
+
+    first_phase_epochs: int = 0

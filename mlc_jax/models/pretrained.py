@@ -1,0 +1,136 @@
+"""Weights to start from: safetensors files, keyed by parameter path.
+
+A file holds one array per parameter, named by its path in the params: `hidden1/kernel`. What the
+file leaves out, such as a head for other classes, keeps its fresh initialisation.
+"""
+
+import difflib
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from mlc_jax.errors import InputError
+
+# Parameter paths that an error message lists.
+PATHS_SHOWN = 5
+
+
+def load_params(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads a `.safetensors` file.
+
+    Args:
+      path: of a local file.
+
+    Returns:
+      The arrays by '/'-joined parameter path, in the file's dtypes.
+
+    Raises:
+      InputError: there is no such file, or it cannot be read, or it is something else.
+    """
+    try:
+        arrays: dict[str, np.ndarray] = safetensors.numpy.load_file(_local(path))
+    except Exception as error:  # Several types, some of the library's own.
+        raise _file_error(path, "be read", "a safetensors file", error) from error
+    return arrays
+
+
+def save_params(path: str | os.PathLike[str], params: Any) -> None:
+    """Writes params to a `.safetensors` file: all of it, or none.
+
+    Args:
+      path: of a local file, replaced if it exists. Its directory must exist.
+      params: pytree of arrays, such as a nested dict.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    # The format's writer takes any array's memory as it lies: a transposed one would come back
+    # wrong. (`np.ascontiguousarray` would turn scalars into vectors.)
+    arrays = {name: np.asarray(x, order="C") for name, x in _named_leaves(params).items()}
+    path = _local(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        try:
+            safetensors.numpy.save_file(arrays, partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except Exception as error:
+        raise _file_error(path, "be written", "a file in a directory", error) from error
+
+
+def with_initial(params: Any, loaded: Mapping[str, np.ndarray]) -> Any:
+    """Freshly initialised params, with all that was loaded in place of the fresh values.
+
+    It may be called while JAX traces an initialisation: what was loaded is constant there.
+
+    Args:
+      params: pytree of arrays, such as a nested dict.
+      loaded: arrays by '/'-joined path, of the parameters' shapes; they are cast to the
+        parameters' dtypes. Parameters without one stay as they are.
+
+    Raises:
+      InputError: a name or a shape is no parameter's, or nothing was loaded.
+    """
+    fresh = _named_leaves(params)
+    if not any(name in fresh for name in loaded):
+        raise InputError(
+            f"pretrained weights: none of the names is a parameter's: got {_some(list(loaded))}; "
+            f"expected some of {_some(list(fresh))}"
+        )
+    for name, value in loaded.items():
+        if name not in fresh:
+            raise InputError(
+                f"pretrained weights: got {name!r} {value.shape}, which is no parameter; the names "
+                f"most like it are {_some(list(fresh), like=name)}"
+            )
+        if value.shape != fresh[name].shape:
+            raise InputError(
+                f"pretrained weights: got {name!r} of shape {value.shape}, expected "
+                f"{fresh[name].shape}, as the model has it; leave it out of the file to train it "
+                f"from its initialisation. The parameters are {_some(list(fresh), like=name)}"
+            )
+
+    def initial(path: Any, leaf: jax.Array) -> jax.Array:
+        value = loaded.get(_path_name(path))
+        # Cast by NumPy: the compiler would fold a cast of a large constant, slowly.
+        return leaf if value is None else jnp.asarray(np.asarray(value, dtype=leaf.dtype))
+
+    return jax.tree.map_with_path(initial, params)
+
+
+def _local(path: str | os.PathLike[str]) -> pathlib.Path:
+    return pathlib.Path(path).expanduser()
+
+
+def _file_error(
+    path: str | os.PathLike[str], action: str, expected: str, error: Exception
+) -> InputError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    reason = " ".join(reason.split())  # On one line.
+    return InputError(
+        f"pretrained weights: {os.fspath(path)!r} cannot {action} ({reason}); expected {expected}"
+    )
+
+
+def _named_leaves(params: Any) -> dict[str, Any]:
+    return {_path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+
+
+def _path_name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _some(names: list[str], like: str | None = None) -> str:
+    """The first of the names, or those most like another."""
+    shown = names[:PATHS_SHOWN]
+    if like is not None:
+        shown = difflib.get_close_matches(like, names, n=PATHS_SHOWN, cutoff=0.0)
+    more = f", ... ({len(names)} in all)" if len(names) > len(shown) else ""
+    return (", ".join(shown) or "none") + more
