@@ -1,37 +1,49 @@
-"""tf.data pipelines whose batch at step t is a pure function of (seed, t).
+"""The only reader: from row numbers to trees of arrays, for training and for evaluation.
 
-The order of an epoch is a permutation keyed by (seed, epoch) and the augmentation is keyed by
-(seed, step), so a run that goes on from a checkpoint needs no iterator state, and the batches do
-not depend on how many devices or processes share them.
+A training batch at step t is a pure function of (seed, t): the order of an epoch is a permutation
+keyed by (seed, epoch) and the augmentation is keyed by (seed, step). So a run that goes on from a
+checkpoint needs no iterator state, and the batches do not depend on how many devices or processes
+share them.
 """
 
+import atexit
 import collections
+import contextlib
 import dataclasses
+import math
 import os
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 # Before the import: no start-up chatter, and no kernels that round differently on another machine.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# (JAX has set level 1, at which a file that cannot be read gets pages of warnings.)
+if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import tensorflow as tf
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mlc_jax.bilevel import Batch, Examples
+from mlc_jax.core import Batch, Labelled
+from mlc_jax.data.source import Layout, Source, Subset, Tree, input_errors, layout_of
+from mlc_jax.data.source import augment_images as augment_images  # To be found here, too.
+from mlc_jax.data.source import read_rows as read_rows
 from mlc_jax.errors import InputError
 
 # JAX owns the accelerators; TensorFlow, if it can see any, would take their memory.
 tf.config.set_visible_devices([], "GPU")
 
-_PAD = 4  # Pixels of reflected border that a random crop moves within, as in the published code.
 _DEVICE_BUFFER = 2  # Batches placed on the devices ahead of use.
 _BLOCK_BYTES = 16 * 2**20
 _MAX_BLOCK_WINDOWS = 64
+_PREFETCHED_BLOCKS = 2
 _NOISY_KEY, _CLEAN_KEY = 1, 2
 _ORDER_KEY, _AUGMENT_KEY = 1, 2
+
+_not_converted = tf.autograph.experimental.do_not_convert  # It takes longer to read than to run.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,19 +51,19 @@ class Pipeline:
     """Endless training batches for windows of k inner steps.
 
     Attributes:
-      noisy: inputs `[N, ...]` and given labels `[N]`.
-      clean: inputs `[M, ...]` and trusted labels `[M]`.
-      noisy_batch_size: noisy examples an inner step, over all devices.
-      clean_batch_size: clean examples an inner step, over all devices.
+      noisy: examples with labels `given`.
+      clean: examples with trusted labels, `truth`. The source may be another one.
+      noisy_batch_size: noisy examples per inner step, over all devices.
+      clean_batch_size: clean examples per inner step, over all devices.
       split_clean: whether half of each clean batch goes to the inner loss. The halves are redrawn
         every epoch. Without it the whole batch is the outer half.
       num_inner_steps: k.
-      augment: reflect-pad, random crop, random horizontal flip of images `[H, W, C]`.
+      augment: whether sources change their examples at random, if they know how to.
       seed: of the order and of the augmentation.
     """
 
-    noisy: Examples
-    clean: Examples
+    noisy: Subset
+    clean: Subset
     noisy_batch_size: int
     clean_batch_size: int
     split_clean: bool
@@ -61,21 +73,23 @@ class Pipeline:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Inner steps in one pass over the noisy set; what does not fill a batch waits for the
-        next epoch's order."""
-        return len(self.noisy.labels) // self.noisy_batch_size
+        """Inner steps per epoch; what does not fill a batch waits for the next epoch's order."""
+        return len(self.noisy) // self.noisy_batch_size
 
     def check(self) -> None:
-        """Raises InputError if a batch is larger than the set it is drawn from."""
-        for field, size, examples in (
+        """Raises InputError for a batch larger than its set, or inputs that do not go together."""
+        for field, size, subset in (
             ("noisy_batch_size", self.noisy_batch_size, self.noisy),
             ("clean_batch_size", self.clean_batch_size, self.clean),
         ):
-            if size > len(examples.labels):
+            if size > len(subset):
                 raise InputError(
-                    f"config.{field}: got {size}, expected at most {len(examples.labels)}, "
+                    f"config.{field}: got {size}, expected at most {len(subset)}, "
                     "the number of such examples"
                 )
+        noisy, clean = layout_of(self.noisy.source), layout_of(self.clean.source)
+        if noisy != clean:
+            raise InputError(f"clean inputs: got {clean}, expected those of the noisy set, {noisy}")
 
     def batches(
         self,
@@ -87,9 +101,12 @@ class Pipeline:
     ) -> Iterator[Batch]:
         """Yields this process' NumPy batches from window `start_window` on.
 
-        Arrays are `[num_devices, k, B / (num_devices * process_count), ...]`: process p holds rows
-        `[p * B / process_count, (p + 1) * B / process_count)` of the global batch, and reads only
-        those.
+        Arrays are `[num_devices, k, B / (num_devices * process_count), ...]`: process p holds the
+        examples `[p * B / process_count, (p + 1) * B / process_count)` of the global batch, and
+        reads only those. `Labelled.rows` are positions in the subset.
+
+        Raises:
+          InputError: while reading; files or objects that cannot be read.
         """
         return batches_of(
             [self],
@@ -99,11 +116,11 @@ class Pipeline:
             process_count=process_count,
         )
 
-    def part(self, name: str) -> tuple[Examples, int, int]:
-        """Examples, batch size and key of the `noisy` or the `clean` part."""
+    def _part(self, name: str) -> tuple[Subset, np.ndarray, int, int]:
+        """Examples, labels, batch size and key of the `noisy` or the `clean` side."""
         if name == "noisy":
-            return self.noisy, self.noisy_batch_size, _NOISY_KEY
-        return self.clean, self.clean_batch_size, _CLEAN_KEY
+            return self.noisy, self.noisy.given, self.noisy_batch_size, _NOISY_KEY
+        return self.clean, self.clean.truth, self.clean_batch_size, _CLEAN_KEY
 
 
 def batches_of(
@@ -117,22 +134,29 @@ def batches_of(
     """The batches of runs that are trained as one program, each those of its own pipeline.
 
     Args:
-      pipelines: differ in examples and seeds, but not in sizes. With more than one, arrays have an
-        axis of runs after that of the devices.
+      pipelines: differ in rows, labels and seeds, but neither in sources nor in sizes. With more
+        than one, arrays have an axis of runs after that of the devices.
       start_window, num_devices, process_index, process_count: see `Pipeline.batches`.
     """
     first = pipelines[0]
+    sources = {"noisy": first.noisy.source, "clean": first.clean.source}
+    layouts = {name: layout_of(source) for name, source in sources.items()}
+    window_bytes = len(pipelines) * first.num_inner_steps * (
+        first.noisy_batch_size * layouts["noisy"].num_bytes
+        + first.clean_batch_size * layouts["clean"].num_bytes
+    )  # fmt: skip
+    # Windows that are read at once: tf.data's cost per element is many small batches' cost. Where
+    # rows are read one by one that is little beside theirs, and the first batch comes sooner.
+    block_windows = max(1, min(_MAX_BLOCK_WINDOWS, _BLOCK_BYTES // max(1, window_bytes)))
+    if any(source.by_row for source in sources.values()):
+        block_windows = 1
     start_step = start_window * first.num_inner_steps
-    row_bytes = first.noisy.inputs[0].nbytes * len(pipelines)
-    window_bytes = (first.noisy_batch_size + first.clean_batch_size) * row_bytes
-    # Windows that are read at once: tf.data's cost an element is many small batches' cost.
-    block_windows = _BLOCK_BYTES // (window_bytes * first.num_inner_steps)
-    block_windows = max(1, min(_MAX_BLOCK_WINDOWS, block_windows))
 
     def stream(name: str, start: int, stop: int) -> tf.data.Dataset:
-        # This process' share of the rows [start, stop) of a global batch.
-        rows = np.array_split(np.arange(start, stop), process_count)[process_index]
-        return _stream(pipelines, name, rows, start_step, block_windows * first.num_inner_steps)
+        # This process' share of [start, stop) in a global batch.
+        share = np.array_split(np.arange(start, stop), process_count)[process_index]
+        steps = block_windows * first.num_inner_steps
+        return _stream(pipelines, name, layouts[name], share, start_step, steps)
 
     size, half = first.clean_batch_size, first.clean_batch_size // 2
     streams = {"noisy": stream("noisy", 0, first.noisy_batch_size)}
@@ -142,102 +166,209 @@ def batches_of(
         streams["clean_outer"] = stream("clean", half, size)
     else:
         streams["clean_outer"] = stream("clean", 0, size)
-    options = tf.data.Options()
-    options.deterministic = True
-    blocks = tf.data.Dataset.zip(streams).with_options(options).prefetch(tf.data.AUTOTUNE)
-    for block in blocks.as_numpy_iterator():
-        dealt = {
-            name: [_deal(x, first.num_inner_steps, num_devices, len(pipelines)) for x in part]
-            for name, part in block.items()
-        }
-        for window in range(block_windows):
-            parts = {name: Examples(*(x[window] for x in dealt[name])) for name in dealt}
-            yield Batch(**(dict.fromkeys(Batch._fields) | parts))
+    dataset = _with_options(tf.data.Dataset.zip(streams))
+    with contextlib.closing(_elements(dataset, *sources.values())) as blocks:
+        for block in blocks:
+            dealt = {
+                name: [_deal(x, first.num_inner_steps, num_devices) for x in part]
+                for name, part in block.items()
+            }
+            for window in range(block_windows):
+                parts = {}
+                for name, (*leaves, labels, rows) in dealt.items():
+                    structure = layouts[name.partition("_")[0]].structure
+                    inputs = jax.tree.unflatten(structure, [leaf[window] for leaf in leaves])
+                    parts[name] = Labelled(inputs, labels[window], rows[window])
+                yield Batch(**(dict.fromkeys(Batch._fields) | parts))
 
 
-def _deal(array: np.ndarray, num_inner_steps: int, num_devices: int, num_runs: int) -> np.ndarray:
-    """`[runs, windows * k, B, ...]` to `[windows, num_devices, runs, k, B / num_devices, ...]`.
+def _deal(array: np.ndarray, num_inner_steps: int, num_devices: int) -> np.ndarray:
+    """`[windows * k, runs, B, ...]` to `[windows, num_devices, runs, k, B / num_devices, ...]`.
 
     Without the axis of runs if there is one only.
     """
-    size, *rest = array.shape[2:]
-    shape = (num_runs, -1, num_inner_steps, num_devices, size // num_devices, *rest)
-    dealt = np.ascontiguousarray(np.moveaxis(array.reshape(shape), (1, 3), (0, 1)))
+    num_runs, size, *rest = array.shape[1:]
+    shape = (-1, num_inner_steps, num_runs, num_devices, size // num_devices, *rest)
+    dealt = np.ascontiguousarray(np.moveaxis(array.reshape(shape), (3, 2), (1, 2)))
     return dealt if num_runs > 1 else dealt[:, :, 0]
 
 
 def _stream(
-    pipelines: Sequence[Pipeline], name: str, rows: np.ndarray, start_step: int, block_steps: int
+    pipelines: Sequence[Pipeline],
+    name: str,
+    layout: Layout,
+    share: np.ndarray,
+    start_step: int,
+    block_steps: int,
 ) -> tf.data.Dataset:
-    """`rows` of the shuffled batches from `start_step` on, `block_steps` at a time.
+    """`share` of the shuffled batches from `start_step` on, `block_steps` at a time.
 
-    Elements are inputs, labels and row numbers, `[runs, block_steps, len(rows), ...]`.
+    Elements are leaves of inputs, labels and positions, `[block_steps, runs, len(share), ...]`.
     """
-    examples, batch_size, key = pipelines[0].part(name)
-    size = len(examples.labels)
-    first_epoch, skipped = divmod(start_step, size // batch_size)
-    of_runs = [pipeline.part(name)[0] for pipeline in pipelines]
-    # Runs of one split share its inputs: of CIFAR they are 150 MB.
-    inputs_by_id = {id(x.inputs): x.inputs for x in of_runs}
-    constants = {key: tf.constant(inputs) for key, inputs in inputs_by_id.items()}
-    sets = [(constants[id(x.inputs)], tf.constant(x.labels)) for x in of_runs]
+    subsets, labels_per_run, (batch_size, *_), (key, *_) = zip(
+        *(pipeline._part(name) for pipeline in pipelines), strict=True
+    )
+    source, num_runs, size = subsets[0].source, len(subsets), len(subsets[0])
+    if any(subset.source is not source or len(subset) != size for subset in subsets):
+        raise ValueError(f"{name}: runs of one program must share one source object and one length")
+    num_batches = size // batch_size
+    first_epoch, skipped = divmod(start_step, num_batches)
     order_seeds = [_fold(pipeline.seed, key, _ORDER_KEY) for pipeline in pipelines]
     augment_seeds = [_fold(pipeline.seed, key, _AUGMENT_KEY) for pipeline in pipelines]
+    # Runs one after the other: position p of run r is at place r * size + p.
+    rows = np.concatenate([subset.rows for subset in subsets])
+    labels = tf.constant(np.concatenate(labels_per_run), tf.int32)
+    offsets = np.arange(num_runs)[:, None] * size
 
-    # Without autograph, which takes longer to read these functions than they take to run.
-    @tf.autograph.experimental.do_not_convert
+    @_not_converted
     def order(epoch: tf.Tensor) -> tf.data.Dataset:
-        draws = tf.stack([_uniform([size], [seed, epoch]) for seed in order_seeds], axis=1)
-        permutations = tf.argsort(draws, axis=0, stable=True)
-        return tf.data.Dataset.from_tensor_slices(permutations).batch(
-            batch_size, drop_remainder=True
-        )
+        draws = tf.stack([_uniform([size], [seed, epoch]) for seed in order_seeds])
+        kept = tf.argsort(draws, stable=True)[:, : num_batches * batch_size]
+        batches = tf.reshape(kept, [num_runs, num_batches, batch_size])
+        mine = tf.transpose(tf.gather(batches, share, axis=2), [1, 0, 2])
+        places = tf.cast(mine, tf.int64) + offsets
+        return tf.data.Dataset.from_tensor_slices(tf.reshape(places, [num_batches, -1]))
 
-    def augment(images: tf.Tensor, steps: tf.Tensor, seed: int) -> tf.Tensor:
-        # Drawn for whole batches, so that the share of a process does not change the numbers.
-        draws = tf.map_fn(
-            lambda step: _uniform([batch_size, 3], [seed, step]),
-            steps,
-            fn_output_signature=tf.float32,
-        )
-        draws = tf.reshape(tf.gather(draws, rows, axis=1), [-1, 3])
-        shape = [block_steps * len(rows), *images.shape[2:]]
-        return tf.reshape(augment_images(tf.reshape(images, shape), draws), images.shape)
+    @_not_converted
+    def draw(step: tf.Tensor) -> tf.Tensor:
+        # For whole batches, so that the share of a process does not change the numbers.
+        shape = [batch_size, source.num_draws]
+        draws = tf.stack([_uniform(shape, [seed, step]) for seed in augment_seeds])
+        return tf.gather(draws, share, axis=1)
 
-    @tf.autograph.experimental.do_not_convert
-    def read(steps: tf.Tensor, batches: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        mine = tf.gather(batches, rows, axis=1)
-        mine = tf.ensure_shape(mine, [block_steps, len(rows), len(pipelines)])
-        elements = []
-        for run, (inputs, labels) in enumerate(sets):
-            images = tf.gather(inputs, mine[..., run])
-            if pipelines[run].augment:
-                images = augment(images, steps, augment_seeds[run])
-            elements.append((images, tf.gather(labels, mine[..., run]), mine[..., run]))
-        return tuple(tf.stack(parts) for parts in zip(*elements, strict=True))
+    @_not_converted
+    def finish(steps: tf.Tensor, read: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+        places, *leaves = read
+        if pipelines[0].augment and source.num_draws:
+            draws = tf.map_fn(draw, steps, fn_output_signature=tf.float32)
+            draws = tf.reshape(draws, [-1, source.num_draws])
+            changed = source.augment(jax.tree.unflatten(layout.structure, leaves), draws)
+            leaves = jax.tree.leaves(changed)
+        flat = (*leaves, tf.gather(labels, places), tf.cast(places % size, tf.int32))
+        lead = [block_steps, num_runs, len(share)]
+        return tuple(tf.reshape(x, [*lead, *x.shape[1:]]) for x in flat)
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
     orders = epochs.flat_map(order).skip(skipped)
-    steps = tf.data.Dataset.counter(start_step)
-    blocks = tf.data.Dataset.zip(steps, orders).batch(block_steps, drop_remainder=True)
+    steps = tf.data.Dataset.counter(start_step).batch(block_steps)
+    inputs = _read(source, layout, orders, rows, block_steps * num_runs * len(share), block_steps)
+    return tf.data.Dataset.zip(steps, inputs).map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+class EvaluationReader:
+    """Examples of a set in their order, each once; may be iterated again and again.
+
+    Iterating yields inputs, a tree of NumPy arrays `[num_devices, b, ...]`, and int32 labels
+    `[num_devices, b]`, of this process' share of each batch; with several runs `[num_devices, runs,
+    b, ...]`. The last batch is filled up from the start of the set, so that all have one shape.
+    Reading raises InputError, as `Pipeline.batches`.
+
+    Args:
+      subsets: of each run; one source, one length.
+      labels: `[n]` of each run.
+      batch_size: over all devices of all processes, a multiple of their number.
+      num_devices: of this process.
+      process_index, process_count: which share of each batch to read.
+    """
+
+    def __init__(
+        self,
+        subsets: Sequence[Subset],
+        labels: Sequence[np.ndarray],
+        batch_size: int,
+        *,
+        num_devices: int = 1,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        self._source, size, self._num_runs = subsets[0].source, len(subsets[0]), len(subsets)
+        if any(x.source is not self._source or len(x) != size for x in subsets):
+            raise ValueError("runs of one program must share one source object and one length")
+        num_batches = -(-size // batch_size)
+        order = np.arange(num_batches * batch_size) % max(1, size)
+        share = batch_size // (process_count * num_devices)
+        mine = order.reshape(-1, process_count, num_devices, share)[:, process_index]
+        # Runs often have one test set: it is read once for all of them.
+        shared = all(np.array_equal(x.rows, subsets[0].rows) for x in subsets)
+        rows = np.stack([x.rows[mine] for x in (subsets[:1] if shared else subsets)], axis=2)
+        self._labels = np.stack([x[mine] for x in labels], axis=2).astype(np.int32)
+        self._shape = rows.shape[1:]
+        self._layout, size = layout_of(self._source), math.prod(self._shape)
+        places = tf.data.Dataset.from_tensor_slices(np.arange(rows.size).reshape(-1, size))
+        inputs = _read(self._source, self._layout, places, rows.reshape(-1), size, 1)
+        self._dataset = _with_options(inputs)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self._labels)
+
+    def __iter__(self) -> Iterator[tuple[Tree, np.ndarray]]:
+        with contextlib.closing(_elements(self._dataset, self._source)) as elements:
+            for (_, *leaves), labels in zip(elements, self._labels, strict=True):
+                inputs = jax.tree.unflatten(self._layout.structure, map(self._deal, leaves))
+                yield inputs, labels if self._num_runs > 1 else labels[:, 0]
+
+    def _deal(self, leaf: np.ndarray) -> np.ndarray:
+        num_devices, _, size = self._shape
+        leaf = leaf.reshape(*self._shape, *leaf.shape[1:])
+        if self._num_runs == 1:
+            return leaf[:, 0]
+        return np.broadcast_to(leaf, (num_devices, self._num_runs, size, *leaf.shape[3:]))
+
+
+def _read(
+    source: Source, layout: Layout, places: tf.data.Dataset, rows: np.ndarray, size: int, num: int
+) -> tf.data.Dataset:
+    """The examples of `num` elements of `places` at once, which are `size` examples.
+
+    Elements of `places` are vectors of int64, indices of `rows`, which are row numbers in the
+    source. Elements of the result are tuples: places `[size]`, and leaves of inputs `[size, ...]`.
+    """
+    table = tf.constant(rows, tf.int64)
+    lead = [] if source.by_row else [size]
+
+    @_not_converted
+    def read(places: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        places = tf.reshape(places, lead)
+        leaves = jax.tree.leaves(source.read(tf.gather(table, places)))
+        shaped = zip(leaves, layout.shapes, strict=True)
+        return places, *(tf.ensure_shape(leaf, [*lead, *shape]) for leaf, shape in shaped)
+
+    if source.by_row:
+        examples = places.unbatch().map(read, num_parallel_calls=tf.data.AUTOTUNE)
+        return examples.batch(size, drop_remainder=True)
+    blocks = places.batch(num, drop_remainder=True)
     return blocks.map(read, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def augment_images(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    """Reflect-pads by 4, crops back at random and flips at random.
+def _with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    options = tf.data.Options()
+    options.deterministic = True
+    return dataset.with_options(options).prefetch(_PREFETCHED_BLOCKS)
 
-    Args:
-      images: `[B, H, W, C]`, any dtype.
-      draws: `[B, 3]` uniform in [0, 1): row offset, column offset, flip.
-    """
-    height, width = images.shape[1], images.shape[2]
-    padded = tf.pad(images, [[0, 0], [_PAD, _PAD], [_PAD, _PAD], [0, 0]], "REFLECT")
-    offsets = tf.cast(draws[:, :2] * (2 * _PAD + 1), tf.int32)
-    rows = offsets[:, :1] + tf.range(height)
-    columns = offsets[:, 1:] + tf.range(width)
-    columns = tf.where(draws[:, 2:] < 0.5, columns, columns[:, ::-1])
-    cropped = tf.gather(padded, rows, axis=1, batch_dims=1)
-    return tf.gather(cropped, columns, axis=2, batch_dims=1)
+
+# Iterators that are in use.
+_OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
+
+
+def _elements(dataset: tf.data.Dataset, *sources: Source) -> Generator[Any]:
+    """Elements as NumPy arrays; closing waits for TensorFlow's threads and releases them."""
+
+    def generate() -> Generator[Any]:
+        with input_errors(*sources):
+            yield from dataset.as_numpy_iterator()
+
+    elements = generate()
+    _OPEN.add(elements)
+    return elements
+
+
+@atexit.register
+def _close_all() -> None:
+    """A thread of TensorFlow that calls Python while Python goes down would never return."""
+    for elements in list(_OPEN):
+        with contextlib.suppress(ValueError):  # Another thread is inside of it.
+            elements.close()
 
 
 def to_devices(batches: Iterator[Batch], devices: Sequence[jax.Device]) -> Iterator[Batch]:

@@ -31,8 +31,8 @@ def split_rows(
     Args:
       labels: `[N]` true labels.
       num_classes: C.
-      clean_per_class: clean labels a class.
-      validation_per_class: further clean labels a class, to select a model by; may be 0.
+      clean_per_class: clean labels per class.
+      validation_per_class: further clean labels per class, to select a model by; may be 0.
       rng: decides who goes where.
 
     Raises:

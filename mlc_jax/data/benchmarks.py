@@ -1,0 +1,179 @@
+"""Datasets whose true labels are all known: noise is injected into them, and corrections judged."""
+
+import dataclasses
+import functools
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+from mlc_jax.data.prepare import Normalize
+from mlc_jax.data.source import ArraySource, Source, Tree
+from mlc_jax.errors import InputError
+
+# Of the CIFAR training images in [0, 1], as in the published code: (125.3, 123.0, 113.9) / 255 ...
+_CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
+_CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
+_CIFAR_TRAIN_SIZE = 50_000
+_CIFAR_DRAWS = 3  # Row offset, column offset, flip.
+_DIGITS_TEST_SIZE = 360
+_TFDS_READ_BATCH = 1_000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Benchmark:
+    """A labelled dataset before anything was done to it.
+
+    Attributes:
+      name: as in `config.dataset.name`.
+      class_names: C names.
+      train: examples to split into clean, noisy and validation.
+      train_labels: `[N]` int32, true.
+      published_rows: `[N]` int, the row of each example in the published training set, which files
+        of labels are indexed by.
+      num_published: length of the published training set; more than N for a partial copy.
+      test: examples that are evaluated on, or None.
+      test_labels: int32, true.
+      prepare: from inputs as stored to what a model takes.
+      names_labels: whether labels are written by name, rather than by number.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Source
+    train_labels: np.ndarray
+    published_rows: np.ndarray
+    num_published: int
+    test: Source | None
+    test_labels: np.ndarray
+    prepare: Normalize
+    names_labels: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+@functools.lru_cache(maxsize=1)
+def digits() -> Benchmark:
+    """scikit-learn's 1,797 handwritten digits, 8x8, grey: real data inside the package."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    images = bunch.images[..., None].astype(np.uint8)  # Stored as whole numbers, 0 to 16.
+    labels = bunch.target.astype(np.int32)
+    ids = np.array([f"digits_{row:04d}" for row in range(len(labels))])
+    # The test set is part of the dataset's definition here: one fixed, stratified choice.
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=_DIGITS_TEST_SIZE, random_state=0, stratify=labels
+    )
+    train, test = np.sort(train), np.sort(test)
+    return Benchmark(
+        name="digits",
+        class_names=tuple(str(digit) for digit in range(10)),
+        train=ArraySource(images[train], ids[train]),
+        train_labels=labels[train],
+        published_rows=train,
+        num_published=len(labels),
+        test=ArraySource(images[test], ids[test]),
+        test_labels=labels[test],
+        prepare=Normalize(scale=16.0),
+    )
+
+
+@functools.lru_cache(maxsize=1)  # Runs of one process share their arrays: of CIFAR 150 MB.
+def cifar(name: str, data_dir: str | None, *, download: bool) -> Benchmark:
+    """CIFAR-10 or CIFAR-100 from TensorFlow Datasets, read into memory.
+
+    Args:
+      name: `cifar10` or `cifar100`.
+      data_dir: TensorFlow Datasets directory; None for its default, ~/tensorflow_datasets.
+      download: whether TensorFlow Datasets may fetch what is missing.
+
+    Raises:
+      InputError: data that are not there, or damaged.
+    """
+    import tensorflow_datasets as tfds
+
+    if data_dir is not None:
+        data_dir = str(pathlib.Path(data_dir).expanduser())
+        if not download and not pathlib.Path(data_dir).is_dir():
+            raise InputError(f"config.dataset.data_dir: no directory {data_dir!r}. {_how_to(name)}")
+    where = data_dir or "~/tensorflow_datasets (the default)"
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except Exception as error:  # TensorFlow and protobuf raise a dozen types for what is damaged.
+        raise InputError(_damaged(name, where, error)) from error
+    if download:
+        builder.download_and_prepare()
+    try:
+        train, test = (_read_tfds(builder, split) for split in ("train", "test"))
+    except (AssertionError, FileNotFoundError, tfds.core.DatasetNotFoundError) as error:
+        raise InputError(
+            f"config.dataset.data_dir: no prepared {name!r} in {where}. {_how_to(name)}"
+        ) from error
+    except Exception as error:
+        raise InputError(_damaged(name, where, error)) from error
+    return Benchmark(
+        name=name,
+        class_names=tuple(builder.info.features["label"].names),
+        train=ArraySource(
+            train["image"], train["id"], num_draws=_CIFAR_DRAWS, augment=_crop_and_flip
+        ),
+        train_labels=train["label"],
+        published_rows=train["row"],
+        num_published=_CIFAR_TRAIN_SIZE,
+        test=ArraySource(test["image"], test["id"]),
+        test_labels=test["label"],
+        prepare=Normalize(255.0, _CIFAR_MEAN, _CIFAR_STD),
+    )
+
+
+def _crop_and_flip(images: Tree, draws: Any) -> Tree:
+    from mlc_jax.data.loader import augment_images  # Imports TensorFlow.
+
+    return augment_images(images, draws)
+
+
+def _how_to(name: str) -> str:
+    return (
+        "Let TensorFlow Datasets fetch it with --config.dataset.download=True, or point "
+        f"--config.dataset.data_dir at a directory that holds {name}/3.0.2/"
+    )
+
+
+def _damaged(name: str, where: str, error: Exception) -> str:
+    # TensorFlow wraps the reason in the names of its graph's nodes.
+    lines = str(error).splitlines() or [type(error).__name__]
+    reason = re.sub(r"^\{\{.*?\}\} |Error in .* iterator: \S+ | \[Op:.*$", "", lines[0])
+    return (
+        f"config.dataset.data_dir: {name!r} in {where} is damaged or something else ({reason}); "
+        f"expected the id, image [32, 32, 3] and label of the published {name}. Move it away. "
+        + _how_to(name)
+    )
+
+
+def _read_tfds(builder: Any, split: str) -> dict[str, np.ndarray]:
+    """Reads one split and sorts it by the number in the TFDS id (`train_00042` is 42)."""
+    import tensorflow_datasets as tfds
+
+    dataset = builder.as_dataset(split=split, shuffle_files=False)
+    batches = list(tfds.as_numpy(dataset.batch(_TFDS_READ_BATCH)))
+    if not batches:
+        raise FileNotFoundError(f"split {split!r} is empty")
+    columns = {key: np.concatenate([b[key] for b in batches]) for key in ("id", "image", "label")}
+    ids = columns["id"].astype(str)
+    rows = np.array([int(name.rsplit("_", 1)[-1]) for name in ids])
+    labels = columns["label"].astype(np.int32)
+    num_classes = builder.info.features["label"].num_classes
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"{split} has labels from {labels.min()} to {labels.max()}")
+    order = np.argsort(rows, kind="stable")
+    return {
+        "id": ids[order],
+        "row": rows[order],
+        "image": columns["image"][order],
+        "label": labels[order],
+    }

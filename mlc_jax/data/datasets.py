@@ -1,0 +1,197 @@
+"""From a config to a `Dataset`: source, splits, noise."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mlc_jax.data import arrays, benchmarks, noise
+from mlc_jax.data.benchmarks import Benchmark
+from mlc_jax.data.source import UNKNOWN, Subset
+from mlc_jax.data.splits import Rows, split_rows
+from mlc_jax.errors import InputError
+
+# Streams of the seeds, so that equal seeds for different purposes do not draw the same numbers.
+_SPLIT_STREAM, _MATRIX_STREAM, _SAMPLE_STREAM = 1, 2, 3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """What a run trains and is evaluated on: rows of sources, and what is known of their labels.
+
+    Attributes:
+      name: for a reader.
+      class_names: C names.
+      noisy: examples whose labels may be wrong. Training sees `noisy.given`; the true labels, where
+        they are known, are for measuring only.
+      clean: examples with trusted labels, `clean.truth`; `clean.given` where the old one is known.
+      validation: examples with trusted labels to select a model by, or None.
+      test: evaluated on, each example once, or None.
+      prepare: from inputs as stored to what a model takes.
+      noise: of the given labels, for a reader: `flip 0.4`.
+      names_labels: whether labels are written by name, rather than by number.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    noisy: Subset
+    clean: Subset
+    validation: Subset | None
+    test: Subset | None
+    prepare: Callable[[Any], Any]
+    noise: str
+    names_labels: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def noise_rate(self) -> float | None:
+        """Share of given labels that are wrong; None where truth is not known."""
+        noisy = self.noisy
+        return float(np.mean(noisy.given != noisy.truth)) if noisy.has_truth else None
+
+    def clean_labels_spent(self, *, trained_on: bool) -> int:
+        """Trusted labels that a run uses for anything but the test.
+
+        Args:
+          trained_on: whether its method trains on the clean set.
+        """
+        validation = 0 if self.validation is None else len(self.validation)
+        return validation + (len(self.clean) if trained_on else 0)
+
+    def trained_on(self, name: str) -> tuple[Subset, np.ndarray]:
+        """The set `noisy` or `clean`, and its labels as training sees them."""
+        return (self.noisy, self.noisy.given) if name == "noisy" else (self.clean, self.clean.truth)
+
+    def fingerprint(self) -> str:
+        """Differs where a run on the data would; a checkpoint remembers it."""
+        texts = [self.noisy.fingerprint(), self.clean.fingerprint(), *self.class_names]
+        return hashlib.blake2b("\n".join(texts).encode(), digest_size=8).hexdigest()
+
+
+def load(config: ConfigDict) -> Dataset:
+    """Builds the dataset of `config.dataset` and `config.noise`; a pure function of the two.
+
+    Raises:
+      InputError: naming the field or file, what was given and what would be right.
+    """
+    c = config.dataset
+    if c.name == "digits":
+        return _corrupted(benchmarks.digits(), config)
+    if c.name != "arrays":
+        return _corrupted(benchmarks.cifar(c.name, c.data_dir, download=c.download), config)
+    files = (c.data, c.noisy, c.clean, c.test)
+    own = _own_data(files, tuple(_stamp(file) for file in files), c.standardize)
+    if isinstance(own, Benchmark):
+        return _corrupted(own, config)
+    if config.noise.type != "none":
+        raise InputError(
+            f"config.noise.type: got {config.noise.type!r}, expected none: the labels of "
+            f"{c.data!r} are taken as they are, since it has checked_labels"
+        )
+    return Dataset(
+        name="arrays",
+        class_names=own.class_names,
+        noisy=own.noisy,
+        clean=own.clean,
+        validation=None,
+        test=own.test,
+        prepare=own.prepare,
+        noise="given",
+        names_labels=True,
+    )
+
+
+def _stamp(path: str | None) -> tuple[int, int] | None:
+    """Differs once a file has been written again."""
+    if not path or not os.path.exists(path):
+        return None
+    stat = os.stat(path)
+    return stat.st_mtime_ns, stat.st_size
+
+
+@functools.lru_cache(maxsize=1)  # Runs of one process share their arrays.
+def _own_data(
+    files: tuple[str | None, ...], stamps: tuple[Any, ...], standardized: bool
+) -> arrays.OwnData | Benchmark:
+    del stamps
+    return arrays.load(*files, standardized=standardized)
+
+
+def _corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
+    """Splits a benchmark, and makes labels of its noisy part wrong."""
+    c, truth = config.dataset, benchmark.train_labels
+    rows = _split(benchmark, c.clean_per_class, c.validation_per_class, c.split_seed)
+    given = np.full_like(truth, UNKNOWN)
+    given[rows.noisy], given[rows.clean] = _given_labels(config.noise, benchmark, rows)
+    if not c.paired:
+        given[rows.clean] = UNKNOWN
+
+    def subset(part: np.ndarray) -> Subset:
+        return Subset(benchmark.train, part, given[part], truth[part])
+
+    noisy, clean = subset(rows.noisy), subset(rows.clean)
+    prepare = benchmark.prepare
+    if c.name == "arrays" and c.standardize:
+        prepare = arrays.standardized_of(noisy)
+    kind = config.noise.type
+    level = {"human": config.noise.key, "none": ""}.get(kind, f"{config.noise.level:g}")
+    return Dataset(
+        name=benchmark.name,
+        class_names=benchmark.class_names,
+        noisy=noisy,
+        clean=clean,
+        validation=subset(rows.validation) if len(rows.validation) else None,
+        test=Subset.whole(benchmark.test, truth=benchmark.test_labels) if benchmark.test else None,
+        prepare=prepare,
+        noise=f"{kind} {level}".strip(),
+        names_labels=benchmark.names_labels,
+    )
+
+
+@functools.lru_cache(maxsize=5)  # Runs of one process often have a split in common.
+def _split(
+    benchmark: Benchmark, clean_per_class: int, validation_per_class: int, seed: int
+) -> Rows:
+    return split_rows(
+        benchmark.train_labels,
+        benchmark.num_classes,
+        clean_per_class=clean_per_class,
+        validation_per_class=validation_per_class,
+        rng=np.random.default_rng([seed, _SPLIT_STREAM]),
+    )
+
+
+def _given_labels(
+    config: ConfigDict, benchmark: Benchmark, rows: Rows
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels as given, of the noisy and of the clean rows."""
+    truth = benchmark.train_labels
+    if config.type == "none":
+        return truth[rows.noisy], truth[rows.clean]
+    if config.type == "human":
+        labels = noise.labels_from_file(
+            config.file,
+            config.key,
+            num_labels=benchmark.num_published,
+            num_classes=benchmark.num_classes,
+        )
+        published = benchmark.published_rows
+        return labels[published[rows.noisy]], labels[published[rows.clean]]
+    matrix = noise.transition_matrix(
+        config.type,
+        config.level,
+        benchmark.num_classes,
+        np.random.default_rng([config.seed, _MATRIX_STREAM]),
+    )
+    rng = np.random.default_rng([config.seed, _SAMPLE_STREAM])
+    # The noisy rows first: their labels are the same whether the clean ones are drawn or not.
+    noisy, clean = (noise.corrupt(truth[part], matrix, rng) for part in (rows.noisy, rows.clean))
+    return noisy, clean
