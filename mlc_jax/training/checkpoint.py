@@ -2,22 +2,25 @@
 
 import contextlib
 import copy
+import json
 import os
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import chex
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from jax.sharding import NamedSharding
 
+from mlc_jax.core import TrainState
 from mlc_jax.errors import CheckpointError
-from mlc_jax.train_state import TrainState
 
 DIRECTORY = "checkpoints"
+CHECKSUMS = "checksums"  # Their place in what is saved of the progress.
 
 # Settings that a run may change when it goes on: they do not touch what is learned.
 FREE_FIELDS = frozenset({
@@ -39,8 +42,9 @@ class Checkpointer:
     """Saves and restores `(TrainState, progress)` under `workdir/checkpoints/<step>`.
 
     `progress` is a JSON-like dict kept beside the arrays: the config, and what the loop has to
-    remember. Every process takes part; a checkpoint counts once all of it is on disk under its
-    final name, and an older one is removed only after that.
+    remember; a checksum of each array is added to it, since orbax reads flipped bytes as if they
+    had been written so. Every process takes part; a checkpoint counts once all of it is on disk
+    under its final name, and an older one is removed only after that.
 
     Args:
       workdir: of the run.
@@ -57,41 +61,68 @@ class Checkpointer:
             cleanup_tmp_directories=True,  # What a killed run left half-written.
         )
         with self._explained("cannot be opened"):
-            self._manager = ocp.CheckpointManager(self._directory.resolve(), options=options)
+            self._manager = ocp.CheckpointManager(
+                self._directory.resolve(), options=options, handler_registry=_handlers()
+            )
 
     def latest_step(self) -> int | None:
         """The newest finished checkpoint."""
         return self._manager.latest_step()
 
-    def restore(self, abstract_state: TrainState, config: dict[str, Any]) -> Any:
+    def restore(
+        self,
+        abstract_state: TrainState,
+        config: dict[str, Any],
+        *,
+        formerly: Mapping[str, Any],
+        init: Callable[[], TrainState],
+        prefix: str = "config.",
+    ) -> tuple[TrainState, dict[str, Any]] | None:
         """Restores the newest checkpoint.
+
+        What the state has gained since the checkpoint was written is at its start, as `init` makes
+        it; the log names it.
 
         Args:
           abstract_state: `jax.eval_shape` of the state.
           config: of this run, nested; must equal the checkpoint's but for `FREE_FIELDS`.
+          formerly: see `differing_fields`.
+          init: makes the state before the first step, on the devices; called only if the checkpoint
+            lacks a part of the state.
+          prefix: see `differing_fields`.
 
         Returns:
           `(state, progress)`, or None without a checkpoint.
+
+        Raises:
+          CheckpointError: the checkpoint is damaged, of another config, or of a state that has
+            other shapes or dtypes or parts that this one lacks.
         """
         step = self.latest_step()
         if step is None:
             return None
+        path = self._directory / str(step)
         with self._explained(f"of step {step} cannot be read", reading=step):
             progress = self._manager.restore(
                 step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
             )["progress"]
-        _check_config(progress["config"], config, self._directory / str(step))
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding),
-            abstract_state,
-        )
+        _check_config(progress["config"], config, path, formerly, prefix)
+        checksums = progress.pop(CHECKSUMS, {})  # Older checkpoints have none.
         with self._explained(f"of step {step} cannot be read", reading=step):
-            state = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-            )["state"]
-            # Orbax falls back to bare arrays for keys whose description is lost.
-            chex.assert_trees_all_equal_shapes_and_dtypes(state, abstract_state)
-        return state, progress
+            stored = self._stored_tree(step)
+            _check_complete(stored, checksums)
+        wanted = _by_path(abstract_state)
+        _check_state(_by_path(stored), wanted, path)
+        with self._explained(f"of step {step} cannot be read", reading=step):
+            leaves = self._read(step, stored, wanted)
+            _check_leaves(leaves, wanted, checksums)
+        if missing := wanted.keys() - leaves.keys():
+            names = ", ".join(_subtrees(missing, leaves.keys()))
+            logging.info("%s has no %s: as at the start of a run.", path, names)
+            start = _by_path(init())
+            leaves |= {name: start[name] for name in missing}
+        structure = jax.tree.structure(abstract_state)
+        return jax.tree.unflatten(structure, [leaves[name] for name in wanted]), progress
 
     def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
         """Starts to save; what went wrong with the save before is raised here."""
@@ -99,12 +130,14 @@ class Checkpointer:
             return
         with self._explained(f"of step {step} or the one before it cannot be written"):
             self._manager.check_for_errors()
+            # A copy: it is written in the background, while the loop goes on.
+            progress = copy.deepcopy(progress)
+            progress[CHECKSUMS] = {name: _checksum(x) for name, x in _by_path(state).items()}
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(jax.tree.map(self._global, state)),
-                    # A copy: it is written in the background, while the loop goes on.
-                    progress=ocp.args.JsonSave(copy.deepcopy(progress)),
+                    progress=ocp.args.JsonSave(progress),
                 ),
             )
 
@@ -117,6 +150,24 @@ class Checkpointer:
     def close(self) -> None:
         with self._explained("cannot be written"):
             self._manager.close()
+
+    def _stored_tree(self, step: int) -> Any:
+        """The state's tree as it was stored, of dicts and lists, its leaves descriptions."""
+        metadata = self._manager.item_metadata(step)["state"]
+        if metadata is None or not jax.tree.leaves(metadata.tree):
+            raise ValueError("the description of its arrays is lost")
+        return metadata.tree
+
+    def _read(self, step: int, stored: Any, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """The stored leaves by path, replicated over the devices."""
+
+        def target(path: Any, _: Any) -> jax.ShapeDtypeStruct:
+            x = wanted[_name(path)]
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding)
+
+        # Orbax wants exactly the structure that it stored, empty containers included.
+        args = ocp.args.StandardRestore(jax.tree_util.tree_map_with_path(target, stored))
+        return _by_path(self._manager.restore(step, args=ocp.args.Composite(state=args))["state"])
 
     def _global(self, x: jax.Array) -> jax.Array:
         """pmap returns arrays replicated over this process' devices; orbax wants global ones."""
@@ -171,29 +222,160 @@ def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differing_fields(saved: dict[str, Any], given: dict[str, Any], where: str) -> list[str]:
+def differing_fields(
+    saved: dict[str, Any],
+    given: dict[str, Any],
+    where: str,
+    *,
+    formerly: Mapping[str, Any],
+    prefix: str = "config.",
+) -> list[str]:
     """One line for each field that differs and may not: `config.seed: 0 before, 1 now`.
 
     Args:
       saved: nested config of what exists.
       given: nested config of this run; must equal `saved` but for `FREE_FIELDS`.
       where: what is said of the values of `saved`: `before`.
+      formerly: `{'a.b': value}`, for each field that was added: what the runs without it were made
+        with. A field that `saved` lacks counts as that.
+      prefix: what a field's name begins with in the lines.
     """
     saved, given = flatten_config(saved), flatten_config(given)
+    # As JSON has them, like the values of configs: lists for tuples.
+    added = json.loads(json.dumps({name: formerly[name] for name in given if name in formerly}))
+    saved = added | saved
     return [
-        f"  config.{name}: {saved.get(name)!r} {where}, {given.get(name)!r} now"
+        f"  {prefix}{name}: {_shown(saved, name)} {where}, {_shown(given, name)} now"
         for name in sorted(saved.keys() | given.keys())
-        if name not in FREE_FIELDS and saved.get(name) != given.get(name)
+        if name not in FREE_FIELDS
+        and (name not in saved or name not in given or saved[name] != given[name])
     ]
 
 
-def _check_config(saved: dict[str, Any], given: dict[str, Any], path: epath.Path) -> None:
-    if differing := differing_fields(saved, given, "in the checkpoint"):
+def _shown(flat: dict[str, Any], name: str) -> str:
+    return repr(flat[name]) if name in flat else "missing"
+
+
+def _check_config(
+    saved: dict[str, Any],
+    given: dict[str, Any],
+    path: epath.Path,
+    formerly: Mapping[str, Any],
+    prefix: str,
+) -> None:
+    differing = differing_fields(
+        saved, given, "in the checkpoint", formerly=formerly, prefix=prefix
+    )
+    if differing:
         raise CheckpointError(
             f"{path} was made with another config:\n"
             + "\n".join(differing)
             + "\nUse another --workdir, or the config of the checkpoint."
         )
+
+
+def _check_state(stored: Mapping[str, Any], wanted: Mapping[str, Any], path: epath.Path) -> None:
+    """Raises CheckpointError unless each stored leaf has a place in the state, and fits it."""
+    problems = [
+        f"  {name}: in the checkpoint, not in the state"
+        for name in _subtrees(stored.keys() - wanted.keys(), wanted.keys())
+    ]
+    for name in sorted(stored.keys() & wanted.keys()):
+        before, now = _description(stored[name]), _description(_data(wanted[name]))
+        if before != now:
+            problems.append(f"  {name}: {before} in the checkpoint, {now} in the state")
+    if problems:
+        raise CheckpointError(
+            f"{path} was made by another version of mlc_jax:\n"
+            + "\n".join(problems)
+            + "\nUse another --workdir, or the version that made it."
+        )
+
+
+def _check_complete(stored: Any, checksums: Mapping[str, str]) -> None:
+    if lost := sorted(checksums.keys() - _by_path(stored).keys()):
+        raise ValueError(f"{_listed(lost)} was saved and is not there")
+
+
+def _check_leaves(
+    leaves: Mapping[str, jax.Array], wanted: Mapping[str, Any], checksums: Mapping[str, str]
+) -> None:
+    """Raises ValueError if a leaf that was read is not what was saved."""
+    for name, x in leaves.items():
+        # Orbax falls back to bare arrays for keys whose description is lost.
+        if (x.shape, x.dtype) != (wanted[name].shape, wanted[name].dtype):
+            raise ValueError(f"{name} is {_description(x)}, not {_description(wanted[name])}")
+    differing = [
+        name for name, x in leaves.items() if name in checksums and _checksum(x) != checksums[name]
+    ]
+    if differing:
+        raise ValueError(f"{_listed(differing)} is not what was saved: its bytes have changed")
+
+
+def _listed(names: list[str]) -> str:
+    """A few of many names: an error is one line."""
+    return ", ".join(names[:3]) + (f" (and {len(names) - 3} more)" if len(names) > 3 else "")
+
+
+def _handlers() -> Any:
+    """Orbax describes only what it has a handler for before the first `save` or `restore`."""
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    state, progress = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
+    for item, args, handler in [
+        ("state", ocp.args.StandardSave, state),
+        ("state", ocp.args.StandardRestore, state),
+        ("progress", ocp.args.JsonSave, progress),
+        ("progress", ocp.args.JsonRestore, progress),
+    ]:
+        registry.add(item, args, handler)
+    return registry
+
+
+def _name(path: Any) -> str:
+    """`main/opt_state/0/trace`: the same in the state and in what orbax stores, though it turns
+    dataclasses and named tuples into dicts."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    """Leaves by the names of their paths, in order."""
+    return {_name(path): x for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _subtrees(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The largest subtrees that hold leaves `names` and none of `others`, sorted."""
+    kept = {prefix for name in others for prefix in _prefixes(name)}
+    # A leaf that has become a subtree, or a subtree that is a leaf now, is named as it is.
+    tops = {next((p for p in _prefixes(name) if p not in kept), name) for name in names}
+    return sorted(tops)
+
+
+def _prefixes(name: str) -> list[str]:
+    """`a/b/c` to a, a/b, a/b/c."""
+    parts = name.split("/")
+    return ["/".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _data(x: Any) -> Any:
+    """A typed key's data, of an array or of its description; all else as it is."""
+    if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return x
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.eval_shape(jax.random.key_data, x)
+    return jax.random.key_data(x)
+
+
+def _description(x: Any) -> str:
+    return f"{x.dtype}{list(x.shape)}"
+
+
+def _checksum(x: jax.Array) -> str:
+    """CRC-32 of dtype, shape and bytes, of this process' first copy of a replicated array."""
+    data = _data(x)
+    values = np.asarray(data.addressable_data(0) if isinstance(data, jax.Array) else data)
+    crc = zlib.crc32(_description(values).encode())
+    # Bytes: not every dtype (bfloat16) has a buffer that zlib takes.
+    return f"{zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data, crc):08x}"
 
 
 def _cause(error: Exception) -> str:

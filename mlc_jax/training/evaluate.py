@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-from mlc_jax.methods.base import Method, Normalize
-from mlc_jax.parallel import AXIS_NAME, over_devices, stack_arrays
-from mlc_jax.train_state import TrainState
+from mlc_jax.core import Inputs, TrainState
+from mlc_jax.data.loader import EvaluationReader
+from mlc_jax.data.source import Subset
+from mlc_jax.methods import BoundMethod
+from mlc_jax.training import stack
+from mlc_jax.training.run import Run
+from mlc_jax.training.stack import AXIS_NAME, over_devices
 
 
 class Prediction(NamedTuple):
@@ -28,36 +31,106 @@ class Prediction(NamedTuple):
     label_quality: np.ndarray
 
 
-# (state, inputs [N, ...] of each run, given labels [N] of each run) -> one prediction a run.
-PredictFn = Callable[[TrainState, Sequence[np.ndarray], Sequence[np.ndarray]], list[Prediction]]
+# (state, reader, examples in it) -> one prediction for each run.
+PredictFn = Callable[[TrainState, EvaluationReader, int], list[Prediction]]
 
 
-def create_predict(
-    model: nn.Module, method: Method, normalize: Normalize, *, batch_size: int, num_runs: int = 1
-) -> PredictFn:
-    """Builds a predictor over all devices of all processes.
-
-    Every process passes the same arrays, computes its share and gets all rows back. The last batch
-    is padded and the padding cut off again, so that each example counts once and one shape is
-    compiled.
+class Evaluator:
+    """Predictions for the sets of a stack of runs.
 
     Args:
-      model: the classifier, run with its running batch statistics.
-      method: for its `correct_labels`.
-      normalize: from stored inputs to what the model takes.
+      runs: of one shape.
+    """
+
+    def __init__(self, runs: Sequence[Run]):
+        self._runs = runs
+        self._predict = create_predict(runs[0].bound, num_runs=len(runs))
+        self._readers: dict[str, tuple[EvaluationReader, Sequence[np.ndarray]]] = {}
+
+    def predict(self, state: TrainState, name: str) -> list[Prediction]:
+        """For each run, of its set `noisy`, `clean`, `exported`, `probe`, `test` or `validation`.
+
+        Where the method has learned labels for the noisy examples, `exported` and `probe` have
+        those.
+        """
+        if name not in self._readers:
+            examples = [_examples(run, name) for run in self._runs]
+            subsets, labels = zip(*examples, strict=True)
+            batch_size = self._runs[0].settings.eval_batch_size
+            reader = create_reader(subsets, labels, batch_size=batch_size)
+            self._readers[name] = reader, labels
+        reader, labels = self._readers[name]
+        size = len(labels[0])
+        predictions = self._predict(state, reader, size)
+        learned_labels = self._runs[0].bound.learned_labels
+        if learned_labels is None or name not in ("exported", "probe"):
+            return predictions
+        learned = stack.per_run(learned_labels, state, len(self._runs))
+        positions = self._runs[0].probe if name == "probe" else np.arange(size)
+        return [
+            _with_labels(prediction, np.asarray(soft)[positions], given)
+            for prediction, soft, given in zip(predictions, learned, labels, strict=True)
+        ]
+
+
+def _examples(run: Run, name: str) -> tuple[Subset, np.ndarray]:
+    """A set, and the labels that it is known by."""
+    dataset = run.dataset
+    if name in ("noisy", "clean"):
+        return dataset.trained_on(name)
+    if name in ("test", "validation"):
+        subset = dataset.test if name == "test" else dataset.validation
+        assert subset is not None
+        return subset, subset.truth
+    subset = run.exported if name == "exported" else dataset.noisy.take(run.probe)
+    return subset, subset.given
+
+
+def _with_labels(prediction: Prediction, soft: np.ndarray, given: np.ndarray) -> Prediction:
+    quality = soft[np.arange(len(soft)), given]
+    return prediction._replace(soft_labels=soft, label_quality=quality)
+
+
+def create_reader(
+    subsets: Sequence[Subset], labels: Sequence[np.ndarray], *, batch_size: int
+) -> EvaluationReader:
+    """A reader of sets of one size, one for each run, for the devices of this process.
+
+    Args:
+      subsets: what is read.
+      labels: `[N]` for each run, to correct.
       batch_size: over all devices; rounded up to a multiple of their number.
-      num_runs: as for `over_devices`. All runs' sets have the same size.
     """
     num_devices = jax.device_count()
-    batch_size = -(-batch_size // num_devices) * num_devices
+    return EvaluationReader(
+        subsets,
+        labels,
+        -(-batch_size // num_devices) * num_devices,
+        num_devices=jax.local_device_count(),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
-    def body(state: TrainState, examples: tuple[jax.Array, jax.Array]) -> Prediction:
+
+def create_predict(bound: BoundMethod, *, num_runs: int = 1) -> PredictFn:
+    """Builds a predictor over all devices of all processes.
+
+    Every process reads and computes its share and gets all rows back. The last batch is padded and
+    the padding cut off again, so that each example counts once and one shape is compiled.
+
+    Args:
+      bound: for its classifier, run with its running batch statistics, and its `correct_labels`.
+      num_runs: as for `over_devices`.
+    """
+    classify = bound.classify
+    assert classify is not None
+
+    def body(state: TrainState, examples: tuple[Inputs, jax.Array]) -> Prediction:
         inputs, labels = examples
-        variables = {"params": state.main.params, "batch_stats": state.main.batch_stats}
-        logits, features = cast(Any, model.apply(variables, normalize(inputs), train=False))
-        soft_labels = method.correct_labels(state, features, logits, labels)
-        if method.label_quality:
-            quality = method.label_quality(state, features, logits, labels)
+        logits, features = classify(state, inputs)
+        soft_labels = bound.correct_labels(state, features, logits, labels)
+        if bound.label_quality:
+            quality = bound.label_quality(state, features, logits, labels)
         else:
             quality = jnp.take_along_axis(soft_labels, labels[:, None], axis=1)[:, 0]
         gather = partial(jax.lax.all_gather, axis_name=AXIS_NAME, tiled=True)
@@ -65,16 +138,10 @@ def create_predict(
 
     step = over_devices(body, num_runs=num_runs)
 
-    def predict(
-        state: TrainState, inputs: Sequence[np.ndarray], labels: Sequence[np.ndarray]
-    ) -> list[Prediction]:
-        size, outputs = len(labels[0]), []
-        for start in range(0, size, batch_size):
-            rows = np.arange(start, start + batch_size) % size  # Wraps around: padding.
-            mine = np.split(rows, jax.process_count())[jax.process_index()]
-            mine = mine.reshape(jax.local_device_count(), -1)
-            examples = [(x[mine], y[mine]) for x, y in zip(inputs, labels, strict=True)]
-            output = jax.device_get(step(state, stack_arrays(examples, axis=1)))
+    def predict(state: TrainState, reader: EvaluationReader, size: int) -> list[Prediction]:
+        outputs = []
+        for examples in reader:
+            output = jax.device_get(step(state, examples))
             outputs.append(jax.tree.map(lambda x: x[None], output) if num_runs == 1 else output)
         together: Prediction = jax.tree.map(
             lambda *parts: np.concatenate(parts, axis=1)[:, :size], *outputs
@@ -84,7 +151,7 @@ def create_predict(
     return predict
 
 
-def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Accuracy and mean cross-entropy (nats) of logits `[N, C]` against labels `[N]`."""
     logits = logits.astype(np.float64)
     top = logits.max(axis=-1)

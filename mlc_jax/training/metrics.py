@@ -12,7 +12,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricWriter:
-    """Appends one row a step to `metrics.jsonl`, and the same scalars to TensorBoard.
+    """Appends one row per step to `metrics.jsonl`, and the same scalars to TensorBoard.
 
     Rows after `start_step` are dropped first: they are from a run that was killed after its last
     checkpoint, and will be written again.

@@ -1,189 +1,258 @@
-"""Training from a config: data in, checkpoints, metrics and a report out."""
+"""One run: what is trained, on what, and what its checkpoints remember of that."""
 
-import contextlib
+import dataclasses
+import functools
 import json
-from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from flax import linen as nn
 from ml_collections import ConfigDict
 
-from mlc_jax import checkpoint, data, methods, models, parallel, report, validation
-from mlc_jax.bilevel import Examples
-from mlc_jax.errors import InputError, NonFiniteLossError
-from mlc_jax.loop import Loop, Slot
-from mlc_jax.preemption import sigterm_noticed
-from mlc_jax.train_state import TrainState
-from mlc_jax.workdir import locked_workdir
+from mlc_jax import build, data
+from mlc_jax import config as settings
+from mlc_jax.core import TrainState
+from mlc_jax.data.loader import Pipeline, read_rows
+from mlc_jax.data.prepare import Normalize
+from mlc_jax.data.source import Subset
+from mlc_jax.errors import CheckpointError, InputError
+from mlc_jax.methods import BoundMethod, Method
+from mlc_jax.training import stack
+from mlc_jax.training.checkpoint import Checkpointer
 
-# Settings in which runs of one program may differ: they change numbers, but no shapes.
-STACKED_FIELDS = ("seed", "dataset.split_seed", "noise")
+# Noisy examples whose labels are measured at every evaluation; all of them at the end.
+LABEL_PROBE_SIZE = 2_000
 
 
-class Run(NamedTuple):
-    """What a config builds."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a run goes, whatever its method and data; fields are those of the config."""
 
-    config: ConfigDict
+    seed: int = 0
+    num_epochs: int = 60
+    num_steps: int = 0
+    noisy_batch_size: int = 100
+    clean_batch_size: int = 100
+    eval_batch_size: int = 1000
+    eval_every_epochs: int = 1
+    log_every_steps: int = 50
+    checkpoint_every_steps: int = 1000
+    checkpoint_every_minutes: float = 10.0
+    checkpoints_to_keep: int = 2
+    max_exported_labels: int = 0
+    diagnose_every: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """What is trained.
+
+    Attributes:
+      description: JSON-like; all that made the run. A checkpoint of another one is refused.
+      prefix: what a field of the description is called by in messages: `config.`.
+      dataset: see `data.Dataset`.
+      pipeline: of its training batches.
+      method: with its settings.
+      bound: the same for the dataset's sizes, over the devices.
+      settings: see `Settings`.
+      num_epochs: passes over the noisy set.
+    """
+
+    description: dict[str, Any]
+    prefix: str
     dataset: data.Dataset
-    pipeline: data.Pipeline
-    model: nn.Module
-    method: methods.Method
+    pipeline: Pipeline
+    method: Method
+    bound: BoundMethod
+    settings: Settings
+    num_epochs: float
 
+    @property
+    def exported(self) -> Subset:
+        """The noisy examples whose corrected labels are written."""
+        limit = self.settings.max_exported_labels
+        return self.dataset.noisy.take(slice(0, limit)) if limit else self.dataset.noisy
 
-def train_and_evaluate(
-    config: ConfigDict, workdir: str, *, show_progress: bool = True
-) -> dict[str, Any]:
-    """Trains one run to its end, going on from the newest checkpoint in `workdir`.
+    @property
+    def probe(self) -> np.ndarray:
+        """Positions in the noisy set at which labels are measured on the way."""
+        size = len(self.dataset.noisy)
+        return np.arange(0, size, -(-size // LABEL_PROBE_SIZE))
 
-    Args:
-      config: see configs/default.py.
-      workdir: made if need be; see `report` for what it holds at the end.
-      show_progress: whether process 0 draws a progress bar.
+    @functools.cached_property
+    def example(self) -> Any:
+        """One input `[1, ...]`, as stored."""
+        clean = self.dataset.clean
+        return read_rows(clean.source, clean.rows[:1])
 
-    Returns:
-      The results, as in `results.json`.
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of the data."""
+        return self.dataset.fingerprint()
 
-    Raises:
-      InputError: bad config or data; nothing was started.
-      CheckpointError: a checkpoint of another config, or one that cannot be read or written.
-      NonFiniteLossError: training diverged.
-      Preempted: SIGTERM; the same call goes on.
-    """
-    results = train_together({workdir: config}, show_progress=show_progress)[workdir]
-    if isinstance(results, NonFiniteLossError):
-        raise results
-    return results
-
-
-def train_together(
-    runs: Mapping[str, ConfigDict], *, show_progress: bool = True
-) -> dict[str, dict[str, Any] | NonFiniteLossError]:
-    """Trains runs that differ in no more than `STACKED_FIELDS` as one program, by `jax.vmap`.
-
-    Each is the run that it is alone, with a workdir, checkpoints and a report of its own (but for
-    the picture, which takes as long as the run: `experiments.analyze` draws it), and may be
-    finished alone; all must stand at the same step. One that diverges does not stop the others.
-
-    Args:
-      runs: configs, keyed by their workdirs.
-      show_progress: as for `train_and_evaluate`.
-
-    Returns:
-      The results of each, or what stopped it.
-
-    Raises:
-      as `train_and_evaluate`, but for NonFiniteLossError.
-    """
-    for config in runs.values():
-        validation.validate(config, num_devices=jax.device_count())
-    if len({stack_key(config) for config in runs.values()}) > 1:
-        raise InputError(
-            f"runs of one program may differ in {', '.join(STACKED_FIELDS)} only: "
-            + ", ".join(runs)
-        )
-    built = [build(config) for config in runs.values()]
-    with contextlib.ExitStack() as stack:
-        paths = [stack.enter_context(locked_workdir(workdir)) for workdir in runs]
-        preempted = stack.enter_context(sigterm_noticed())
-        slots, states = [], []
-        init = _create_init(built[0])
-        for run, path in zip(built, paths, strict=True):
-            checkpointer = checkpoint.Checkpointer(
-                path, parallel.replicated(), keep=run.config.checkpoints_to_keep
-            )
-            stack.callback(checkpointer.close)
-            state, progress = _restore_or_init(run, init, checkpointer)
-            slots.append(Slot(run, path, checkpointer, progress))
-            states.append(state)
-        if len({int(state.step) for state in states}) > 1:
-            raise InputError(f"runs of one program stand at different steps: {', '.join(runs)}")
-        loop = Loop(slots, preempted, show_progress)
-        try:
-            state = loop.run(parallel.stack_states(states))
-        except NonFiniteLossError:  # Of the last: no other is left.
-            return {workdir: _failure(slot) for workdir, slot in zip(runs, slots, strict=True)}
-        labels = loop.correct_labels(state)
+    def sizes(self) -> dict[str, Any]:
+        """What `mlc_jax.load` needs of the data; JSON-like."""
+        prepare = self.dataset.prepare
+        leaf = lambda x: {"shape": list(x.shape), "dtype": str(x.dtype)}  # noqa: E731
         return {
-            workdir: slot.failure
-            or report.write(slot.run, slot.progress, of_slot, slot.workdir, picture=len(slots) == 1)
-            | {"workdir": str(slot.workdir)}
-            for workdir, slot, of_slot in zip(runs, slots, labels, strict=True)
+            "name": self.dataset.name,
+            "class_names": list(self.dataset.class_names),
+            "names_labels": self.dataset.names_labels,
+            "num_noisy": len(self.dataset.noisy),
+            "steps_per_epoch": self.pipeline.steps_per_epoch,
+            "num_epochs": self.num_epochs,
+            "example": jax.tree.map(leaf, self.example),
+            "prepare": prepare.to_json() if isinstance(prepare, Normalize) else None,
         }
 
 
-def _failure(slot: Slot) -> NonFiniteLossError:
-    assert slot.failure is not None
-    return slot.failure
-
-
-def stack_key(config: ConfigDict) -> str:
-    """Equal for configs that `train_together` can train as one program."""
-    plain: dict[str, Any] = json.loads(config.to_json())
-    for field in STACKED_FIELDS:
-        *path, name = field.split(".")
-        place = plain
-        for part in path:
-            place = place[part]
-        del place[name]
-    return json.dumps(plain, sort_keys=True)
-
-
-def build(config: ConfigDict) -> Run:
-    """Builds everything but the state; raises InputError for what the data do not allow."""
+def build_run(config: ConfigDict) -> Run:
+    """Builds what a config says; raises InputError for what the data do not allow."""
     dataset = data.load(config)
-    pipeline = data.Pipeline(
-        noisy=Examples(dataset.noisy.inputs, dataset.given_labels),
-        clean=Examples(dataset.clean.inputs, dataset.clean.labels),
-        noisy_batch_size=config.noisy_batch_size,
-        clean_batch_size=config.clean_batch_size,
-        split_clean=config.meta_gradient.mix_clean,
-        num_inner_steps=config.meta_gradient.num_inner_steps,
+    fields = {field.name: config.get(field.name) for field in dataclasses.fields(Settings)}
+    fields["diagnose_every"] = config.meta_gradient.diagnose_every
+    return create_run(
+        description=json.loads(config.to_json()),
+        prefix="config.",
+        dataset=dataset,
+        method=build.create_method(config, dataset.num_classes),
+        settings=Settings(**fields),
         augment=config.dataset.augment,
-        seed=config.seed,
+    )
+
+
+def create_run(
+    *,
+    description: dict[str, Any],
+    prefix: str,
+    dataset: data.Dataset,
+    method: Method,
+    settings: Settings,
+    augment: bool,
+) -> Run:
+    """Fits batches to the data, and the method to both.
+
+    Raises:
+      InputError: sizes that do not suit each other.
+    """
+    num_devices = jax.device_count()
+    pipeline = Pipeline(
+        noisy=dataset.noisy,
+        clean=dataset.clean,
+        noisy_batch_size=_fitted(
+            prefix, "noisy", settings.noisy_batch_size, len(dataset.noisy), num_devices
+        ),
+        clean_batch_size=_fitted(
+            prefix,
+            "clean",
+            settings.clean_batch_size,
+            len(dataset.clean),
+            num_devices * (2 if method.mix_clean else 1),
+        ),
+        split_clean=method.mix_clean,
+        num_inner_steps=method.num_inner_steps,
+        augment=augment,
+        seed=settings.seed,
     )
     pipeline.check()
-    num_classes = dataset.source.num_classes
-    model = models.create_classifier(config.model, num_classes, parallel.AXIS_NAME)
-    method = methods.METHODS[config.method](
-        methods.MethodInputs(
-            config=config,
-            model=model,
-            normalize=dataset.normalize,
-            example_inputs=jnp.asarray(dataset.clean.inputs[:1]),
-            num_classes=num_classes,
-            num_noisy=len(dataset.noisy),
-            steps_per_epoch=pipeline.steps_per_epoch,
-            num_epochs=config.num_epochs,
-            axis_name=parallel.AXIS_NAME,
+    unchecked = np.setdiff1d(dataset.noisy.given, dataset.clean.truth)
+    if len(unchecked):
+        logging.warning(
+            "No clean example of class %s: nothing tells its labels from wrong ones.",
+            ", ".join(dataset.class_names[i] for i in unchecked[:5]),
         )
+    steps_per_epoch = pipeline.steps_per_epoch
+    num_epochs = settings.num_steps / steps_per_epoch or settings.num_epochs
+    num_steps = round(num_epochs * steps_per_epoch)
+    if method.num_inner_steps > num_steps:
+        name = "config.meta_gradient.num_inner_steps" if prefix else "num_inner_steps"
+        raise InputError(
+            f"{name}: got {method.num_inner_steps}, expected at most {num_steps}, the inner steps "
+            f"of the whole training ({steps_per_epoch} per epoch)"
+        )
+    bound = method.bind(
+        num_noisy=len(dataset.noisy),
+        num_classes=dataset.num_classes,
+        steps_per_epoch=steps_per_epoch,
+        num_epochs=num_epochs,
+        prepare=dataset.prepare,
+        axis_name=stack.AXIS_NAME,
     )
-    return Run(config, dataset, pipeline, model, method)
+    return Run(description, prefix, dataset, pipeline, method, bound, settings, num_epochs)
+
+
+def _fitted(prefix: str, part: str, wanted: int, size: int, multiple: int) -> int:
+    """The batch size: as wanted, or what there is, in equal shares for devices and halves."""
+    fitted = min(wanted, size) // multiple * multiple
+    if not fitted:
+        raise InputError(
+            f"{prefix}{part}_batch_size: got {wanted} with {size} {part} examples, expected at "
+            f"least {multiple} of them: every device and every half of a clean batch needs one"
+        )
+    if fitted != wanted:
+        logging.info("Batches have %d of the %d %s examples.", fitted, size, part)
+    return fitted
+
+
+def create_init(run: Run) -> Callable[[np.uint32], TrainState]:
+    """seed -> the state before the first step, replicated over all devices of all processes."""
+    # Under jit, so that the state lies replicated from the start: donating one that does not would
+    # delete it. The seed is an argument, so that runs that differ in it share one program.
+    jitted = jax.jit(
+        lambda seed, example: run.bound.init(jax.random.key(seed), example),
+        out_shardings=stack.replicated(),
+    )
+    return lambda seed: jitted(seed, run.example)
 
 
 def initial_state(run: Run) -> TrainState:
-    """The state before the first step, replicated over all devices of all processes."""
-    return cast(TrainState, _create_init(run)(np.uint32(run.config.seed)))
+    """The state before the first step."""
+    return create_init(run)(np.uint32(run.settings.seed))
 
 
-def _create_init(run: Run) -> Any:
-    # Under jit, so that the state lies replicated from the start: donating one that does not would
-    # delete it. The seed is an argument, so that runs that differ in it share one program.
-    return jax.jit(
-        lambda seed: run.method.init(jax.random.key(seed)), out_shardings=parallel.replicated()
-    )
-
-
-def _restore_or_init(
-    run: Run, init: Any, checkpointer: checkpoint.Checkpointer
+def restore_or_init(
+    run: Run,
+    init: Callable[[np.uint32], TrainState],
+    checkpointer: Checkpointer | None,
+    formerly: Mapping[str, Any],
 ) -> tuple[TrainState, dict[str, Any]]:
-    config, seed = json.loads(run.config.to_json()), np.uint32(run.config.seed)
-    restored = checkpointer.restore(jax.eval_shape(init, seed), config)
+    """The state to go on from, and what the loop remembers beside it.
+
+    Args:
+      run: for its description and data, which must be those of the checkpoint.
+      init: see `create_init`.
+      checkpointer: None without a workdir.
+      formerly: what a description that lacks a field was made with.
+
+    Raises:
+      CheckpointError: the checkpoint is of another run, or cannot be read.
+    """
+    seed = np.uint32(run.settings.seed)
+    fresh = {"config": run.description, "data": run.fingerprint}
+    restored = None
+    if checkpointer is not None:
+        restored = checkpointer.restore(
+            jax.eval_shape(init, seed),
+            run.description,
+            formerly=formerly,
+            prefix=run.prefix,
+            init=lambda: init(seed),
+        )
     if restored is None:
-        return init(seed), {"config": config, "evals": [], "train_seconds": 0.0}
+        return init(seed), fresh | {"evals": [], "train_seconds": 0.0}
     state, progress = restored
+    if progress.get("data", run.fingerprint) != run.fingerprint:
+        raise CheckpointError(
+            "the checkpoint was made with other data: inputs, labels, or which rows are clean "
+            f"(fingerprint {progress['data']} then, {run.fingerprint} now).\n"
+            "Use another workdir, or the data of the checkpoint."
+        )
     logging.info("Going on from the checkpoint of step %d.", int(state.step))
-    return state, progress | {"config": config}
+    return state, progress | fresh
+
+
+def formerly() -> dict[str, Any]:
+    """For runs of a config; see `config.formerly`."""
+    return settings.formerly()

@@ -1,6 +1,9 @@
 """Over devices by `pmap`, and over runs of one shape by `vmap`: the outermost layer of every step.
 
-Everything inside is a pure function of (state, arrays) that is testable without this.
+Everything inside is a pure function of (state, arrays) that is testable without this. This is the
+only place that knows how several runs are one program: their states have a leading axis of runs,
+and their arrays one after that of the devices. A lone run has neither: it is the same program as
+without a stack.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +32,7 @@ def over_devices(
     Args:
       fun: (state, this device's arrays) -> outputs.
       num_runs: with more than one, state and outputs have a leading axis of runs, and arrays are
-        `[devices, runs, ...]`. A lone run has none: it is the same program as ever.
+        `[devices, runs, ...]`.
       donate: whether the state's memory is given to the outputs.
       devices: None are all.
     """
@@ -48,15 +51,15 @@ def replicated() -> NamedSharding:
     return NamedSharding(Mesh(np.asarray(jax.devices()), (AXIS_NAME,)), PartitionSpec())
 
 
-def stack_states(states: Sequence[Any]) -> Any:
-    """Trees of runs to one with a leading axis of runs, replicated; a lone run stays as it is."""
+def join_states(states: Sequence[Any]) -> Any:
+    """States of runs to one, replicated."""
     if len(states) == 1:
         return states[0]
     stack = lambda *xs: jnp.stack(xs)  # noqa: E731
     return jax.jit(lambda *xs: jax.tree.map(stack, *xs), out_shardings=replicated())(*states)
 
 
-def unstack(tree: Any, num_runs: int) -> list[Any]:
+def split(tree: Any, num_runs: int) -> list[Any]:
     """The inverse, for states and for what is computed from them."""
     if num_runs == 1:
         return [tree]
@@ -64,8 +67,26 @@ def unstack(tree: Any, num_runs: int) -> list[Any]:
     return [jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in range(num_runs)]
 
 
-def stack_arrays(trees: Sequence[Any], axis: int) -> Any:
-    """NumPy arrays of runs to those of a program for all; a lone run's stay as they are."""
-    if len(trees) == 1:
-        return trees[0]
-    return jax.tree.map(lambda *xs: np.stack(xs, axis), *trees)
+def for_all_devices(trees: Sequence[Any]) -> Any:
+    """NumPy arrays of each run to arrays of a stack, the same for every device."""
+    joined = trees[0]
+    if len(trees) > 1:
+        joined = jax.tree.map(lambda *xs: np.stack(xs), *trees)
+    num_devices = jax.local_device_count()
+    return jax.tree.map(lambda x: np.broadcast_to(x, (num_devices, *np.shape(x))), joined)
+
+
+def per_run(fun: Callable[[Any], Any], state: Any, num_runs: int) -> list[Any]:
+    """What `fun` makes of each run's state."""
+    return split((fun if num_runs == 1 else jax.vmap(fun))(state), num_runs)
+
+
+def numbers(metrics: Any, num_runs: int) -> list[dict[str, float]]:
+    """Scalars of a step to a dict of numbers for each run."""
+    host = {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
+    return [{k: float(x) for k, x in of_run.items()} for of_run in split(host, num_runs)]
+
+
+def step_of(state: Any) -> int:
+    """The inner steps made so far; all runs of a stack stand at the same one."""
+    return int(np.max(jax.device_get(state.step)))

@@ -11,6 +11,8 @@ from etils import epath
 from mlc_jax.errors import InputError
 
 LOCK_FILE = ".lock"
+CONFIG_FILE = "config.json"  # What the run is; written when it starts.
+DATASET_FILE = "dataset.json"  # What is needed of the data to use what it learned.
 
 
 @contextlib.contextmanager

@@ -1,0 +1,113 @@
+"""The picture of a run: training curves, and what became of the labels."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mlc_jax.data.source import Subset
+
+_MAX_NAMED_CLASSES = 20  # More names than that cannot be read.
+
+
+def training(
+    metrics: Sequence[dict[str, Any]],
+    evals: Sequence[dict[str, Any]],
+    noisy: Subset,
+    corrected: np.ndarray,
+    class_names: Sequence[str],
+    title: str,
+) -> bytes:
+    """Draws a run.
+
+    Where truth is known, given and corrected labels are held against it; where it is not, the
+    corrected labels against the given ones.
+
+    Args:
+      metrics: rows of `metrics.jsonl`.
+      evals: rows of the loop's evaluations.
+      noisy: the examples whose labels were corrected.
+      corrected: `[N]`.
+      class_names: C names.
+      title: above all.
+
+    Returns:
+      A PNG.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 7.5), layout="constrained")
+    (losses_axes, accuracy_axes), label_axes = figure.subplots(2, 2)
+    _draw_losses(losses_axes, metrics)
+    given = float(np.mean(noisy.given == noisy.truth)) if noisy.has_truth else None
+    _draw_accuracies(accuracy_axes, evals, given)
+    if noisy.has_truth:
+        shown = (("given labels", noisy.given), ("corrected labels", corrected))
+        for axes, (name, labels) in zip(label_axes, shown, strict=True):
+            _draw_counts(axes, noisy.truth, labels, class_names, "true class", "label")
+            axes.set_title(f"{name}: {100 * np.mean(labels == noisy.truth):.1f} % right")
+    else:
+        _draw_counts(label_axes[0], noisy.given, corrected, class_names, "given", "corrected")
+        label_axes[0].set_title(f"{np.sum(corrected != noisy.given)} of {len(noisy)} changed")
+        _draw_sizes(label_axes[1], noisy.given, corrected, class_names)
+    figure.suptitle(title)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=100)
+    return png.getvalue()
+
+
+def _draw_losses(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+    for name, label in (
+        ("train/inner_loss", "inner loss (corrected labels)"),
+        ("train/outer_loss", "outer loss (clean labels)"),
+    ):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label)
+    axes.set(xlabel="step", ylabel="loss (nats)", title="Training loss")
+    axes.legend()
+    axes.grid(alpha=0.3)
+
+
+def _draw_accuracies(axes: Any, evals: Sequence[dict[str, Any]], given: float | None) -> None:
+    for name, label in (
+        ("test_accuracy", "test accuracy"),
+        ("validation_accuracy", "validation accuracy"),
+        ("corrected_label_accuracy", "corrected labels right"),
+        ("labels_changed", "labels changed"),
+    ):
+        points = [(row["step"], row[name]) for row in evals if row.get(name) is not None]
+        if points and (name != "labels_changed" or given is None):
+            axes.plot(*zip(*points, strict=True), marker=".", label=label)
+    if given is not None:
+        axes.axhline(given, color="grey", linestyle="--", label="given labels right")
+    axes.set(xlabel="step", ylim=(0, 1.02), title="Share of examples")
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+
+
+def _draw_counts(
+    axes: Any, rows: np.ndarray, columns: np.ndarray, names: Sequence[str], ylabel: str, xlabel: str
+) -> None:
+    """Share of each column's class in each row's; each row sums to one."""
+    counts = np.zeros((len(names), len(names)))
+    np.add.at(counts, (rows, columns), 1)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    axes.figure.colorbar(image, ax=axes, shrink=0.8)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if len(names) <= _MAX_NAMED_CLASSES:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+
+
+def _draw_sizes(axes: Any, given: np.ndarray, corrected: np.ndarray, names: Sequence[str]) -> None:
+    places = np.arange(len(names))
+    for offset, (label, labels) in enumerate((("given", given), ("corrected", corrected))):
+        counts = np.bincount(labels, minlength=len(names))
+        axes.bar(places + 0.4 * offset - 0.2, counts, 0.4, label=label)
+    axes.set(ylabel="examples", title="Classes before and after")
+    if len(names) <= _MAX_NAMED_CLASSES:
+        axes.set_xticks(places, names, rotation=90)
+    axes.legend()

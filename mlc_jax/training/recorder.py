@@ -1,0 +1,124 @@
+"""What one run of the loop leaves behind while it trains: metrics, checkpoints, or its failure."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from mlc_jax.core import TrainState
+from mlc_jax.data.source import Subset
+from mlc_jax.errors import NonFiniteLossError
+from mlc_jax.training import checkpoint, evaluate
+from mlc_jax.training.metrics import MetricWriter
+from mlc_jax.training.run import Run
+from mlc_jax.training.workdir import CONFIG_FILE, DATASET_FILE
+
+
+@dataclasses.dataclass
+class Recorder:
+    """One run of the stack.
+
+    Attributes:
+      run: what is trained.
+      progress: what is remembered beside the state: description, evaluations, seconds.
+      workdir: of this run alone; None keeps everything in memory.
+      checkpointer: of `workdir`.
+      failure: why the run was given up; the others of a stack go on.
+      newest: metrics of the newest step that is known.
+    """
+
+    run: Run
+    progress: dict[str, Any]
+    workdir: epath.Path | None = None
+    checkpointer: checkpoint.Checkpointer | None = None
+    failure: NonFiniteLossError | None = None
+    newest: dict[str, float] = dataclasses.field(default_factory=dict)
+    _writer: MetricWriter | None = None
+
+    def open(self, step: int) -> None:
+        """Opens the files of metrics, and writes what the run is if it starts; one process does."""
+        if self.workdir is None:
+            return
+        self._writer = MetricWriter(self.workdir, start_step=step)
+        if step == 0:
+            text = json.dumps(self.run.description, indent=2, sort_keys=True) + "\n"
+            (self.workdir / CONFIG_FILE).write_text(text)
+        if not (self.workdir / DATASET_FILE).exists():
+            text = json.dumps(self.run.sizes(), indent=2) + "\n"
+            (self.workdir / DATASET_FILE).write_text(text)
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
+
+    def write(self, step: int, group: str, row: Mapping[str, Any]) -> None:
+        """Metrics of a step: `group/name`."""
+        if self._writer:
+            self._writer.write(step, {f"{group}/{name}": value for name, value in row.items()})
+
+    def check(self, step: int, metrics: dict[str, float]) -> None:
+        """Remembers the metrics of a step; gives the run up if one of them is not finite."""
+        self.newest = metrics
+        bad = [f"{name} is {x}" for name, x in metrics.items() if not np.isfinite(x)]
+        if bad:
+            self.give_up(f"step {step}: {', '.join(bad)}.")
+
+    def give_up(self, problem: str) -> None:
+        """Notes that the run diverged."""
+        if self.failure is not None:
+            return
+        good = "There is no checkpoint."
+        last = self.checkpointer.latest_step() if self.checkpointer else None
+        if self.workdir is not None and last is not None:
+            good = f"Last good checkpoint: {self.workdir / checkpoint.DIRECTORY / str(last)}."
+        self.failure = NonFiniteLossError(
+            f"{problem}\n{good} Lower main_optimizer.learning_rate or meta_optimizer.learning_rate."
+        )
+        logging.warning("%s is given up: %s", self.workdir, self.failure)
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts to save, unless the run has failed or a parameter is not finite."""
+        if self.failure is None and not checkpoint.all_finite(state):
+            self.give_up(f"step {step}: a parameter is not finite.")
+        if self.failure is None and self.checkpointer:
+            self.checkpointer.save(step, state, self.progress)
+
+    def wait(self) -> None:
+        """Blocks until all saves are on disk."""
+        if self.failure is None and self.checkpointer:
+            self.checkpointer.wait()
+
+    def evaluated(
+        self, step: int, phase: int, predictions: Mapping[str, evaluate.Prediction]
+    ) -> None:
+        """Notes an evaluation.
+
+        Args:
+          step, phase: when.
+          predictions: of the sets `probe`, and `test` and `validation` where there are any.
+        """
+        dataset = self.run.dataset
+        row: dict[str, float | None] = {}
+        row |= _scores("test", dataset.test, predictions)
+        row |= _scores("validation", dataset.validation, predictions)
+        del row["validation_loss"]
+        probed = dataset.noisy.take(self.run.probe)
+        corrected = predictions["probe"].soft_labels.argmax(-1)
+        right = float(np.mean(corrected == probed.truth)) if probed.has_truth else None
+        row["corrected_label_accuracy"] = right
+        row["labels_changed"] = float(np.mean(corrected != probed.given))
+        self.progress["evals"].append({"step": step, "phase": phase} | row)
+        self.write(step, "eval", row)
+
+
+def _scores(
+    name: str, subset: Subset | None, predictions: Mapping[str, evaluate.Prediction]
+) -> dict[str, float | None]:
+    if subset is None:
+        return {f"{name}_accuracy": None, f"{name}_loss": None}
+    of_set = evaluate.scores(predictions[name].logits, subset.truth)
+    return {f"{name}_{key}": value for key, value in of_set.items()}

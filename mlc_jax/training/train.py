@@ -1,0 +1,155 @@
+"""Trains runs to their end: data in, checkpoints, metrics and a report out."""
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from mlc_jax import config as settings
+from mlc_jax.core import TrainState
+from mlc_jax.errors import InputError, NonFiniteLossError
+from mlc_jax.training import checkpoint, report, stack
+from mlc_jax.training.evaluate import Prediction
+from mlc_jax.training.loop import Loop
+from mlc_jax.training.preemption import PreemptionFlag, sigterm_noticed
+from mlc_jax.training.recorder import Recorder
+from mlc_jax.training.run import Run, build_run, create_init, restore_or_init
+from mlc_jax.training.workdir import locked_workdir
+
+# Settings in which runs of one program may differ: they change numbers, but no shapes.
+STACKED_FIELDS = ("seed", "dataset.split_seed", "noise")
+
+
+def train_and_evaluate(
+    config: ConfigDict, workdir: str, *, show_progress: bool = True
+) -> dict[str, Any]:
+    """Trains one run to its end, going on from the newest checkpoint in `workdir`.
+
+    Args:
+      config: see `mlc_jax.config`.
+      workdir: made if need be; see `report` for what it holds at the end.
+      show_progress: whether process 0 draws a progress bar.
+
+    Returns:
+      The results, as in `results.json`.
+
+    Raises:
+      InputError: bad config or data; nothing was started.
+      CheckpointError: a checkpoint of another config, or one that cannot be read or written.
+      NonFiniteLossError: training diverged.
+      Preempted: SIGTERM; the same call goes on.
+    """
+    results = train_together({workdir: config}, show_progress=show_progress)[workdir]
+    if isinstance(results, NonFiniteLossError):
+        raise results
+    return results
+
+
+def train_together(
+    runs: Mapping[str, ConfigDict], *, show_progress: bool = True
+) -> dict[str, dict[str, Any] | NonFiniteLossError]:
+    """Trains runs that differ in no more than `STACKED_FIELDS` as one program, by `jax.vmap`.
+
+    Each is the run that it is alone, with a workdir, checkpoints and a report of its own (but for
+    the picture, which takes as long as the run: `experiments.analyze` draws it), and may be
+    finished alone; all must stand at the same step. One that diverges does not stop the others.
+
+    Args:
+      runs: configs, keyed by their workdirs.
+      show_progress: as for `train_and_evaluate`.
+
+    Returns:
+      The results of each, or what stopped it.
+
+    Raises:
+      as `train_and_evaluate`, but for NonFiniteLossError.
+    """
+    for config in runs.values():
+        settings.validate(config, num_devices=jax.device_count())
+    if len({stack_key(config) for config in runs.values()}) > 1:
+        raise InputError(
+            f"runs of one program may differ in {', '.join(STACKED_FIELDS)} only: "
+            + ", ".join(runs)
+        )
+    built = [build_run(config) for config in runs.values()]
+    results: dict[str, dict[str, Any] | NonFiniteLossError] = {}
+    with contextlib.ExitStack() as contexts:
+        paths = [contexts.enter_context(locked_workdir(workdir)) for workdir in runs]
+        recorders, _, predictions = train_runs(
+            built, paths, formerly=settings.formerly(), show_progress=show_progress
+        )
+        for name, path, recorder, of_run in zip(runs, paths, recorders, predictions, strict=True):
+            if recorder.failure is not None or of_run is None:
+                assert recorder.failure is not None
+                results[name] = recorder.failure
+                continue
+            written = report.write(
+                recorder.run, recorder.progress, of_run, path, picture=len(runs) == 1
+            )
+            results[name] = written | {"workdir": str(path)}
+    return results
+
+
+def train_runs(
+    runs: Sequence[Run],
+    workdirs: Sequence[epath.Path | None],
+    *,
+    formerly: Mapping[str, Any],
+    show_progress: bool,
+) -> tuple[list[Recorder], TrainState | None, Sequence[Prediction | None]]:
+    """Trains runs of one shape to their end, from where their workdirs stand.
+
+    Args:
+      runs: what is trained.
+      workdirs: locked; None keeps a run in memory.
+      formerly: see `config.formerly`.
+      show_progress: whether process 0 draws a progress bar.
+
+    Returns:
+      One recorder for each run; the stacked state, None if all diverged; and what each run says of
+      the noisy examples that it exports.
+    """
+    with contextlib.ExitStack() as contexts:
+        saves = any(path is not None for path in workdirs)
+        preempted = contexts.enter_context(sigterm_noticed()) if saves else PreemptionFlag()
+        init, recorders, states = create_init(runs[0]), [], []
+        for run, path in zip(runs, workdirs, strict=True):
+            checkpointer = None
+            if path is not None:
+                checkpointer = checkpoint.Checkpointer(
+                    path, stack.replicated(), keep=run.settings.checkpoints_to_keep
+                )
+                contexts.callback(checkpointer.close)
+            state, progress = restore_or_init(run, init, checkpointer, formerly)
+            recorders.append(Recorder(run, progress, path, checkpointer))
+            states.append(state)
+        if len({int(state.step) for state in states}) > 1:
+            raise InputError(
+                "runs of one program stand at different steps: " + ", ".join(map(str, workdirs))
+            )
+        loop = Loop(recorders, preempted, show_progress)
+        try:
+            state = loop.run(stack.join_states(states))
+        except NonFiniteLossError:  # Of the last: no other is left.
+            return recorders, None, [None] * len(runs)
+        return recorders, state, loop.correct_labels(state)
+
+
+def stack_key(config: ConfigDict) -> str:
+    """Equal for configs that `train_together` can train as one program."""
+    plain: dict[str, Any] = json.loads(config.to_json())
+    fields = set(STACKED_FIELDS)
+    if config.dataset.standardize:
+        # Mean and deviation are constants of the program, and those of a split's noisy set.
+        fields.remove("dataset.split_seed")
+    for field in fields:
+        *path, name = field.split(".")
+        place = plain
+        for part in path:
+            place = place[part]
+        del place[name]
+    return json.dumps(plain, sort_keys=True)
