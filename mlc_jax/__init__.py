@@ -1,3 +1,64 @@
-"""Meta Label Correction for noisy labels, in JAX and Flax."""
+"""Meta Label Correction for noisy labels, in JAX and Flax.
+
+import mlc_jax as mlc
+
+noisy = mlc.Examples(x_noisy, y_given)
+clean = mlc.Examples(x_clean, y_true)
+method = mlc.methods.mlc(
+    model=mlc.models.MLP(10), lcn=mlc.models.LabelCorrectionNetwork(10),
+    tx=mlc.sgd(0.1, momentum=0.9), meta_tx=mlc.adam(1e-3),
+)
+result = mlc.fit(method, noisy, clean, num_epochs=60)
+result.labels, result.label_quality, result.predict_proba(x_test)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Imported when first asked for: importing JAX and Flax takes seconds, and a command that only says
+# what is wrong with its flags needs neither.
+_PLACES = {
+    "Examples": "mlc_jax.api",
+    "Result": "mlc_jax.api",
+    "fit": "mlc_jax.api",
+    "load": "mlc_jax.api",
+    "adam": "mlc_jax.core.optimizers",
+    "adamw": "mlc_jax.core.optimizers",
+    "amsgrad": "mlc_jax.core.optimizers",
+    "sgd": "mlc_jax.core.optimizers",
+}
+_MODULES = ("estimators", "methods", "models")
+
+__all__ = [
+    "Examples",
+    "Result",
+    "__version__",
+    "adam",
+    "adamw",
+    "amsgrad",
+    "estimators",
+    "fit",
+    "load",
+    "methods",
+    "models",
+    "sgd",
+]
+
+if TYPE_CHECKING:
+    from mlc_jax import estimators, methods, models
+    from mlc_jax.api import Examples, Result, fit, load
+    from mlc_jax.core.optimizers import adam, adamw, amsgrad, sgd
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"mlc_jax.{name}")
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    raise AttributeError(f"module 'mlc_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

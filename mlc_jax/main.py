@@ -2,15 +2,16 @@
 
     python -m mlc_jax.main --config=configs/digits.py --workdir=runs/digits
 
-Any setting of the config can be overridden: --config.noise.level=0.6. The same command goes on from
-the newest checkpoint in the workdir. Several processes (a TPU pod, a Slurm job): --distributed.
+Any setting of the config can be overridden: --config.noise.level=0.6. `python -m mlc_jax.config`
+lists them. The same command goes on from the newest checkpoint in the workdir. Several processes (a
+TPU pod, a Slurm job): --distributed.
 """
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
-from mlc_jax import command_line, train
+from mlc_jax import command_line, config
+from mlc_jax.errors import InputError, expect
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/digits.py.", lock_config=True
@@ -30,11 +31,50 @@ _PROGRESS = flags.DEFINE_bool("progress", True, "Draw a progress bar.")
 
 
 def main() -> None:
+    # Before JAX and TensorFlow are imported: that alone takes ten seconds.
+    config.validate(_CONFIG.value)
+    _check_processes()
+    import jax
+
     if _DISTRIBUTED.value or _COORDINATOR.value:
-        jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        _join_processes()
+    from mlc_jax.training import train
+
     results = train.train_and_evaluate(_CONFIG.value, _WORKDIR.value, show_progress=_PROGRESS.value)
     if jax.process_index() == 0:
         print(results["table"])
+
+
+def _check_processes() -> None:
+    """Raises InputError unless --coordinator and what belongs to it are all there, or none."""
+    coordinator, count, index = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    if coordinator is None and count is None and index is None:
+        return
+    if coordinator is None or count is None or index is None:
+        given = {"--coordinator": coordinator, "--num_processes": count, "--process_id": index}
+        missing = [name for name, value in given.items() if value is None]
+        raise InputError(
+            f"{', '.join(missing)}: missing; expected --coordinator=HOST:PORT, --num_processes=N "
+            "and --process_id=I together, or none of them"
+        )
+    host, _, port = coordinator.rpartition(":")
+    is_address = bool(host) and port.isdecimal() and 0 < int(port) < 2**16
+    expect(is_address, "--coordinator", coordinator, "HOST:PORT")
+    expect(count >= 1, "--num_processes", count, "at least 1")
+    expect(0 <= index < count, "--process_id", index, f"0 to {count - 1}")
+
+
+def _join_processes() -> None:
+    import jax
+
+    try:
+        jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"--distributed: JAX found no cluster to join ({reason}); expected a TPU pod or a "
+            "Slurm job, or --coordinator=HOST:PORT --num_processes=N --process_id=I in each process"
+        ) from error
 
 
 if __name__ == "__main__":
