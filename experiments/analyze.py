@@ -2,7 +2,7 @@
 
     python -m experiments.analyze --workdir=DIR
 
-DIR is the workdir of one run, of any method. In DIR/analysis:
+DIR is the workdir of one run, of any method, or of `mlc_jax.fit`. In DIR/analysis:
 
     heat_maps.png      given and corrected labels against the true ones (Figure 6)
     label_quality.png  how far the method believes right and wrong given labels: the LCN's
@@ -10,6 +10,10 @@ DIR is the workdir of one run, of any method. In DIR/analysis:
     dynamics.png       inner loss, outer loss and test accuracy against step (Figure 8)
     label_errors.md    "this label is wrong": precision and recall of what was corrected, AUC and
     label_errors.csv   average precision of the ranking by 1 - label_quality; beside cleanlab
+
+Where the true labels are not known, given and corrected labels are held against each other: a heat
+map of the corrected labels of each given one, and the quality of labels that were kept and of those
+that were corrected. Precision and recall stay empty then.
 
 cleanlab (pip install cleanlab) ranks the same labels by out-of-sample probabilities, here of a
 scikit-learn MLP on the raw inputs in five-fold cross-validation. It sees no clean label. For other
@@ -24,16 +28,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from etils import epath
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from experiments.tables import to_csv
-from mlc_jax import command_line, data, report
+from experiments.tables import to_markdown as markdown_table
+from mlc_jax import command_line, data
+from mlc_jax.config import complete
+from mlc_jax.data import UNKNOWN
 from mlc_jax.errors import InputError, expect
-from mlc_jax.metrics import read_metrics
+from mlc_jax.training import report
+from mlc_jax.training.metrics import read_metrics
+from mlc_jax.training.workdir import CONFIG_FILE, DATASET_FILE
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Workdir of one finished run.")
 _CLEANLAB = flags.DEFINE_bool("cleanlab", True, "Set cleanlab beside the method, if installed.")
@@ -54,16 +63,27 @@ class Labels(NamedTuple):
     corrected: np.ndarray  # [N]
     soft: np.ndarray  # [N, C]
     quality: np.ndarray  # [N]
-    true: np.ndarray  # [N]
+    true: np.ndarray  # [N], UNKNOWN where nobody knows it.
+
+    @property
+    def changed(self) -> np.ndarray:
+        """Which labels were corrected, `[N]`."""
+        return self.corrected != self.given
+
+    @property
+    def wrong(self) -> np.ndarray | None:
+        """Which given labels are wrong, `[N]`; None where the truth is not known."""
+        return None if (self.true == UNKNOWN).any() else self.given != self.true
 
 
 def main() -> None:
     workdir = epath.Path(_WORKDIR.value).expanduser().resolve()
     config, results, labels = read_run(workdir)
-    title = f"{results['method']} on {results['dataset']}, {results['noise']} noise"
+    noise = "labels as given" if results["noise"] == "given" else f"{results['noise']} noise"
+    title = f"{results['method']} on {results['dataset']}, {noise}"
     directory = workdir / DIRECTORY
     directory.mkdir(exist_ok=True)
-    names = _class_names(config, labels.soft.shape[1])
+    names = _class_names(workdir, config, labels.soft.shape[1])
     metrics = read_metrics(workdir)
     for name, figure in (
         ("heat_maps", plot_heat_maps(labels, names, title)),
@@ -75,13 +95,13 @@ def main() -> None:
         directory.joinpath(f"{name}.png").write_bytes(png.getvalue())
     rows = [
         {"ranked by": f"{results['method']}, 1 - label_quality"}
-        | detection(labels, labels.corrected != labels.given, labels.quality)
+        | detection(labels, labels.changed, labels.quality)
     ]
     note = ""
     try:
         rows += _of_cleanlab(config, labels)
     except InputError as reason:
-        note = f"\ncleanlab: left out. {reason}\n"
+        note = f"\ncleanlab is skipped: {reason}\n"
     directory.joinpath("label_errors.csv").write_text(to_csv(rows))
     text = to_markdown(rows, labels, title) + note
     directory.joinpath("label_errors.md").write_text(text)
@@ -89,11 +109,11 @@ def main() -> None:
     print(f"Everything is in {directory}.")
 
 
-def read_run(workdir: epath.Path) -> tuple[ConfigDict, dict[str, Any], Labels]:
-    """Config, results and labels of a finished run.
+def read_run(workdir: epath.Path) -> tuple[ConfigDict | None, dict[str, Any], Labels]:
+    """Config, results and labels of a finished run; None for the config of a run of `mlc_jax.fit`.
 
     Raises:
-      InputError: it is none.
+      InputError: there is none.
     """
     results = workdir / report.RESULTS_FILE
     if not results.exists():
@@ -102,7 +122,8 @@ def read_run(workdir: epath.Path) -> tuple[ConfigDict, dict[str, Any], Labels]:
         hint = f"; runs below it: {below[0]}, ... ({len(below)})" if below else ""
         raise InputError(f"--workdir: no finished run in {str(workdir)!r}{hint}")
     try:
-        config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+        described = json.loads((workdir / CONFIG_FILE).read_text())
+        config = None if "made_by" in described else complete(ConfigDict(described))
         with (workdir / report.SOFT_LABELS_FILE).open("rb") as file, np.load(file) as arrays:
             keys = ("given_label", "corrected_label", "soft_label", "label_quality", "true_label")
             labels = Labels(*(arrays[key] for key in keys))
@@ -123,21 +144,25 @@ def detection(
 
     Returns:
       `flagged`, how many; precision and recall of them; AUC and average precision of the ranking.
-      None where a figure has no meaning: without wrong or without right labels, say.
+      None where a figure has no meaning: the truth is not known, or no label is wrong, say.
     """
-    wrong = labels.given != labels.true
+    figures: dict[str, float | int | None] = {"flagged": int(flagged.sum())}
+    figures |= dict.fromkeys(("precision", "recall", "auc", "average_precision"))
+    wrong = labels.wrong
+    if wrong is None:
+        return figures
     hits = int(np.sum(flagged & wrong))
-    both = wrong.any() and not wrong.all()
-    return {
-        "flagged": int(flagged.sum()),
-        "precision": hits / flagged.sum() if flagged.any() else None,
-        "recall": hits / wrong.sum() if wrong.any() else None,
-        "auc": float(roc_auc_score(wrong, -quality)) if both else None,
-        "average_precision": float(average_precision_score(wrong, -quality)) if both else None,
-    }
+    if flagged.any():
+        figures["precision"] = hits / flagged.sum()
+    if wrong.any():
+        figures["recall"] = hits / wrong.sum()
+    if wrong.any() and not wrong.all():
+        figures["auc"] = float(roc_auc_score(wrong, -quality))
+        figures["average_precision"] = float(average_precision_score(wrong, -quality))
+    return figures
 
 
-def _of_cleanlab(config: ConfigDict, labels: Labels) -> list[dict[str, Any]]:
+def _of_cleanlab(config: ConfigDict | None, labels: Labels) -> list[dict[str, Any]]:
     """cleanlab's row; InputError says why there is none."""
     if not _CLEANLAB.value:
         return []
@@ -146,7 +171,12 @@ def _of_cleanlab(config: ConfigDict, labels: Labels) -> list[dict[str, Any]]:
         from cleanlab.rank import get_label_quality_scores
     except ImportError as error:
         raise InputError("It is not installed: pip install cleanlab.") from error
-    probs = _read_probs(labels) if _PRED_PROBS.value else cross_validated(config, labels.given)
+    if _PRED_PROBS.value:
+        probs = _read_probs(labels)
+    elif config is None:
+        raise InputError("It needs --pred_probs=FILE.npy: the run's inputs are not in its workdir.")
+    else:
+        probs = cross_validated(config, labels.given)
     # In this process: a fork of one that runs JAX and TensorFlow may hang.
     flagged = find_label_issues(labels.given, probs, n_jobs=1)
     quality = get_label_quality_scores(labels.given, probs)
@@ -176,56 +206,70 @@ def cross_validated(config: ConfigDict, given: np.ndarray) -> np.ndarray:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    inputs = data.load(config).noisy.inputs
-    if inputs.size > MAX_VALUES:
+    dataset = data.load(config)
+    noisy = dataset.noisy.take(slice(0, len(given)))  # A run may export the first labels alone.
+    source = noisy.source
+    assert isinstance(source, data.ArraySource)
+    num_values = source.inputs[0].size
+    if len(noisy) * num_values > MAX_VALUES:
         raise InputError(
-            f"{len(inputs):,} inputs of {inputs[0].size:,} numbers are too many for an MLP in "
+            f"{len(noisy):,} inputs of {num_values:,} numbers are too many for an MLP in "
             "cross-validation: --pred_probs=FILE.npy takes the probabilities of your own model."
         )
-    if np.bincount(given).min() < _FOLDS:
-        raise InputError(f"A class has fewer than {_FOLDS} given labels, one a fold.")
+    if np.bincount(given, minlength=dataset.num_classes).min() < _FOLDS:
+        raise InputError(f"A class has fewer than {_FOLDS} given labels, one per fold.")
     hidden = tuple(config.model.mlp.hidden_sizes)
     model = make_pipeline(
         StandardScaler(),
         # Stopped early, or it would learn the wrong labels by heart.
         MLPClassifier(hidden, early_stopping=True, max_iter=100, random_state=0),
     )
-    flat = inputs.reshape(len(inputs), -1).astype(np.float32)
+    flat = source.inputs[noisy.rows].reshape(len(noisy), -1).astype(np.float32)
     probs: np.ndarray = cross_val_predict(model, flat, given, cv=_FOLDS, method="predict_proba")
     return probs
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]], labels: Labels, title: str) -> str:
     """The report on label errors, in percent."""
-    wrong = labels.given != labels.true
-    lines = [
-        f"{title}: {wrong.sum()} of {len(wrong)} given labels are wrong ({wrong.mean():.1%}).",
-        "",
-        f"| {' | '.join(rows[0])} |",
-        "| --- |" + " ---: |" * (len(rows[0]) - 1),
-    ]
-    for row in rows:
-        cells = ["-" if x is None else f"{x:.1%}" if isinstance(x, float) else str(x)
-                 for x in row.values()]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    wrong, num_labels = labels.wrong, len(labels.given)
+    if wrong is None:
+        first = f"{title}: {num_labels} given labels; which of them are wrong is not known."
+    else:
+        share = f"{wrong.mean():.1%}"
+        first = f"{title}: {wrong.sum()} of {num_labels} given labels are wrong ({share})."
+    body = [[_cell(x) for x in row.values()] for row in rows]
+    return f"{first}\n\n{markdown_table(list(rows[0]), body)}"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if isinstance(value, float) else str(value)
 
 
 def plot_heat_maps(labels: Labels, names: Sequence[str], title: str) -> Figure:
-    """Mean label of every true class: as given, and as corrected (soft)."""
+    """Mean label of every true class: as given, and as corrected (soft).
+
+    Where the truth is not known, of every given label: as corrected.
+    """
     num_classes = labels.soft.shape[1]
-    members = np.eye(num_classes)[labels.true]
+    given = np.eye(num_classes)[labels.given]
+    if labels.wrong is None:
+        rows, ylabel = labels.given, "given label"
+        panels = {f"corrected labels: {labels.changed.mean():.1%} changed": labels.soft}
+    else:
+        rows, ylabel = labels.true, "true class"
+        panels = {
+            f"{shown}: {np.mean(soft.argmax(axis=1) == rows):.1%} right": soft
+            for shown, soft in (("given labels", given), ("corrected labels", labels.soft))
+        }
+    members = np.eye(num_classes)[rows]
     sizes = np.maximum(members.sum(axis=0), 1)[:, None]
-    figure = Figure(figsize=(13, 6), layout="constrained")
-    for axes, shown, soft in zip(
-        figure.subplots(1, 2),
-        ("given labels", "corrected labels"),
-        (np.eye(num_classes)[labels.given], labels.soft),
-        strict=True,
-    ):
+    figure = Figure(figsize=(1 + 6 * len(panels), 6), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (shown, soft) in zip(all_axes, panels.items(), strict=True):
         image = axes.imshow(members.T @ soft / sizes, vmin=0, vmax=1, cmap="Blues")
-        right = np.mean(soft.argmax(axis=1) == labels.true)
-        axes.set(xlabel="label", ylabel="true class", title=f"{shown}: {right:.1%} right")
+        axes.set(xlabel="label", ylabel=ylabel, title=shown)
         if num_classes <= _MAX_NAMED_CLASSES:
             axes.set_xticks(range(num_classes), names, rotation=90)
             axes.set_yticks(range(num_classes), names)
@@ -235,12 +279,17 @@ def plot_heat_maps(labels: Labels, names: Sequence[str], title: str) -> Figure:
 
 
 def plot_label_quality(labels: Labels, title: str) -> Figure:
-    """Histograms of the quality of right and of wrong given labels."""
-    right = labels.given == labels.true
+    """Histograms of the quality of right and of wrong given labels.
+
+    Where the truth is not known, of kept and of corrected ones.
+    """
+    first, second, names = ~labels.changed, labels.changed, ("kept labels", "corrected labels")
+    if labels.wrong is not None:
+        first, second, names = ~labels.wrong, labels.wrong, ("right labels", "wrong labels")
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     bins = list(np.linspace(0, 1, 41))
-    for name, rows in (("right labels", right), ("wrong labels", ~right)):
+    for name, rows in zip(names, (first, second), strict=True):
         if rows.any():
             weights = np.full(rows.sum(), 1 / rows.sum())
             shown = f"{name} ({rows.sum()}), mean {labels.quality[rows].mean():.2f}"
@@ -260,6 +309,7 @@ def plot_dynamics(metrics: Sequence[Mapping[str, Any]], title: str) -> Figure:
             "validation": "eval/validation_accuracy",
             "corrected labels": "eval/corrected_label_accuracy",
         },
+        "share of labels changed": {"noisy set": "eval/labels_changed"},
     }
     drawn = {name: _curves(metrics, curves) for name, curves in panels.items()}
     drawn = {name: curves for name, curves in drawn.items() if curves}
@@ -285,12 +335,18 @@ def _curves(
     return {label: points(key) for label, key in curves.items() if points(key)}
 
 
-def _class_names(config: ConfigDict, num_classes: int) -> Sequence[str]:
-    """The dataset's, or numbers where the data are not at hand."""
+def _class_names(workdir: epath.Path, config: ConfigDict | None, num_classes: int) -> Sequence[str]:
+    """The dataset's, or numbers where the data of an older run are not at hand."""
+    path = workdir / DATASET_FILE
     try:
-        return data.load(config).source.class_names
-    except InputError:
-        return [str(i) for i in range(num_classes)]
+        if path.exists():
+            names: list[str] = json.loads(path.read_text())["class_names"]
+            return names
+        if config is not None:
+            return data.load(config).class_names
+    except (InputError, ValueError, KeyError) as error:
+        logging.warning("Classes are drawn by number: %s", error)
+    return [str(i) for i in range(num_classes)]
 
 
 if __name__ == "__main__":

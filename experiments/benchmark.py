@@ -6,28 +6,31 @@
 `experiments.costs` says what is measured: an MLC window of k steps is held against a window of k
 plain ones. `exact:store` is exact with `meta_gradient.backward=store`; without a colon the config's
 is taken. Steps are timed in turn (plain, exact, approximate, plain, ...), so that whatever else the
-machine does weighs on all of them alike: on a shared machine the ratios are the message. Only the
-wait for data needs TensorFlow.
+machine does weighs on all of them alike: on a shared machine the ratios are the message. Each k is
+written to `benchmark.jsonl` as soon as it is measured, and the same command goes on from there.
+Only the wait for data needs TensorFlow.
 """
 
 import time
 
 import jax
 from absl import flags
-from etils import epath
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from experiments import costs
+from experiments.records import Records, flat_settings
 from experiments.tables import to_csv
 from mlc_jax import command_line
+from mlc_jax.config import validate
+from mlc_jax.core import ESTIMATORS
 from mlc_jax.errors import InputError, expect
-from mlc_jax.meta_gradients import ESTIMATORS
+from mlc_jax.training.workdir import locked_workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/digits.py.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for the tables; made if need be.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the tables; made if need be.")
 _NUM_INNER_STEPS = flags.DEFINE_list("num_inner_steps", ["1", "5"], "Window lengths k.")
 _ESTIMATORS = flags.DEFINE_list(
     "estimators", list(ESTIMATORS), "What to measure, with :backward or without."
@@ -41,16 +44,18 @@ _DATA_WINDOWS = 50
 def main() -> None:
     config = _CONFIG.value
     num_inner_steps = _check_flags(config)
-    workdir = epath.Path(_WORKDIR.value).expanduser().resolve()
-    workdir.mkdir(parents=True, exist_ok=True)
-    programs = costs.mlc_programs(config, num_inner_steps, _ESTIMATORS.value)
-    rows = costs.to_rows(costs.measure(programs, repeats=_REPEATS.value))
-    setting = costs.describe(config) | {"repeats": _REPEATS.value}
-    workdir.joinpath("benchmark.csv").write_text(to_csv([setting | row for row in rows]))
-    text = ", ".join(f"{name} {value}" for name, value in setting.items())
-    text += f"\n\n{costs.to_markdown(rows)}{_wait_line(config) if _DATA.value else ''}"
-    workdir.joinpath("benchmark.md").write_text(text)
-    print(text)
+    with locked_workdir(_WORKDIR.value) as workdir:
+        setting = costs.describe(config) | {"repeats": _REPEATS.value}
+        settings = flat_settings(config) | setting | {"--estimators": _ESTIMATORS.value}
+        rows = costs.measure_lengths(
+            config, num_inner_steps, _ESTIMATORS.value, repeats=_REPEATS.value,
+            records=Records(workdir / "benchmark.jsonl", settings),
+        )  # fmt: skip
+        workdir.joinpath("benchmark.csv").write_text(to_csv([setting | row for row in rows]))
+        text = ", ".join(f"{name} {value}" for name, value in setting.items())
+        text += f"\n\n{costs.to_markdown(rows)}{_wait_line(config) if _DATA.value else ''}"
+        workdir.joinpath("benchmark.md").write_text(text)
+        print(text)
 
 
 def data_wait_share(config: ConfigDict, num_windows: int = _DATA_WINDOWS) -> float:
@@ -59,14 +64,16 @@ def data_wait_share(config: ConfigDict, num_windows: int = _DATA_WINDOWS) -> flo
     Runs the config's pipeline, placement and step as the loop does: one step in flight. The first
     window, with compilation and the filling of the buffers, is left out.
     """
-    from mlc_jax import parallel, train  # Imports TensorFlow.
-    from mlc_jax.data.pipeline import to_devices
+    from mlc_jax.data.loader import to_devices  # Imports TensorFlow, as the next does.
+    from mlc_jax.training.run import build_run, initial_state
+    from mlc_jax.training.stack import over_devices
 
-    run = train.build(config)
+    validate(config, num_devices=jax.device_count())
+    run = build_run(config)
     arrays = run.pipeline.batches(0, num_devices=jax.local_device_count())
     batches = to_devices(arrays, jax.local_devices())
-    step = parallel.over_devices(run.method.train_step, donate=True)
-    state, metrics = jax.block_until_ready(step(train.initial_state(run), next(batches)))
+    step = over_devices(run.bound.train_step, donate=True)
+    state, metrics = jax.block_until_ready(step(initial_state(run), next(batches)))
     waited, start = 0.0, time.perf_counter()
     for _ in tqdm(range(num_windows), desc="waiting for data", dynamic_ncols=True):
         before = time.perf_counter()
@@ -89,13 +96,12 @@ def _wait_line(config: ConfigDict) -> str:
 
 def _check_flags(config: ConfigDict) -> list[int]:
     """Raises InputError, or returns the values of k."""
-    windows, estimators, dataset = _NUM_INNER_STEPS.value, _ESTIMATORS.value, config.dataset.name
+    validate(config, num_devices=1)  # Programs are timed on one.
+    windows, estimators = _NUM_INNER_STEPS.value, _ESTIMATORS.value
     ok = windows and all(value.isdecimal() and int(value) for value in windows)
     expect(ok, "--num_inner_steps", ",".join(windows), "whole numbers from 1, as in 1,5")
     ok = estimators and set(estimators) <= set(costs.STEPS)
     expect(ok, "--estimators", ",".join(estimators), f"some of {', '.join(costs.STEPS)}")
-    known = costs.DATASETS
-    expect(dataset in known, "config.dataset.name", dataset, f"one of {', '.join(known)}")
     return [int(value) for value in windows]
 
 

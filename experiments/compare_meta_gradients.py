@@ -7,15 +7,20 @@ Three parts, each with a table (CSV and Markdown) and a picture in DIR:
     agreement   cosine with the exact k-step meta-gradient, and norm over its norm, on the same
                 windows: at three points of one real run, at low and at high noise
     cost        time, compilation, memory and FLOPs beside plain steps (`experiments.benchmark`)
-    accuracy    what training with each of them ends at, over seeds; runs that are finished are not
-                run again
+    accuracy    what training with each of them ends at, over seeds
+
+Everything is written as soon as it is measured (`cost.jsonl` after every k, `agreement.jsonl` after
+every k and noise level, `runs/` after every run), and the same command measures what is missing.
+Seeds of one estimator and k are trained as one program, `--batch_runs` of them at most: each is the
+run that it would be alone, rounding aside.
 
 Estimators are named as in `meta_gradient.estimator`; `truncated:5` is truncated with
 `meta_gradient.truncation=5`, `exact:store` exact with `meta_gradient.backward=store`.
 """
 
+import functools
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -29,13 +34,29 @@ from tqdm import tqdm
 
 from experiments import costs, runs
 from experiments.meta_gradient_plots import Rows, plot_accuracy, plot_agreement, plot_cost
-from experiments.tables import to_csv, values, where
-from mlc_jax import command_line, parallel, train, validation
-from mlc_jax.bilevel import BACKWARDS, Batch, Problem
-from mlc_jax.data.pipeline import to_devices
+from experiments.records import Records, Row, clear_programs, flat_settings
+from experiments.tables import to_csv, to_markdown, values, where
+from mlc_jax import command_line
+from mlc_jax.config import validate
+from mlc_jax.core import (
+    BACKWARDS,
+    ESTIMATORS,
+    Batch,
+    Estimator,
+    MainState,
+    Options,
+    Params,
+    Problem,
+    TrainState,
+    Window,
+    agreement,
+)
+from mlc_jax.core.estimators import DEFAULTS
+from mlc_jax.data.loader import to_devices
 from mlc_jax.errors import expect
-from mlc_jax.meta_gradients import DEFAULTS, ESTIMATORS, Estimator, Options, Window, agreement
-from mlc_jax.train_state import MainState, Params, TrainState
+from mlc_jax.training.run import Run, build_run, initial_state
+from mlc_jax.training.stack import over_devices
+from mlc_jax.training.workdir import locked_workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/digits.py.", lock_config=True
@@ -49,13 +70,18 @@ _ESTIMATORS = flags.DEFINE_list(
     "What is held against exact.",
 )  # fmt: skip
 _NUM_INNER_STEPS = flags.DEFINE_list(
-    "num_inner_steps", ["1", "2", "5", "10", "20", "50"], "Window lengths k."
+    "num_inner_steps", ["1", "2", "5", "10"], "Window lengths k of agreement and cost."
 )
-_TRAINED = flags.DEFINE_list("trained", ["1", "5", "20"], "Window lengths k of accuracy.")
+_TRAINED = flags.DEFINE_list("trained", ["1", "5"], "Window lengths k of accuracy.")
 _LEVELS = flags.DEFINE_list("levels", ["0.2", "0.6"], "Noise levels of agreement, low to high.")
-_WINDOWS = flags.DEFINE_integer("windows", 10, "Windows at each point of a run.", lower_bound=2)
+_WINDOWS = flags.DEFINE_integer("windows", 5, "Windows at each point of a run.", lower_bound=2)
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of accuracy, from 0.", lower_bound=1)
-_REPEATS = flags.DEFINE_integer("repeats", 10, "Timings of every step.", lower_bound=1)
+_BATCH_RUNS = flags.DEFINE_integer(
+    "batch_runs", 5, "Runs of accuracy to train as one program, at most.", lower_bound=1
+)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timings of every step.", lower_bound=1)
+
+Grid = Mapping[str, tuple[dict[str, Any], ConfigDict]]
 
 # Points of a run, as shares of its steps.
 PHASES = {"early": 0.05, "middle": 0.5, "late": 0.95}
@@ -64,22 +90,42 @@ PARTS = ("agreement", "cost", "accuracy")
 
 def main() -> None:
     logging.set_verbosity(logging.WARNING)
-    config = _CONFIG.value
+    config, parts = _CONFIG.value, _PARTS.value
     lengths, trained, levels = _check_flags(config)
-    workdir = epath.Path(_WORKDIR.value).expanduser().resolve()
-    workdir.mkdir(parents=True, exist_ok=True)
-    if "cost" in _PARTS.value:
-        steps = [f"exact:{backward}" for backward in BACKWARDS]
-        programs = costs.mlc_programs(config, lengths, steps + _ESTIMATORS.value)
-        rows = costs.to_rows(costs.measure(programs, repeats=_REPEATS.value))
-        _write(workdir, "cost", rows, costs.to_markdown(rows), plot_cost)
-    runs.cache_programs(workdir)  # After the cost: compilation is part of that.
-    if "agreement" in _PARTS.value:
-        rows = measure_agreement(config, levels, lengths, _ESTIMATORS.value, _WINDOWS.value)
-        _write(workdir, "agreement", rows, agreement_table(rows), plot_agreement)
-    if "accuracy" in _PARTS.value:
-        rows = train_with_each(config, trained, ["exact", *_ESTIMATORS.value], workdir)
-        _write(workdir, "accuracy", rows, accuracy_table(rows), plot_accuracy)
+    with locked_workdir(_WORKDIR.value) as workdir:
+        # All are checked before the first is measured: it holds nothing of other settings.
+        cost = _cost_records(config, workdir) if "cost" in parts else None
+        agreements = _agreement_records(config, workdir) if "agreement" in parts else None
+        grid = _grid(config, trained) if "accuracy" in parts else {}
+        runs.check({path: of_run for path, (_, of_run) in grid.items()}, workdir)
+        if cost:
+            steps = [*(f"exact:{backward}" for backward in BACKWARDS), *_ESTIMATORS.value]
+            rows = costs.measure_lengths(
+                config, lengths, steps, repeats=_REPEATS.value, records=cost
+            )
+            _write(workdir, "cost", rows, costs.to_markdown(rows), plot_cost)
+        runs.cache_programs(workdir)  # After the cost: compilation is part of that.
+        if agreements:
+            rows = measure_agreement(
+                config, levels, lengths, _ESTIMATORS.value, _WINDOWS.value, agreements
+            )
+            _write(workdir, "agreement", rows, agreement_table(rows), plot_agreement)
+        if grid:
+            rows = train_with_each(grid, workdir)
+            _write(workdir, "accuracy", rows, accuracy_table(rows), plot_accuracy)
+
+
+def _cost_records(config: ConfigDict, workdir: epath.Path) -> Records:
+    settings = flat_settings(config) | costs.describe(config)  # With what times depend on.
+    settings |= {"--estimators": _ESTIMATORS.value, "--repeats": _REPEATS.value}
+    return Records(workdir / "cost.jsonl", settings)
+
+
+def _agreement_records(config: ConfigDict, workdir: epath.Path) -> Records:
+    settings = flat_settings(config)
+    del settings["config.noise.level"]  # --levels has it.
+    settings |= {"--estimators": _ESTIMATORS.value, "--windows": _WINDOWS.value}
+    return Records(workdir / "agreement.jsonl", settings)
 
 
 def _overrides(name: str, num_inner_steps: int) -> dict[str, Any]:
@@ -96,36 +142,44 @@ def measure_agreement(
     lengths: Sequence[int],
     names: Sequence[str],
     num_windows: int,
+    records: Records,
 ) -> list[dict[str, Any]]:
-    """Cosine and norm ratio to exact of every estimator, window, length, phase and level.
+    """Cosine and norm ratio to exact of every estimator, window, phase, level and length.
 
     At each phase the training state is held, and `num_windows` windows of the data that would come
-    next are tried on it: all estimators on the same ones.
+    next are tried on it: all estimators on the same ones. What `records` holds of a level and k is
+    not measured again.
     """
-    rows = []
-    bar = tqdm(total=len(levels) * len(lengths) * len(PHASES), desc="agreement", unit="point")
-    with bar:
+    at_level = {level: runs.override(config, {"noise.level": level}) for level in levels}
+    states = functools.cache(lambda level: trajectory(at_level[level]))
+    bar = tqdm(total=len(levels) * len(lengths), desc="agreement", unit="point")
+
+    def of_length(k: int) -> list[Row]:
+        step, rows = _comparison(config, k, names), []  # One program for all levels.
         for level in levels:
-            config = runs.override(config, {"noise.level": level})
-            states = trajectory(config)
-            for k in lengths:
-                compare = _comparison(config, k, names)
-                for phase, state in states.items():
-                    for window, of_window in enumerate(compare(state, num_windows)):
-                        place = {"level": level, "k": k, "phase": phase, "window": window}
-                        rows += [place | {"estimator": name} | x for name, x in of_window.items()]
-                    bar.update()
+            place, of_level = {"level": level, "k": k}, functools.partial(states, level)
+            measure = functools.partial(
+                _agreement_rows, at_level[level], k, of_level, step, num_windows
+            )
+            rows += [place | row for row in records.get(place, measure)]
+            bar.update()
+        return rows
+
+    rows = []
+    with bar:
+        for k in lengths:
+            rows += of_length(k)
+            clear_programs()  # Here, where nothing refers to those of `of_length` any more.
     return rows
 
 
 def trajectory(config: ConfigDict) -> dict[str, TrainState]:
     """States of one run of `config`, one for each of `PHASES`."""
-    run = train.build(config)
-    num_inner_steps = config.meta_gradient.num_inner_steps
-    num_windows = run.method.num_steps / num_inner_steps
+    run = build_run(config)
+    num_windows = run.bound.num_steps / run.method.num_inner_steps
     points = {round(share * num_windows): phase for phase, share in PHASES.items()}
-    step = parallel.over_devices(run.method.train_step, donate=True)
-    state = train.initial_state(run)
+    step = over_devices(run.bound.train_step, donate=True)
+    state = initial_state(run)
     states = {}
     windows = tqdm(range(max(points) + 1), desc="trajectory", unit="window", leave=False)
     for window, batch in zip(windows, _batches(run, 0), strict=False):
@@ -135,12 +189,10 @@ def trajectory(config: ConfigDict) -> dict[str, TrainState]:
     return states
 
 
-def _comparison(
-    config: ConfigDict, num_inner_steps: int, names: Sequence[str]
-) -> Callable[[TrainState, int], Iterator[dict[str, dict[str, float]]]]:
-    """A function: (state, number of windows) -> for each window, every estimator's agreement."""
-    run = train.build(runs.override(config, _overrides("exact", num_inner_steps)))
-    window = run.method.window
+def _comparison(config: ConfigDict, num_inner_steps: int, names: Sequence[str]) -> Any:
+    """(state, batch of one window) -> every estimator's agreement with exact; compiled if used."""
+    run = build_run(_exact(config, num_inner_steps))
+    window = run.bound.window
     assert window is not None
 
     def compare(state: TrainState, batch: Batch) -> dict[str, dict[str, jax.Array]]:
@@ -149,14 +201,29 @@ def _comparison(
         )
         return {name: agreement(ours, exact) for name, ours in zip(names, others, strict=True)}
 
-    step = parallel.over_devices(compare)
+    return over_devices(compare)
 
-    def windows(state: TrainState, num_windows: int) -> Iterator[dict[str, dict[str, float]]]:
-        batches = _batches(run, int(state.step) // num_inner_steps)
-        for _, batch in zip(range(num_windows), batches, strict=False):
-            yield jax.tree.map(float, jax.device_get(step(state, batch)))
 
-    return windows
+def _agreement_rows(
+    config: ConfigDict,
+    k: int,
+    states: Callable[[], dict[str, TrainState]],
+    step: Any,
+    num_windows: int,
+) -> list[Row]:
+    """A row for each phase, window and estimator."""
+    run, rows = build_run(_exact(config, k)), []
+    for phase, state in states().items():
+        batches = _batches(run, int(state.step) // k)
+        for window, batch in zip(range(num_windows), batches, strict=False):
+            of_window = jax.tree.map(float, jax.device_get(step(state, batch)))
+            place = {"phase": phase, "window": window}
+            rows += [place | {"estimator": name} | x for name, x in of_window.items()]
+    return rows
+
+
+def _exact(config: ConfigDict, num_inner_steps: int) -> ConfigDict:
+    return runs.override(config, _overrides("exact", num_inner_steps))
 
 
 def _estimator(name: str) -> Estimator:
@@ -174,25 +241,25 @@ def _estimator(name: str) -> Estimator:
     return with_option
 
 
-def _batches(run: train.Run, first_window: int) -> Iterator[Batch]:
+def _batches(run: Run, first_window: int) -> Iterator[Batch]:
     arrays = run.pipeline.batches(first_window, num_devices=jax.local_device_count())
     return to_devices(arrays, jax.local_devices())
 
 
 def agreement_table(rows: Rows) -> str:
-    """A block a noise level; cosine / norm ratio, means over windows and phases."""
+    """A block per noise level; cosine / norm ratio, means over windows and phases."""
     names, lengths, levels = (values(rows, key) for key in ("estimator", "k", "level"))
     lines = []
     for level in levels:
         lines += [f"Noise {level}: cosine (mean ± std) and norm ratio, windows of all phases.", ""]
-        lines += ["| estimator | " + " | ".join(f"k = {k}" for k in lengths) + " |"]
-        lines += ["| --- |" + " ---: |" * len(lengths)]
-        for name in names:
-            cells = [
-                _agreement_cell(where(rows, estimator=name, k=k, level=level)) for k in lengths
+        body = [
+            [
+                name,
+                *(_agreement_cell(where(rows, estimator=name, k=k, level=level)) for k in lengths),
             ]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        lines.append("")
+            for name in names
+        ]
+        lines.append(to_markdown(["estimator", *(f"k = {k}" for k in lengths)], body))
     return "\n".join(lines)
 
 
@@ -204,34 +271,35 @@ def _agreement_cell(rows: Rows) -> str:
 # --- Accuracy.
 
 
-def train_with_each(
-    config: ConfigDict, lengths: Sequence[int], names: Sequence[str], workdir: epath.Path
-) -> list[dict[str, Any]]:
-    """Trains with every estimator at every k and seed: the results of all runs."""
-    grid = {
-        f"runs/{name.replace(':', '_')}/k{k}/seed{seed}": (name, k, seed)
+def _grid(config: ConfigDict, lengths: Sequence[int]) -> Grid:
+    """Every estimator, k and seed, keyed by directory: what its row says, and its config."""
+    return {
+        f"runs/{name.replace(':', '_')}/k{k}/seed{seed}": (
+            {"estimator": name, "k": k},
+            runs.override(config, _overrides(name, k), seed=seed),
+        )
         for seed in range(_SEEDS.value)
         for k in lengths
-        for name in names
+        for name in ("exact", *_ESTIMATORS.value)
     }
-    configs = {
-        path: runs.override(config, _overrides(name, k), seed=seed)
-        for path, (name, k, seed) in grid.items()
-    }
-    results = runs.run_grid(configs, workdir)
-    return [{"estimator": name, "k": k} | results[path] for path, (name, k, _) in grid.items()]
+
+
+def train_with_each(grid: Grid, workdir: epath.Path) -> list[Row]:
+    """Trains what is missing of the grid: the results of all runs."""
+    configs = {path: config for path, (_, config) in grid.items()}
+    results = runs.run_grid(configs, workdir, batch_runs=_BATCH_RUNS.value)
+    return [grid[path][0] | result for path, result in results.items()]
 
 
 def accuracy_table(rows: Rows) -> str:
     """Last test accuracy in percent, mean and standard deviation over the seeds."""
     names, lengths = values(rows, "estimator"), values(rows, "k")
-    lines = ["| estimator | " + " | ".join(f"k = {k}" for k in lengths) + " |"]
-    lines += ["| --- |" + " ---: |" * len(lengths)]
+    body = []
     for name in names:
         of_name = [where(rows, estimator=name, k=k) for k in lengths]
         cells = [runs.mean_and_spread(row["last_test_accuracy"] for row in x) for x in of_name]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        body.append([name, *cells])
+    return to_markdown(["estimator", *(f"k = {k}" for k in lengths)], body)
 
 
 # --- Files and flags.
@@ -271,8 +339,8 @@ def _check_flags(config: ConfigDict) -> tuple[list[int], list[int], list[float]]
         expect(ok, "--estimators", name, f"some of {others}; truncated:5 goes back 5 steps")
     for k in {*lengths, *trained}:
         changed = runs.override(config, _overrides("exact", k))
-        validation.validate(changed, num_devices=jax.device_count())
-    bilevel = train.build(config).method.window
+        validate(changed, num_devices=jax.device_count())
+    bilevel = build_run(config).bound.window
     expect(bilevel, "config.method", config.method, "one with a meta model")
     return lengths, trained, levels
 

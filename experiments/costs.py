@@ -2,9 +2,9 @@
 
 A *step* is named `plain`, the cross-entropy step on the images of MLC's inner loss (the noisy batch
 and the clean half that trains) with the same optimizer; `cross_entropy`, that baseline's, on all
-images of the batch; or after an estimator. `exact` and `truncated` go back as the config says,
-`exact:store` and so on as the name says; `truncated:5` goes back five steps. Inputs are random
-numbers of the dataset's shape.
+images of the batch; or after an estimator. `exact` and `truncated` have the config's backward pass,
+`exact:store` and so on the one that they name; `truncated:5` goes back five steps. Batches are
+drawn at random from the dataset; for CIFAR, whose files may not be there, from random images.
 
 On CPU, what XLA says of a program needs care:
 
@@ -17,12 +17,13 @@ Both need compilations of their own, without the optimizations that change neith
 """
 
 import copy
+import dataclasses
 import functools
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +31,15 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mlc_jax import methods, models
-from mlc_jax.bilevel import BACKWARDS, Batch, Examples
-from mlc_jax.meta_gradients import ESTIMATORS
-from mlc_jax.methods.base import Method, supervised
+from experiments.records import Records, clear_programs
+from experiments.tables import to_markdown as markdown_table
+from mlc_jax import build, core, data
+from mlc_jax.core import BACKWARDS, ESTIMATORS, Batch, Labelled
+from mlc_jax.data.prepare import Normalize
+from mlc_jax.data.source import num_examples
+from mlc_jax.methods import METHODS, BoundMethod, Method
+from mlc_jax.methods.blocks import supervised
+from mlc_jax.methods.types import Binding
 
 PLAIN = "plain"
 _WITH_BACKWARD = ("exact", "truncated")
@@ -43,9 +49,10 @@ STEPS = (
     *ESTIMATORS,
     *(f"{name}:{backward}" for name in _WITH_BACKWARD for backward in BACKWARDS),
 )
-# Shape of an input and number of classes, of the datasets of mlc_jax.data.sources.
-_CIFAR = (32, 32, 3)
-DATASETS = {"digits": ((8, 8, 1), 10), "cifar10": (_CIFAR, 10), "cifar100": (_CIFAR, 100)}
+# Published figures: CIFAR's files may not be there, and reading them takes TensorFlow.
+_CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
+_CIFAR_SHAPE = (32, 32, 3)
+_NUM_RANDOM_IMAGES = 100
 MIN_SECONDS = 0.2  # Of one timing: a step of a millisecond is run many times for it.
 # Of programs that are compiled for their analysis alone. The level changes the machine code only.
 _ANALYSIS_OPTIONS: dict[str, Any] = {
@@ -55,15 +62,34 @@ _ANALYSIS_OPTIONS: dict[str, Any] = {
 _COLUMNS = {
     "k": "{num_inner_steps}",
     "step": "{step}",
-    "ms an inner step (middle half)": "{ms:.2f} ({ms_25_percent:.2f} to {ms_75_percent:.2f})",
+    "ms per inner step (middle half)": "{ms:.2f} ({ms_25_percent:.2f} to {ms_75_percent:.2f})",
     "time / plain": "{time_ratio:.2f}",
-    "GFLOP an inner step": "{gflop:.3g}",
+    "GFLOP per inner step": "{gflop:.3g}",
     "FLOPs / plain": "{flop_ratio:.2f}",
     "temp memory, MiB": "{temp_mib:.1f}",
     "rolled, MiB": "{rolled_temp_mib:.1f}",
     "peak, MiB": "{peak_mib:.1f}",
     "compile, s": "{compile_seconds:.1f}",
 }
+
+
+class Pool(NamedTuple):
+    """What programs need of a dataset.
+
+    Attributes:
+      inputs: that batches are drawn from, a pytree of arrays `[N, ...]`, as stored.
+      num_classes: C.
+      prepare: from inputs as stored to what a model takes.
+    """
+
+    inputs: Any
+    num_classes: int
+    prepare: Callable[[Any], Any]
+
+    @property
+    def example(self) -> Any:
+        """One input `[1, ...]`."""
+        return jax.tree.map(lambda x: x[:1], self.inputs)
 
 
 class Memory(NamedTuple):
@@ -96,7 +122,7 @@ class Program(NamedTuple):
 class Measurement(NamedTuple):
     """What one call of a program costs.
 
-    `seconds` is `[repeats]`, one a round; `memory` is of the program that was timed, `rolled` of
+    `seconds` is `[repeats]`, one per round; `memory` is of the program that was timed, `rolled` of
     the same window as a loop; `compile_seconds` tracing, lowering and XLA together.
     """
 
@@ -117,16 +143,58 @@ def settings(name: str) -> dict[str, Any]:
     return {"estimator": estimator, field: value}
 
 
-def mlc_programs(
-    config: ConfigDict, num_inner_steps: Sequence[int], steps: Sequence[str]
-) -> list[Program]:
-    """For every k the plain window, then those of `steps`, some of `STEPS`; on one device."""
+def measure_lengths(
+    config: ConfigDict,
+    num_inner_steps: Sequence[int],
+    steps: Sequence[str],
+    *,
+    repeats: int,
+    records: Records,
+) -> list[dict[str, Any]]:
+    """Rows of every k, those of one k measured together: ratios are within it.
+
+    All programs of a k are compiled, timed in turn, analysed and written to `records` before those
+    of the next.
+
+    Args:
+      config, num_inner_steps, steps: as for `mlc_programs`.
+      repeats: timings of every program.
+      records: a k that it holds is not measured again.
+    """
     count = functools.cache(functools.partial(_unrolled_flops, config))
+    rows = []
+    for k in num_inner_steps:
+        of_length = functools.partial(_measure_length, config, k, steps, repeats, count)
+        rows += records.get({"num_inner_steps": k}, of_length)
+        clear_programs()
+    return rows
+
+
+def _measure_length(
+    config: ConfigDict, k: int, steps: Sequence[str], repeats: int, count: Callable[..., float]
+) -> list[dict[str, Any]]:
+    programs = mlc_programs(config, [k], steps, count=count)
+    return to_rows(measure(programs, repeats=repeats, name=f"k = {k}: "))
+
+
+def mlc_programs(
+    config: ConfigDict,
+    num_inner_steps: Sequence[int],
+    steps: Sequence[str],
+    *,
+    count: Callable[..., float] | None = None,
+) -> list[Program]:
+    """For every k the plain window, then those of `steps`, some of `STEPS`; on one device.
+
+    `count` is as for `window_flops`.
+    """
+    if count is None:
+        count = functools.cache(functools.partial(_unrolled_flops, config))
     programs = []
     for k in num_inner_steps:
         for name in dict.fromkeys((PLAIN, *steps)):
             program = create_program(config, name, k)
-            turns = method_inputs(_with(config, num_inner_steps=k)).options.scan_unroll
+            turns = _turns(config, program)
             if turns < k or settings(name)["estimator"] in ("neumann", "conjugate_gradient"):
                 flops = functools.partial(window_flops, config, name, k, count=count)
                 program = program._replace(count_flops=flops)
@@ -149,24 +217,93 @@ def create_program(
       scan_unroll: instead of the config's.
     """
     unroll = {} if scan_unroll is None else {"unroll": scan_unroll}
-    config = _with(config, num_inner_steps=num_inner_steps, **unroll)
-    method = _method(config, name)
-    init = lambda: jax.jit(method.init)(jax.random.key(0))  # noqa: E731
-    return Program(name, num_inner_steps, method.train_step, init, _random_batches(config))
+    config, pool = _with(config, num_inner_steps=num_inner_steps, **unroll), load_pool(config)
+    bound = bind(_method(config, name, pool.num_classes), pool)
+    init = lambda: jax.jit(bound.init)(jax.random.key(0), pool.example)  # noqa: E731
+    batch = _draw(pool, batch_shapes(config, pool))
+    return Program(name, num_inner_steps, bound.train_step, init, batch)
+
+
+def load_pool(config: ConfigDict) -> Pool:
+    """Of the config's dataset; imports no TensorFlow."""
+    name = config.dataset.name
+    if name in _CIFAR_CLASSES:
+        shape = (_NUM_RANDOM_IMAGES, *_CIFAR_SHAPE)
+        images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        return Pool(images, _CIFAR_CLASSES[name], Normalize(255.0, (0.5,) * 3, (0.25,) * 3))
+    dataset = data.load(config)
+    source = dataset.clean.source
+    assert isinstance(source, data.ArraySource)
+    return Pool(source.inputs, dataset.num_classes, dataset.prepare)
+
+
+def bind(method: Method, pool: Pool, axis_name: str | None = None) -> BoundMethod:
+    """The method's functions, as for a run that is never near its end."""
+    return method.bind(
+        num_noisy=50_000,
+        num_classes=pool.num_classes,
+        steps_per_epoch=500,  # For the schedules: any numbers that no timed step comes near.
+        num_epochs=100,
+        prepare=pool.prepare,
+        axis_name=axis_name,
+    )
+
+
+def batch_shapes(config: ConfigDict, pool: Pool, *, num_devices: int | None = None) -> Batch:
+    """Shapes of a window's batches.
+
+    They are `[k, B, ...]`, or as the loop hands them over to devices, `[num_devices, k,
+    B / num_devices, ...]`.
+    """
+    k = config.meta_gradient.num_inner_steps
+
+    def examples(size: int) -> Labelled:
+        lead = (k, size) if num_devices is None else (num_devices, k, size // num_devices)
+
+        def shape(of_one: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((*lead, *of_one), jax.dtypes.canonicalize_dtype(dtype))
+
+        inputs = jax.tree.map(lambda x: shape(x.shape[1:], x.dtype), pool.inputs)
+        return Labelled(inputs, shape((), np.int32), shape((), np.int32))
+
+    noisy, size = examples(config.noisy_batch_size), config.clean_batch_size
+    if config.meta_gradient.mix_clean:
+        return Batch(noisy, examples(size // 2), examples(size // 2))
+    return Batch(noisy, None, examples(size))
+
+
+def _draw(pool: Pool, shapes: Batch) -> Batch:
+    """Random examples with random labels, on the default device."""
+    rng, size = np.random.default_rng(0), num_examples(pool.inputs)
+
+    def examples(part: Labelled) -> Labelled:
+        rows = rng.integers(0, size, part.labels.shape, dtype=np.int32)
+        labels = rng.integers(0, pool.num_classes, part.labels.shape, dtype=np.int32)
+        inputs = jax.tree.map(lambda x: jnp.asarray(x[rows]), pool.inputs)
+        return Labelled(inputs, jnp.asarray(labels), jnp.asarray(rows))
+
+    return Batch(*(None if part is None else examples(part) for part in shapes))
 
 
 def measure(
-    programs: Sequence[Program], *, repeats: int, min_seconds: float = MIN_SECONDS
+    programs: Sequence[Program],
+    *,
+    repeats: int,
+    min_seconds: float = MIN_SECONDS,
+    name: str = "",
 ) -> list[Measurement]:
     """Compiles all programs, then times them in turn, `repeats` rounds of one timing each.
 
-    A timing takes `min_seconds` or more: it calls the program as often as that needs.
+    A timing takes `min_seconds` or more: it calls the program as often as that needs. `name` stands
+    before the progress.
     """
-    bar = tqdm(programs, desc="compiling", unit="step", dynamic_ncols=True)
+    progress = functools.partial(tqdm, dynamic_ncols=True)
+    bar = progress(programs, desc=f"{name}compiling", unit="step")
     timers = [_Timer(program, min_seconds) for program in bar]
-    bar = tqdm(range(repeats), desc="timing", unit="round", dynamic_ncols=True)
+    bar = progress(range(repeats), desc=f"{name}timing", unit="round")
     seconds = np.asarray([[timer.time() for timer in timers] for _ in bar])
-    bar = tqdm(zip(timers, seconds.T, strict=True), desc="analysing", total=len(timers))
+    pairs = list(zip(timers, seconds.T, strict=True))
+    bar = progress(pairs, desc=f"{name}analysing", unit="step")
     return [timer.measurement(of_one) for timer, of_one in bar]
 
 
@@ -181,7 +318,7 @@ def window_flops(
 
     Small windows are compiled without loops. What a long one costs follows from them: FLOPs are
     linear in the number of steps from two on. So they are in the steps before those that
-    `truncated` goes back through, in the segments of `two_level` (see `bilevel.unroll`) and in the
+    `truncated` goes back through, in the segments of `two_level` (see `core.unroll`) and in the
     terms of `neumann`. A turn of `conjugate_gradient`'s loop cannot be had without the loop: it
     counts as a term of `neumann`, one product with the Hessian too, which leaves out what the two
     differ by on vectors.
@@ -265,28 +402,34 @@ def to_rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
 
 
 def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """One line a program; the spread of the times is their middle half."""
-    lines = [list(_COLUMNS), ["---:", "---"] + ["---:"] * (len(_COLUMNS) - 2)]
-    lines += [[cell.format(**row) for cell in _COLUMNS.values()] for row in rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    """One line per program; the spread of the times is their middle half."""
+    body = [[cell.format(**row) for cell in _COLUMNS.values()] for row in rows]
+    return markdown_table(list(_COLUMNS), body, text_columns=(1,))
 
 
 def describe(config: ConfigDict) -> dict[str, Any]:
-    """Model, batch sizes, settings of the meta-gradient, hardware and version."""
-    name, meta_gradient = config.model.name, config.meta_gradient
-    return {
-        "dataset": config.dataset.name,
-        "model": f"resnet-{config.model.resnet.depth}" if name == "resnet" else name,
-        "dtype": config.model.dtype,
-        "noisy batch": config.noisy_batch_size,
-        "clean batch": config.clean_batch_size,
-        "mix clean": meta_gradient.mix_clean,
+    """The step, settings of the meta-gradient, hardware and version."""
+    meta_gradient = config.meta_gradient
+    return describe_step(config) | {
         "backward": meta_gradient.backward,
         "truncation": meta_gradient.truncation,
         "solver steps": meta_gradient.solver_steps,
         "device": jax.devices()[0].device_kind,
         "CPU cores": os.cpu_count(),
         "jax": jax.__version__,
+    }
+
+
+def describe_step(config: ConfigDict) -> dict[str, Any]:
+    """Dataset, model and batch sizes."""
+    name = config.model.name
+    return {
+        "dataset": config.dataset.name,
+        "model": f"resnet-{config.model.resnet.depth}" if name == "resnet" else name,
+        "dtype": config.model.dtype,
+        "noisy batch": config.noisy_batch_size,
+        "clean batch": config.clean_batch_size,
+        "mix clean": config.meta_gradient.mix_clean,
     }
 
 
@@ -297,45 +440,37 @@ def _with(config: ConfigDict, **meta_gradient: Any) -> ConfigDict:
     return config
 
 
-def _method(config: ConfigDict, name: str) -> Method:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Plain(Method):
+    """Cross-entropy on the images of MLC's inner loss."""
+
+    name: ClassVar[str] = PLAIN
+
+    def build(self, binding: Binding) -> BoundMethod:
+        return supervised(binding, lambda batch: batch._replace(clean_outer=None))
+
+
+def _method(config: ConfigDict, name: str, num_classes: int) -> Method:
     """What makes a step."""
+    config = copy.deepcopy(config)
     if name == PLAIN:
-        return supervised(method_inputs(config), lambda batch: batch._replace(clean_outer=None))
-    if name in methods.METHODS:
-        return methods.METHODS[name](method_inputs(config))
-    return methods.METHODS["mlc"](method_inputs(_with(config, **settings(name))))
+        config.method = "cross_entropy"
+        method = build.create_method(config, num_classes)
+        shared = {field.name: getattr(method, field.name) for field in dataclasses.fields(Method)}
+        return _Plain(**shared)
+    if name in METHODS:
+        config.method = name
+    else:
+        config.method = "mlc"
+        config.meta_gradient.update(settings(name))
+    return build.create_method(config, num_classes)
 
 
-def method_inputs(config: ConfigDict, axis_name: str | None = None) -> methods.MethodInputs:
-    """What a method is built from, without data: shapes are the dataset's."""
-    input_shape, num_classes = DATASETS[config.dataset.name]
-    return methods.MethodInputs(
-        config=config,
-        model=models.create_classifier(config.model, num_classes, axis_name),
-        normalize=lambda x: (x.astype(np.float32) - np.float32(127.5)) / np.float32(74),
-        example_inputs=jnp.zeros((1, *input_shape), jnp.uint8),
-        num_classes=num_classes,
-        num_noisy=50_000,
-        steps_per_epoch=500,  # For the schedules: any numbers that no timed step comes near.
-        num_epochs=100,
-        axis_name=axis_name,
-    )
-
-
-def _random_batches(config: ConfigDict) -> Batch:
-    """Random inputs `[k, B, ...]` and labels `[k, B]`, on the default device."""
-    input_shape, num_classes = DATASETS[config.dataset.name]
-    rng, k = np.random.default_rng(0), config.meta_gradient.num_inner_steps
-
-    def examples(size: int) -> Examples:
-        inputs = rng.integers(0, 256, (k, size, *input_shape), dtype=np.uint8)
-        labels = rng.integers(0, num_classes, (k, size), dtype=np.int32)
-        return Examples(jnp.asarray(inputs), jnp.asarray(labels))
-
-    noisy, size = examples(config.noisy_batch_size), config.clean_batch_size
-    if config.meta_gradient.mix_clean:
-        return Batch(noisy, examples(size // 2), examples(size // 2))
-    return Batch(noisy, None, examples(size))
+def _turns(config: ConfigDict, program: Program) -> int:
+    """Inner steps that one turn of its loop holds."""
+    convolutions = core.has_convolutions(jax.eval_shape(program.init).main.params)
+    k = program.num_inner_steps
+    return core.resolve_unroll(config.meta_gradient.unroll, k, convolutions=convolutions)
 
 
 def _unrolled_flops(config: ConfigDict, name: str, k: int, **meta_gradient: int) -> float:
@@ -346,7 +481,7 @@ def _unrolled_flops(config: ConfigDict, name: str, k: int, **meta_gradient: int)
 
 
 def _num_segments(k: int) -> int:
-    """Of `bilevel.unroll`'s `two_level`, after the window's first step."""
+    """Of `core.unroll`'s `two_level`, after the window's first step."""
     return math.ceil((k - 1) / math.isqrt(k - 1))
 
 
@@ -374,7 +509,7 @@ class _Timer:
             self._calls = max(1, round(min_seconds / self.time()))
 
     def time(self) -> float:
-        """Seconds a call."""
+        """Seconds per call."""
         start = time.perf_counter()
         for _ in range(self._calls):
             self._state, _ = self._step(self._state, self._program.batch)

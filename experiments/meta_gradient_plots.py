@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from experiments.tables import values, where
 
@@ -15,7 +16,7 @@ _STYLES: Any = ("-", "--", ":", "-.")  # Of noise levels, the first four.
 
 
 def plot_agreement(rows: Rows) -> Figure:
-    """Cosine and norm ratio against k, a column a phase: quartiles over the windows."""
+    """Cosine and norm ratio against k, a column per phase: quartiles over the windows."""
     quantities = {"cosine": "cosine with exact", "norm_ratio": "norm / norm of exact"}
     names, phases = values(rows, "estimator"), values(rows, "phase")
     levels = list(zip(values(rows, "level"), _STYLES, strict=False))
@@ -31,7 +32,8 @@ def plot_agreement(rows: Rows) -> Figure:
         row_of_axes[0].set_ylabel(label)
     for upper, lower, phase in zip(*axes, phases, strict=True):
         upper.set_title(phase)
-        lower.set(yscale="log", xlabel="inner steps k")
+        lower.set_xlabel("inner steps k")
+        _log_y(lower)
     handles = [Line2D([], [], color=f"C{i}", label=name) for i, name in enumerate(names)]
     handles += [
         Line2D([], [], color="gray", linestyle=style, label=f"noise {level}")
@@ -54,7 +56,9 @@ def plot_cost(rows: Rows) -> Figure:
         for i, name in enumerate(name for name in values(rows, "step") if name != "plain"):
             points = [(row["num_inner_steps"], row[key]) for row in where(rows, step=name)]
             axis.plot(*zip(*points, strict=True), color=f"C{i}", marker=".", label=name)
-        axis.set(xscale="log", yscale="log", xlabel="inner steps k", title=title)
+        axis.set(xlabel="inner steps k", title=title)
+        _log_x(axis, values(rows, "num_inner_steps"))
+        _log_y(axis)
         axis.grid(alpha=0.3)
     handles, labels = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5)
@@ -62,7 +66,8 @@ def plot_cost(rows: Rows) -> Figure:
 
 
 def plot_accuracy(rows: Rows) -> Figure:
-    """Last test accuracy against k: quartiles over the seeds."""
+    """Last test accuracy against k: quartiles over the seeds that have one."""
+    rows = [row for row in rows if row["last_test_accuracy"] is not None]
     figure = Figure(figsize=(7, 5), layout="constrained")
     axis = figure.subplots()
     for i, name in enumerate(values(rows, "estimator")):
@@ -70,7 +75,8 @@ def plot_accuracy(rows: Rows) -> Figure:
         _quartiles(axis, points, "last_test_accuracy", color=f"C{i}", label=name)
     axis.set(xlabel="inner steps k", ylabel="test accuracy, last")
     axis.grid(alpha=0.3)
-    axis.legend()
+    if rows:
+        axis.legend()
     return figure
 
 
@@ -81,4 +87,19 @@ def _quartiles(axis: Any, rows: Rows, key: str, **style: Any) -> None:
     low, middle, high = np.array([np.percentile(x, (25, 50, 75)) for x in samples]).T
     bars = (middle - low, high - middle)
     axis.errorbar(lengths, middle, bars, marker=".", capsize=2, linewidth=1, **style)
+    _log_x(axis, lengths)
+
+
+def _log_x(axis: Any, lengths: Sequence[int]) -> None:
+    """A logarithmic axis of k with a tick at each value that was measured, and no other."""
     axis.set_xscale("log")
+    axis.set_xticks(lengths, [str(k) for k in lengths])
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def _log_y(axis: Any) -> None:
+    """A logarithmic axis with plain numbers, 0.5 or 20, at a 1, 2 or 5 and its tens."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())

@@ -8,9 +8,10 @@ not run again, one that was interrupted goes on. A seed stands for everything th
 split, the noise, the start, the order of the batches. All methods of a seed see the same split and,
 at every level, the same noise.
 
-In DIR: `runs.csv`, a row a run; `sweep.csv`, a row for each method, noise and level, over the
+In DIR: `runs.csv`, a row per run; `sweep.csv`, a row for each method, noise and level, over the
 seeds; `sweep.md`, the means over all noise (Table 2 of the MLC paper has such rows) and accuracy by
-level; `sweep.png`, accuracy against level (its Figure 5).
+level; `sweep.png`, accuracy against level (its Figure 5). Own data may lack what accuracies need, a
+test set or true labels: what is not known stays empty.
 
 --batch_runs=N trains up to N runs of a method, which differ in seed and noise alone, as one
 program: many times faster for small models. Each is the run that it would be alone, rounding aside.
@@ -27,19 +28,20 @@ from etils import epath
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 
-from experiments import runs
+from experiments import runs, tables
 from experiments.tables import to_csv, values, where
 from mlc_jax import command_line
+from mlc_jax.config import METHODS, NOISE_TYPES
 from mlc_jax.errors import expect
-from mlc_jax.methods import METHODS
-from mlc_jax.noise import NOISE_TYPES
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/digits.py.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the runs, tables and the picture.")
 _METHODS = flags.DEFINE_list("methods", ["all"], f"all, or some of {', '.join(METHODS)}.")
-_NOISE = flags.DEFINE_list("noise", [], f"Some of {', '.join(NOISE_TYPES)}; none is the config's.")
+_NOISE = flags.DEFINE_list(
+    "noise", [], f"Some of {', '.join(NOISE_TYPES)}; the config's if not given."
+)
 _LEVELS = flags.DEFINE_string(
     "levels", "", "Noise levels: 0.2,0.4 or first:last:step; none is the config's."
 )
@@ -78,10 +80,14 @@ def main() -> None:
     workdir.joinpath("sweep.csv").write_text(to_csv(summarize(rows)))
     text = to_markdown(rows)
     workdir.joinpath("sweep.md").write_text(text)
-    png = io.BytesIO()
-    plot(rows).savefig(png, format="png", dpi=100)
-    workdir.joinpath("sweep.png").write_bytes(png.getvalue())
+    figure = plot(rows)
+    if figure:
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=100)
+        workdir.joinpath("sweep.png").write_bytes(png.getvalue())
     print(text)
+    if not figure:
+        print("There is no sweep.png: without a test set there is no accuracy to draw.")
     print(f"Everything is in {workdir}: results, corrected labels, metrics for each run.")
 
 
@@ -116,9 +122,9 @@ def _cells(config: ConfigDict) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     levels = parse_levels(_LEVELS.value) if _LEVELS.value else [config.noise.level]
     cells: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for name in types:
-        if name == "human":  # It is what it is: a file has no level.
-            place = {"noise_type": name, "level": config.noise.key}
-            cells.append((place, {"noise.type": name}))
+        if name in ("human", "none"):  # Labels are what they are: they have no level.
+            level = config.noise.key if name == "human" else "given"
+            cells.append(({"noise_type": name, "level": level}, {"noise.type": name}))
             continue
         for level in levels:
             place = {"noise_type": name, "level": level}
@@ -151,7 +157,7 @@ def to_markdown(rows: Rows) -> str:
     num_runs = len(methods) * len(values(rows, "seed")) * _num_cells(rows)
     cells = list(dict.fromkeys((row["noise_type"], row["level"]) for row in rows))
     noise = ", ".join(
-        f"{name} noise {_span([level for kind, level in cells if kind == name])}"
+        _named(name, _span([level for kind, level in cells if kind == name]))
         for name in values(rows, "noise_type")
     )
     lines = [
@@ -162,7 +168,7 @@ def to_markdown(rows: Rows) -> str:
         + (", each the mean over all noise" if len(cells) > 1 else "")
         + ("; - where runs diverged" if len(rows) < num_runs else ""),
         "",
-        *_table(["method", *_COLUMNS, "clean labels"], [_overall(rows, m) for m in methods]),
+        _table(["method", *_COLUMNS, "clean labels"], [_overall(rows, m) for m in methods]),
     ]
     for noise_type in values(rows, "noise_type"):
         of_type = where(rows, noise_type=noise_type)
@@ -170,7 +176,7 @@ def to_markdown(rows: Rows) -> str:
         if len(levels) > 1:
             lines += ["", f"Last test accuracy, {noise_type} noise at level", ""]
             body = [[m, *(_cell(of_type, m, level) for level in levels)] for m in methods]
-            lines += _table(["method", *map(str, levels)], body)
+            lines.append(_table(["method", *map(str, levels)], body))
     return "\n".join(lines) + "\n"
 
 
@@ -200,41 +206,56 @@ def _cell(rows: Rows, method: str, level: Any) -> str:
     return f"{text} ({len(cell)} runs)" if missing and cell else text
 
 
+def _named(noise_type: str, levels: str = "") -> str:
+    return "labels as given" if noise_type == "none" else f"{noise_type} noise {levels}".strip()
+
+
 def _span(levels: Sequence[Any]) -> str:
     return f"{levels[0]}" if len(levels) == 1 else f"{levels[0]} to {levels[-1]}"
 
 
-def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *body)]
+def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    return tables.to_markdown(header, body).removesuffix("\n")
 
 
-def plot(rows: Rows) -> Figure:
-    """Last test accuracy against noise level: means with their standard errors."""
-    types = values(rows, "noise_type")
+def plot(rows: Rows) -> Figure | None:
+    """Last test accuracy against noise level: means with their standard errors.
+
+    None if no run has one.
+    """
+    tested = [row for row in summarize(rows) if row["last_test_accuracy_mean"] is not None]
+    if not tested:
+        return None
+    types, methods = values(tested, "noise_type"), values(tested, "method")
     figure = Figure(figsize=(6.5 * len(types), 5.5), layout="constrained")
     all_axes = figure.subplots(1, len(types), sharey=True, squeeze=False)[0]
-    summary = summarize(rows)
     for axes, noise_type in zip(all_axes, types, strict=True):
-        for i, method in enumerate(values(rows, "method")):
-            points = where(summary, method=method, noise_type=noise_type)
-            errors = [(x["last_test_accuracy_std"] or 0) / np.sqrt(x["seeds"]) for x in points]
-            axes.errorbar(
-                [x["level"] for x in points],
-                [100 * x["last_test_accuracy_mean"] for x in points],
-                100 * np.array(errors),
-                marker=_MARKERS[i % len(_MARKERS)],
-                color="black" if method == "mlc" else f"C{i % 10}",
-                linewidth=2.5 if method == "mlc" else 1,
-                markersize=4,
-                capsize=2,
-                label=method,
-            )
-        axes.set(xlabel="noise level", title=f"{rows[0]['dataset']}, {noise_type} noise")
+        of_type = where(tested, noise_type=noise_type)
+        for i, method in enumerate(methods):
+            _draw_method(axes, where(of_type, method=method), i, method)
+        axes.set(xlabel="noise level", title=f"{rows[0]['dataset']}, {_named(noise_type)}")
+        levels = values(of_type, "level")
+        if all(isinstance(level, float) for level in levels):  # Names have their ticks.
+            axes.set_xticks(levels, [f"{level:g}" for level in levels])
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("test accuracy, last, %")
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
+
+
+def _draw_method(axes: Any, points: Rows, number: int, method: str) -> None:
+    errors = [(x["last_test_accuracy_std"] or 0) / np.sqrt(x["seeds"]) for x in points]
+    axes.errorbar(
+        [x["level"] for x in points],
+        [100 * x["last_test_accuracy_mean"] for x in points],
+        100 * np.array(errors),
+        marker=_MARKERS[number % len(_MARKERS)],
+        color="black" if method == "mlc" else f"C{number % 10}",
+        linewidth=2.5 if method == "mlc" else 1,
+        markersize=4,
+        capsize=2,
+        label=method,
+    )
 
 
 if __name__ == "__main__":

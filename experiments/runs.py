@@ -13,10 +13,11 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mlc_jax import checkpoint, report, train, validation
+from experiments.records import clear_programs
+from mlc_jax.config import formerly, validate
 from mlc_jax.errors import CheckpointError, InputError, NonFiniteLossError, Preempted
-
-CONFIG_FILE = "config.json"  # Written by the loop when a run starts.
+from mlc_jax.training import checkpoint, report, train
+from mlc_jax.training.workdir import CONFIG_FILE
 
 
 def override(
@@ -49,7 +50,7 @@ def run_grid(
 
     A run that is finished is not run again; one that was interrupted goes on. From the first run on
     the process keeps its compiled programs in `workdir/compilation_cache`. A run that diverges is
-    told of and left out; the others go on.
+    logged and skipped; the others go on.
 
     Args:
       runs: configs, keyed by the directories of the runs below `workdir`: `mlc/seed0`.
@@ -66,7 +67,7 @@ def run_grid(
         and the same call goes on from there.
       NonFiniteLossError: all runs diverged.
     """
-    _check(runs, workdir)
+    check(runs, workdir)
     cache_programs(workdir)
     missing = {n: c for n, c in runs.items() if not _results_file(workdir / n).exists()}
     failures: dict[str, NonFiniteLossError] = {}
@@ -76,11 +77,9 @@ def run_grid(
             results = _train({name: missing[name] for name in names}, workdir)
             diverged = {n: r for n, r in results.items() if isinstance(r, NonFiniteLossError)}
             for name, error in diverged.items():
-                logging.warning("%s diverged and is left out: %s", name, error)
+                logging.warning("%s diverged and is skipped: %s", name, error)
             failures |= diverged
-            # A program is hundreds of memory mappings, and a process may have 65,530: without
-            # this, Linux aborted one after ninety runs.
-            jax.clear_caches()
+            clear_programs()
             bar.update(len(names))
     if runs.keys() == failures.keys():
         raise next(iter(failures.values()))
@@ -89,12 +88,12 @@ def run_grid(
     }
 
 
-def _check(runs: Mapping[str, ConfigDict], workdir: epath.Path) -> None:
-    """One InputError for all runs; what is wrong with several of them is told once."""
+def check(runs: Mapping[str, ConfigDict], workdir: epath.Path) -> None:
+    """Raises the InputError of `run_grid`: one for all runs, with each problem once."""
     problems: dict[str, list[str]] = {}
     for name, config in runs.items():
         try:
-            validation.validate(config, num_devices=jax.device_count())
+            validate(config, num_devices=jax.device_count())
             _check_config(config, workdir, name)
         except InputError as error:
             problems.setdefault(str(error), []).append(name)
@@ -109,7 +108,10 @@ def _check_config(config: ConfigDict, workdir: epath.Path, name: str) -> None:
     if not started and not _results_file(run_dir).exists():
         return
     differing = checkpoint.differing_fields(
-        _read_json(run_dir / CONFIG_FILE), json.loads(config.to_json()), "before"
+        _read_json(run_dir / CONFIG_FILE),
+        json.loads(config.to_json()),
+        "before",
+        formerly=formerly(),
     )
     if differing:
         raise InputError(

@@ -1,20 +1,30 @@
-"""Tables as files."""
+"""Tables: rows in, text for files and people out."""
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
 def to_csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A header and one line a row; a field that a row lacks stays empty."""
+    """A header and one line per row; a field that a row lacks stays empty, a dict is JSON."""
     rows = list(rows)
     text = io.StringIO()
     fields = dict.fromkeys(field for row in rows for field in row)
     table = csv.DictWriter(text, fields, lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    for row in rows:
+        table.writerow({k: json.dumps(x) if isinstance(x, dict) else x for k, x in row.items()})
     return text.getvalue()
+
+
+def to_markdown(
+    header: Sequence[str], body: Iterable[Sequence[str]], *, text_columns: Sequence[int] = (0,)
+) -> str:
+    """One line per row of cells; numbers stand to the right, `text_columns` to the left."""
+    rule = ["---" if i in text_columns else "---:" for i in range(len(header))]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *body))
 
 
 def values(rows: Iterable[Mapping[str, Any]], field: str) -> list[Any]:

@@ -1,14 +1,16 @@
 """What the training step would take of a TPU, found out without one.
 
     python -m experiments.tpu.compile --config=configs/cifar10.py --topology=v5e:2x4 \
-        --estimators=exact:store,exact:forward_over_reverse --num_inner_steps=1,5 --workdir=DIR \
-        --config.noisy_batch_size=128 --config.clean_batch_size=128
+        --config.noisy_batch_size=128 --config.clean_batch_size=128 --workdir=DIR
 
 Compiles the pmapped step for all chips of a topology with the TPU's own compiler, which libtpu
 (`pip install -e '.[tpu]'`, Linux on x86-64) brings to a machine without one: a step that does not
 compile there, or does not fit into a chip's memory, shows it here. Nothing runs and nothing is
-timed but the compiler; data and TensorFlow are not needed. The tables are written anew after every
-step, for a ResNet takes minutes a step.
+timed but the compiler; TensorFlow is not needed, nor CIFAR.
+
+Compiled is the step of the config; with `--estimators=all --num_inner_steps=1,5` that of every
+estimator at both k, which are twenty. A ResNet-32 takes two to four minutes each. The tables are
+written anew after every step, and the same command goes on where it was stopped.
 
 Figures are a chip's. Temporary memory is what XLA sets aside in HBM: none at all, maybe, for a
 small model, whose arrays fit into the chip's fast memory. The peak is as XLA simulates it. FLOPs
@@ -33,6 +35,8 @@ os.environ |= {
 }
 
 import copy
+import functools
+import importlib.metadata
 import importlib.util
 import re
 import time
@@ -40,7 +44,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
@@ -48,26 +51,36 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from experiments.costs import DATASETS, method_inputs, settings
+from experiments import costs
+from experiments.records import Records, Row, flat_settings
 from experiments.tables import to_csv
-from mlc_jax import command_line, methods
-from mlc_jax.bilevel import BACKWARDS, Batch, Examples
+from experiments.tables import to_markdown as markdown_table
+from mlc_jax import build, command_line
+from mlc_jax.config import validate
+from mlc_jax.core import BACKWARDS, ESTIMATORS
 from mlc_jax.errors import InputError, expect
-from mlc_jax.meta_gradients import ESTIMATORS
-from mlc_jax.methods import Method
-from mlc_jax.parallel import AXIS_NAME, over_devices
+from mlc_jax.methods import METHODS, BilevelMethod
+from mlc_jax.training.stack import AXIS_NAME, over_devices
+from mlc_jax.training.workdir import locked_workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/digits.py.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for the tables; made if need be.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the tables; made if need be.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "TPU and its chips, as in v5e:2x4.")
-_NUM_INNER_STEPS = flags.DEFINE_list("num_inner_steps", ["1", "5"], "Window lengths k.")
+_NUM_INNER_STEPS = flags.DEFINE_list(
+    "num_inner_steps", [], "Window lengths k; none is the config's."
+)
 _ESTIMATORS = flags.DEFINE_list(
-    "estimators", ["all"], "Meta-gradients to compile; exact:remat is exact with that backward."
+    "estimators",
+    [],
+    "Meta-gradients to compile: all, or some; exact:remat is exact with that backward; none is the "
+    "config's.",
 )
 
-# Each estimator once, and exact with each way back.
+_EFFORT = "JAX_EXEC_TIME_OPTIMIZATION_EFFORT"
+
+# Each estimator once, and exact with each backward pass.
 ALL_STEPS = (
     *(f"exact:{backward}" for backward in BACKWARDS),
     *(name for name in ESTIMATORS if name != "exact"),
@@ -91,24 +104,33 @@ _COLUMNS = {
 def main() -> None:
     config = _CONFIG.value
     num_inner_steps, steps, chips = _check_flags(config)
-    workdir = epath.Path(_WORKDIR.value).expanduser().resolve()
-    workdir.mkdir(parents=True, exist_ok=True)
-    setting, rows, notes, text = describe(config, chips), [], [], ""
-    grid = [(k, step) for k in num_inner_steps for step in steps]
-    for k, step in tqdm(grid, desc="compiling", unit="step", dynamic_ncols=True):
-        row, note = compile_step(config, step, k, chips)
-        rows.append(row)
-        notes += [f"k = {k}, {step}: {note}\n"] if note else []
-        text = ", ".join(f"{name} {value}" for name, value in setting.items())
-        text += "\n\n".join(["", to_markdown(rows), *notes])
-        workdir.joinpath("tpu.csv").write_text(to_csv([setting | row for row in rows]))
-        workdir.joinpath("tpu.md").write_text(text)
+    with locked_workdir(_WORKDIR.value) as workdir:
+        setting = describe(config, chips)
+        effort = {_EFFORT: os.environ.get(_EFFORT, "")}
+        records = Records(workdir / "tpu.jsonl", flat_settings(config) | setting | effort)
+        rows: list[Row] = []
+        grid = [(k, step) for k in num_inner_steps for step in steps]
+        for k, step in tqdm(grid, desc="compiling", unit="step", dynamic_ncols=True):
+            compiled = functools.partial(compile_step, config, step, k, chips)
+            rows += records.get({"num_inner_steps": k, "step": step}, compiled)
+            text = _write_tables(workdir, setting, rows)
     print(text)
+
+
+def _write_tables(workdir: epath.Path, setting: dict[str, Any], rows: list[Row]) -> str:
+    """Returns what `tpu.md` says; what the compiler said of steps that do not fit stands there."""
+    notes = [f"k = {r['num_inner_steps']}, {r['step']}: {r['note']}\n" for r in rows if r["note"]]
+    text = ", ".join(f"{name} {value}" for name, value in setting.items())
+    text += "\n\n".join(["", to_markdown(rows), *notes])
+    figures = [{name: x for name, x in row.items() if name != "note"} for row in rows]
+    workdir.joinpath("tpu.csv").write_text(to_csv([setting | row for row in figures]))
+    workdir.joinpath("tpu.md").write_text(text)
+    return text
 
 
 def compile_step(
     config: ConfigDict, step: str, num_inner_steps: int, chips: Sequence[Any]
-) -> tuple[dict[str, Any], str]:
+) -> list[Row]:
     """Compiles one training step.
 
     Args:
@@ -118,19 +140,21 @@ def compile_step(
       chips: all devices of the topology.
 
     Returns:
-      A row of the table; figures are NaN if the step does not fit. What the compiler says then.
+      The row of the table; figures are NaN if the step does not fit, and `note` is what the
+      compiler says then.
     """
     config = copy.deepcopy(config)
-    config.meta_gradient.update(settings(step))
+    config.meta_gradient.update(costs.settings(step))
     config.meta_gradient.num_inner_steps = num_inner_steps
     # 0 chooses by the platform that jax runs on, which is not the one that is compiled for.
     config.meta_gradient.unroll = config.meta_gradient.unroll or 1
-    method = create_method(config)
-    pmapped = over_devices(method.train_step, donate=True, devices=list(chips))
-    state = jax.eval_shape(lambda: method.init(jax.random.key(0)))
+    pool = costs.load_pool(config)
+    bound = costs.bind(build.create_method(config, pool.num_classes), pool, AXIS_NAME)
+    pmapped = over_devices(bound.train_step, donate=True, devices=list(chips))
+    state = jax.eval_shape(lambda: bound.init(jax.random.key(0), pool.example))
     figures = dict.fromkeys(FIGURES, np.nan)
     start, note = time.perf_counter(), ""
-    lowered = pmapped.lower(state, batch_shapes(config, len(chips)))
+    lowered = pmapped.lower(state, costs.batch_shapes(config, pool, num_devices=len(chips)))
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -138,76 +162,55 @@ def compile_step(
             raise
         note = str(error).splitlines()[0]
     else:
-        memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
+        memory, flops = compiled.memory_analysis(), compiled.cost_analysis()["flops"]
         figures |= {
             "argument_mib": memory.argument_size_in_bytes / 2**20,
             "output_mib": memory.output_size_in_bytes / 2**20,
             "temp_mib": memory.temp_size_in_bytes / 2**20,
             "peak_mib": memory.peak_memory_in_bytes / 2**20,
             "program_mib": memory.generated_code_size_in_bytes / 2**20,
-            "gflop": costs["flops"] / 1e9,
+            "gflop": flops / 1e9,
         }
     row = {"num_inner_steps": num_inner_steps, "step": step, "fits": "no" if note else "yes"}
-    return row | figures | {"compile_seconds": time.perf_counter() - start}, note
-
-
-def create_method(config: ConfigDict) -> Method:
-    """The config's method, built from shapes alone."""
-    return methods.METHODS[config.method](method_inputs(config, AXIS_NAME))
-
-
-def batch_shapes(config: ConfigDict, num_chips: int) -> Batch:
-    """Shapes of a window's batches as the loop hands them over: `[chips, k, B / chips, ...]`."""
-    input_shape, _ = DATASETS[config.dataset.name]
-    num_inner_steps = config.meta_gradient.num_inner_steps
-
-    def examples(size: int) -> Examples:
-        lead = (num_chips, num_inner_steps, size // num_chips)
-        inputs = jax.ShapeDtypeStruct((*lead, *input_shape), jnp.uint8)
-        return Examples(inputs, jax.ShapeDtypeStruct(lead, jnp.int32))
-
-    noisy, size = examples(config.noisy_batch_size), config.clean_batch_size
-    if config.meta_gradient.mix_clean:
-        return Batch(noisy, examples(size // 2), examples(size // 2))
-    return Batch(noisy, None, examples(size))
+    return [row | figures | {"compile_seconds": time.perf_counter() - start, "note": note}]
 
 
 def describe(config: ConfigDict, chips: Sequence[Any]) -> dict[str, Any]:
-    """Model, batch sizes, chips and version."""
-    name = config.model.name
-    return {
-        "dataset": config.dataset.name,
-        "model": f"resnet-{config.model.resnet.depth}" if name == "resnet" else name,
-        "dtype": config.model.dtype,
-        "noisy batch": config.noisy_batch_size,
-        "clean batch": config.clean_batch_size,
-        "mix clean": config.meta_gradient.mix_clean,
+    """The step, chips and version."""
+    return costs.describe_step(config) | {
         "topology": _TOPOLOGY.value,
         "device": f"{len(chips)} {chips[0].device_kind}",
         "jax": jax.__version__,
+        "libtpu": _libtpu_version(),
     }
 
 
+def _libtpu_version() -> str:
+    try:
+        return importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        return os.environ["TPU_LIBRARY_PATH"]
+
+
 def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """One line a step."""
-    lines = [list(_COLUMNS), ["---:", "---", "---"] + ["---:"] * (len(_COLUMNS) - 3)]
-    for row in rows:
-        lines.append([cell.format(**row).replace("nan", "-") for cell in _COLUMNS.values()])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    """One line per step."""
+    body = [[cell.format(**row).replace("nan", "-") for cell in _COLUMNS.values()] for row in rows]
+    return markdown_table(list(_COLUMNS), body, text_columns=(1, 2))
 
 
 def _check_flags(config: ConfigDict) -> tuple[list[int], list[str], list[Any]]:
     """Raises InputError, or returns the values of k, the steps, and the topology's devices."""
-    windows, steps, dataset = _NUM_INNER_STEPS.value, _ESTIMATORS.value, config.dataset.name
-    ok = windows and all(value.isdecimal() and int(value) for value in windows)
+    validate(config)
+    windows = _NUM_INNER_STEPS.value or [str(config.meta_gradient.num_inner_steps)]
+    steps = _ESTIMATORS.value or [config.meta_gradient.estimator]
+    ok = all(value.isdecimal() and int(value) for value in windows)
     expect(ok, "--num_inner_steps", ",".join(windows), "whole numbers from 1, as in 1,5")
-    ok = steps and set(steps) <= {"all", *STEPS}
+    ok = set(steps) <= {"all", *STEPS}
     expect(ok, "--estimators", ",".join(steps), f"all or some of {', '.join(STEPS)}")
-    expect(dataset in DATASETS, "config.dataset.name", dataset, f"one of {', '.join(DATASETS)}")
-    bilevel = config.method in methods.METHODS and create_method(config).window
+    bilevel = issubclass(METHODS[config.method], BilevelMethod)
     expect(bilevel, "config.method", config.method, "one that has a meta-gradient, such as mlc")
     chips = _chips(_TOPOLOGY.value)
-    _check_batches(config, len(chips))
+    validate(config, num_devices=len(chips))
     steps = [name for step in steps for name in (ALL_STEPS if step == "all" else [step])]
     return [int(value) for value in windows], list(dict.fromkeys(steps)), chips
 
@@ -228,24 +231,6 @@ def _chips(topology: str) -> list[Any]:
         reason = str(error).splitlines()[0]
         raise InputError(f"--topology: got {topology!r}, expected {expected}: {reason}") from error
     return list(description.devices)
-
-
-def _check_batches(config: ConfigDict, num_chips: int) -> None:
-    """Worded as in `mlc_jax.validation`, which TensorFlow would come with."""
-    problems = []
-    for field, parts in (
-        ("noisy_batch_size", 1),
-        ("clean_batch_size", 2 if config.meta_gradient.mix_clean else 1),
-    ):
-        size, per = config[field], parts * num_chips
-        if size <= 0 or size % per:
-            halves = f"two halves, {num_chips} devices" if parts == 2 else f"{num_chips} devices"
-            problems.append(
-                f"config.{field}: got {size}, expected a positive multiple of {per} ({halves}), "
-                f"such as {per * max(1, round(size / per))}"
-            )
-    if problems:
-        raise InputError("\n".join(problems))
 
 
 if __name__ == "__main__":
