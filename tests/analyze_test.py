@@ -1,13 +1,15 @@
 """The report on a finished run: figures by hand, pictures that are there, cleanlab's workflow."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
 from etils import epath
 
-from mlc_jax import report
 from mlc_jax.errors import InputError
+from mlc_jax.training import report
+from mlc_jax.training.workdir import CONFIG_FILE, DATASET_FILE
 
 PROGRAM = "experiments.analyze"
 PICTURES = ("heat_maps.png", "label_quality.png", "dynamics.png")
@@ -15,7 +17,8 @@ PICTURES = ("heat_maps.png", "label_quality.png", "dynamics.png")
 
 def _copy(run, tmp_path):
     """Of what a run leaves, for writing beside it."""
-    for name in ("config.json", report.RESULTS_FILE, report.SOFT_LABELS_FILE, "metrics.jsonl"):
+    files = (CONFIG_FILE, DATASET_FILE, report.RESULTS_FILE, report.SOFT_LABELS_FILE)
+    for name in (*files, "metrics.jsonl"):
         (tmp_path / name).write_bytes((run.workdir / name).read_bytes())
     return tmp_path
 
@@ -43,6 +46,76 @@ def test_report_of_a_run(run_program, trained, tmp_path, method):
     # The probability that a wrong label ranks before a right one.
     pairs = quality[wrong][:, None] - quality[~wrong][None]
     assert float(row["auc"]) == pytest.approx(np.mean(pairs < 0) + np.mean(pairs == 0) / 2)
+
+
+def _forget_truth(workdir):
+    """Makes a run one on own data, whose true labels nobody knows."""
+    with np.load(workdir / report.SOFT_LABELS_FILE) as arrays:
+        kept = dict(arrays)
+    kept["true_label"] = np.full_like(kept["given_label"], -1)
+    np.savez(workdir / report.SOFT_LABELS_FILE, **kept)
+    path = workdir / report.RESULTS_FILE
+    unknown = dict.fromkeys(("given_label_accuracy", "corrected_label_accuracy"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | unknown | {"noise": "given"}))
+    path = workdir / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        if "eval/corrected_label_accuracy" in row:
+            row |= {"eval/corrected_label_accuracy": None, "eval/test_accuracy": None}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_without_true_labels_given_and_corrected_ones_are_compared(
+    run_program, load_program, trained, tmp_path
+):
+    workdir = _copy(trained("mlc"), tmp_path)
+    _forget_truth(workdir)
+    args = (f"--workdir={workdir}", "--nocleanlab")
+    code, out, err = run_program(PROGRAM, *args, required=["workdir"])
+    assert code == 0, err
+    for name in PICTURES:
+        assert (workdir / "analysis" / name).read_bytes().startswith(b"\x89PNG")
+    with np.load(workdir / report.SOFT_LABELS_FILE) as arrays:
+        given, corrected = arrays["given_label"], arrays["corrected_label"]
+        soft = arrays["soft_label"]
+    assert out.startswith(
+        f"mlc on digits, labels as given: {len(given)} given labels; which of them are wrong is "
+        "not known.\n"
+    )
+    (row,) = csv.DictReader((workdir / "analysis/label_errors.csv").read_text().splitlines())
+    assert int(row.pop("flagged")) == np.sum(given != corrected) > 0
+    assert set(row.values()) == {"mlc, 1 - label_quality", ""}
+    program = load_program(PROGRAM)
+    _, _, labels = program.read_run(epath.Path(workdir))
+    axes = program.plot_heat_maps(labels, "0123456789", "a run").axes[0]
+    assert axes.get_ylabel() == "given label"
+    means = [soft[given == label].mean(axis=0) for label in range(10)]
+    np.testing.assert_allclose(axes.images[0].get_array(), means, rtol=1e-5)
+    _, names = program.plot_label_quality(labels, "a run").axes[0].get_legend_handles_labels()
+    assert [name.partition(" (")[0] for name in names] == ["kept labels", "corrected labels"]
+
+
+def test_a_run_of_fit(run_program, trained, tmp_path):
+    """Its config is no config, and its inputs are not in its workdir."""
+    pytest.importorskip("cleanlab")
+    workdir = _copy(trained("mlc"), tmp_path)
+    (workdir / CONFIG_FILE).write_text(json.dumps({"made_by": "fit", "method": {"name": "mlc"}}))
+    code, out, err = run_program(PROGRAM, f"--workdir={workdir}", required=["workdir"])
+    assert code == 0, err
+    assert "cleanlab is skipped: It needs --pred_probs=FILE.npy" in out
+
+
+def test_an_older_run_lacks_settings_and_class_names(load_program, trained, tmp_path):
+    workdir = epath.Path(_copy(trained("mlc"), tmp_path))
+    (workdir / DATASET_FILE).unlink()
+    saved = json.loads((workdir / CONFIG_FILE).read_text())
+    del saved["model"]["initial_params"], saved["dataset"]["paired"]
+    (workdir / CONFIG_FILE).write_text(json.dumps(saved))
+    program = load_program(PROGRAM)
+    config, _, _ = program.read_run(workdir)
+    assert config.dataset.name == "digits" and config.dataset.paired is False
+    assert program._class_names(workdir, config, 10) == tuple("0123456789")
+    assert program._class_names(workdir, None, 3) == ["0", "1", "2"]
 
 
 def test_detection_by_hand(load_program):
@@ -99,7 +172,7 @@ def test_cleanlab_beside_it(run_program, trained, tmp_path):
     np.save(tmp_path / "probs.npy", probs[1:])
     code, out, _ = run_program(PROGRAM, *args, required=["workdir"])
     assert code == 0
-    assert "cleanlab: left out. --pred_probs: got 'shape (" in out
+    assert "cleanlab is skipped: --pred_probs: got 'shape (" in out
 
 
 def test_cross_validated_probabilities(load_program, trained):
@@ -109,6 +182,7 @@ def test_cross_validated_probabilities(load_program, trained):
     probs = program.cross_validated(run.config, labels.given)
     assert probs.shape == labels.soft.shape
     np.testing.assert_allclose(probs.sum(axis=1), 1, rtol=1e-5)
+    assert len(program.cross_validated(run.config, labels.given[:300])) == 300
     assert np.mean(probs.argmax(axis=1) == labels.true) > 0.5
 
 
@@ -122,7 +196,8 @@ def test_labels_open_in_cleanlabs_workflow(trained):
 
     run = trained("mlc")
     table = pandas.read_csv(run.workdir / report.LABELS_FILE)
-    inputs = data.load(run.config).noisy.inputs.reshape(len(table), -1).astype(np.float32)
+    noisy = data.load(run.config).noisy
+    inputs = noisy.source.inputs[noisy.rows].reshape(len(table), -1).astype(np.float32)
     learner = classification.CleanLearning(LogisticRegression(max_iter=50))
     learner.fit(inputs, table["given_label"].to_numpy(), label_issues=table)
     kept = ~table["is_label_issue"].to_numpy()

@@ -1,10 +1,13 @@
 """The benchmark as a program: its flags and files. What it measures: tests/costs_test.py."""
 
 import csv
+import pathlib
 import subprocess
 import sys
 
 import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def test_tables(run_program, tiny_flags, tmp_path):
@@ -47,6 +50,23 @@ def test_bad_flags_get_one_line_and_leave_nothing_behind(flag, message, run_prog
     assert not workdir.exists()
 
 
-def test_tensorflow_is_not_imported():
-    code = "import experiments.benchmark, sys; sys.exit('tensorflow' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_without_tensorflow_all_but_the_wait_for_data_is_measured(tiny_flags, tmp_path):
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['tensorflow'] = None\n"
+        "runpy.run_module('experiments.benchmark', run_name='__main__', alter_sys=True)\n"
+    )
+    flags = [flag for flag in tiny_flags() if flag != "--noprogress"]
+    flags += [f"--workdir={tmp_path}", "--num_inner_steps=1", "--estimators=one_step"]
+    command = [sys.executable, "-c", code, *flags, "--repeats=1"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| 1 | ") == 2
+    assert "Waiting for data: not measured. " in result.stdout
+
+
+def test_wait_for_data(load_program, tiny_config):
+    share = load_program("experiments.benchmark").data_wait_share(
+        tiny_config(**{"meta_optimizer.name": "amsgrad"}), num_windows=3
+    )
+    assert 0 <= share <= 1

@@ -3,24 +3,31 @@
 import gc
 import json
 import os
+import pathlib
 import re
 import resource
 import shutil
 import threading
+import zlib
+from typing import Any
 
+import chex
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import default
-from mlc_jax import checkpoint
-from mlc_jax.checkpoint import FREE_FIELDS, Checkpointer, finished_steps, flatten_config
+from mlc_jax.core import MainState, MetaState, TrainState
 from mlc_jax.errors import CheckpointError, InputError
-from mlc_jax.train_state import MainState, MetaState, TrainState
-from mlc_jax.workdir import locked_workdir
+from mlc_jax.training import checkpoint
+from mlc_jax.training.checkpoint import FREE_FIELDS, Checkpointer, finished_steps, flatten_config
+from mlc_jax.training.workdir import locked_workdir
 
 # TensorStore's threads also complain, to nobody, where a read or a write fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -60,10 +67,16 @@ def _save(workdir, *steps, config=CONFIG, keep=2):
     checkpointer.close()
 
 
-def _restore(workdir, config=CONFIG):
+def _not_called():
+    raise AssertionError("nothing is missing")
+
+
+def _restore(workdir, config=CONFIG, *, like=None, formerly=None, init=_not_called, **kwargs):
+    """Restores what is like `like`, a state of arrays; `_state` by default."""
+    abstract = jax.eval_shape(lambda: _state(0) if like is None else like)
     checkpointer = _open(workdir)
     try:
-        return checkpointer.restore(jax.eval_shape(lambda: _state(0)), config)
+        return checkpointer.restore(abstract, config, formerly=formerly or {}, init=init, **kwargs)
     finally:
         checkpointer.close()
 
@@ -154,13 +167,38 @@ def test_another_config_is_refused_field_by_field(two_checkpoints, tmp_path):
         _restore(tmp_path, given)
     assert str(error.value).splitlines() == [
         f"{tmp_path / 'checkpoints' / '9'} was made with another config:",
-        "  config.new: None in the checkpoint, 'x' now",
+        "  config.new: missing in the checkpoint, 'x' now",
         "  config.noise.level: 0.4 in the checkpoint, 0.6 now",
         "  config.seed: 0 in the checkpoint, 1 now",
         "Use another --workdir, or the config of the checkpoint.",
     ]
     assert finished_steps(tmp_path / "checkpoints") == [5, 9]
     _assert_is(_restore(tmp_path), 9)
+
+
+def test_a_field_that_was_added_counts_as_it_was(two_checkpoints, tmp_path):
+    _copy(two_checkpoints, tmp_path)
+    given = CONFIG | {"new": [1, 2], "section": {"x": None}}
+    formerly = {"new": (1, 2), "section.x": None, "of_a_later_version": 3}
+    _assert_is(_restore(tmp_path, given, formerly=formerly), 9)
+    with pytest.raises(CheckpointError) as error:
+        _restore(tmp_path, given | {"section": {"x": 0}}, formerly=formerly, prefix="")
+    differing = str(error.value).splitlines()[1:-1]
+    assert differing == ["  section.x: None in the checkpoint, 0 now"]
+
+
+def test_differing_fields_of_missing_and_unknown_ones():
+    saved, given = {"a": {"old": None}, "b": 1, "seed": 0}, {"a": {"new": None}, "b": 1.0}
+    assert checkpoint.differing_fields(saved, given, "before", formerly={}) == [
+        "  config.a.new: missing before, None now",
+        "  config.a.old: None before, missing now",
+        "  config.seed: 0 before, missing now",
+    ]
+    # What was saved stands, whatever the field's former value.
+    formerly = {"a.new": None, "b": 2}
+    assert checkpoint.differing_fields(
+        saved, given | {"seed": 1}, "before", formerly=formerly, prefix=""
+    ) == ["  a.old: None before, missing now", "  seed: 0 before, 1 now"]
 
 
 def test_free_fields_exist_and_may_differ(tmp_path):
@@ -237,6 +275,97 @@ def test_no_damaged_file_is_read_as_if_it_were_whole(two_checkpoints, tmp_path, 
     gc.collect()  # Failed reads leave coroutines that complain when they go: not in another test.
 
 
+def _edit_progress(workdir, step, edit):
+    path = workdir / "checkpoints" / str(step) / "progress" / "metadata"
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def _flip_bytes(workdir, step, array):
+    """Flips four bytes of the array, in the file where it lies."""
+    files = [path for path in (workdir / "checkpoints" / str(step)).rglob("*") if path.is_file()]
+    part = np.asarray(array).tobytes()[-1000:-984]
+    (path,) = (path for path in files if part in path.read_bytes())
+    content = path.read_bytes()
+    at = content.index(part)
+    flipped = bytes(255 - byte for byte in content[at : at + 4])
+    path.write_bytes(content[:at] + flipped + content[at + 4 :])
+
+
+@pytest.fixture(scope="module")
+def two_with_noise(tmp_path_factory):
+    """As `two_checkpoints`; of leaves that do not compress, so that they lie there as they are."""
+    workdir = tmp_path_factory.mktemp("noise")
+    checkpointer = _open(workdir)
+    for step in (5, 9):
+        checkpointer.save(step, _noise_state(step), _progress(step))
+    checkpointer.wait()
+    checkpointer.close()
+    return workdir
+
+
+def _noise_state(step):
+    bits = jax.random.bits(jax.random.key(step), (3, 300, 200))
+    state = _state(step)
+    main = state.main.replace(params={"a": bits[0], "b": bits[1]})
+    return jax.device_put(state.replace(main=main, extra=(bits[2],)), _sharding())
+
+
+@pytest.mark.parametrize("name", ["main/params/a", "main/params/b", "extra/0"])
+def test_flipped_bytes_are_noticed(two_with_noise, tmp_path, name):
+    _copy(two_with_noise, tmp_path)
+    state = _noise_state(9)
+    leaf = {f"main/params/{key}": x for key, x in state.main.params.items()}.get(name)
+    _flip_bytes(tmp_path, 9, state.extra[0] if leaf is None else leaf)
+    with pytest.raises(CheckpointError) as error:
+        _restore(tmp_path, like=state)
+    assert str(error.value) == (
+        f"checkpoint of step 9 cannot be read: {name} is not what was saved: its bytes have "
+        f"changed\nRemove {tmp_path / 'checkpoints' / '9'} to go on from step 5."
+    )
+    shutil.rmtree(tmp_path / "checkpoints" / "9")
+    restored, _ = _restore(tmp_path, like=state)
+    np.testing.assert_array_equal(restored.extra[0], _noise_state(5).extra[0])
+
+
+def test_checkpoints_without_checksums_are_accepted(two_with_noise, tmp_path):
+    _copy(two_with_noise, tmp_path)
+    _edit_progress(tmp_path, 9, lambda progress: progress.pop("checksums"))
+    like = _noise_state(9)
+    _, progress = _restore(tmp_path, like=like)
+    assert progress == _progress(9)
+    _flip_bytes(tmp_path, 9, like.extra[0])
+    restored, _ = _restore(tmp_path, like=like)  # As if nothing were amiss.
+    assert (np.asarray(restored.extra[0]) != np.asarray(like.extra[0])).any()
+
+
+def test_every_leaf_has_a_checksum_of_dtype_shape_and_bytes(two_checkpoints):
+    path = two_checkpoints / "checkpoints" / "9" / "progress" / "metadata"
+    found = json.loads(path.read_text())["checksums"]
+    state = _state(9)
+    assert len(found) == len(jax.tree.leaves(state))
+    w = np.asarray(state.main.params["w"])
+    key = np.asarray(jax.random.key_data(state.rng))
+    half = np.asarray(state.meta.params["half"])
+    for name, dtype, x in [
+        ("main/params/w", "float32", w),
+        ("meta/params/half", "bfloat16", half),
+        ("rng", "uint32", key),
+    ]:
+        crc = zlib.crc32(f"{dtype}{list(x.shape)}".encode() + x.tobytes())
+        assert found[name] == f"{crc:08x}"
+
+
+def test_a_leaf_that_was_saved_and_is_gone(two_checkpoints, tmp_path):
+    """What is not there is taken from the start of a run only where it never was there."""
+    _copy(two_checkpoints, tmp_path)
+    _edit_progress(tmp_path, 9, lambda progress: progress["checksums"].update({"extra/x": "0" * 8}))
+    message = r"^checkpoint of step 9 cannot be read: extra/x was saved and is not there\nRemove "
+    with pytest.raises(CheckpointError, match=message):
+        _restore(tmp_path, like=_state(9).replace(extra={"x": jnp.ones(3)}), init=_not_called)
+
+
 def test_without_an_older_one_the_advice_is_the_beginning(tmp_path):
     _save(tmp_path, 4)
     shutil.rmtree(tmp_path / "checkpoints" / "4" / "state")
@@ -250,6 +379,151 @@ def test_a_file_in_the_place_of_the_directory(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(CheckpointError, match=f"Not a directory: '{tmp_path / 'checkpoints'}'"):
         _save(tmp_path, 1)
+
+
+class Grown(TrainState):
+    """A train state of a later version."""
+
+    nothing: Any = None
+    labels: Any = None
+
+
+def _grown(step, meta_params):
+    old = _state(step)
+    meta = old.meta.replace(params=old.meta.params | meta_params)
+    fields = {name: getattr(old, name) for name in ("step", "rng", "main")}
+    labels = {"mean": jnp.full((5, 2), step), "rng": jax.random.key(step)}
+    extra = optax.EmptyState()
+    return jax.device_put(Grown(meta=meta, extra=extra, labels=labels, **fields), _sharding())
+
+
+def test_what_the_state_has_gained_is_as_at_the_start(two_checkpoints, tmp_path, caplog):
+    _copy(two_checkpoints, tmp_path)
+    more = {"new": {"kernel": jnp.ones(2), "bias": jnp.zeros(2)}}
+    start, calls = _grown(0, more), []
+
+    def init():
+        calls.append(1)
+        return start
+
+    with caplog.at_level("INFO", "absl"):
+        state, progress = _restore(tmp_path, like=start, init=init)
+    assert len(calls) == 1
+    path = tmp_path / "checkpoints" / "9"
+    assert f"{path} has no labels, meta/params/new: as at the start of a run." in caplog.messages
+    want = start.replace(
+        step=state.step, rng=state.rng, main=state.main, meta=state.meta.replace(params=None)
+    )
+    meta_params = dict(state.meta.params)
+    new = meta_params.pop("new")
+    chex.assert_trees_all_equal(new, start.meta.params["new"])
+    got = state.replace(meta=state.meta.replace(params=None))
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    assert got.labels["rng"] == start.labels["rng"]
+    np.testing.assert_array_equal(got.labels["mean"], start.labels["mean"])
+    old = TrainState(state.step, state.rng, state.main, state.meta.replace(params=meta_params))
+    _assert_is((old, progress), 9)
+
+
+def test_a_field_of_none_does_not_keep_older_checkpoints_out(tmp_path):
+    """Orbax itself compares empty places, too."""
+    old = _state(3)
+    stored = {name: getattr(old, name) for name in ("step", "rng", "main", "meta")}
+    checkpointer = _open(tmp_path)
+    checkpointer.save(3, stored, _progress(3))
+    checkpointer.wait()
+    checkpointer.close()
+    _assert_is(_restore(tmp_path), 3)
+
+
+def test_what_the_state_has_lost_is_named(two_checkpoints, tmp_path):
+    _copy(two_checkpoints, tmp_path)
+    state = _state(9)
+    main = state.main.replace(params={"w": state.main.params["w"]})
+    with pytest.raises(CheckpointError) as error:
+        _restore(tmp_path, like=state.replace(main=main, meta=None))
+    assert str(error.value).splitlines() == [
+        f"{tmp_path / 'checkpoints' / '9'} was made by another version of mlc_jax:",
+        "  main/params/b: in the checkpoint, not in the state",
+        "  meta: in the checkpoint, not in the state",
+        "Use another --workdir, or the version that made it.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "now"),
+    [
+        (jnp.ones((300, 10)), "float32[300, 10]"),
+        (jnp.ones((300, 1600), jnp.bfloat16), "bfloat16[300, 1600]"),
+        (jax.random.key(0), "uint32[2]"),
+    ],
+)
+def test_other_shapes_and_dtypes_are_named(two_checkpoints, tmp_path, values, now):
+    _copy(two_checkpoints, tmp_path)
+    state = _state(9)
+    main = state.main.replace(params=state.main.params | {"w": values})
+    line = f"  main/params/w: float32[300, 1600] in the checkpoint, {now} in the state"
+    with pytest.raises(CheckpointError, match=re.escape(line)):
+        _restore(tmp_path, like=state.replace(main=main))
+
+
+def test_a_key_is_not_taken_for_numbers(two_checkpoints, tmp_path):
+    _copy(two_checkpoints, tmp_path)
+    message = r"rng is key<fry>\[\], not uint32\[2\]\nRemove "
+    with pytest.raises(CheckpointError, match=message):
+        _restore(tmp_path, like=_state(9).replace(rng=jnp.zeros(2, jnp.uint32)))
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_optax_states_come_back(tmp_path):
+    """Named tuples, tuples of more than ten, masked and empty nodes, frozen parts."""
+    params = {"w": jnp.ones((2, 3)), "b": {"x": jnp.ones(3)}}
+    tx = optax.chain(
+        *[optax.clip(1.0)] * 10,
+        optax.masked(optax.trace(0.9), {"w": True, "b": False}),
+        optax.partition(
+            {"train": optax.adam(1e-3), "freeze": optax.set_to_zero()},
+            {"w": "train", "b": "freeze"},
+        ),
+        optax.inject_hyperparams(optax.sgd)(learning_rate=0.1, momentum=0.9),
+    )
+    _, opt_state = tx.update(params, tx.init(params), params)
+    extra = flax.core.freeze({"none": None, "list": [], "tuple": (), "dict": {}, "x": jnp.ones(2)})
+    keys = jax.random.split(jax.random.key(1), 3)
+    state = _state(1)
+    state = state.replace(main=MainState(params, {"k": keys}, opt_state), meta=None, extra=extra)
+    state = jax.device_put(state, _sharding())
+    checkpointer = _open(tmp_path)
+    checkpointer.save(1, state, _progress(1))
+    checkpointer.wait()
+    checkpointer.close()
+    restored, _ = _restore(tmp_path, like=state)
+    data = [
+        jax.tree.map(lambda x: jax.random.key_data(x) if x.dtype == keys.dtype else x, tree)
+        for tree in (restored, state)
+    ]
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    chex.assert_trees_all_equal(*data)
+    chex.assert_trees_all_equal_dtypes(restored, state)
+
+
+def test_a_workdir_of_the_second_edition(tmp_path):
+    """tests/data/workdir_993cefd: made before there were checksums."""
+    source = pathlib.Path(__file__).parent / "data" / "workdir_993cefd"
+    _copy(source, tmp_path)
+    config = json.loads((source / "config.json").read_text())
+    stored = ocp.StandardCheckpointHandler().metadata(
+        epath.Path(source / "checkpoints" / "42" / "state")
+    )
+    like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), stored.tree)
+    like["rng"] = jax.random.key(1)  # Orbax describes a key as its data.
+    state, progress = _restore(tmp_path, config, like=like)
+    assert [row["step"] for row in progress["evals"]] == [21, 42]
+    assert int(state["step"]) == int(state["meta"]["opt_state"][2]["count"]) == 42
+    assert jax.random.key_data(state["rng"]).tolist() == [928981903, 3453687069]
+    leaves = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert sum(x.size for x in leaves) == 2 * 2778 + 3 * 1130  # Momentum; Adam's two moments.
+    assert all(bool(jnp.isfinite(x).all()) and bool((x != 0).any()) for x in leaves)
 
 
 @pytest.fixture

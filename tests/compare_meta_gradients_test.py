@@ -1,9 +1,17 @@
 """The comparison of meta-gradient estimators, end to end on a small config."""
 
 import csv
+import functools
+import pathlib
+import sys
 
+import jax
 import numpy as np
 import pytest
+from etils import epath
+
+from experiments import costs
+from experiments.records import Records
 
 PROGRAM = "experiments.compare_meta_gradients"
 SMALL = (
@@ -15,8 +23,6 @@ SMALL = (
 @pytest.fixture
 def compiled_programs_stay_apart():
     """The program sets JAX's compilation cache for the whole process."""
-    import jax
-
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     yield
@@ -70,6 +76,114 @@ def test_cost(run_program, tiny_flags, tmp_path, compiled_programs_stay_apart):
     assert steps[:3] == ["plain", "exact:store", "exact:remat"]
     assert {"approximate", "truncated:2"} <= set(steps)
     assert (tmp_path / "cost.png").stat().st_size > 10_000
+
+
+def _agreements(program, config, path, lengths, levels=(0.2, 0.6)):
+    records = Records(epath.Path(path), {})
+    return program.measure_agreement(config, levels, lengths, ["one_step"], 1, records)
+
+
+def test_agreement_goes_on_where_it_was_stopped(load_program, tiny_config, tmp_path, monkeypatch):
+    program, config, measured = load_program(PROGRAM), tiny_config(), []
+    monkeypatch.setattr(program, "_comparison", lambda config, k, names: k)
+
+    def measure(config, k, states, step, num_windows):
+        if len(measured) == stop:
+            raise KeyboardInterrupt
+        measured.append((k, config.noise.level))
+        return [{"estimator": "one_step", "cosine": step + config.noise.level}]
+
+    monkeypatch.setattr(program, "_agreement_rows", measure)
+    path, stop = tmp_path / "agreement.jsonl", 3
+    with pytest.raises(KeyboardInterrupt):
+        _agreements(program, config, path, (1, 2))
+    assert measured == [(1, 0.2), (1, 0.6), (2, 0.2)]
+    measured, stop = [], 99
+    rows = _agreements(program, config, path, (1, 2))
+    assert measured == [(2, 0.6)]
+    assert [(row["k"], row["level"]) for row in rows] == [(1, 0.2), (1, 0.6), (2, 0.2), (2, 0.6)]
+    assert [row["cosine"] for row in rows] == [1.2, 1.6, 2.2, 2.6]
+    measured = []
+    _agreements(program, config, path, (5, 1))  # What is asked for may grow.
+    assert measured == [(5, 0.2), (5, 0.6)]
+
+
+def test_cost_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    compiled = []
+
+    def compile_programs(config, lengths, steps, count):
+        if stop in lengths:
+            raise KeyboardInterrupt
+        compiled.extend(lengths)
+        return lengths
+
+    monkeypatch.setattr(costs, "mlc_programs", compile_programs)
+    monkeypatch.setattr(costs, "measure", lambda programs, **_: programs)
+    monkeypatch.setattr(costs, "to_rows", lambda programs: [{"k": k} for k in programs])
+
+    def measure():
+        records = Records(epath.Path(tmp_path / "cost.jsonl"), {})
+        return costs.measure_lengths(None, [1, 2, 5], [], repeats=1, records=records)
+
+    stop = 5
+    with pytest.raises(KeyboardInterrupt):
+        measure()
+    compiled, stop = [], 0
+    assert measure() == [{"k": 1}, {"k": 2}, {"k": 5}]
+    assert compiled == [5]
+
+
+def test_what_was_measured_with_other_settings_stops_it_at_once(run_program, tiny_flags, tmp_path):
+    flags = [flag for flag in tiny_flags() if flag != "--noprogress"]
+    for name in ("cost", "agreement"):
+        Records(epath.Path(tmp_path / f"{name}.jsonl"), {"--repeats": 7}).get({"k": 1}, list)
+        code, out, err = run_program(PROGRAM, *flags, f"--workdir={tmp_path}", *SMALL)
+        assert (code, out) == (2, "")
+        assert f"{name}.jsonl' was measured with other settings:" in err
+        assert "--repeats: 7 before" in err
+        (tmp_path / f"{name}.jsonl").unlink()
+
+
+def _mappings():
+    return len(pathlib.Path("/proc/self/maps").read_text().splitlines())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_programs_of_agreement_are_given_back(load_program, tiny_config, tmp_path, monkeypatch):
+    """Linux allows a process 65,530 mappings; they must not grow with what was measured."""
+    program, counts = load_program(PROGRAM), []
+    monkeypatch.setattr(program, "_comparison", _counted(program._comparison, counts))
+    config = tiny_config(**{"num_epochs": 1, "meta_optimizer.name": "amsgrad"})
+    _agreements(program, config, tmp_path / "agreement.jsonl", (1, 2, 3, 4), levels=[0.4])
+    counts.append(_mappings())
+    _, _, after_2, _, after_4 = counts
+    assert after_4 < after_2 + 50  # A program of this size has hundreds.
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_programs_of_cost_are_given_back(tmp_path, monkeypatch):
+    def programs(config, lengths, steps, count):
+        step = lambda state, batch: (state + batch, state @ batch)  # noqa: E731
+        init = functools.partial(jax.numpy.ones, (3, 3))
+        return [costs.Program(name, k, step, init, init()) for k in lengths for name in steps]
+
+    counts, names = [], [costs.PLAIN, "a", "b"]
+    monkeypatch.setattr(costs, "mlc_programs", _counted(programs, counts))
+    records = Records(epath.Path(tmp_path / "cost.jsonl"), {})
+    costs.measure_lengths(None, [1, 2, 3, 4], names, repeats=1, records=records)
+    counts.append(_mappings())
+    _, _, after_2, _, after_4 = counts
+    assert after_4 < after_2 + 20
+
+
+def _counted(function, counts):
+    """Notes this process's mappings at every call."""
+
+    def counting(*args, **kwargs):
+        counts.append(_mappings())
+        return function(*args, **kwargs)
+
+    return counting
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import cifar10, cifar100, default, digits
-from mlc_jax import data, train
-from mlc_jax.checkpoint import flatten_config
+from mlc_jax import data
+from mlc_jax.training import train
+from mlc_jax.training.checkpoint import flatten_config
 from mlc_jax.data.sources import load_source
 from mlc_jax.errors import InputError
 

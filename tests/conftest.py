@@ -7,7 +7,7 @@ import os
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
-    + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    + " --xla_backend_optimization_level=0"
 )
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -122,7 +122,7 @@ def tiny_flags():
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, tiny_config, compilation_cache):
     """(name in TRAINED) -> that run, trained when it is first asked for."""
-    from mlc_jax import train
+    from mlc_jax.training import train
 
     runs: dict[str, TrainedRun] = {}
 

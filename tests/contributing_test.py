@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlc_jax import methods, train
+from mlc_jax import methods
+from mlc_jax.training import train
 
 TEXT = (pathlib.Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 
@@ -32,7 +33,7 @@ def test_example_trains(bootstrapping, tiny_config, tmp_path, monkeypatch):
 
 def test_example_learns_its_targets(bootstrapping, tiny_config):
     """One step from a classifier of zeros: 0.95 of the label's gradient."""
-    from mlc_jax.bilevel import Batch, Examples
+    from mlc_jax.core import Batch, Labelled
     from mlc_jax.models import MLP
 
     config = tiny_config(method="bootstrapping")
@@ -45,7 +46,7 @@ def test_example_learns_its_targets(bootstrapping, tiny_config):
     state = state.replace(
         main=state.main.replace(params=jax.tree.map(jnp.zeros_like, state.main.params))
     )
-    examples = Examples(np.ones((1, 2, 4), np.float32), np.zeros((1, 2), np.int32))
+    examples = Labelled(np.ones((1, 2, 4), np.float32), np.zeros((1, 2), np.int32))
     after, _ = method.train_step(state, Batch(examples, None, examples))
     (bias,) = (
         np.asarray(leaf)

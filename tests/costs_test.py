@@ -1,10 +1,12 @@
 """What a window costs, as far as XLA tells it before anything runs: FLOPs, memory; and the tables.
 
-The promises of the ways back are held on ResNet-8 at the paper's batch, which is compiled only.
+The promises of the backward passes are held on ResNet-8 at the paper's batch, which is compiled
+only.
 """
 
 import functools
 import math
+import pathlib
 import subprocess
 import sys
 from typing import NamedTuple
@@ -17,11 +19,12 @@ import pytest
 
 from experiments import costs
 from experiments.costs import Memory
-from mlc_jax.bilevel import BACKWARDS
+from mlc_jax.core import BACKWARDS
 
 STEPS = ["plain", "exact:store"]
 MIB = 2**20
 LONG = 50
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +144,7 @@ def test_every_step_of_a_loop_counts(small, count):
 
 
 class Promise(NamedTuple):
-    """Upper bounds for a way back of `exact`.
+    """Upper bounds for a backward pass of `exact`.
 
     FLOPs are over those of k plain steps, `everything` on all images of the batches, at k = 50.
     Temp memory of k = 50 is `memory` times that of k = 1, and `copies` of params and their
@@ -156,7 +159,7 @@ class Promise(NamedTuple):
     copies: float
 
 
-ROOT = math.sqrt(LONG)
+SQRT_LONG = math.sqrt(LONG)
 PROMISES = {
     # Measured: 1.77, 2.72, 2.93, 2.20; memory grows by 308 MiB a step.
     "store": Promise(1.8, 3.3, 3.3, 3.3, math.inf, 0),
@@ -224,7 +227,7 @@ def test_cost_of_exact(backward, analyse):
 
 
 @pytest.mark.parametrize(
-    ("backward", "copies"), [("forward_over_reverse", LONG), ("two_level", 2 * ROOT)]
+    ("backward", "copies"), [("forward_over_reverse", LONG), ("two_level", 2 * SQRT_LONG)]
 )
 def test_what_is_kept_of_every_step(backward, copies, small):
     """On an MLP, of which the state is most. `store` keeps more: the test would see it."""
@@ -245,18 +248,18 @@ def test_memory_of_two_level(analyse):
     """159.5 MiB; of them 6.5 are copies, and 153 what a loop takes at any k."""
     short, long = (analyse("exact:two_level", k)[1].temp for k in (1, LONG))
     print(f"two_level: {short / MIB:.1f} and {long / MIB:.1f} MiB")
-    assert long <= 1.15 * short + 2 * ROOT * _copy_bytes(_resnet())
+    assert long <= 1.15 * short + 2 * SQRT_LONG * _copy_bytes(_resnet())
 
 
 def test_one_step_and_approximate_cost_the_same_at_one_step(analyse):
-    """And as much as `exact`, which keeps everything of a single step whatever its way back."""
+    """And as much as `exact`, which keeps everything of a single step in any backward pass."""
     names = ("one_step", "approximate", "exact:forward_over_reverse")
     flops = [analyse(name, 1)[0] for name in names]
     np.testing.assert_allclose(flops[1:], flops[0], rtol=0.02)
 
 
 @SLOW
-def test_the_ways_back_cost_the_same_at_one_step(analyse):
+def test_the_backward_passes_cost_the_same_at_one_step(analyse):
     flops = [analyse(f"exact:{backward}", 1)[0] for backward in BACKWARDS]
     np.testing.assert_allclose(flops[1:], flops[0], rtol=0.02)
 
@@ -277,6 +280,53 @@ def test_flops_of_two_level(analyse):
     assert ratio <= 4.7
 
 
+# --- What programs are built from.
+
+
+def test_batches_are_shaped_as_the_loop_hands_them_over(tiny_config):
+    from mlc_jax.training.run import build_run
+
+    config = tiny_config(**{"meta_gradient.num_inner_steps": 3})
+    shapes = costs.batch_shapes(config, costs.load_pool(config), num_devices=8)
+    batch = next(build_run(config).pipeline.batches(0, num_devices=8))
+    describe = lambda x: (x.shape, x.dtype)  # noqa: E731
+    assert jax.tree.map(describe, batch) == jax.tree.map(describe, shapes)
+
+
+def test_shapes_are_those_of_own_arrays(tiny_config, tmp_path):
+    inputs = np.random.default_rng(0).normal(size=(60, 7)).astype(np.float32)
+    labels = np.arange(60) % 3
+    checked = np.where(np.arange(60) < 30, labels, -1)
+    np.savez(tmp_path / "own.npz", inputs=inputs, labels=labels, checked_labels=checked)
+    config = tiny_config(
+        **{
+            "dataset.name": "arrays", "dataset.data": str(tmp_path / "own.npz"),
+            "noise.type": "none", "noisy_batch_size": 8, "clean_batch_size": 8,
+        }
+    )  # fmt: skip
+    program = costs.create_program(config, "plain", 2)
+    assert (program.batch.noisy.inputs.shape, program.batch.noisy.inputs.dtype) == (
+        (2, 8, 7), np.float32
+    )  # fmt: skip
+    assert int(program.batch.noisy.labels.max()) < 3
+    state, metrics = jax.jit(program.step)(program.init(), program.batch)
+    assert int(state.step) == 2 and np.isfinite(metrics["inner_loss"])
+
+
+def test_cifar_needs_no_files():
+    config = _resnet()
+    config.dataset.name = "cifar100"
+    pool = costs.load_pool(config)
+    shapes = costs.batch_shapes(config, pool)
+    assert pool.num_classes == 100
+    assert shapes.noisy.inputs.shape == (1, 100, 32, 32, 3)
+    assert shapes.noisy.inputs.dtype == np.uint8
+
+
 def test_tensorflow_is_not_imported():
-    code = "import experiments.costs, sys; sys.exit('tensorflow' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = (
+        "import sys; from configs import cifar10, digits; from experiments import costs\n"
+        "for module in (cifar10, digits): costs.load_pool(module.get_config())\n"
+        "sys.exit('tensorflow' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -9,12 +9,14 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import digits
-from mlc_jax import methods, models, parallel
-from mlc_jax.bilevel import BACKWARDS, Examples
-from mlc_jax.data.pipeline import Pipeline
-from mlc_jax.meta_gradients import ESTIMATORS
+from mlc_jax import build
+from mlc_jax.core import BACKWARDS
+from mlc_jax.core.estimators import ESTIMATORS
+from mlc_jax.data import ArraySource, Subset
+from mlc_jax.data.loader import Pipeline
+from mlc_jax.training import stack
 
-NUM_CLASSES, NUM_WINDOWS = 3, 2
+NUM_CLASSES, NUM_NOISY, NUM_WINDOWS = 3, 40, 2
 
 
 def _config(model, estimator, method):
@@ -36,45 +38,64 @@ def _pipeline(shape, num_inner_steps):
 
     def examples(num):
         inputs = rng.normal(size=(num, *shape)).astype(np.float32)
-        return Examples(inputs, rng.integers(0, NUM_CLASSES, num).astype(np.int32))
+        labels = rng.integers(0, NUM_CLASSES, num).astype(np.int32)
+        return Subset(ArraySource(inputs), np.arange(num), given=labels, truth=labels)
 
     return Pipeline(
-        noisy=examples(40), clean=examples(20), noisy_batch_size=16, clean_batch_size=16,
+        noisy=examples(NUM_NOISY), clean=examples(20), noisy_batch_size=16, clean_batch_size=16,
         split_clean=True, num_inner_steps=num_inner_steps, augment=False, seed=0,
     )  # fmt: skip
+
+
+def _bind(config, axis_name):
+    return build.create_method(config, NUM_CLASSES).bind(
+        num_noisy=NUM_NOISY,
+        num_classes=NUM_CLASSES,
+        steps_per_epoch=2,
+        num_epochs=2 * config.meta_gradient.num_inner_steps,
+        axis_name=axis_name,
+    )
+
+
+def _phase(bound, config):
+    """Joint's losses are the first phase's."""
+    return bound.phases[0 if config.method == "joint" else -1]
 
 
 def _train(config, shape, num_devices):
     """A few windows on `num_devices`; the state and the last window's metrics, as NumPy."""
     devices = jax.devices()[:num_devices]
-    num_inner_steps = config.meta_gradient.num_inner_steps
-    method = methods.METHODS[config.method](
-        methods.MethodInputs(
-            config=config,
-            model=models.create_classifier(config.model, NUM_CLASSES, "batch"),
-            normalize=lambda x: x,
-            example_inputs=jnp.zeros((1, *shape)),
-            num_classes=NUM_CLASSES,
-            num_noisy=40,
-            steps_per_epoch=2,
-            num_epochs=2 * config.meta_gradient.num_inner_steps,
-            axis_name="batch",
-        )
-    )
-    # Joint's losses are the first phase's.
-    phase = method.phases[0 if config.method == "joint" else -1]
-    step = parallel.over_devices(phase.train_step, donate=True, devices=devices)
+    bound = _bind(config, "batch")
+    step = stack.over_devices(_phase(bound, config).train_step, donate=True, devices=devices)
     replicated = NamedSharding(Mesh(np.asarray(devices), ("batch",)), PartitionSpec())
-    state = jax.jit(method.init, out_shardings=replicated)(jax.random.key(0))
+    state = jax.jit(bound.init, out_shardings=replicated)(jax.random.key(0), jnp.zeros((1, *shape)))
+    num_inner_steps = config.meta_gradient.num_inner_steps
     batches = _pipeline(shape, num_inner_steps).batches(0, num_devices=num_devices)
     for _ in range(NUM_WINDOWS):
         state, metrics = step(state, next(batches))
         jax.block_until_ready(state)  # Many fake devices on few cores time out otherwise.
+    return _kept(state, metrics)
+
+
+def _train_bare(config, shape):
+    """The same without an axis: nothing but `jax.jit`."""
+    bound = _bind(config, None)
+    state = jax.jit(bound.init)(jax.random.key(0), jnp.zeros((1, *shape)))
+    step = jax.jit(_phase(bound, config).train_step)
+    batches = _pipeline(shape, config.meta_gradient.num_inner_steps).batches(0)
+    for _ in range(NUM_WINDOWS):
+        state, metrics = step(state, jax.tree.map(lambda x: x[0], next(batches)))
+    return _kept(state, metrics)
+
+
+def _kept(state, metrics):
     kept = {
+        "step": state.step,
         "main": state.main.params,
         "batch_stats": state.main.batch_stats,
         "momentum": state.main.opt_state,
         "meta": None if state.meta is None else state.meta.params,
+        "extra": state.extra,
         "metrics": metrics,
     }
     return jax.device_get(kept)
@@ -121,3 +142,16 @@ def test_resnet_update_does_not_depend_on_the_device_count(sync_batch_norm, same
     alone, two = (_train(config, (8, 8, 3), n) for n in (1, 2))
     with contextlib.nullcontext() if same else pytest.raises(AssertionError):
         _assert_same(two, alone, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "estimator"),
+    [("mlc", "exact"), ("mlc", "approximate"), ("glc", "exact"), ("joint", "exact")]
+    + [(name, "exact") for name in ("meta_weight_net", "l2rw", "mlnt", "cross_entropy")],
+)
+def test_bare_jit_is_pmap_on_one_device(method, estimator):
+    """What `Method.bind` makes is usable as it is: `pmap` is the training loop's business."""
+    config = _config("mlp", estimator, method)
+    bare = _train_bare(config, (4,))
+    assert bare["step"] == 2 * NUM_WINDOWS
+    _assert_same(bare, _train(config, (4,), 1), rtol=1e-6, atol=1e-7)

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlc_jax import evaluate
-from mlc_jax.methods.base import Method
+from mlc_jax.core import MainState, TrainState
+from mlc_jax.data import UNKNOWN, ArraySource, Subset
+from mlc_jax.methods import BoundMethod
 from mlc_jax.models import MLP
-from mlc_jax.train_state import MainState, TrainState
+from mlc_jax.training import evaluate
 
 NUM_CLASSES = 5
 NUM_DEVICES = 8
@@ -29,21 +30,34 @@ def state(model):
     return TrainState(jnp.int32(0), jax.random.key(0), MainState(params, {}, ()), None)
 
 
-def _method(shapes):
+def _bound(model, shapes):
     """Soft labels that depend on all that there is; notes the shapes that it is traced with."""
+
+    def classify(state, inputs):
+        return model.apply({"params": state.main.params}, _normalize(inputs), train=False)
 
     def correct_labels(state, features, logits, labels):
         shapes.append(labels.shape)
         given = jax.nn.one_hot(labels, NUM_CLASSES)
         return jax.nn.softmax(logits) + given * features.sum(axis=-1, keepdims=True)
 
-    return Method(init=None, phases=(), correct_labels=correct_labels)
+    return BoundMethod(init=None, phases=(), correct_labels=correct_labels, classify=classify)
 
 
 def _examples(size):
+    """A set whose examples lie in another order than their source's."""
     rng = np.random.default_rng(size)
-    inputs = rng.integers(0, 17, (size, 3, 2)).astype(np.uint8)
-    return inputs, rng.integers(0, NUM_CLASSES, size).astype(np.int32)
+    inputs = rng.integers(0, 17, (size + 3, 3, 2)).astype(np.uint8)
+    rows = rng.permutation(size + 3)[:size]
+    labels = rng.integers(0, NUM_CLASSES, size).astype(np.int32)
+    subset = Subset(ArraySource(inputs), rows, labels, np.full(size, UNKNOWN, np.int32))
+    return subset, inputs[rows], labels
+
+
+def _predict(bound, state, subset, labels, batch_size):
+    reader = evaluate.create_reader([subset], [labels], batch_size=batch_size)
+    (prediction,) = evaluate.create_predict(bound)(state, reader, len(subset))
+    return prediction
 
 
 @pytest.mark.parametrize(
@@ -54,10 +68,9 @@ def _examples(size):
 def test_each_example_once_and_in_order(model, state, batch_size, per_device, size):
     assert jax.device_count() == NUM_DEVICES
     shapes = []
-    method = _method(shapes)
-    predict = evaluate.create_predict(model, method, _normalize, batch_size=batch_size)
-    inputs, labels = _examples(size)
-    ((logits, soft_labels, quality),) = predict(state, [inputs], [labels])
+    bound = _bound(model, shapes)
+    subset, inputs, labels = _examples(size)
+    logits, soft_labels, quality = _predict(bound, state, subset, labels, batch_size)
 
     want, features = model.apply({"params": state.main.params}, _normalize(inputs), train=False)
     assert logits.shape == soft_labels.shape == (size, NUM_CLASSES)
@@ -65,7 +78,7 @@ def test_each_example_once_and_in_order(model, state, batch_size, per_device, si
     # Unlike for two rows mixed up.
     assert np.abs(np.diff(np.asarray(want), axis=0)).max(axis=-1).min(initial=1) > 1e-4
     np.testing.assert_allclose(
-        soft_labels, method.correct_labels(state, features, want, labels), rtol=1e-5, atol=1e-6
+        soft_labels, bound.correct_labels(state, features, want, labels), rtol=1e-5, atol=1e-6
     )
     np.testing.assert_array_equal(quality, soft_labels[np.arange(size), labels])
     assert shapes[0] == (per_device,)
@@ -81,9 +94,8 @@ def test_one_device_predicts_the_same(model, state, monkeypatch):
     monkeypatch.setattr(
         jax, "pmap", lambda f, **options: pmap(f, **options | {"devices": jax.devices()[:1]})
     )
-    predict = evaluate.create_predict(model, _method(shapes), _normalize, batch_size=10)
-    inputs, labels = _examples(17)
-    ((logits, *_),) = predict(state, [inputs], [labels])
+    subset, inputs, labels = _examples(17)
+    logits, *_ = _predict(_bound(model, shapes), state, subset, labels, batch_size=10)
     want, _ = model.apply({"params": state.main.params}, _normalize(inputs), train=False)
     np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-6)
     assert shapes == [(10,)]
@@ -91,18 +103,29 @@ def test_one_device_predicts_the_same(model, state, monkeypatch):
 
 def test_every_process_computes_its_share_of_the_rows(model, state, monkeypatch):
     """Two processes with eight devices each, one after the other: rows 0 to 7, and 8 to 15."""
-    inputs, labels = _examples(16)
+    subset, inputs, labels = _examples(16)
     seen = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "device_count", lambda: 2 * NUM_DEVICES)
     for process in range(2):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        predict = evaluate.create_predict(model, _method([]), _normalize, batch_size=16)
-        ((logits, *_),) = predict(state, [inputs], [labels])
+        logits, *_ = _predict(_bound(model, []), state, subset, labels, batch_size=16)
         seen.append(logits)
     want, _ = model.apply({"params": state.main.params}, _normalize(inputs), train=False)
     # Without the other process the gathered rows are this one's own.
     np.testing.assert_allclose(np.concatenate(seen), want, rtol=1e-5, atol=1e-6)
+
+
+def test_quality_is_the_methods_own_where_it_has_one(model, state):
+    subset, inputs, labels = _examples(11)
+    bound = _bound(model, [])._replace(
+        label_quality=lambda state, features, logits, labels: (
+            features[:, 0] + labels.astype(jnp.float32)
+        )
+    )
+    prediction = _predict(bound, state, subset, labels, batch_size=8)
+    _, features = model.apply({"params": state.main.params}, _normalize(inputs), train=False)
+    np.testing.assert_allclose(prediction.label_quality, features[:, 0] + labels, rtol=1e-5)
 
 
 def test_scores_by_hand():

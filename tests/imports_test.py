@@ -8,8 +8,8 @@ def test_the_step_does_not_need_tensorflow():
     """GPU machines without it run the step, the models and the benchmarks."""
     program = (
         "import sys\n"
-        "import mlc_jax.bilevel, mlc_jax.meta_gradients, mlc_jax.methods, mlc_jax.models\n"
-        "import mlc_jax.optimizers\n"
+        "import mlc_jax.core, mlc_jax.methods, mlc_jax.models\n"
+        "import mlc_jax.core.optimizers\n"
         "print([name for name in sys.modules if name.split('.')[0].startswith('tensorflow')])\n"
     )
     result = subprocess.run(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlc_jax import losses
+from mlc_jax.core import losses
 
 LN2, LN3, LN4 = np.log([2.0, 3.0, 4.0])
 # Rows whose softmax is (1/4, 3/4, 0) nearly, and (1/2, 1/4, 1/4) with an offset that cancels.

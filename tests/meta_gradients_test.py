@@ -11,12 +11,10 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from configs import default
-from mlc_jax import bilevel, meta_gradients, methods, models, optimizers
-from mlc_jax.bilevel import BACKWARDS, Batch, Examples, Problem
-from mlc_jax.meta_gradients import ESTIMATORS, Options
+from mlc_jax import core, methods, models
+from mlc_jax.core import BACKWARDS, Batch, Labelled, MainState, Problem, estimators, optimizers
+from mlc_jax.core.estimators import ESTIMATORS, Options
 from mlc_jax.models import LabelCorrectionNetwork
-from mlc_jax.train_state import MainState
 
 NUM_CLASSES, NUM_INPUTS, NUM_FEATURES = 3, 5, 4
 NUM_NOISY, NUM_INNER, NUM_OUTER = 6, 4, 5
@@ -98,14 +96,14 @@ def _batches(k, mix_clean=True, seed=2):
 
     def examples(size):
         inputs = rng.normal(size=(k, size, NUM_INPUTS))
-        return Examples(inputs, rng.integers(0, NUM_CLASSES, (k, size)).astype(np.int32))
+        return Labelled(inputs, rng.integers(0, NUM_CLASSES, (k, size)).astype(np.int32))
 
     noisy, inner, outer = examples(NUM_NOISY), examples(NUM_INNER), examples(NUM_OUTER)
     return Batch(noisy, inner if mix_clean else None, outer)
 
 
 def _plain_unroll(*args, options):
-    return bilevel.unroll(*args, scan_unroll=options.scan_unroll)[0]
+    return core.unroll(*args, scan_unroll=options.scan_unroll)[0]
 
 
 @functools.lru_cache
@@ -225,7 +223,7 @@ def _finite_differences(f, alpha, step=1e-5):
 def _exact_and_differences(k, optimizer=SGD, mix_clean=True, main=None, **lcn_options):
     lcn, batches = _lcn(**lcn_options), _batches(k, mix_clean)
     main = _main_state(optimizer.create()) if main is None else main
-    window = _estimate(meta_gradients.exact, batches, optimizer, lcn, main)
+    window = _estimate(estimators.exact, batches, optimizer, lcn, main)
     f = functools.partial(_written_down, lcn, optimizer, batches, main)
     alpha = jax.tree.map(np.copy, _meta_params(lcn))
     np.testing.assert_allclose(window.metrics["outer_loss"], f(alpha), rtol=1e-10)
@@ -270,12 +268,35 @@ def test_every_way_back_gives_the_same_gradient(backward, name, x64):
     # the steps as they are written.
     batches, optimizer = _batches(7), OPTIMIZERS[name]
     got, want = (
-        _estimate(meta_gradients.exact, batches, optimizer, backward=way)
-        for way in (backward, "store")
+        _estimate(estimators.exact, batches, optimizer, backward=way) for way in (backward, "store")
     )
     assert _distance(got.meta_grads, want.meta_grads) < 1e-10
     _assert_close(got.main, want.main)
     _assert_close(got.metrics, want.metrics)
+
+
+@functools.lru_cache
+def _reference(optimizer):
+    def targets(meta_params, features, logits, labels):
+        return _lcn().apply({"params": meta_params}, features, labels)
+
+    problem = Problem(_apply, targets, optimizer.create())
+    return jax.jit(functools.partial(estimators.exact_reference, problem))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("backward", BACKWARDS)
+@pytest.mark.parametrize("k", [1, 3])
+def test_exact_is_the_reference(k, backward, name, x64):
+    """One `jax.grad` over one `lax.scan` of the steps: nothing of `exact`'s own is in it."""
+    batches, optimizer = _batches(k), OPTIMIZERS[name]
+    got = _estimate(estimators.exact, batches, optimizer, backward=backward)
+    rngs = jax.random.split(jax.random.key(0), k)
+    main = _main_state(optimizer.create())
+    meta_grads, end = _reference(optimizer)(main, _meta_params(_lcn()), batches, rngs)
+    assert np.linalg.norm(ravel_pytree(meta_grads)[0]) > 1e-3
+    assert _distance(got.meta_grads, meta_grads) < 1e-12
+    _assert_close(got.main, end, rtol=1e-12)
 
 
 @pytest.mark.parametrize("backward", ["forward_over_reverse", "two_level"])
@@ -283,7 +304,7 @@ def test_every_way_back_gives_the_same_gradient(backward, name, x64):
 def test_every_way_back_works_at_every_length(backward, k, x64):
     batches = _batches(k, mix_clean=False)
     got, want = (
-        _estimate(meta_gradients.exact, batches, scan_unroll=unroll, backward=way).meta_grads
+        _estimate(estimators.exact, batches, scan_unroll=unroll, backward=way).meta_grads
         for way, unroll in ((backward, 1), ("store", k))
     )
     assert _distance(got, want) < 1e-10
@@ -302,7 +323,7 @@ def test_no_gradient_is_nan_where_the_second_moment_is_zero(optimizer, backward,
     params = _main_params()
     main = MainState(params, {}, optimizer.create().init(params))
     optimizer = optimizer._replace(weight_decay=0.0)
-    window = _estimate(meta_gradients.exact, batches, optimizer, main=main, backward=backward)
+    window = _estimate(estimators.exact, batches, optimizer, main=main, backward=backward)
     np.testing.assert_array_equal(window.main.params["w1"][0], params["w1"][0])
     for leaf in jax.tree.leaves(window.meta_grads):
         assert np.all(np.isfinite(leaf))
@@ -321,7 +342,7 @@ def _after(batches, num_steps, optimizer=SGD):
     problem = Problem(
         _apply, lambda a, h, z, y: _lcn().apply({"params": a}, h, y), optimizer.create()
     )
-    main, _ = jax.jit(functools.partial(bilevel.unroll, problem, num_steps=num_steps))(
+    main, _ = jax.jit(functools.partial(core.unroll, problem, num_steps=num_steps))(
         _main_state(optimizer.create()), _meta_params(_lcn()), batches, rngs
     )
     return main, jax.tree.map(lambda x: x[num_steps:], batches)
@@ -331,9 +352,9 @@ def _after(batches, num_steps, optimizer=SGD):
 @pytest.mark.parametrize("truncation", [1, 2, 4, 9])
 def test_truncated_is_exact_from_where_it_begins(truncation, backward, x64):
     batches = _batches(4)
-    got = _estimate(meta_gradients.truncated, batches, truncation=truncation, backward=backward)
+    got = _estimate(estimators.truncated, batches, truncation=truncation, backward=backward)
     main, rest = _after(batches, max(0, 4 - truncation))
-    want = _estimate(meta_gradients.exact, rest, main=main)
+    want = _estimate(estimators.exact, rest, main=main)
     assert _distance(got.meta_grads, want.meta_grads) < 1e-10
     _assert_close(got.main, want.main)
 
@@ -341,24 +362,24 @@ def test_truncated_is_exact_from_where_it_begins(truncation, backward, x64):
 @pytest.mark.parametrize("name", ["sgd", "nesterov", "adam", "clipped"])
 def test_one_step_is_exact_for_the_last_step(name, x64):
     batches, optimizer = _batches(3), OPTIMIZERS[name]
-    got = _estimate(meta_gradients.one_step, batches, optimizer)
+    got = _estimate(estimators.one_step, batches, optimizer)
     main, last = _after(batches, 2, optimizer)
-    want = _estimate(meta_gradients.exact, last, optimizer, main=main)
+    want = _estimate(estimators.exact, last, optimizer, main=main)
     assert _distance(got.meta_grads, want.meta_grads) < 1e-10
     _assert_close(got.main, want.main)
-    whole = _estimate(meta_gradients.exact, batches, optimizer)
+    whole = _estimate(estimators.exact, batches, optimizer)
     _assert_close(got.metrics, whole.metrics)
     assert _distance(got.meta_grads, whole.meta_grads) > 0.01
 
 
 def test_finite_difference_is_one_step_up_to_its_step_squared(monkeypatch, x64):
     batches = _batches(3)
-    want = _estimate(meta_gradients.one_step, batches).meta_grads
+    want = _estimate(estimators.one_step, batches).meta_grads
     errors = []
     for step in (0.1, 0.01):
-        monkeypatch.setattr(meta_gradients, "DIFFERENCE_STEP", step)
+        monkeypatch.setattr(estimators, "DIFFERENCE_STEP", step)
         _compiled.cache_clear()
-        got = _estimate(meta_gradients.finite_difference, batches).meta_grads
+        got = _estimate(estimators.finite_difference, batches).meta_grads
         errors.append(_distance(got, want))
     assert errors[1] < 1e-4
     np.testing.assert_allclose(errors[0] / errors[1], 100, rtol=0.1)
@@ -395,7 +416,7 @@ def test_implicit_gradients_are_those_of_the_written_out_matrices(x64):
 
     solved = np.linalg.solve(h_ww + damping * np.eye(len(flat)), g)
     got = _estimate(
-        meta_gradients.conjugate_gradient, batches, optimizer,
+        estimators.conjugate_gradient, batches, optimizer,
         solver_steps=len(flat), damping=damping,
     )  # fmt: skip
     assert _distance(got.meta_grads, -solved @ h_wa) < 1e-6
@@ -403,14 +424,14 @@ def test_implicit_gradients_are_those_of_the_written_out_matrices(x64):
     rate = _rate("step", START + k)
     shrink = np.eye(len(flat)) - rate * h_ww
     series = sum(np.linalg.matrix_power(shrink, i) @ g * rate for i in range(5))
-    got = _estimate(meta_gradients.neumann, batches, optimizer, solver_steps=5)
+    got = _estimate(estimators.neumann, batches, optimizer, solver_steps=5)
     assert _distance(got.meta_grads, -series @ h_wa) < 1e-10
 
 
 def test_agreement():
     ours, exact = {"a": jnp.array([3.0, 0.0]), "b": jnp.array(4.0)}, None
     exact = {"a": jnp.array([0.0, 0.0]), "b": jnp.array(2.0)}
-    got = meta_gradients.agreement(ours, exact)
+    got = estimators.agreement(ours, exact)
     np.testing.assert_allclose(got["cosine"], 0.8, rtol=1e-6)
     np.testing.assert_allclose(got["norm_ratio"], 2.5, rtol=1e-6)
 
@@ -424,7 +445,7 @@ def test_agreement():
 def test_exact_equals_approximate_at_one_step(optimizer, mix_clean, x64):
     exact, approximate = (
         _estimate(estimator, _batches(1, mix_clean), optimizer)
-        for estimator in (meta_gradients.exact, meta_gradients.approximate)
+        for estimator in (estimators.exact, estimators.approximate)
     )
     assert _distance(approximate.meta_grads, exact.meta_grads) < 1e-10
     _assert_close(approximate.metrics, exact.metrics)
@@ -433,7 +454,7 @@ def test_exact_equals_approximate_at_one_step(optimizer, mix_clean, x64):
 def test_exact_and_approximate_differ_in_the_gradient_alone(x64):
     exact, approximate, main = (
         _estimate(estimator, _batches(3))
-        for estimator in (meta_gradients.exact, meta_gradients.approximate, _plain_unroll)
+        for estimator in (estimators.exact, estimators.approximate, _plain_unroll)
     )
     assert _distance(approximate.meta_grads, exact.meta_grads) > 0.01
     _assert_close(exact.main, main)
@@ -480,8 +501,8 @@ def _scalar_window(estimator, k, curvature, momentum=0.0, **options):
         weights = 2 * curvature * jnp.where(labels == 0, meta_params, 1 - meta_params)
         return jnp.stack([weights, jnp.zeros_like(weights)], axis=-1)
 
-    noisy = Examples(np.tile(X, (k, 1)), np.tile(np.int32([0, 1]), (k, 1)))
-    clean = Examples(np.full((k, 1), C), np.zeros((k, 1), np.int32))
+    noisy = Labelled(np.tile(X, (k, 1)), np.tile(np.int32([0, 1]), (k, 1)))
+    clean = Labelled(np.full((k, 1), C), np.zeros((k, 1), np.int32))
     tx = optimizers.create_optimizer("sgd", ETA, momentum=momentum)
     w = jnp.asarray(W0)
     problem, options = Problem(apply, targets, tx), Options(**options)
@@ -536,7 +557,7 @@ def test_scalar_problem_by_all_others(k, curvature, x64):
 @pytest.mark.parametrize("k", [2, 5])
 @pytest.mark.parametrize("curvature", [0.5, 1.0])
 def test_scalar_problem_exact(k, curvature, x64):
-    window = _scalar_window(meta_gradients.exact, k, curvature)
+    window = _scalar_window(estimators.exact, k, curvature)
     *_, last = _scalar_trajectory(k, curvature)
     np.testing.assert_allclose(window.main.params, last, rtol=1e-12)
     want = (last - C) * (1 - (1 - ETA * curvature) ** k) * GAP
@@ -545,7 +566,7 @@ def test_scalar_problem_exact(k, curvature, x64):
 
 def test_scalar_problem_exact_with_momentum_at_two_steps(x64):
     mu, h = 0.9, 0.5
-    window = _scalar_window(meta_gradients.exact, 2, h, momentum=mu)
+    window = _scalar_window(estimators.exact, 2, h, momentum=mu)
     g1 = h * (W0 - M)
     w1 = W0 - ETA * g1
     w2 = w1 - ETA * (mu * g1 + h * (w1 - M))
@@ -559,7 +580,7 @@ def test_scalar_problem_exact_with_momentum_at_two_steps(x64):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("curvature", [0.5, 1.0])
 def test_scalar_problem_approximate_at_two_steps(curvature, momentum, x64):
-    window = _scalar_window(meta_gradients.approximate, 2, curvature, momentum)
+    window = _scalar_window(estimators.approximate, 2, curvature, momentum)
     g1 = curvature * (W0 - M)
     w1 = W0 - ETA * g1
     w2 = w1 - ETA * (momentum * g1 + curvature * (w1 - M))
@@ -570,13 +591,13 @@ def test_scalar_problem_approximate_at_two_steps(curvature, momentum, x64):
     d2 = gamma * d1 + (w2 - C) * ETA * curvature * GAP
     np.testing.assert_allclose(window.meta_grads, d2, rtol=1e-10)
     # The recursion is exact where H_ww is the identity, but for what momentum carries over.
-    exact = _scalar_window(meta_gradients.exact, 2, curvature, momentum).meta_grads
+    exact = _scalar_window(estimators.exact, 2, curvature, momentum).meta_grads
     agree = curvature == 1.0 and momentum == 0.0
     assert (abs(d2 / exact - 1) < 1e-10) == agree
 
 
 def test_scalar_problem_approximate_at_three_steps(x64):
-    window = _scalar_window(meta_gradients.approximate, 3, 0.5)
+    window = _scalar_window(estimators.approximate, 3, 0.5)
     trajectory = _scalar_trajectory(3, 0.5)
     d, gammas = 0.0, []
     for w, ahead in itertools.pairwise(trajectory):
@@ -602,7 +623,7 @@ def test_targets_pass_no_gradient_to_the_classifier(sees, x64):
     def gradient(targets):
         problem = Problem(_apply, targets, optax.identity())
         main = MainState(params, {}, problem.tx.init(params))
-        step = functools.partial(bilevel.inner_grads, problem)
+        step = functools.partial(core.inner_grads, problem)
         return jax.jit(step)(main, _meta_params(lcn), batch, jax.random.key(0))[0]
 
     logits, features, _ = _apply(params, {}, batch.noisy.inputs, None)
@@ -625,7 +646,7 @@ def test_outer_half_does_not_move_the_classifier(x64):
     batches = _batches(2)
     outer = batches.clean_outer
     other = batches._replace(clean_outer=outer._replace(labels=(outer.labels + 1) % NUM_CLASSES))
-    a, b = (_estimate(meta_gradients.exact, data) for data in (batches, other))
+    a, b = (_estimate(estimators.exact, data) for data in (batches, other))
     jax.tree.map(np.testing.assert_array_equal, a.main, b.main)
     assert _distance(a.meta_grads, b.meta_grads) > 0.01
 
@@ -638,24 +659,23 @@ META_RATES = (1e-3, 10.0)
 @pytest.fixture(scope="module")
 def method_runs():
     """States before, after one and after two windows, for each of META_RATES."""
-    config = default.get_config()
-    config.lcn.update(hidden_size=4, embedding_size=4)
-    config.main_optimizer.schedule = "constant"
-    model = models.MLP(NUM_CLASSES, hidden_sizes=(NUM_FEATURES,))
     in_double = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x  # noqa: E731
     runs = []
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         for rate in META_RATES:
-            config.meta_optimizer.update(name="sgd", learning_rate=rate, momentum=0.0)
-            inputs = methods.MethodInputs(
-                config=config, model=model, normalize=lambda x: x, num_classes=NUM_CLASSES,
-                example_inputs=jnp.zeros((1, NUM_INPUTS)), steps_per_epoch=1,
-                num_epochs=4, num_noisy=1,
-                axis_name=None,
-            )  # fmt: skip
-            method = methods.METHODS["mlc"](inputs)
-            step = jax.jit(method.train_step)
-            states = [jax.tree.map(in_double, jax.jit(method.init)(jax.random.key(0)))]
+            method = methods.mlc(
+                model=models.MLP(NUM_CLASSES, hidden_sizes=(NUM_FEATURES,)),
+                tx=optimizers.sgd(0.1, momentum=0.9, weight_decay=5e-4),
+                lcn=_lcn(),
+                meta_tx=optimizers.sgd(rate),
+                num_inner_steps=2,
+            )
+            bound = method.bind(
+                num_noisy=1, num_classes=NUM_CLASSES, steps_per_epoch=1, num_epochs=4
+            )
+            example, key = jnp.zeros((1, NUM_INPUTS)), jax.random.key(0)
+            step = jax.jit(bound.train_step)
+            states = [jax.tree.map(in_double, jax.jit(bound.init)(key, example))]
             for window in range(2):
                 states.append(step(states[-1], _batches(2, seed=window))[0])
             runs.append([jax.tree.map(np.asarray, s.replace(rng=None)) for s in states])
@@ -682,7 +702,7 @@ def test_meta_update_is_proportional_to_its_rate(method_runs):
 
 def test_keys_of_a_window_do_not_depend_on_where_windows_begin():
     rng = jax.random.key(7)
-    keys = lambda step, k: jax.random.key_data(bilevel.step_rngs(rng, step, k, None))  # noqa: E731
+    keys = lambda step, k: jax.random.key_data(core.step_rngs(rng, step, k, None))  # noqa: E731
     together = keys(jnp.asarray(0), 6)
     np.testing.assert_array_equal(together[2:5], keys(jnp.asarray(2), 3))
     assert len({tuple(map(int, key)) for key in together}) == 6

@@ -9,15 +9,19 @@ import importlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
 from configs import default
-from mlc_jax import bilevel, methods
-from mlc_jax.bilevel import Batch, Examples
+from mlc_jax import build, core, methods
+from mlc_jax.core import Batch, Labelled
+from mlc_jax.core.estimators import exact
+from mlc_jax.core.optimizers import OptimizerSpec, sgd
 from mlc_jax.errors import InputError
-from mlc_jax.meta_gradients import exact
-from mlc_jax.methods.base import MethodInputs, noisy_and_clean, supervised_step
+from mlc_jax.methods import BilevelMethod, blocks
+from mlc_jax.methods.types import Binding, Seen, identity
+from mlc_jax.models import MLP, LabelCorrectionNetwork, WeightNet
 
 # The package has functions of the same names.
 distillation, forward, glc, joint, l2rw, mlnt = (
@@ -33,23 +37,48 @@ class Linear(nn.Module):
         return nn.Dense(C, use_bias=False, param_dtype=x.dtype, dtype=x.dtype)(x), x
 
 
-def _inputs(method, num_epochs=4, **fields):
-    config = default.get_config()
-    config.method = method
-    config.main_optimizer.update(
-        learning_rate=RATE, momentum=0.0, weight_decay=0.0, schedule="constant"
-    )
-    config.meta_optimizer.update(name="sgd", learning_rate=1.0, momentum=0.0)
-    config.update_from_flattened_dict(fields)
-    return MethodInputs(
-        config=config, model=Linear(), normalize=lambda x: x, num_classes=C, num_noisy=B,
-        example_inputs=jnp.zeros((1, F)), steps_per_epoch=1, num_epochs=num_epochs, axis_name=None,
-    )  # fmt: skip
+SIZES = {"num_noisy": B, "num_classes": C, "steps_per_epoch": 1, "num_epochs": 4}
+
+
+def _example():
+    """In double precision under x64."""
+    return jnp.zeros((1, F))
+
+
+def _method(name, **settings):
+    kind = methods.METHODS[name]
+    fields = {"model": Linear(), "tx": sgd(RATE)}
+    if issubclass(kind, BilevelMethod):
+        fields["meta_tx"] = sgd(1.0)
+    if name == "mlc":
+        fields["lcn"] = LabelCorrectionNetwork(C, hidden_size=4, embedding_size=4)
+    return kind(**fields | settings)
+
+
+def _bound(name, num_epochs=4, **settings):
+    return _method(name, **settings).bind(**SIZES | {"num_epochs": num_epochs})
+
+
+def _binding(**changes):
+    """What blocks are given."""
+    fields = {
+        "model": Linear(), "tx": sgd(RATE), "num_inner_steps": 1, "unroll": 0, "loaded": {},
+        "prepare": identity, "axis_name": None,
+    }  # fmt: skip
+    return Binding(**fields | SIZES | changes)
+
+
+def _init(bound):
+    return bound.init(jax.random.key(0), _example())
+
+
+def _seen(probs=None, labels=None):
+    return Seen(_example(), probs, labels)
 
 
 def _examples(rng, size):
     inputs, labels = rng.normal(size=(size, F)), rng.integers(0, C, size).astype(np.int32)
-    return Examples(inputs, labels, np.arange(size, dtype=np.int32))
+    return Labelled(inputs, labels, np.arange(size, dtype=np.int32))
 
 
 @pytest.fixture
@@ -63,9 +92,9 @@ def _window(batch):
     return jax.tree.map(lambda x: x[None], batch)
 
 
-def _state(inputs, method=None):
-    state = (method or methods.METHODS[inputs.config.method](inputs)).init(jax.random.key(0))
-    return jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, state)
+def _state(bound):
+    """In double precision."""
+    return jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, _init(bound))
 
 
 def _weights(state):
@@ -102,7 +131,7 @@ def _numeric(function, x, epsilon=1e-5):
 
 def _mean_loss(weights, batch, targets=None):
     """The inner loss: noisy examples and all clean ones, weighted by their numbers."""
-    clean = Examples(*(np.concatenate(x) for x in zip(*batch[1:], strict=True)))
+    clean = Labelled(*(np.concatenate(x) for x in zip(*batch[1:], strict=True)))
     parts = _cross_entropy(weights, batch.noisy, targets), _cross_entropy(weights, clean)
     return np.concatenate(parts).mean()
 
@@ -111,21 +140,21 @@ def _mean_loss(weights, batch, targets=None):
 
 
 def test_baselines_train_on_what_they_say(x64, batch):
-    clean = Examples(*(np.concatenate(x) for x in zip(*batch[1:], strict=True)))
+    clean = Labelled(*(np.concatenate(x) for x in zip(*batch[1:], strict=True)))
     expected = {
         "cross_entropy": (batch.noisy, clean), "noisy_only": (batch.noisy,), "clean_only": (clean,)
     }  # fmt: skip
     for name, parts in expected.items():
-        inputs = _inputs(name)
-        method = methods.METHODS[name](inputs)
-        state = _state(inputs, method)
-        after, _ = method.train_step(state, _window(batch))
+        bound = _bound(name)
+        state = _state(bound)
+        after, _ = bound.train_step(state, _window(batch))
         gradient = np.concatenate([_gradient(_weights(state), x) for x in parts]).mean(axis=0)
         np.testing.assert_allclose(
             _weights(after), _weights(state) - RATE * gradient, rtol=1e-9, atol=1e-12
         )
-        assert method.uses_clean == (name != "noisy_only")
+        assert bound.uses_clean == (name != "noisy_only")
         assert int(after.step) == 1
+        assert bound.window is None
 
 
 # --- GLC and Forward.
@@ -163,25 +192,24 @@ def test_anchors_are_below_the_percentile_where_many_are_certain():
 
 
 def test_percentile_must_leave_a_class_its_anchor():
-    with pytest.raises(InputError, match=r"config.forward.percentile: got 60.0, expected more"):
-        methods.METHODS["forward"](_inputs("forward", **{"forward.percentile": 60.0}))
-    methods.METHODS["forward"](_inputs("forward", **{"forward.percentile": 70.0}))
+    with pytest.raises(InputError, match=r"^forward\.percentile: got 60\.0, expected more than 66"):
+        _bound("forward", percentile=60.0)
+    _bound("forward", percentile=70.0)
 
 
 @pytest.mark.parametrize("name", ["glc", "forward"])
 def test_corrected_step_descends_the_corrected_loss(x64, batch, name):
     """`-log sum_i p_i T[i, j]` on noisy examples, cross-entropy on clean ones."""
     matrix = np.random.default_rng(2).dirichlet(np.ones(C), C)
-    inputs = _inputs(name)
-    method = methods.METHODS[name](inputs)
-    state = _state(inputs, method).replace(extra=jnp.asarray(matrix))
-    clean = Examples(*(np.concatenate(x) for x in zip(*batch[1:], strict=True)))
+    bound = _bound(name)
+    state = _state(bound).replace(extra=jnp.asarray(matrix))
+    clean = Labelled(*(np.concatenate(x) for x in zip(*batch[1:], strict=True)))
 
     def loss(weights):
         given = (_softmax(batch.noisy.inputs @ weights) @ matrix)[np.arange(B), batch.noisy.labels]
         return np.concatenate([-np.log(given), _cross_entropy(weights, clean)]).mean()
 
-    after, _ = method.train_step(state, _window(batch))
+    after, _ = bound.train_step(state, _window(batch))
     gradient = _numeric(loss, _weights(state))
     np.testing.assert_allclose(_weights(after), _weights(state) - RATE * gradient, atol=1e-8)
 
@@ -201,18 +229,17 @@ def test_posterior_is_bayes_rule():
 
 
 @pytest.mark.parametrize("name", ["glc", "forward", "distillation", "joint"])
-def test_second_phase_has_a_new_classifier(batch, name):
-    inputs = _inputs(name, first_phase_epochs=2)
-    method = methods.METHODS[name](inputs)
-    first, second = method.phases
-    assert (first.num_steps, second.num_steps, method.num_steps) == (2, 4, 6)
-    state = method.init(jax.random.key(0))
+def test_second_phase_has_a_new_classifier(name):
+    bound = _bound(name, first_phase_epochs=2)
+    first, second = bound.phases
+    assert (first.num_steps, second.num_steps, bound.num_steps) == (2, 4, 6)
+    state = _init(bound)
     probs = np.random.default_rng(0).dirichlet(np.ones(C), B).astype(np.float32)
-    labels = np.array([0, 1, 2, 0, 1, 2])
-    begun = second.before.update(state.replace(step=jnp.int32(2)), probs, labels)
+    seen = _seen(probs, np.array([0, 1, 2, 0, 1, 2]))
+    begun = second.before.update(state.replace(step=jnp.int32(2)), seen)
     assert jax.tree.structure(begun) == jax.tree.structure(state)
     assert np.abs(_weights(begun) - _weights(state)).max() > 0.1
-    again = second.before.update(state.replace(step=jnp.int32(2)), probs, labels)
+    again = second.before.update(state.replace(step=jnp.int32(2)), seen)
     np.testing.assert_array_equal(_weights(begun), _weights(again))
 
 
@@ -221,9 +248,8 @@ def test_second_phase_has_a_new_classifier(batch, name):
 
 def test_weights_are_the_clipped_slope_of_the_clean_loss(x64, batch):
     """Finite differences of a look-ahead in each example's epsilon, in NumPy."""
-    inputs = _inputs("l2rw")
-    method = methods.METHODS["l2rw"](inputs)
-    state = _state(inputs, method)
+    bound = _bound("l2rw")
+    state = _state(bound)
     before, noisy = _weights(state), batch.noisy
 
     def clean_loss_after(epsilon):
@@ -234,11 +260,11 @@ def test_weights_are_the_clipped_slope_of_the_clean_loss(x64, batch):
     assert 0 < (clipped == 0).sum() < B
     expected = clipped / clipped.sum()
 
-    problem = methods.base.create_problem(inputs, l2rw.weighted_labels)
+    problem = blocks.create_problem(_binding(), l2rw.weighted_labels)
     weights, _ = l2rw.example_weights(problem, state, batch, jax.random.key(1))
     np.testing.assert_allclose(weights / B, expected, atol=1e-8)
 
-    after, _ = method.train_step(state, _window(batch))
+    after, _ = bound.train_step(state, _window(batch))
     noisy_gradient = np.tensordot(expected * B, _gradient(before, noisy), axes=1)
     clean_gradient = _gradient(before, batch.clean_inner).sum(axis=0)
     gradient = (noisy_gradient + clean_gradient) / (B + HALF)
@@ -247,12 +273,11 @@ def test_weights_are_the_clipped_slope_of_the_clean_loss(x64, batch):
 
 def test_weights_may_all_be_zero(batch):
     """Where every example would raise the clean loss: no update, no NaN."""
-    inputs = _inputs("l2rw")
-    problem = methods.base.create_problem(inputs, l2rw.weighted_labels)
-    state = methods.METHODS["l2rw"](inputs).init(jax.random.key(0))
+    problem = blocks.create_problem(_binding(), l2rw.weighted_labels)
+    state = _init(_bound("l2rw"))
     row = jnp.asarray(batch.clean_outer.inputs[:1], jnp.float32)
-    clean = Examples(row, jnp.zeros(1, jnp.int32))
-    wrong = Examples(jnp.repeat(row, B, axis=0), jnp.ones(B, jnp.int32))
+    clean = Labelled(row, jnp.zeros(1, jnp.int32))
+    wrong = Labelled(jnp.repeat(row, B, axis=0), jnp.ones(B, jnp.int32))
     weights, _ = l2rw.example_weights(problem, state, Batch(wrong, None, clean), jax.random.key(1))
     # The wrong class's logit goes up and the right one's down: the slope is positive for all.
     np.testing.assert_array_equal(weights, np.zeros(B))
@@ -262,9 +287,8 @@ def test_weights_may_all_be_zero(batch):
 
 
 def test_weight_net_gradient_is_that_of_the_clean_loss_after_a_step(x64, batch):
-    inputs = _inputs("meta_weight_net", **{"weight_net.hidden_size": 4})
-    method = methods.METHODS["meta_weight_net"](inputs)
-    state = _state(inputs, method)
+    bound = _bound("meta_weight_net", weight_net=WeightNet(hidden_size=4))
+    state = _state(bound)
     before = _weights(state)
     flat, unravel = jax.flatten_util.ravel_pytree(state.meta.params)
 
@@ -282,12 +306,12 @@ def test_weight_net_gradient_is_that_of_the_clean_loss_after_a_step(x64, batch):
         gradient = (noisy + _gradient(before, batch.clean_inner).sum(axis=0)) / (B + HALF)
         return _cross_entropy(before - RATE * gradient, batch.clean_outer).mean()
 
-    window = method.window(exact, state, _window(batch))
+    window = bound.window(exact, state, _window(batch))
     ours = jax.flatten_util.ravel_pytree(window.meta_grads)[0]
     expected = _numeric(clean_loss_after, np.asarray(flat))
     assert np.abs(expected).max() > 1e-4
     np.testing.assert_allclose(ours, expected, atol=1e-9)
-    quality = method.label_quality(
+    quality = bound.label_quality(
         state, None, batch.noisy.inputs @ before, jnp.asarray(batch.noisy.labels)
     )
     np.testing.assert_allclose(quality, weights_of(flat), rtol=1e-9)
@@ -306,10 +330,9 @@ def test_regularizers_by_hand():
 
 
 def test_joint_step_descends_all_three_losses(x64, batch):
-    inputs = _inputs("joint", **{"joint.prior_weight": 0.7, "joint.entropy_weight": 0.3})
-    method = methods.METHODS["joint"](inputs)
+    bound = _bound("joint", prior_weight=0.7, entropy_weight=0.3)
     labels = np.random.default_rng(5).dirichlet(np.ones(C), B)
-    state = _state(inputs, method)
+    state = _state(bound)
     state = state.replace(extra=state.extra | {"labels": jnp.asarray(labels)})
     rows = np.array([4, 2, 0, 1, 5, 3], np.int32)
     batch = batch._replace(noisy=batch.noisy._replace(rows=rows))
@@ -320,46 +343,43 @@ def test_joint_step_descends_all_three_losses(x64, batch):
         entropy = -(probs * np.log(probs)).sum(axis=1).mean()
         return _mean_loss(weights, batch, labels[rows]) + 0.7 * prior + 0.3 * entropy
 
-    after, _ = method.phases[0].train_step(state, _window(batch))
+    after, _ = bound.phases[0].train_step(state, _window(batch))
     gradient = _numeric(loss, _weights(state))
     np.testing.assert_allclose(_weights(after), _weights(state) - RATE * gradient, atol=1e-8)
 
 
 def test_labels_become_the_mean_of_the_last_predictions():
     """Updates from the third of six epochs on, over two epochs."""
-    inputs = _inputs("joint", num_epochs=6, **{"joint.update_from": 1 / 3, "joint.num_averaged": 2})
-    phase = methods.METHODS["joint"](inputs).phases[0]
+    bound = _bound("joint", num_epochs=6, update_from=1 / 3, num_averaged=2)
+    phase = bound.phases[0]
     given = np.array([0, 1, 2, 2, 1, 0])
     said = np.random.default_rng(6).dirichlet(np.ones(C), (6, B)).astype(np.float32)
-    state = methods.METHODS["joint"](inputs).init(jax.random.key(0))
-    state = phase.before.update(state, said[0], given)
+    state = phase.before.update(_init(bound), _seen(said[0], given))
     np.testing.assert_array_equal(state.extra["labels"], np.eye(C)[given])
     for epoch in range(6):
         state = state.replace(step=jnp.int32(epoch + 1))
-        state = phase.after_epoch.update(state, said[epoch], given)
+        state = phase.after_epoch.update(state, _seen(said[epoch], given))
         expected = np.eye(C)[given] if epoch < 2 else said[epoch - 1 : epoch + 1].mean(axis=0)
         np.testing.assert_allclose(state.extra["labels"], expected, rtol=1e-6)
 
 
 def test_labels_are_distributions_where_windows_are_longer_than_epochs():
-    inputs = _inputs("joint", **{"joint.update_from": 0.0, "joint.num_averaged": 4})
-    method = methods.METHODS["joint"](inputs)
+    bound = _bound("joint", update_from=0.0, num_averaged=4)
     said = np.random.default_rng(6).dirichlet(np.ones(C), (3, B)).astype(np.float32)
-    state = method.init(jax.random.key(0))
+    state = _init(bound)
     for i in range(3):
         state = state.replace(step=jnp.int32(3 * i + 3))
-        state = method.phases[0].after_epoch.update(state, said[i], None)
+        state = bound.phases[0].after_epoch.update(state, _seen(said[i]))
         np.testing.assert_allclose(state.extra["labels"].sum(axis=1), 1, rtol=1e-5)
 
 
 def test_first_labels_are_averaged_over_as_many_epochs_as_there_are():
-    inputs = _inputs("joint", **{"joint.update_from": 0.0})
-    method = methods.METHODS["joint"](inputs)
+    bound = _bound("joint", update_from=0.0)
     said = np.random.default_rng(6).dirichlet(np.ones(C), (2, B)).astype(np.float32)
-    state = method.init(jax.random.key(0))
+    state = _init(bound)
     for epoch in range(2):
         state = state.replace(step=jnp.int32(epoch + 1))
-        state = method.phases[0].after_epoch.update(state, said[epoch], None)
+        state = bound.phases[0].after_epoch.update(state, _seen(said[epoch]))
         np.testing.assert_allclose(state.extra["labels"], said[: epoch + 1].mean(axis=0), rtol=1e-6)
 
 
@@ -392,15 +412,12 @@ def test_transferred_labels_are_a_neighbours():
 
 def test_mlnt_step_descends_both_losses(x64, batch, monkeypatch):
     """The way back goes through the look-ahead. The synthetic labels are given here."""
-    inputs = _inputs(
-        "mlnt",
-        **{"mlnt.num_synthetic": 1, "mlnt.lookahead_rate": 0.3, "mlnt.consistency_weight": 0.8,
-           "mlnt.ramp_share": 0.0},
-    )  # fmt: skip
     wrong = np.array([2, 1, 0, 0, 1, 1], np.int32)
     monkeypatch.setattr(mlnt, "transfer_labels", lambda *_: jnp.asarray(wrong))
-    method = methods.METHODS["mlnt"](inputs)
-    state = _state(inputs, method).replace(step=jnp.int32(5))
+    bound = _bound(
+        "mlnt", num_synthetic=1, lookahead_rate=0.3, consistency_weight=0.8, ramp_share=0.0
+    )
+    state = _state(bound).replace(step=jnp.int32(5))
     teacher = np.random.default_rng(7).normal(size=(F, C))
     state = state.replace(extra={"Dense_0": {"kernel": jnp.asarray(teacher)}})
     taught = _softmax(batch.noisy.inputs @ teacher)
@@ -412,7 +429,7 @@ def test_mlnt_step_descends_both_losses(x64, batch, monkeypatch):
         consistency = (taught * np.log(taught / student)).sum(axis=1).mean()
         return _mean_loss(weights, batch) + 0.8 * consistency
 
-    after, metrics = method.train_step(state, _window(batch))
+    after, metrics = bound.train_step(state, _window(batch))
     expected = _weights(state) - RATE * _numeric(loss, _weights(state))
     np.testing.assert_allclose(_weights(after), expected, atol=1e-8)
     moved = np.asarray(after.extra["Dense_0"]["kernel"])
@@ -426,16 +443,15 @@ def test_mlnt_step_descends_both_losses(x64, batch, monkeypatch):
 def test_pseudo_labels_by_hand(x64, batch):
     probs = np.random.default_rng(8).dirichlet(np.ones(C), B)
     given = np.array([0, 1, 2, 0, 1, 2])
-    inputs = _inputs("distillation", **{"distillation.label_weight": 0.25})
-    method = methods.METHODS["distillation"](inputs)
+    bound = _bound("distillation", label_weight=0.25)
     expected = 0.25 * np.eye(C)[given] + 0.75 * probs
     np.testing.assert_allclose(distillation.pseudo_labels(probs, given, 0.25), expected)
 
-    state = method.phases[1].before.update(_state(inputs, method), probs, given)
+    state = bound.phases[1].before.update(_state(bound), _seen(probs, given))
     state = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, state)
     rows = np.array([5, 0, 3, 1, 2, 4], np.int32)
     batch = batch._replace(noisy=batch.noisy._replace(rows=rows))
-    after, _ = method.train_step(state, _window(batch))
+    after, _ = bound.train_step(state, _window(batch))
     gradient = _numeric(lambda w: _mean_loss(w, batch, expected[rows]), _weights(state))
     np.testing.assert_allclose(_weights(after), _weights(state) - RATE * gradient, atol=1e-8)
 
@@ -445,14 +461,13 @@ def test_pseudo_labels_by_hand(x64, batch):
 
 def test_steps_of_a_window_are_counted(batch):
     """A step sees its own number, as MLNT's ramp needs."""
-    inputs = _inputs("cross_entropy")
-    seen = []
+    binding, seen = _binding(), []
 
     def inner_step(state, batch, rng):
         return state.replace(extra=state.extra.at[state.step].set(state.step)), {}
 
-    train_step = methods.base.in_steps(inputs, inner_step)
-    state = methods.base.create_init(inputs, extra=jnp.full(8, -1))(jax.random.key(0))
+    train_step = blocks.in_steps(binding, inner_step)
+    state = blocks.create_init(binding, extra=jnp.full(8, -1))(jax.random.key(0), _example())
     window = jax.tree.map(lambda x: np.repeat(x[None], 3, axis=0), batch)
     for _ in range(2):
         state, _ = train_step(state, window)
@@ -463,13 +478,165 @@ def test_steps_of_a_window_are_counted(batch):
 
 def test_supervised_step_is_the_inner_step(batch):
     """Several steps in a window are as many windows of one."""
-    inputs = _inputs("cross_entropy")
-    step = supervised_step(inputs, noisy_and_clean)
+    step = blocks.supervised_step(_binding(), blocks.noisy_and_clean)
     other = jax.tree.map(lambda x: x[::-1], batch)
-    start = methods.METHODS["cross_entropy"](inputs).init(jax.random.key(0))
+    start = _init(_bound("cross_entropy"))
     together, _ = step(start, jax.tree.map(lambda *xs: np.stack(xs), batch, other))
     apart = start
     for part in (batch, other):
         apart, _ = step(apart, _window(part))
     np.testing.assert_allclose(_weights(together), _weights(apart), rtol=1e-6)
-    assert bilevel.step_rngs(start.rng, start.step, 2, None).shape == (2,)
+    assert core.step_rngs(start.rng, start.step, 2, None).shape == (2,)
+
+
+# --- Sizes and schedules.
+
+
+def test_a_phase_has_whole_windows():
+    sizes = {"num_inner_steps": 3}
+    binding = _binding(steps_per_epoch=5, num_epochs=4, **sizes)
+    assert binding.num_steps == 21
+    assert _binding(steps_per_epoch=5, num_epochs=2.4, **sizes).num_steps == 12
+    assert binding.phase_of(0) == binding
+    assert binding.phase_of(6).num_steps == 30
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("step", [1, 1, 0.1, 0.1, 0.1, 0.1]),
+        ("linear", [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+    ],
+)
+def test_schedule_of_the_meta_optimizer_counts_its_updates(x64, batch, schedule, rates):
+    """Three steps are a window and six an epoch: the LCN is updated twice an epoch."""
+    method = _method(
+        "mlc", num_inner_steps=3,
+        meta_tx=sgd(1.0, schedule=schedule, milestones=(1,), decay_factor=0.1),
+    )  # fmt: skip
+    bound = method.bind(**SIZES | {"steps_per_epoch": 6, "num_epochs": 3})
+    window = jax.tree.map(lambda x: np.repeat(x[None], 3, axis=0), batch)
+    step = jax.jit(bound.train_step)
+    slope = jax.jit(lambda state, window: bound.window(exact, state, window).meta_grads)
+    state, seen = _state(bound), []
+    for _ in rates:
+        grads = slope(state, window)
+        after, _ = step(state, window)
+        moved = jax.tree.map(jnp.subtract, state.meta.params, after.meta.params)
+        seen.append(optax.tree.vdot(moved, grads) / optax.tree.vdot(grads, grads))
+        state = after
+    assert bound.num_steps == int(state.step) == 18
+    np.testing.assert_allclose(seen, rates, rtol=1e-6)
+
+
+def test_schedule_of_the_classifier_counts_inner_steps(x64, batch):
+    """Whatever k is."""
+    method = _method(
+        "noisy_only", num_inner_steps=3,
+        tx=sgd(RATE, schedule="step", milestones=(1,), decay_factor=0.1),
+    )  # fmt: skip
+    bound = method.bind(**SIZES | {"steps_per_epoch": 4})
+    state, step = _state(bound), jax.jit(bound.train_step)
+    for rate in [RATE] * 4 + [RATE / 10] * 2:
+        after, _ = step(state, _window(batch))
+        gradient = _gradient(_weights(state), batch.noisy).mean(axis=0)
+        np.testing.assert_allclose(_weights(after), _weights(state) - rate * gradient, rtol=1e-9)
+        state = after
+
+
+@pytest.mark.parametrize("name", ["glc", "joint"])
+def test_schedules_begin_anew_with_the_second_phase(name):
+    """Each phase has a schedule of its own length, from the start of the phase on."""
+    method = _method(name, first_phase_epochs=2, tx=sgd(RATE, schedule="linear", momentum=0.9))
+    bound = method.bind(**SIZES | {"steps_per_epoch": 3})
+    state = _init(bound)
+    used = state.main.replace(opt_state=jax.tree.map(lambda x: x + 5, state.main.opt_state))
+    seen = _seen(np.full((B, C), 1 / C, np.float32), np.array([0, 1, 2, 0, 1, 2]))
+    begun = bound.phases[1].before.update(state.replace(main=used), seen)
+    assert jax.tree.leaves(begun.main.opt_state)
+    for leaf in jax.tree.leaves(begun.main.opt_state):
+        np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
+
+
+def test_optimizers_may_be_optaxs_own(batch):
+    ours = _bound("mlc")
+    theirs = _bound("mlc", tx=optax.sgd(RATE), meta_tx=optax.sgd(1.0))
+    (a, _), (b, _) = (jax.jit(x.train_step)(_init(x), _window(batch)) for x in (ours, theirs))
+    for name in ("main", "meta"):
+        jax.tree.map(
+            np.testing.assert_array_equal, getattr(a, name).params, getattr(b, name).params
+        )
+    with pytest.raises(InputError, match=r"^optimizer: got 'sgd', expected one made by sgd, adam"):
+        _bound("mlc", tx="sgd")
+
+
+# --- From a config.
+
+PLAIN = {"mlc": "lcn", "meta_weight_net": "weight_net"}  # Their models' settings.
+
+
+def _changed(value):
+    """Another value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    return value / 2 if isinstance(value, float) else value + 1
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_a_config_reaches_its_method(name):
+    config = default.get_config()
+    config.method = name
+    config.first_phase_epochs = 7
+    config.meta_gradient.update(
+        num_inner_steps=4, mix_clean=False, unroll=2, estimator="conjugate_gradient",
+        backward="remat", truncation=3, solver_steps=6, damping=0.25,
+    )  # fmt: skip
+    of_main = {
+        "name": "adamw", "learning_rate": 0.3, "momentum": 0.6, "nesterov": True,
+        "weight_decay": 0.1, "clip_norm": 2.0, "schedule": "step", "milestones": (3, 4),
+        "decay_factor": 0.7, "warmup_epochs": 1.5, "groups": (("bias", 0.5, None),),
+    }  # fmt: skip
+    of_meta = of_main | {"name": "amsgrad", "learning_rate": 0.2, "schedule": "linear"}
+    config.main_optimizer.update(of_main)
+    config.meta_optimizer.update(of_meta)
+    config.model.update(name="mlp", dtype="bfloat16", initial_params="start.safetensors")
+    config.model.mlp.update(hidden_sizes=(9, 7), dropout_rate=0.25)
+    section = config.get(name, config.get(PLAIN.get(name, ""), {}))
+    for field, value in dict(section).items():
+        section[field] = _changed(value)
+
+    method = build.create_method(config, C)
+    assert type(method) is methods.METHODS[name] and method.name == name
+    assert method.tx == OptimizerSpec(**of_main)
+    assert (method.num_inner_steps, method.mix_clean, method.unroll) == (4, False, 2)
+    assert method.initial_params == "start.safetensors"
+    assert method.model == MLP(
+        C, hidden_sizes=(9, 7), dropout_rate=0.25, dtype=jnp.dtype("bfloat16")
+    )
+    owner = method
+    if name in PLAIN:
+        owner = getattr(method, PLAIN[name])
+        assert method.meta_tx == OptimizerSpec(**of_meta)
+        assert method.estimator == core.EstimatorSpec("conjugate_gradient", "remat", 3, 6, 0.25)
+    for field, value in dict(section).items():
+        assert getattr(owner, field) == value, field
+    if name in ("glc", "forward", "joint", "distillation"):
+        assert method.first_phase_epochs == 7
+    if name == "mlc":
+        assert method.lcn.num_classes == C
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_methods_have_the_defaults_of_the_config(name):
+    config = default.get_config()
+    section = config.get(name, config.get(PLAIN.get(name, ""), {}))
+    owner = _method(name)
+    if name == "mlc":
+        owner = LabelCorrectionNetwork(C)
+    elif name in PLAIN:
+        owner = getattr(owner, PLAIN[name])
+    for field, value in dict(section).items():
+        assert getattr(owner, field) == value, field
+    method = methods.METHODS[name]
+    for field in ("num_inner_steps", "mix_clean", "unroll"):
+        assert getattr(method, field) == config.meta_gradient[field]

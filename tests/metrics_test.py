@@ -8,7 +8,7 @@ from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from mlc_jax.metrics import METRICS_FILE, MetricWriter, read_metrics
+from mlc_jax.training.metrics import METRICS_FILE, MetricWriter, read_metrics
 
 
 def _write(workdir, rows, *, start_step=0):

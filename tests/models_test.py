@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import traverse_util
 
-from mlc_jax import losses
-from mlc_jax.models import MLP, LabelCorrectionNetwork, ResNet
+from mlc_jax.core import losses, num_params
+from mlc_jax.models import MLP, LabelCorrectionNetwork, ResNet, over_axis
 from mlc_jax.models.resnet import ResNetBlock, option_a_shortcut
 from mlc_jax.models.torch_weights import label_correction_from_torch, resnet_from_torch
-from mlc_jax.train_state import num_params
 
 IMAGES = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 LCN_OPTIONS = [
@@ -166,6 +166,17 @@ def test_bfloat16_resnet_returns_float32_near_the_float32_one(small_resnet, stan
 def test_bfloat16_leaves_params_and_statistics_in_float32(standard_promotion):
     shapes = _shapes(ResNet(10, depth=8, dtype=jnp.bfloat16))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+
+def test_batch_statistics_are_averaged_over_the_axis_that_there_is():
+    class Plain(nn.Module):
+        pass
+
+    for axis_name in ("batch", None):
+        assert over_axis(ResNet(5), axis_name).axis_name == axis_name
+        assert over_axis(ResNet(5, sync_batch_norm=False), axis_name).axis_name is None
+        plain = Plain()  # A model of the user's own need not know of devices.
+        assert over_axis(plain, axis_name) is plain
 
 
 def test_resnet_initialisation_is_kaiming_normal():

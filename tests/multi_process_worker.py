@@ -26,7 +26,7 @@ if SETTINGS["num_processes"] > 1:
     )
 
 from configs import digits
-from mlc_jax import loop, train
+from mlc_jax.training import loop, train
 from mlc_jax.errors import Preempted
 
 # JAX looks for the signal once a second, and then the processes agree on where to stop.

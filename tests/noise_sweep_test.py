@@ -76,6 +76,8 @@ def test_grid(run_program, tiny_flags, tmp_path, monkeypatch, own_compilation_ca
     assert len(rows) == len(runs)
     for row in rows:
         run = runs[row.pop("noise_type"), float(row.pop("level")), row["method"], int(row["seed"])]
+        changed = run.pop("most_changed")
+        assert json.loads(row.pop("most_changed")) == changed
         assert row == {name: str(value) for name, value in run.items()}
 
     with (tmp_path / "sweep.csv").open(newline="") as file:
@@ -129,7 +131,7 @@ def test_grid(run_program, tiny_flags, tmp_path, monkeypatch, own_compilation_ca
         raise AssertionError("trained again")
 
     # Other numbers of runs together change nothing.
-    monkeypatch.setattr("mlc_jax.train.train_together", train_together)
+    monkeypatch.setattr("mlc_jax.training.train.train_together", train_together)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert run_program(PROGRAM, *args, "--batch_runs=1")[:2] == (0, out)
     code, _, err = run_program(PROGRAM, *args, "--config.num_epochs=3")
@@ -215,7 +217,39 @@ def test_methods_are_not_compared_over_other_noise(load_program):
     assert overall["glc"]["test acc., last"] == "-"
     assert overall["mlc"]["test acc., last"] == "50.0 ± 0.0"
     assert levels["glc"] == {"method": "glc", "0.2": "50.0 ± 0.0", "0.8": "50.0 (1 runs)"}
-    assert program.plot(rows)
+    (axes,) = program.plot(rows).axes
+    assert axes.get_xticks().tolist() == [0.2, 0.8]  # What was measured.
+
+
+def test_what_own_data_do_not_tell_stays_empty(load_program):
+    """Without a test set and without true labels."""
+    program = load_program(PROGRAM)
+    unknown = [name for name in COLUMNS.values() if name != "selected_test_accuracy"]
+    rows = [
+        _result(method, seed, None) | dict.fromkeys(unknown)
+        | {"dataset": "arrays", "noise_type": "none", "level": "given"}
+        for method in METHODS for seed in (0, 1)
+    ]  # fmt: skip
+    ((title, table),) = _tables(program.to_markdown(rows))
+    assert title.startswith("arrays, labels as given, 2 seeds, 9 steps")
+    assert set(table["clean_only"].values()) == {"clean_only", "-", "50"}
+    assert {row["last_test_accuracy_mean"] for row in program.summarize(rows)} == {None}
+    assert program.plot(rows) is None
+    # One of two methods was tested.
+    rows = [
+        row | {"last_test_accuracy": 0.5} if row["method"] == METHODS[0] else row for row in rows
+    ]
+    (axes,) = program.plot(rows).axes
+    assert axes.get_legend_handles_labels()[1] == [METHODS[0]]
+
+
+def test_labels_as_given_have_no_level(load_program, tiny_config):
+    program = load_program(PROGRAM)
+    program.flags.FLAGS(["noise_sweep", "--levels=0.2,0.4"])
+    config = tiny_config(**{"noise.type": "none"})
+    assert program._cells(config) == [
+        ({"noise_type": "none", "level": "given"}, {"noise.type": "none"})
+    ]
 
 
 def test_one_seed_has_no_deviation(load_program):

@@ -27,12 +27,11 @@ import optax
 import pytest
 from flax import linen as nn
 
-from mlc_jax import bilevel, meta_gradients, optimizers
-from mlc_jax.bilevel import Batch, Examples, Problem
-from mlc_jax.meta_gradients import Options
+from mlc_jax import core
+from mlc_jax.core import Batch, Labelled, MainState, MetaState, Problem, estimators, optimizers
+from mlc_jax.core.estimators import Options
 from mlc_jax.models import LabelCorrectionNetwork, ResNet
 from mlc_jax.models.torch_weights import label_correction_from_torch, resnet_from_torch
-from mlc_jax.train_state import MainState, MetaState
 
 DATA = pathlib.Path(__file__).parent / "data"
 RECORDED_METRICS = {
@@ -75,7 +74,7 @@ class Recorded:
             labels = self.arrays[f"batch/{step}/{part}_y"].astype(np.int32)
             if self.is_resnet:
                 inputs = inputs.transpose(0, 2, 3, 1)
-            return Examples(jnp.asarray(inputs), jnp.asarray(labels))
+            return Labelled(jnp.asarray(inputs), jnp.asarray(labels))
 
         mix = self.config["clean_mix"]
         return Batch(
@@ -138,7 +137,7 @@ def _released_step(problem, main, meta_params, batch, rng, *, previous, learning
     along `Lambda g_w'`, over the number of examples: the inner loss is linear in the soft labels.
     The fault is in that JVP, where tangents go through convolutions and batch norm with w'.
     """
-    window = meta_gradients.recursion_step(problem, main, meta_params, batch, rng)
+    window = estimators.recursion_step(problem, main, meta_params, batch, rng)
     ahead = window.main.params  # w'
 
     def mixed_up(next_fun, args, kwargs, context):
@@ -162,7 +161,7 @@ def _released_step(problem, main, meta_params, batch, rng, *, previous, learning
         return jax.nn.log_softmax(logits), (logits, features)
 
     def outer_loss(params):
-        return bilevel.outer_loss(problem, params, main.batch_stats, batch.clean_outer, rng)[0]
+        return core.outer_loss(problem, params, main.batch_stats, batch.clean_outer, rng)[0]
 
     direction = jax.tree.map(lambda g: learning_rate * g, jax.grad(outer_loss)(ahead))
     with nn.intercept_methods(mixed_up):
@@ -177,7 +176,7 @@ def _released_step(problem, main, meta_params, batch, rng, *, previous, learning
     return window._replace(meta_grads=jax.tree.map(lambda d, g: gamma * d + g, previous, term))
 
 
-def _replay(recorded, tolerance, step=meta_gradients.recursion_step):
+def _replay(recorded, tolerance, step=estimators.recursion_step):
     """Replays the recorded windows step by step and compares all that was recorded.
 
     Returns the metrics of every step.
@@ -247,7 +246,7 @@ def test_approximate_estimator_reproduces_the_recorded_windows(name, scan_unroll
     problem, k = recorded.problem(), recorded.config["k"]
     batches = [recorded.batch(t) for t in range(k)]
     window = jax.jit(
-        lambda *args: meta_gradients.approximate(problem, *args, Options(scan_unroll=scan_unroll))
+        lambda *args: estimators.approximate(problem, *args, Options(scan_unroll=scan_unroll))
     )(
         recorded.main_state(problem),
         recorded.meta_params("init/meta"),
@@ -267,7 +266,7 @@ def test_approximate_estimator_reproduces_the_recorded_windows(name, scan_unroll
 def test_exact_estimator_reproduces_the_recorded_single_steps(name, x64):
     recorded = Recorded(name)
     problem = recorded.problem()
-    window = jax.jit(functools.partial(meta_gradients.exact, problem))(
+    window = jax.jit(functools.partial(estimators.exact, problem))(
         recorded.main_state(problem),
         recorded.meta_params("init/meta"),
         jax.tree.map(lambda x: x[None], recorded.batch(0)),
@@ -287,7 +286,7 @@ def test_main_trajectory_does_not_depend_on_the_estimator(x64):
         batches,
         jax.random.split(jax.random.key(0), 3),
     )
-    by_exact = jax.jit(functools.partial(meta_gradients.exact, problem))(*args).main.params
+    by_exact = jax.jit(functools.partial(estimators.exact, problem))(*args).main.params
     assert _relative_error(by_exact, recorded.main_params("step/2/main_params")) < 1e-8
-    plain, _ = bilevel.unroll(problem, *args)
+    plain, _ = core.unroll(problem, *args)
     assert _relative_error(plain.params, by_exact) < 1e-12

@@ -1,5 +1,6 @@
 """What a run reports, recomputed from its files."""
 
+import collections
 import csv
 import io
 import json
@@ -9,8 +10,12 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from mlc_jax import data, report
-from mlc_jax.metrics import read_metrics
+from mlc_jax import data
+from mlc_jax.data import UNKNOWN, ArraySource, Dataset, Subset
+from mlc_jax.training import plots, report
+from mlc_jax.training.evaluate import Prediction
+from mlc_jax.training.metrics import METRICS_FILE, read_metrics
+from mlc_jax.training.run import Settings
 
 NUM_NOISY = 1367  # 1,437 less seven clean labels for each of ten classes.
 
@@ -50,7 +55,7 @@ def test_csv_has_a_row_for_each_noisy_example_by_id(run, dataset):
     # The clean and the validation examples are not among them, nor is the test set.
     assert not set(ids) & {*dataset.clean.ids, *dataset.validation.ids, *dataset.test.ids}
     given = [int(row["given_label"]) for row in rows]
-    np.testing.assert_array_equal(given, dataset.given_labels)
+    np.testing.assert_array_equal(given, dataset.noisy.given)
 
 
 def test_npz_and_csv_agree(run):
@@ -76,12 +81,12 @@ def test_npz_and_csv_agree(run):
 
 
 def test_true_labels_are_for_judging(run, dataset):
-    np.testing.assert_array_equal(_arrays(run.workdir)["true_label"], dataset.noisy.labels)
+    np.testing.assert_array_equal(_arrays(run.workdir)["true_label"], dataset.noisy.truth)
 
 
 def test_label_accuracies_are_those_of_the_files(run, dataset):
     results, arrays = json.loads((run.workdir / "results.json").read_text()), _arrays(run.workdir)
-    true = dict(zip(dataset.noisy.ids, dataset.noisy.labels, strict=True))
+    true = dict(zip(dataset.noisy.ids, dataset.noisy.truth, strict=True))
     true = np.array([true[name] for name in arrays["id"]])
     assert results["given_label_accuracy"] == pytest.approx(np.mean(arrays["given_label"] == true))
     assert results["corrected_label_accuracy"] == np.mean(arrays["corrected_label"] == true)
@@ -89,6 +94,21 @@ def test_label_accuracies_are_those_of_the_files(run, dataset):
     evals = [row for row in read_metrics(run.workdir) if "eval/test_accuracy" in row]
     assert evals[-1]["eval/corrected_label_accuracy"] == results["corrected_label_accuracy"]
     assert results["given_label_accuracy"] == pytest.approx(0.6, abs=0.05)  # FLIP 0.4.
+
+
+def test_changes_are_those_of_the_files(run):
+    results, arrays = json.loads((run.workdir / "results.json").read_text()), _arrays(run.workdir)
+    given, corrected = arrays["given_label"], arrays["corrected_label"]
+    assert results["labels_changed"] == np.sum(given != corrected) > 0
+    pairs = zip(given, corrected, strict=True)
+    counts = collections.Counter(f"{a} -> {b}" for a, b in pairs if a != b)
+    most = results["most_changed"]
+    assert list(most.values()) == [count for _, count in counts.most_common(3)]
+    assert all(counts[name] == count for name, count in most.items())
+    confidence = arrays["soft_label"].max(axis=1).mean(dtype=np.float64)
+    assert results["mean_confidence"] == pytest.approx(confidence)
+    evals = [row for row in read_metrics(run.workdir) if "eval/test_accuracy" in row]
+    assert evals[-1]["eval/labels_changed"] == results["labels_changed"] / NUM_NOISY
 
 
 def test_test_accuracies_are_those_of_the_evaluations(run):
@@ -110,34 +130,46 @@ def test_labels_spent_and_sizes(run):
     assert run.results["train_seconds"] > 0
 
 
-def _summary(validation, test, first_phase=0):
+def _subset(truth, given=None):
+    truth = np.asarray(truth, np.int32)
+    given = np.full(len(truth), UNKNOWN) if given is None else np.asarray(given, np.int32)
+    ids = [f"row{i}" for i in range(len(truth))]
+    return Subset(ArraySource(np.zeros((len(truth), 1)), ids), np.arange(len(truth)), given, truth)
+
+
+def _run(*, truth=(0, 1, 1, 0), has_test=True, noise="human worst", names_labels=False):
+    """Four noisy labels of cats and dogs, one of them wrong, if the truth is known."""
+    dataset = Dataset(
+        name="animals",
+        class_names=("cat", "dog"),
+        noisy=_subset(truth, given=(0, 1, 1, 1)),
+        clean=_subset([0, 1] * 25),
+        validation=_subset([0, 1] * 10),
+        test=_subset([0] * 7) if has_test else None,
+        prepare=None,
+        noise=noise,
+        names_labels=names_labels,
+    )
+    return types.SimpleNamespace(
+        dataset=dataset,
+        method=types.SimpleNamespace(name="mlc"),
+        settings=Settings(seed=3),
+        bound=types.SimpleNamespace(num_steps=12, uses_clean=True),
+        exported=dataset.noisy,
+    )
+
+
+SOFT_LABELS = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])
+
+
+def _summary(validation, test, first_phase=0, **of_run):
     """`report.summarize` of evaluations with these accuracies, some of a first phase."""
-    config = types.SimpleNamespace(
-        method="mlc", seed=3, noise=types.SimpleNamespace(type="human", key="worst", level=0.4)
-    )
-    dataset = types.SimpleNamespace(
-        source=types.SimpleNamespace(name="digits"),
-        noise_rate=0.25,
-        noisy=_Labels(np.array([0, 1, 1, 0])),
-        test=[0] * 7,
-        clean_labels_spent=lambda *, trained_on: 70 if trained_on else 20,
-    )
-    method = types.SimpleNamespace(num_steps=12, uses_clean=True)
-    run = types.SimpleNamespace(config=config, dataset=dataset, method=method)
     evals = [
         {"step": i, "phase": int(i >= first_phase), "validation_accuracy": v, "test_accuracy": t}
         for i, (v, t) in enumerate(zip(validation, test, strict=True))
     ]
-    soft_labels = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])
-    return report.summarize(run, {"evals": evals, "train_seconds": 1.5}, soft_labels)
-
-
-class _Labels:
-    def __init__(self, labels):
-        self.labels = labels
-
-    def __len__(self):
-        return len(self.labels)
+    progress = {"evals": evals, "train_seconds": 1.5}
+    return report.summarize(_run(**of_run), progress, SOFT_LABELS)
 
 
 def test_the_first_phase_has_another_classifier():
@@ -154,6 +186,9 @@ def test_selected_is_at_the_best_validation_accuracy():
     assert results["corrected_label_accuracy"] == 0.75
     assert results["given_label_accuracy"] == 0.75
     assert results["noise"] == "human worst"
+    assert (results["labels_changed"], results["most_changed"]) == (2, {"dog -> cat": 2})
+    assert results["mean_confidence"] == 0.75
+    assert results["clean_labels_spent"] == 50 + 20
 
 
 def test_nothing_is_selected_without_a_validation_set():
@@ -161,6 +196,71 @@ def test_nothing_is_selected_without_a_validation_set():
     assert results["selected_test_accuracy"] is None
     assert (results["best_test_accuracy"], results["last_test_accuracy"]) == (0.8, 0.7)
     assert "selected by validation        -  (no validation set)" in report.format_table(results)
+
+
+UNTOLD = ("given_label_accuracy", "corrected_label_accuracy")
+
+
+def test_nothing_is_said_of_a_truth_that_is_not_known():
+    results = _summary([0.9, 0.8], test=[0.8, 0.7], truth=[UNKNOWN] * 4, noise="given")
+    assert [results[name] for name in UNTOLD] == [None, None]
+    assert (results["labels_changed"], results["most_changed"]) == (2, {"dog -> cat": 2})
+    assert (results["last_test_accuracy"], results["num_noisy"]) == (0.7, 4)
+    json.loads(json.dumps(results, allow_nan=False))
+    lines = report.format_table(results).splitlines()
+    assert lines[0] == "mlc on animals, labels as given, seed 3"
+    cells = {line[:43].strip(): line[43:].strip() for line in lines[1:]}
+    assert cells["given labels right"] == "-  (truth not known)"
+    assert cells["corrected labels right"] == "-  (truth not known)"
+    assert cells["labels changed"] == "2"
+    assert cells["most often"] == "dog -> cat 2"
+
+
+def test_truth_of_some_rows_is_no_truth_of_the_set():
+    results = _summary([0.9], test=[0.8], truth=[0, 1, UNKNOWN, 0])
+    assert [results[name] for name in UNTOLD] == [None, None]
+
+
+def test_nothing_is_said_of_a_test_set_that_is_not_there():
+    results = _summary([0.9, 0.8], test=[None, None], has_test=False)
+    names = ("last_test_accuracy", "best_test_accuracy", "selected_test_accuracy")
+    assert [results[name] for name in names] == [None] * 3
+    assert results["num_test"] == 0
+    table = report.format_table(results)
+    assert "test accuracy, last                          -  (no test set)" in table
+    assert "noisy / test examples                        4 / 0" in table
+
+
+@pytest.mark.parametrize(
+    ("names_labels", "shown"),
+    [(False, ["0", "0"]), (True, ["cat", "cat"])],
+)
+@pytest.mark.parametrize("known", [False, True])
+def test_files_of_a_run(tmp_path, names_labels, shown, known):
+    """Labels by name where they came by name; unknown truth is -1."""
+    truth = [0, 1, 1, 0] if known else [UNKNOWN] * 4
+    run = _run(names_labels=names_labels, truth=truth)
+    evals = [
+        {"step": 0, "phase": 0, "validation_accuracy": 0.5, "test_accuracy": 0.5,
+         "corrected_label_accuracy": 0.75 if known else None, "labels_changed": 0.5}
+    ]  # fmt: skip
+    quality = np.array([0.9, 0.8, 0.4, 0.3])
+    (tmp_path / METRICS_FILE).write_text('{"step": 0, "train/inner_loss": 1.0}\n')
+    report.write(
+        run, {"evals": evals, "train_seconds": 1.0}, Prediction(None, SOFT_LABELS, quality),
+        tmp_path,
+    )  # fmt: skip
+    rows = _rows(tmp_path)
+    assert [row["id"] for row in rows] == ["row0", "row1", "row2", "row3"]
+    assert [row["corrected_label"] for row in rows][::3] == shown
+    assert [row["is_label_issue"] for row in rows] == ["False", "False", "True", "True"]
+    assert [row["label_quality"] for row in rows] == [f"{x:.6f}" for x in quality]
+    arrays = _arrays(tmp_path)
+    np.testing.assert_array_equal(arrays["true_label"], truth)
+    np.testing.assert_array_equal(arrays["corrected_label"], [0, 1, 0, 0])
+    results = json.loads((tmp_path / report.RESULTS_FILE).read_text())
+    assert results["corrected_label_accuracy"] == (0.75 if known else None)
+    assert (tmp_path / report.PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
 
 
 def test_table_holds_every_figure(run):
@@ -178,6 +278,9 @@ def test_table_holds_every_figure(run):
         ),
         "given labels right": f"{100 * results['given_label_accuracy']:.2f} %",
         "corrected labels right": f"{100 * results['corrected_label_accuracy']:.2f} %",
+        "labels changed": str(results["labels_changed"]),
+        "most often": ", ".join(f"{name} {n}" for name, n in results["most_changed"].items()),
+        "mean confidence of corrected labels": f"{results['mean_confidence']:.3f}",
         "clean labels spent": "70",
         "noisy / test examples": f"{NUM_NOISY} / 360",
         "training time": f"{results['train_seconds']:.1f} s",
@@ -185,8 +288,7 @@ def test_table_holds_every_figure(run):
     assert max(map(len, lines)) < 80  # Fits a terminal.
 
 
-def test_picture_shows_something_in_each_panel(run):
-    content = (run.workdir / report.PICTURE_FILE).read_bytes()
+def _assert_four_panels(content):
     pixels = image.imread(io.BytesIO(content))[..., :3]
     height, width, _ = pixels.shape
     assert (height, width) == (750, 1300)
@@ -198,3 +300,26 @@ def test_picture_shows_something_in_each_panel(run):
             saturation = panel.max(axis=1) - panel.min(axis=1)
             assert np.mean(saturation > 0.2) > 0.001  # Curves and matrices are in colour.
             assert np.mean(panel.min(axis=1) < 0.5) > 0.002  # Axes and names are dark.
+
+
+def test_picture_shows_something_in_each_panel(run):
+    _assert_four_panels((run.workdir / report.PICTURE_FILE).read_bytes())
+
+
+@pytest.mark.parametrize("num_classes", [4, 30])  # Of 30 the names are left out.
+def test_picture_without_truth_shows_something_in_each_panel(num_classes):
+    rng = np.random.default_rng(0)
+    given = rng.integers(0, num_classes, 200)
+    corrected = np.where(rng.random(200) < 0.7, given, (given + 1) % num_classes)
+    noisy = _subset([UNKNOWN] * 200, given=given)
+    metrics = [{"step": i, "train/inner_loss": 1 / i, "train/outer_loss": 0.5} for i in (1, 2, 3)]
+    evals = [
+        {"step": i, "test_accuracy": None, "validation_accuracy": None,
+         "corrected_label_accuracy": None, "labels_changed": i / 9}
+        for i in (1, 2, 3)
+    ]  # fmt: skip
+    names = [f"class {i}" for i in range(num_classes)]
+    drawn = plots.training(metrics, evals, noisy, corrected, names, "title")
+    _assert_four_panels(drawn)
+    fewer = plots.training(metrics, evals, noisy, given, names, "title")
+    assert fewer != drawn  # It is the corrected labels that are shown.

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 
 import jax
 import pytest
@@ -51,7 +52,7 @@ def trained(monkeypatch):
             outcome[run_dir] = results | {"table": "a\nb", "workdir": run_dir}
         return outcome
 
-    monkeypatch.setattr("mlc_jax.train.train_together", train_together)
+    monkeypatch.setattr("mlc_jax.training.train.train_together", train_together)
     return started
 
 
@@ -139,11 +140,26 @@ def test_unfinished_run_with_checkpoints_of_another_config_is_refused(
     run_dir.joinpath("config.json").write_text(tiny_config(num_epochs=9).to_json())
     run_dir.joinpath("checkpoints").mkdir()
     run_dir.joinpath("checkpoints", "12.orbax-checkpoint-tmp").mkdir()
-    runs._check(_grid(tiny_config()), workdir)  # Nothing to go on from: begins anew.
+    runs.check(_grid(tiny_config()), workdir)  # Nothing to go on from: begins anew.
     run_dir.joinpath("checkpoints", "9").mkdir()
     with pytest.raises(InputError, match="num_epochs: 9 before, 4 now"):
         runs.run_grid(_grid(tiny_config()), workdir)
     assert trained == []
+
+
+def test_a_run_from_before_a_setting_goes_on(tiny_config, workdir, trained):
+    """What its config lacks is what it was made with."""
+    grid = {"mlc/seed0": tiny_config()}
+    runs.run_grid(grid, workdir)
+    trained.clear()
+    path = pathlib.Path(workdir / "mlc" / "seed0" / "config.json")
+    saved = json.loads(path.read_text())
+    del saved["model"]["initial_params"], saved["num_steps"]
+    path.write_text(json.dumps(saved))
+    runs.run_grid(grid, workdir)
+    assert trained == []
+    with pytest.raises(InputError, match=r"config\.num_steps: 0 before, 9 now"):
+        runs.run_grid({"mlc/seed0": tiny_config(num_steps=9)}, workdir)
 
 
 @pytest.mark.parametrize("content", [None, "{"])
@@ -157,13 +173,13 @@ def test_finished_run_whose_config_cannot_be_read(tiny_config, workdir, trained,
 
 
 @pytest.mark.parametrize("batch_runs", [1, 2])
-def test_run_that_diverges_is_left_out(tiny_config, workdir, trained, caplog, batch_runs):
+def test_run_that_diverges_is_logged_and_skipped(tiny_config, workdir, trained, caplog, batch_runs):
     grid = _grid(tiny_config())
     grid["mlc/seed1"] = runs.override(grid["mlc/seed1"], {"noise.level": 0.99})
     results = runs.run_grid(grid, workdir, batch_runs=batch_runs)
     assert list(results) == [name for name in grid if name != "mlc/seed1"]
     assert sum(map(len, trained)) == len(grid)
-    assert "mlc/seed1 diverged and is left out: step 3: inner_loss is nan." in caplog.text
+    assert "mlc/seed1 diverged and is skipped: step 3: inner_loss is nan." in caplog.text
     with pytest.raises(NonFiniteLossError, match="step 3: inner_loss is nan"):
         runs.run_grid({"all": runs.override(tiny_config(), {"noise.level": 0.99})}, workdir)
 
@@ -195,7 +211,7 @@ def test_error_of_any_other_kind_has_a_note(tiny_config, workdir, monkeypatch):
     def train_together(*_, **__):
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("mlc_jax.train.train_together", train_together)
+    monkeypatch.setattr("mlc_jax.training.train.train_together", train_together)
     with pytest.raises(ZeroDivisionError, match="by zero") as error:
         runs.run_grid(_grid(tiny_config()), workdir)
     assert error.value.__notes__ == ["In the run mlc/seed0."]
@@ -216,3 +232,13 @@ def test_csv_has_the_fields_of_all_rows():
         {"method": "mlc", "acc": "0.5", "extra": ""},
         {"method": "a,b", "acc": "", "extra": "1"},
     ]
+
+
+def test_a_dict_is_a_cell_of_csv():
+    (row,) = csv.DictReader(tables.to_csv([{"most_changed": {"3 -> 8": 41}}]).splitlines())
+    assert json.loads(row["most_changed"]) == {"3 -> 8": 41}
+
+
+def test_markdown_has_text_to_the_left():
+    text = tables.to_markdown(["k", "step"], [["1", "plain"]], text_columns=[1])
+    assert text == "| k | step |\n| ---: | --- |\n| 1 | plain |\n"

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from experiments import runs
-from mlc_jax import loop, preemption, report, train
 from mlc_jax.errors import InputError, NonFiniteLossError, Preempted
 from mlc_jax.methods import METHODS
+from mlc_jax.training import loop, preemption, report, train
+from mlc_jax.training.run import build_run
 
 NUM_STEPS = 84  # Of configs/digits.py made small: 21 an epoch.
 TWO_PHASES = ("forward", "joint", "distillation", "glc")
@@ -185,11 +186,12 @@ def test_all_runs_of_a_program_may_diverge(tiny_config, tmp_path):
 
 def test_runs_of_one_split_share_its_inputs(tiny_config):
     one, other = (
-        train.build(_config(tiny_config, "mlc", **{"noise.level": level})).dataset
+        build_run(_config(tiny_config, "mlc", **{"noise.level": level})).dataset
         for level in (0.2, 0.4)
     )
-    assert one.noisy.inputs is other.noisy.inputs
-    assert (one.given_labels != other.given_labels).any()
+    for name in ("noisy", "clean", "test"):
+        assert getattr(one, name).source is getattr(other, name).source
+    assert (one.noisy.given != other.noisy.given).any()
 
 
 def test_only_runs_of_one_shape_go_together(tiny_config, tmp_path):

@@ -9,8 +9,7 @@ import sys
 
 import pytest
 
-from mlc_jax.bilevel import BACKWARDS
-from mlc_jax.meta_gradients import ESTIMATORS
+from mlc_jax.core import BACKWARDS, ESTIMATORS
 
 ROOT = pathlib.Path(__file__).parents[1]
 TIMEOUT = 900  # Seconds; the ResNet takes a minute or two.
@@ -59,7 +58,7 @@ def _record(record_property, rows):
 @needs_libtpu
 @pytest.mark.slow
 def test_every_step_compiles(tmp_path, record_property):
-    rows = _rows(tmp_path, 128, 64, "--num_inner_steps=2")
+    rows = _rows(tmp_path, 128, 64, "--num_inner_steps=2", "--estimators=all")
     assert rows.keys() == ALL_STEPS
     _record(record_property, rows)
     for step, row in rows.items():
@@ -67,7 +66,7 @@ def test_every_step_compiles(tmp_path, record_property):
         assert float(row["gflop"]) > 0, step
         assert float(row["peak_mib"]) > float(row["argument_mib"]) > 0, step
         assert float(row["temp_mib"]) >= 0, step  # A model this small may need none.
-    # Two steps are counted as one, but the way back as well.
+    # Two steps are counted as one, but the backward pass as well.
     assert float(rows["exact:remat"]["gflop"]) > float(rows["exact:store"]["gflop"])
 
 
@@ -111,12 +110,62 @@ def test_batches_that_the_chips_cannot_share_get_a_line_each(tmp_path):
     result = _run(["-m", COMPILE, *_command(workdir, 100, 50)])
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
-        "error: config.noisy_batch_size: got 100, expected a positive multiple of 8 (8 devices), "
-        "such as 96",
+        "error: config.noisy_batch_size: got 100, expected a positive multiple of 8 (8 devices)",
         "config.clean_batch_size: got 50, expected a positive multiple of 16 (two halves, "
-        "8 devices), such as 48",
+        "8 devices)",
     ]
     assert not workdir.exists()
+
+
+# A compiler that takes no time and is stopped after some steps.
+FAKE = """
+import sys, types
+from experiments.tpu import compile as program
+from mlc_jax import command_line
+
+left = int(sys.argv.pop(1))
+
+def compile_step(config, step, k, chips):
+    global left
+    left -= 1
+    if left < 0:
+        raise OSError("stopped")
+    print("compiled", k, step)
+    figures = dict.fromkeys((*program.FIGURES, "compile_seconds"), 1.0)
+    return [{"num_inner_steps": k, "step": step, "fits": "yes", **figures, "note": ""}]
+
+program.compile_step = compile_step
+program._chips = lambda topology: [types.SimpleNamespace(device_kind="TPU")] * 8
+program._libtpu_version = lambda: "1.0"
+command_line.run(program.main, required=["config", "workdir"])
+"""
+
+
+def _compiled(result):
+    return [line for line in result.stdout.splitlines() if line.startswith("compiled")]
+
+
+def test_the_step_is_the_configs_unless_others_are_asked_for(tmp_path):
+    result = _run(["-c", FAKE, "99", *_command(tmp_path, 128, 64)])
+    assert result.returncode == 0, result.stderr
+    assert _compiled(result) == ["compiled 1 exact"]
+
+
+def test_it_goes_on_where_it_was_stopped(tmp_path):
+    steps = ("--num_inner_steps=1,5", "--estimators=exact:store,approximate")
+    result = _run(["-c", FAKE, "3", *_command(tmp_path, 128, 64, *steps)])
+    assert (result.returncode, len(_compiled(result))) == (1, 3)
+    with (tmp_path / "tpu.csv").open() as lines:
+        assert len(list(csv.DictReader(lines))) == 3
+    result = _run(["-c", FAKE, "99", *_command(tmp_path, 128, 64, *steps)])
+    assert _compiled(result) == ["compiled 5 approximate"]
+    with (tmp_path / "tpu.csv").open() as lines:
+        rows = [(row["num_inner_steps"], row["step"]) for row in csv.DictReader(lines)]
+    assert rows == [(k, step) for k in "15" for step in ("exact:store", "approximate")]
+    result = _run(["-c", FAKE, "99", *_command(tmp_path, 256, 64, *steps)])
+    assert result.returncode == 2
+    assert "was measured with other settings" in result.stderr
+    assert "config.noisy_batch_size: 128 before, 256 now" in result.stderr
 
 
 def test_without_libtpu_there_is_one_line_and_tensorflow_is_not_imported(tmp_path):

@@ -1,5 +1,6 @@
 """Whole runs: what they leave behind, and that no kind of ending loses or changes anything."""
 
+import csv
 import json
 import os
 import pathlib
@@ -9,16 +10,20 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
-from mlc_jax import checkpoint, report, train
+from mlc_jax import config as settings
 from mlc_jax.errors import InputError, NonFiniteLossError
-from mlc_jax.metrics import METRICS_FILE, read_metrics
-from mlc_jax.workdir import locked_workdir
+from mlc_jax.training import checkpoint, report, train
+from mlc_jax.training.metrics import METRICS_FILE, read_metrics
+from mlc_jax.training.run import build_run, create_init
+from mlc_jax.training.workdir import locked_workdir
 
 NUM_STEPS = 84
 TIMING = ("train/examples_per_second", "train/data_wait_share")
@@ -33,6 +38,9 @@ RESULT_KEYS = {
     "selected_test_accuracy",
     "given_label_accuracy",
     "corrected_label_accuracy",
+    "labels_changed",
+    "mean_confidence",
+    "most_changed",
     "clean_labels_spent",
     "num_noisy",
     "num_test",
@@ -44,11 +52,14 @@ PATIENCE = 120  # Seconds until a run that shows no progress has failed the test
 def _restored(config, workdir):
     """State and progress of the newest checkpoint, as a run that goes on would read them."""
     sharding = NamedSharding(Mesh(np.asarray(jax.devices()), ("batch",)), PartitionSpec())
-    method = train.build(config).method
-    state = jax.eval_shape(lambda: method.init(jax.random.key(0)))
+    run = build_run(config)
+    state = jax.eval_shape(create_init(run), np.uint32(0))
     checkpointer = checkpoint.Checkpointer(workdir, sharding, keep=config.checkpoints_to_keep)
     try:
-        return checkpointer.restore(state, json.loads(config.to_json()))
+        # Nothing may be missing that would have to be initialised.
+        return checkpointer.restore(
+            state, run.description, formerly=settings.formerly(), init=pytest.fail
+        )
     finally:
         checkpointer.close()
 
@@ -137,6 +148,7 @@ def test_run_leaves_everything_behind(trained, name):
         "config.json",
         "corrected_labels.csv",
         "corrected_labels.npz",
+        "dataset.json",
         "metrics.jsonl",
         "results.json",
         "tensorboard",
@@ -149,6 +161,20 @@ def test_run_leaves_everything_behind(trained, name):
     assert results["method"] == config.method
     assert results["num_steps"] == NUM_STEPS
     assert checkpoint.finished_steps(workdir / checkpoint.DIRECTORY) == [NUM_STEPS]
+
+
+def test_run_leaves_what_is_needed_to_use_it(trained):
+    sizes = json.loads((trained("mlc").workdir / "dataset.json").read_text())
+    assert sizes == {
+        "name": "digits",
+        "class_names": [str(digit) for digit in range(10)],
+        "names_labels": False,
+        "num_noisy": 1367,
+        "steps_per_epoch": 21,
+        "num_epochs": 4,
+        "example": {"shape": [1, 8, 8, 1], "dtype": "uint8"},
+        "prepare": {"scale": 16.0, "mean": [0.0], "std": [1.0]},
+    }
 
 
 @pytest.mark.parametrize("name", ["mlc", "mlc_k3", "cross_entropy", "clean_only"])
@@ -335,3 +361,133 @@ def test_an_unrolled_loop_says_that_it_keeps_everything(tiny_config, tmp_path, c
         with caplog.at_level("INFO", logger="absl"):
             train.train_and_evaluate(config, str(tmp_path / str(unroll)), show_progress=False)
         assert ("--config.meta_gradient.unroll=1" in caplog.text) == told
+
+
+# --- What a run is made of.
+
+
+def _same_without(fields, others, tiny_config, tmp_path):
+    """Two configs that are to be one training."""
+    configs = [tiny_config(method="clean_only", num_epochs=1) for _ in range(2)]
+    for config, overrides in zip(configs, (fields, others), strict=True):
+        config.update_from_flattened_dict(overrides)
+    workdirs = [tmp_path / name for name in ("a", "b")]
+    results = [
+        train.train_and_evaluate(config, str(workdir), show_progress=False)
+        for config, workdir in zip(configs, workdirs, strict=True)
+    ]
+    reference = types.SimpleNamespace(config=configs[1], workdir=workdirs[1], results=results[1])
+    _assert_same_end(configs[0], workdirs[0], reference)
+    return results[0]
+
+
+def test_steps_stand_for_epochs(trained, tiny_config, tmp_path, standard_promotion):
+    config = tiny_config(num_steps=NUM_STEPS, num_epochs=1)
+    train.train_and_evaluate(config, str(tmp_path), show_progress=False)
+    _assert_same_end(config, tmp_path, trained("mlc"))
+
+
+def test_steps_may_end_between_epochs(tiny_config, tmp_path, compilation_cache):
+    config = tiny_config(method="clean_only", num_steps=50)
+    results = train.train_and_evaluate(config, str(tmp_path), show_progress=False)
+    assert results["num_steps"] == 50
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows if "eval/test_accuracy" in row] == [21, 42, 50]
+    assert max(row["step"] for row in rows if "train/inner_loss" in row) == 50
+    assert json.loads((tmp_path / "dataset.json").read_text())["num_epochs"] == 50 / 21
+
+
+@pytest.mark.parametrize(("num_steps", "windows"), [(50, 17), (51, 17), (3, 1)])
+def test_steps_are_filled_up_to_whole_windows(tiny_config, num_steps, windows):
+    config = tiny_config(**{"num_steps": num_steps, "meta_gradient.num_inner_steps": 3})
+    assert build_run(config).bound.num_steps == 3 * windows
+
+
+def test_labels_that_come_in_pairs_change_nothing(
+    trained, tiny_config, tmp_path, standard_promotion
+):
+    """What the clean rows' labels would have been is kept, and nobody looks at it."""
+    config = tiny_config(**{"dataset.paired": True})
+    train.train_and_evaluate(config, str(tmp_path), show_progress=False)
+    _assert_same_end(config, tmp_path, trained("mlc"))
+
+
+def test_a_batch_larger_than_its_set_is_what_there_is(tiny_config, tmp_path, compilation_cache):
+    """Fifty clean examples in equal shares for eight devices and two halves."""
+    results = _same_without(
+        {"clean_batch_size": 1024}, {"clean_batch_size": 48}, tiny_config, tmp_path
+    )
+    assert results["num_steps"] == 21
+    assert results["clean_labels_spent"] == 70
+
+
+@pytest.mark.parametrize(
+    ("fields", "noisy", "clean"),
+    [
+        ({}, 64, 32),
+        ({"clean_batch_size": 64}, 64, 48),
+        ({"clean_batch_size": 64, "meta_gradient.mix_clean": False}, 64, 48),
+        ({"clean_batch_size": 64, "dataset.clean_per_class": 3}, 64, 16),
+        (
+            {"clean_batch_size": 64, "dataset.clean_per_class": 3,
+             "meta_gradient.mix_clean": False},
+            64, 24,
+        ),
+        ({"noisy_batch_size": 1368}, 1360, 32),
+    ],
+)  # fmt: skip
+def test_batches_are_fitted_to_their_sets(tiny_config, fields, noisy, clean):
+    pipeline = build_run(tiny_config(**fields)).pipeline
+    assert (pipeline.noisy_batch_size, pipeline.clean_batch_size) == (noisy, clean)
+    batch = next(pipeline.batches(0, num_devices=8))
+    assert batch.noisy.labels.shape == (8, 1, noisy // 8)
+    sizes = [len(x.labels[0, 0]) for x in batch[1:] if x is not None]
+    assert sum(sizes) == clean // 8 and len(set(sizes)) == 1
+
+
+def test_as_many_labels_are_exported_as_asked_for(tiny_config, tmp_path, compilation_cache):
+    """The first ones; what is said of them is what is said of them among all."""
+    fields = {"method": "clean_only", "num_epochs": 1}
+    arrays, results = {}, {}
+    for most in (0, 100):
+        config = tiny_config(**fields, max_exported_labels=most)
+        workdir = tmp_path / str(most)
+        results[most] = train.train_and_evaluate(config, str(workdir), show_progress=False)
+        with np.load(workdir / report.SOFT_LABELS_FILE) as file:
+            arrays[most] = dict(file)
+        lines = (workdir / report.LABELS_FILE).read_text().splitlines()
+        assert len(lines) == 1 + (most or 1367)
+    for name, array in arrays[100].items():
+        np.testing.assert_array_equal(array, arrays[0][name][:100], err_msg=name)
+    changed = arrays[100]["corrected_label"] != arrays[100]["given_label"]
+    assert results[100]["labels_changed"] == changed.sum()
+    assert results[100]["num_noisy"] == results[0]["num_noisy"] == 1367
+
+
+OLD_WORKDIR = pathlib.Path(__file__).parent / "data" / "workdir_993cefd"
+
+
+def test_a_workdir_of_an_older_version_goes_on(tmp_path, standard_promotion):
+    """Made at commit 993cefd: a run that was stopped half way, and what it came to there."""
+    workdir = shutil.copytree(OLD_WORKDIR, tmp_path / "run", ignore=shutil.ignore_patterns("end"))
+    assert checkpoint.finished_steps(workdir / checkpoint.DIRECTORY) == [NUM_STEPS // 2]
+    before = _untimed_metrics(workdir)
+    config = settings.complete(ConfigDict(json.loads((workdir / "config.json").read_text())))
+    results = train.train_and_evaluate(config, str(workdir), show_progress=False)
+    assert checkpoint.finished_steps(workdir / checkpoint.DIRECTORY) == [NUM_STEPS // 2, NUM_STEPS]
+
+    want = json.loads((OLD_WORKDIR / "end" / report.RESULTS_FILE).read_text())
+    for name in want.keys() - {"train_seconds"}:
+        assert results[name] == want[name], name
+    ours, theirs = (
+        list(csv.DictReader((place / report.LABELS_FILE).open(newline="")))
+        for place in (workdir, OLD_WORKDIR / "end")
+    )
+    for name in ("id", "given_label", "corrected_label", "is_label_issue"):
+        assert [row[name] for row in ours] == [row[name] for row in theirs], name
+    after = _untimed_metrics(workdir)
+    assert [row["step"] for row in after] == [row["step"] for row in before]
+    for ours, theirs in zip(after, before, strict=True):
+        assert theirs.items() <= ours.items() or ours["step"] > NUM_STEPS // 2
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, rel=1e-3), name
