@@ -9,15 +9,24 @@ WORKDIR ?= runs/demo
 # What make installs computes on the CPU; where libtpu is, too, JAX would look for a TPU, and tell.
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help demo test test-all test-tpu lint clean
+# The newest JAX needs a newer Python than the oldest that is supported. Where pyenv's shims are in the
+# path, they find no version that is not selected; this selects it.
+PYTHON_NEWEST ?= env PYENV_VERSION=3.13 python3.13
+VENV_NEWEST := .venv-newest
+# What stands directly on JAX, Flax, optax and orbax.
+TESTS_NEWEST := $(addprefix tests/,$(addsuffix _test.py,\
+  checkpoint devices losses meta_gradients models optimizers reference))
+
+.PHONY: help demo test test-all test-tpu test-newest test-with-newest lint clean
 
 help:
 	@echo "make demo      set up .venv and train MLC beside two baselines on digits (3 minutes)"
-	@echo "make test      set up .venv and run the tests (15 minutes)"
-	@echo "make test-all  the slow tests, too"
+	@echo "make test      set up .venv and run the tests that prove the most (15 minutes)"
+	@echo "make test-all  all tests"
 	@echo "make test-tpu  of these, what compiles for a TPU (5 minutes; no TPU needed)"
+	@echo "make test-newest  of these, the core, on Python 3.13 with the newest JAX"
 	@echo "make lint      ruff and mypy"
-	@echo "make clean     remove .venv and caches; runs/ stays"
+	@echo "make clean     remove environments and caches; runs/ stays"
 
 demo: $(VENV)/installed
 	$(BIN)/python -m experiments.noise_sweep --config=configs/digits.py \
@@ -32,13 +41,22 @@ test-all: $(VENV)/installed-test-all
 test-tpu: $(VENV)/installed-test-all
 	$(BIN)/python -m pytest -n 2 tests/tpu_test.py
 
+test-newest:
+	@if $(PYTHON_NEWEST) -c '' 2>/dev/null; then \
+	  $(MAKE) --no-print-directory VENV=$(VENV_NEWEST) PYTHON="$(PYTHON_NEWEST)" test-with-newest; \
+	else echo "make test-newest: no Python 3.13 here; nothing was tested"; fi
+
+test-with-newest: $(VENV)/installed-test
+	$(BIN)/python -c 'import jax, sys; print("Python", sys.version.split()[0], "jax", jax.__version__)'
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(TESTS_NEWEST)
+
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf $(VENV) $(VENV_NEWEST) .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
 # Bytecode is not compiled for what is never imported: it would take longer than the demo.
 $(VENV)/installed: setup.cfg constraints.txt
