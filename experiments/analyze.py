@@ -54,6 +54,7 @@ DIRECTORY = "analysis"
 MAX_VALUES = 2_000_000  # Numbers that an MLP is cross-validated on: 30 seconds.
 _FOLDS = 5
 _MAX_NAMED_CLASSES = 20  # More names than that cannot be read.
+_MAX_TICKS = 8  # At the steps that were measured; of more, the usual round ones.
 
 
 class Labels(NamedTuple):
@@ -318,7 +319,10 @@ def plot_dynamics(metrics: Sequence[Mapping[str, Any]], title: str) -> Figure:
         figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True
     ):
         for label, points in curves.items():
-            axes.plot(*zip(*points, strict=True), label=label)
+            axes.plot(*zip(*points, strict=True), marker=".", markersize=3, label=label)
+        steps = sorted({step for points in curves.values() for step, _ in points})
+        if len(steps) <= _MAX_TICKS:
+            axes.set_xticks(steps)
         axes.set(xlabel="step", title=name)
         axes.grid(alpha=0.3)
         axes.legend()

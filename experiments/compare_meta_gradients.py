@@ -70,7 +70,7 @@ _ESTIMATORS = flags.DEFINE_list(
     "What is held against exact.",
 )  # fmt: skip
 _NUM_INNER_STEPS = flags.DEFINE_list(
-    "num_inner_steps", ["1", "2", "5", "10"], "Window lengths k of agreement and cost."
+    "num_inner_steps", ["1", "5", "10"], "Window lengths k of agreement and cost."
 )
 _TRAINED = flags.DEFINE_list("trained", ["1", "5"], "Window lengths k of accuracy.")
 _LEVELS = flags.DEFINE_list("levels", ["0.2", "0.6"], "Noise levels of agreement, low to high.")
@@ -252,13 +252,10 @@ def agreement_table(rows: Rows) -> str:
     lines = []
     for level in levels:
         lines += [f"Noise {level}: cosine (mean ± std) and norm ratio, windows of all phases.", ""]
-        body = [
-            [
-                name,
-                *(_agreement_cell(where(rows, estimator=name, k=k, level=level)) for k in lengths),
-            ]
-            for name in names
-        ]
+        body = []
+        for name in names:
+            of_name = where(rows, estimator=name, level=level)
+            body.append([name, *(_agreement_cell(where(of_name, k=k)) for k in lengths)])
         lines.append(to_markdown(["estimator", *(f"k = {k}" for k in lengths)], body))
     return "\n".join(lines)
 

@@ -98,8 +98,8 @@ def _log_x(axis: Any, lengths: Sequence[int]) -> None:
 
 
 def _log_y(axis: Any) -> None:
-    """A logarithmic axis with plain numbers, 0.5 or 20, at a 1, 2 or 5 and its tens."""
+    """A logarithmic axis with plain numbers: 0.5, 0.7, 1, 2, 3, 5, 7, 10."""
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())

@@ -239,7 +239,8 @@ def plot(rows: Rows) -> Figure | None:
             axes.set_xticks(levels, [f"{level:g}" for level in levels])
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("test accuracy, last, %")
-    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    handles = all_axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4 if len(types) == 1 else 6)
     return figure
 
 

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from mlc_jax.core import EstimatorSpec
 from mlc_jax.core.optimizers import OptimizerSpec
+from mlc_jax.errors import InputError
 from mlc_jax.methods import METHODS, BilevelMethod, Method
 from mlc_jax.methods.types import TwoPhaseMethod
 from mlc_jax.models import MLP, LabelCorrectionNetwork, ResNet, WeightNet
@@ -29,12 +30,16 @@ def create_classifier(config: ConfigDict, num_classes: int) -> nn.Module:
     )
 
 
-def create_optimizer(config: ConfigDict) -> OptimizerSpec:
-    """Builds `config.main_optimizer` or `config.meta_optimizer`."""
-    fields = config.to_dict()
-    fields["milestones"] = tuple(fields["milestones"])
-    fields["groups"] = tuple(tuple(group) for group in fields["groups"])
-    return OptimizerSpec(**fields)
+def create_optimizer(config: ConfigDict, name: str) -> OptimizerSpec:
+    """Builds `config.main_optimizer` or `config.meta_optimizer`.
+
+    Raises:
+      InputError: values that do not suit each other, or a bad regular expression.
+    """
+    try:
+        return OptimizerSpec(**config[name])
+    except InputError as error:
+        raise InputError(f"config.{name}.{error}") from error
 
 
 def create_estimator(config: ConfigDict) -> EstimatorSpec:
@@ -57,7 +62,7 @@ def create_method(config: ConfigDict, num_classes: int) -> Method:
     kind = METHODS[config.method]
     settings = dict(config.get(config.method, {}))  # Such as config.joint.
     if issubclass(kind, BilevelMethod):
-        settings["meta_tx"] = create_optimizer(config.meta_optimizer)
+        settings["meta_tx"] = create_optimizer(config, "meta_optimizer")
         settings["estimator"] = create_estimator(config.meta_gradient)
     if issubclass(kind, TwoPhaseMethod):
         settings["first_phase_epochs"] = config.first_phase_epochs
@@ -67,7 +72,7 @@ def create_method(config: ConfigDict, num_classes: int) -> Method:
         settings["weight_net"] = WeightNet(**config.weight_net)
     return kind(
         model=create_classifier(config.model, num_classes),
-        tx=create_optimizer(config.main_optimizer),
+        tx=create_optimizer(config, "main_optimizer"),
         num_inner_steps=config.meta_gradient.num_inner_steps,
         mix_clean=config.meta_gradient.mix_clean,
         unroll=config.meta_gradient.unroll,

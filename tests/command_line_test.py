@@ -1,6 +1,9 @@
 """What a user sees on the command line: one clear message and an exit code, no traceback."""
 
+import os
 import pathlib
+import re
+import subprocess
 import sys
 import types
 
@@ -78,6 +81,61 @@ def test_value_of_another_type(run_main, flag, reason):
     assert run_main(CONFIG, f"--{flag}") == (2, "", f"error: flag --{flag}: {reason}{HELP}")
 
 
+TOGETHER = (
+    "expected --coordinator=HOST:PORT, --num_processes=N and --process_id=I together, or none of "
+    "them"
+)
+FORM = "expected HOST:PORT"
+PROCESSES = ("--coordinator=host:1234", "--num_processes=4", "--process_id=0")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (PROCESSES[:1], f"--num_processes, --process_id: missing; {TOGETHER}"),
+        (PROCESSES[1:2], f"--coordinator, --process_id: missing; {TOGETHER}"),
+        (PROCESSES[2:], f"--coordinator, --num_processes: missing; {TOGETHER}"),
+        (PROCESSES[:2], f"--process_id: missing; {TOGETHER}"),
+        (PROCESSES[1:], f"--coordinator: missing; {TOGETHER}"),
+        ((PROCESSES[0], PROCESSES[2]), f"--num_processes: missing; {TOGETHER}"),
+        (("--distributed", PROCESSES[0]), f"--num_processes, --process_id: missing; {TOGETHER}"),
+        ((*PROCESSES[:2], "--process_id=4"), "--process_id: got 4, expected 0 to 3"),
+        ((*PROCESSES[:2], "--process_id=-1"), "--process_id: got -1, expected 0 to 3"),
+        ((*PROCESSES, "--num_processes=0"), "--num_processes: got 0, expected at least 1"),
+        *(
+            (
+                (*PROCESSES, f"--coordinator={bad}"),
+                f"--coordinator: got {bad!r}, expected HOST:PORT",
+            )
+            for bad in ("host", "host:", ":1234", "host:port", "host:0", "host:65536", "")
+        ),
+    ],
+)
+def test_processes_that_do_not_go_together(run_main, args, message):
+    assert run_main(CONFIG, *args) == (2, "", f"error: {message}\n")
+
+
+def test_no_cluster_is_found(tmp_path):
+    """In a process of its own: JAX joins a cluster before it does anything else."""
+    workdir = tmp_path / "run"
+    cluster = re.compile("SLURM|OMPI|PMI|TPU|KUBERNETES|JAX_COORDINATOR|JAX_NUM_PROC|JAX_PROC")
+    result = subprocess.run(
+        [sys.executable, "-m", MAIN, CONFIG, f"--workdir={workdir}", "--distributed"],
+        cwd=pathlib.Path(__file__).parents[1],
+        env={name: value for name, value in os.environ.items() if not cluster.match(name)},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert re.fullmatch(
+        r"error: --distributed: JAX found no cluster to join \(.+\); expected a TPU pod or a Slurm "
+        r"job, or --coordinator=HOST:PORT --num_processes=N --process_id=I in each process",
+        line,
+    )
+    assert not workdir.exists()
+
+
 @pytest.mark.parametrize("overrides", [(), ("--config.noise.level=0.3",)])
 def test_config_file_that_is_not_there(run_main, tmp_path, overrides):
     path = tmp_path / "no.py"
@@ -99,8 +157,8 @@ def test_bad_values_are_told_together(run_main):
     )
     assert (code, out) == (2, "")
     assert err.splitlines() == [
-        "error: config.model.name: got 'cnn', expected one of mlp, resnet",
-        "config.noise.level: got -1.0, expected a number from 0 to 1",
+        "error: config.noise.level: got -1.0, expected a number from 0 to 1",
+        "config.model.name: got 'cnn', expected one of mlp, resnet",
     ]
 
 
@@ -109,7 +167,10 @@ def test_help(run_main):
     assert (code, err) == (1, "")  # absl's exit code for it.
     assert out.startswith("Trains a classifier on noisy labels, and corrects the labels.\n")
     assert "python -m mlc_jax.main --config=configs/digits.py --workdir=runs/digits" in out
-    for flag in ("--config:", "--workdir:", "--[no]progress:", "--[no]distributed:"):
+    for flag in (
+        "--config:", "--workdir:", "--[no]progress:", "--[no]distributed:", "--coordinator:",
+        "--num_processes:", "--process_id:",
+    ):  # fmt: skip
         assert f"\n  {flag} " in out
 
 
@@ -121,7 +182,7 @@ def test_all_goes_to_training(run_program, tmp_path, monkeypatch):
         calls.append((config, workdir, show_progress))
         return {"table": "the table"}
 
-    monkeypatch.setattr("mlc_jax.train.train_and_evaluate", train_and_evaluate)
+    monkeypatch.setattr("mlc_jax.training.train.train_and_evaluate", train_and_evaluate)
     args = (
         "--noprogress",
         "--config.noise.level=0.25",
@@ -160,7 +221,7 @@ def test_errors_of_the_user(run_program, tmp_path, monkeypatch, error, code, mes
     def train_and_evaluate(*_, **__):
         raise error
 
-    monkeypatch.setattr("mlc_jax.train.train_and_evaluate", train_and_evaluate)
+    monkeypatch.setattr("mlc_jax.training.train.train_and_evaluate", train_and_evaluate)
     assert run_program(MAIN, CONFIG, f"--workdir={tmp_path}") == (code, "", message)
 
 
@@ -168,7 +229,7 @@ def test_our_own_errors_are_not_hidden(monkeypatch, tmp_path, run_program):
     def train_and_evaluate(*_, **__):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("mlc_jax.train.train_and_evaluate", train_and_evaluate)
+    monkeypatch.setattr("mlc_jax.training.train.train_and_evaluate", train_and_evaluate)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         run_program(MAIN, CONFIG, f"--workdir={tmp_path}")
 

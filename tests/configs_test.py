@@ -3,21 +3,22 @@
 import csv
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import cifar10, cifar100, default, digits
+from configs import arrays, cifar10, cifar100, default, digits
 from mlc_jax import data
+from mlc_jax.data.benchmarks import cifar
+from mlc_jax.errors import InputError
 from mlc_jax.training import train
 from mlc_jax.training.checkpoint import flatten_config
-from mlc_jax.data.sources import load_source
-from mlc_jax.errors import InputError
 
 PACKS = pathlib.Path(__file__).parents[2] / "shared" / "data"
-CONFIGS = [digits, cifar10, cifar100]
+CONFIGS = [digits, cifar10, cifar100, arrays]
 NUM_PUBLISHED = 50_000
 TINY_RESNET = {
     "model.resnet.depth": 8,
@@ -145,14 +146,21 @@ def test_cifar100_trains(tmp_path):
 
 def test_images_and_labels_keep_together(tmp_path):
     data_dir = _tfds_directory(tmp_path, "cifar10", 10, per_class=7)
-    source = load_source("cifar10", data_dir, download=False)
-    for split in (source.train, source.test):
-        assert list(split.indices) == sorted(split.indices)
-        np.testing.assert_array_equal(split.labels, split.indices % 10)
-        darkest = split.inputs.reshape(len(split), -1).min(axis=1)
-        np.testing.assert_array_equal(darkest, split.labels)
-        assert [int(name.split("_")[1]) for name in split.ids] == list(split.indices)
-    assert source.num_published == NUM_PUBLISHED
+    benchmark = cifar("cifar10", data_dir, download=False)
+    for source, labels in (
+        (benchmark.train, benchmark.train_labels),
+        (benchmark.test, benchmark.test_labels),
+    ):
+        ids = source.ids(np.arange(len(source)))
+        numbers = [int(name.split("_")[1]) for name in ids]
+        assert numbers == sorted(numbers)
+        np.testing.assert_array_equal(labels, np.array(numbers) % 10)
+        darkest = source.inputs.reshape(len(source), -1).min(axis=1)
+        np.testing.assert_array_equal(darkest, labels)
+        if source is benchmark.train:
+            np.testing.assert_array_equal(benchmark.published_rows, numbers)
+    assert benchmark.num_published == NUM_PUBLISHED
+    assert benchmark.class_names == tuple(str(i) for i in range(10))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +199,7 @@ def test_damaged_data(tmp_path, file, reason):
 
 def _assert_refused(path, reason):
     with pytest.raises(InputError) as error:
-        load_source("cifar10", path, download=False)
+        cifar("cifar10", path, download=False)
     (line,) = str(error.value).splitlines()
     assert line.startswith(
         f"config.dataset.data_dir: 'cifar10' in {path} is damaged or something else ({reason}"
@@ -225,7 +233,10 @@ def test_config_is_locked_and_new_each_time(source):
 @pytest.mark.parametrize("source", CONFIGS)
 def test_docstring_gives_the_command(source):
     name = source.__name__.removeprefix("configs.")
-    assert f"python -m mlc_jax.main --config=configs/{name}.py --workdir=DIR" in source.__doc__
+    command = (
+        rf"python -m mlc_jax\.main --config=configs/{name}\.py( --config\.\S+)* --workdir=DIR\b"
+    )
+    assert re.search(command, source.__doc__)
 
 
 @pytest.mark.skipif(
@@ -240,16 +251,16 @@ def test_real_cifar10_joins_its_human_labels():
         "noise.key": "worst",
     })  # fmt: skip
     dataset = data.load(config)
-    source = dataset.source
-    assert (len(source.train), len(source.test)) == (50_000, 10_000)
-    assert source.train.inputs.shape == (50_000, 32, 32, 3)
-    assert source.train.inputs.dtype == np.uint8
-    assert source.class_names[0] == "airplane" and source.class_names[9] == "truck"
-    np.testing.assert_array_equal(source.train.indices, np.arange(50_000))
+    benchmark = cifar("cifar10", config.dataset.data_dir, download=False)
+    assert (len(benchmark.train), len(benchmark.test)) == (50_000, 10_000)
+    assert benchmark.train.inputs.shape == (50_000, 32, 32, 3)
+    assert benchmark.train.inputs.dtype == np.uint8
+    assert dataset.class_names[0] == "airplane" and dataset.class_names[9] == "truck"
+    np.testing.assert_array_equal(benchmark.published_rows, np.arange(50_000))
     with np.load(config.noise.file) as labels:
-        np.testing.assert_array_equal(labels["clean"], source.train.labels)
-        noise = np.mean(labels["worst"] != source.train.labels)
-        np.testing.assert_array_equal(labels["worst"][dataset.noisy.indices], dataset.given_labels)
+        np.testing.assert_array_equal(labels["clean"], benchmark.train_labels)
+        noise = np.mean(labels["worst"] != benchmark.train_labels)
+        np.testing.assert_array_equal(labels["worst"][dataset.noisy.rows], dataset.noisy.given)
     assert noise == pytest.approx(0.4021, abs=5e-5)
     assert (len(dataset.clean), len(dataset.noisy)) == (1_000, 49_000)
     assert dataset.noise_rate == pytest.approx(0.402, abs=2e-3)

@@ -125,7 +125,8 @@ def test_quality_is_the_methods_own_where_it_has_one(model, state):
     )
     prediction = _predict(bound, state, subset, labels, batch_size=8)
     _, features = model.apply({"params": state.main.params}, _normalize(inputs), train=False)
-    np.testing.assert_allclose(prediction.label_quality, features[:, 0] + labels, rtol=1e-5)
+    want = np.asarray(features)[:, 0] + labels
+    np.testing.assert_allclose(prediction.label_quality, want, rtol=1e-5)
 
 
 def test_scores_by_hand():

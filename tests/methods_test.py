@@ -168,6 +168,16 @@ def test_corruption_matrix_is_the_mean_over_a_class():
     np.testing.assert_allclose(glc.corruption_matrix(probs, labels), expected, rtol=1e-6)
 
 
+def test_corruption_matrix_is_finite_where_a_class_has_no_clean_example():
+    probs = np.random.default_rng(0).dirichlet(np.ones(C), 4).astype(np.float32)
+    matrix = np.asarray(glc.corruption_matrix(probs, np.array([0, 2, 0, 2])))
+    np.testing.assert_allclose(matrix[0], probs[::2].mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(matrix[2], probs[1::2].mean(axis=0), rtol=1e-6)
+    assert np.isfinite(matrix).all()
+    posterior = glc.posterior(jnp.asarray(matrix), None, jnp.log(probs), np.array([0, 1, 2, 1]))
+    np.testing.assert_allclose(np.asarray(posterior).sum(axis=1), 1, rtol=1e-5)
+
+
 @pytest.mark.parametrize("percentile", [50.0, 97.0, 100.0])
 def test_transition_matrix_is_said_of_anchors(percentile):
     """The authors blank what is at or above the percentile, then take the largest."""

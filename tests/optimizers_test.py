@@ -199,7 +199,8 @@ def test_constant_after_a_warm_up():
     rate = optimizers.create_schedule(
         "constant", 0.1, num_steps=20, steps_per_epoch=10, warmup_epochs=0.5
     )
-    np.testing.assert_allclose([rate(0), rate(4), rate(5), rate(19)], [0.02, 0.1, 0.1, 0.1], rtol=1e-6)
+    got = [rate(0), rate(4), rate(5), rate(19)]
+    np.testing.assert_allclose(got, [0.02, 0.1, 0.1, 0.1], rtol=1e-6)
 
 
 def test_a_warm_up_as_long_as_the_run_is_an_error():

@@ -133,10 +133,10 @@ def test_indexed_source_reads_what_arrays_in_memory_read(create, tmp_path):
 
 
 def test_indexed_source_of_trees():
-    source = IndexedSource(Records(lambda rows: {"a": VALUES[rows], "b": (rows.tolist(),)}))
+    source = IndexedSource(Records(lambda rows: {"a": VALUES[rows], "b": (rows[:, None],)}))
     got = read_rows(source, ROWS)
     np.testing.assert_array_equal(got["a"], VALUES[ROWS])
-    np.testing.assert_array_equal(got["b"], [[7], [2], [2], [29], [0]])
+    np.testing.assert_array_equal(got["b"][0], [[7], [2], [2], [29], [0]])
 
 
 def test_objects_are_asked_for_sorted_unique_rows_by_one_thread_at_a_time():
@@ -178,22 +178,19 @@ def test_numbers_of_another_type_are_cast_where_nothing_is_lost():
     [
         (lambda rows: 1 / 0, "raised ZeroDivisionError: division by zero"),
         (lambda rows: next(iter(())), "raised StopIteration"),
-        (lambda rows: VALUES[rows][1:], r"returned float32 \[3, 3\], .* for 4 examples"),
-        (lambda rows: np.float32(1), r"returned float32 \[\], .* for 4 examples"),
-        (lambda rows: None, r"returned None, expected an array of numbers"),
-        (lambda rows: VALUES[rows][:, 1:], r"returned examples of float32 \[2\], expected float32 \[3\]"),
-        (lambda rows: [VALUES[rows]], r"returned examples of \[float32 \[3\]\], expected float32"),
-        (lambda rows: VALUES[rows].astype(str), r"returned <U\d+ \[4, 3\], expected an array of num"),
+        (lambda rows: VALUES[rows][1:], r"returned float32 \[\d+, 3\], expected .* \d+ examples"),
+        (lambda rows: np.float32(1), r"returned float32 \[\], expected .* for \d+ examples"),
+        (lambda rows: None, "returned None, expected an array of numbers"),
+        (lambda rows: VALUES[rows, 1:], r"returned examples of float32 \[2\], expected float32 "),
+        (lambda rows: [VALUES[rows]], r"returned examples of \[float32 \[3\]\], expected float32 "),
+        (lambda rows: VALUES[rows].astype(str), r"returned <U\d+ \[\d+, 3\], expected an array "),
     ],
-)  # fmt: skip
+)
 def test_what_goes_wrong_with_a_users_object_is_one_line(get, problem):
     source = IndexedSource(Records(lambda rows: get(rows) if len(rows) > 1 else VALUES[rows]))
     want = rf"^inputs: Records\[rows\] {problem}[^\n]*$"
     with pytest.raises(InputError, match=want):
         read_rows(source, ROWS)
-    want = (
-        want.replace("4, 3", r"\d+, 3").replace(r"[3, 3\]", r"[\d+, 3\]").replace("4 ex", r"\d+ ex")
-    )
     with pytest.raises(InputError, match=want):
         _batches(source, 1)
 

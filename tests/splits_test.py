@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from mlc_jax import data
+from mlc_jax.data import UNKNOWN
 from mlc_jax.data.splits import split_rows
 from mlc_jax.errors import InputError
 
@@ -76,3 +78,97 @@ def test_one_noisy_example_must_be_left_in_every_class():
 def test_class_without_examples():
     with pytest.raises(InputError, match="class 3 has only 0 training examples"):
         _split(clean=1, validation=0, labels=np.array([0, 0, 1, 1, 2, 2]))
+
+
+# --- Splits and noise together: the dataset of a run.
+
+NOISE = ["uniform", "flip", "flip_any", "human", "none"]
+
+
+@pytest.fixture
+def load(tiny_config, tmp_path):
+    """(kind of noise, overrides) -> the dataset; human labels are (row mod 10) of all 1,797."""
+    np.savez(tmp_path / "labels.npz", worst=np.arange(1797) % 10)
+
+    def create(kind, **fields):
+        human = {"noise.file": str(tmp_path / "labels.npz"), "noise.key": "worst"}
+        return data.load(tiny_config(**{"noise.type": kind} | human | fields))
+
+    return create
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("uniform", "uniform 0.4"),
+        ("flip", "flip 0.4"),
+        ("flip_any", "flip_any 0.4"),
+        ("human", "human worst"),
+        ("none", "none"),
+    ],
+)
+def test_labels_of_a_dataset(load, kind, text):
+    dataset = load(kind)
+    assert dataset.noise == text
+    assert (len(dataset.clean), len(dataset.validation), len(dataset.test)) == (50, 20, 360)
+    assert len(dataset.noisy) == 1797 - 50 - 20 - 360
+    for subset in (dataset.clean, dataset.validation, dataset.test):
+        assert subset.has_truth
+        np.testing.assert_array_equal(subset.given, UNKNOWN)
+    noisy = dataset.noisy
+    assert noisy.has_truth and (noisy.given != UNKNOWN).all()
+    assert dataset.noise_rate == np.mean(noisy.given != noisy.truth)
+    # UNIF keeps one label in ten of those that it draws; the file knows nothing of the digits.
+    rates = {"uniform": 0.36, "flip": 0.4, "flip_any": 0.4, "human": 0.9, "none": 0}
+    assert dataset.noise_rate == pytest.approx(rates[kind], abs=0.06 if rates[kind] else 0)
+    assert dataset.clean_labels_spent(trained_on=True) == 70
+    assert dataset.clean_labels_spent(trained_on=False) == 20
+    inputs = noisy.source.inputs[noisy.rows]
+    assert inputs.shape == (len(noisy), 8, 8, 1)
+    ids = [*noisy.ids, *dataset.clean.ids, *dataset.validation.ids, *dataset.test.ids]
+    assert sorted(ids) == [f"digits_{i:04d}" for i in range(1797)]
+    if kind == "human":  # By the number in the published data, not by the row.
+        numbers = [int(name.removeprefix("digits_")) for name in noisy.ids]
+        np.testing.assert_array_equal(noisy.given, np.array(numbers) % 10)
+
+
+@pytest.mark.parametrize("kind", NOISE)
+def test_pairs_of_labels_change_nothing_else(load, kind):
+    """`paired` keeps what the clean rows' labels would have been, beside the true ones."""
+    fields = {"dataset.clean_per_class": 60}
+    alone, paired = (load(kind, **fields, **{"dataset.paired": x}) for x in (False, True))
+    for name in ("noisy", "clean", "validation", "test"):
+        one, other = getattr(alone, name), getattr(paired, name)
+        assert one.source is other.source
+        np.testing.assert_array_equal(one.rows, other.rows)
+        np.testing.assert_array_equal(one.truth, other.truth)
+        if name != "clean":
+            np.testing.assert_array_equal(one.given, other.given)
+    np.testing.assert_array_equal(alone.clean.given, UNKNOWN)
+    given, truth = paired.clean.given, paired.clean.truth
+    assert given.min() >= 0 and given.max() <= 9
+    rates = {"uniform": 0.36, "flip": 0.4, "flip_any": 0.4, "human": 0.9, "none": 0}
+    # Of 600 labels; five deviations are 0.1.
+    assert np.mean(given != truth) == pytest.approx(rates[kind], abs=0.1 if rates[kind] else 0)
+    if kind == "flip":  # The same partners as the noisy ones'.
+        noisy = paired.noisy
+        for label in range(10):
+            wrong = {*given[truth == label], *noisy.given[noisy.truth == label]} - {label}
+            assert len(wrong) == 1
+    if kind == "human":
+        numbers = [int(name.removeprefix("digits_")) for name in paired.clean.ids]
+        np.testing.assert_array_equal(given, np.array(numbers) % 10)
+    np.testing.assert_array_equal(paired.trained_on("clean")[1], truth)  # Not the given ones.
+    np.testing.assert_array_equal(paired.trained_on("noisy")[1], paired.noisy.given)
+
+
+def test_seeds_of_splits_and_of_noise_are_apart(load):
+    base = load("flip")
+    other_noise = load("flip", **{"noise.seed": 1})
+    other_split = load("flip", **{"dataset.split_seed": 1})
+    np.testing.assert_array_equal(base.noisy.rows, other_noise.noisy.rows)
+    assert (base.noisy.given != other_noise.noisy.given).any()
+    assert (base.clean.rows != other_split.clean.rows).any()
+    again = load("flip")
+    assert again.fingerprint() == base.fingerprint()
+    assert len({x.fingerprint() for x in (base, other_noise, other_split)}) == 3

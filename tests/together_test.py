@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import arrays
 from experiments import runs
 from mlc_jax.errors import InputError, NonFiniteLossError, Preempted
 from mlc_jax.methods import METHODS
@@ -192,6 +193,18 @@ def test_runs_of_one_split_share_its_inputs(tiny_config):
     for name in ("noisy", "clean", "test"):
         assert getattr(one, name).source is getattr(other, name).source
     assert (one.noisy.given != other.noisy.given).any()
+
+
+@pytest.mark.parametrize(("standardize", "programs"), [(False, 1), (True, 2)])
+def test_standardized_runs_of_other_splits_are_other_programs(standardize, programs):
+    """Mean and deviation of a split's noisy set are constants of the program."""
+    config = arrays.get_config()
+    config.dataset.update(data="all.npz", standardize=standardize)
+    splits = [runs.override(config, {"dataset.split_seed": seed}) for seed in (0, 1)]
+    assert len({train.stack_key(config) for config in splits}) == programs
+    noises = [runs.override(config, {"noise.seed": seed, "seed": seed}) for seed in (0, 1)]
+    assert len({train.stack_key(config) for config in noises}) == 1
+    assert train.stack_key(runs.override(config, {"num_epochs": 3})) != train.stack_key(config)
 
 
 def test_only_runs_of_one_shape_go_together(tiny_config, tmp_path):

@@ -95,7 +95,7 @@ class _File:
             if key not in self.arrays:
                 self.fail(f"has no array {key!r}, only {sorted(self.arrays)}")
         inputs = self.arrays["inputs"]
-        if not (np.issubdtype(inputs.dtype, np.number) or inputs.dtype == bool):
+        if inputs.dtype.kind not in "biuf":
             self.fail(f"['inputs'] holds {inputs.dtype}, expected numbers")
         if inputs.ndim < 2 or not len(inputs):
             self.fail(f"['inputs'] has shape {inputs.shape}, expected [N, ...] with N at least 1")
@@ -113,7 +113,8 @@ class _File:
         ids = self.arrays.get("ids")
         if ids is not None and len(np.unique(ids)) < len(ids):
             values, counts = np.unique(ids, return_counts=True)
-            self.fail(f"['ids'] has {values[counts > 1][0]!r} more than once; expected one each")
+            twice = values[counts > 1][0].item()
+            self.fail(f"['ids'] has {twice!r} more than once; expected one each")
 
     def fail(self, problem: str) -> None:
         raise InputError(f"{self.field}: {self.path!r} {problem}")
@@ -203,6 +204,6 @@ def _check_classes(noisy: Subset, clean: Subset, class_names: tuple[str, ...], n
     if len(strange):
         row = int(np.flatnonzero(clean.truth == strange[0])[0])
         raise InputError(
-            f"{_FIELD}{name}: checked row {clean.ids[row]!r} has label "
+            f"{_FIELD}{name}: checked row {str(clean.ids[row])!r} has label "
             f"{class_names[strange[0]]!r}, which no row was given; expected one of those that were"
         )

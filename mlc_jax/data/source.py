@@ -229,10 +229,9 @@ class IndexedSource:
             raise self._failed(f"raised {' '.join(text.split())}", error) from error
         leaves = jax.tree.leaves(inputs)
         if not leaves or any(x.dtype.kind in "OSUMm" or x.shape[:1] != rows.shape for x in leaves):
-            raise self._failed(
-                f"returned {_describe(inputs)}, expected an array of numbers, or a tree of them, "
-                f"for {len(rows)} examples"
-            )
+            got = jax.tree.map(lambda x: f"{x.dtype} {list(x.shape)}", inputs)
+            text = f"returned {got}, expected an array of numbers, or a tree of them, for "
+            raise self._failed(f"{text}{len(rows)} examples".replace("'", ""))
         return inputs
 
     def _gather(self, rows: np.ndarray) -> Tree:
@@ -278,12 +277,7 @@ class IndexedSource:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What one example of a source is.
-
-    Attributes:
-      structure: of its tree.
-      shapes, dtypes: of its leaves.
-    """
+    """What one example of a source is: its tree, and shapes and types of the leaves."""
 
     structure: Any
     shapes: tuple[tuple[int, ...], ...]
@@ -404,7 +398,3 @@ def hash_arrays(inputs: Tree) -> str:
 def _layout_of_arrays(inputs: Tree) -> Layout:
     leaves, structure = jax.tree.flatten(inputs)
     return Layout(structure, tuple(x.shape[1:] for x in leaves), tuple(x.dtype for x in leaves))
-
-
-def _describe(tree: Tree) -> str:
-    return str(jax.tree.map(lambda x: f"{x.dtype} {list(x.shape)}", tree)).replace("'", "")

@@ -1,0 +1,582 @@
+"""Own arrays in .npz files: three layouts, labels by name and by number, and what can be wrong."""
+
+import csv
+import json
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from configs import arrays as arrays_config
+from mlc_jax import data
+from mlc_jax.data import UNKNOWN
+from mlc_jax.data.benchmarks import digits
+from mlc_jax.errors import InputError
+from mlc_jax.training import report, train
+from mlc_jax.training.metrics import read_metrics
+
+CONFIG = f"--config={pathlib.Path(__file__).parents[1] / 'configs' / 'arrays.py'}"
+SMALL = {
+    "model.mlp.hidden_sizes": (32, 16),
+    "lcn.hidden_size": 16,
+    "lcn.embedding_size": 16,
+    "noisy_batch_size": 64,
+    "clean_batch_size": 32,
+    "num_epochs": 2,
+    "eval_every_epochs": 1,
+    "log_every_steps": 3,
+}
+NAMES = np.array(
+    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+)  # Their order is another than that of the digits.
+NUM_CLEAN, NUM_ROWS = 100, 700
+TOLD = {"names": lambda labels: NAMES[labels], "numbers": lambda labels: labels * 10 - 3}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Digits, 700 of them: inputs, true labels, and labels of which every third is wrong."""
+    benchmark = digits()
+    inputs = benchmark.train.inputs[:NUM_ROWS].reshape(NUM_ROWS, 64)
+    truth = benchmark.train_labels[:NUM_ROWS]
+    given = np.where(np.arange(NUM_ROWS) % 3 == 0, (truth + 1) % 10, truth)
+    checked = np.arange(NUM_ROWS) % (NUM_ROWS // NUM_CLEAN) == 3
+    return inputs, truth, given, checked
+
+
+@pytest.fixture(scope="module")
+def test_rows():
+    benchmark = digits()
+    return benchmark.test.inputs.reshape(-1, 64), benchmark.test_labels
+
+
+def _unchecked(labels):
+    """What stands where nobody looked."""
+    return "" if labels.dtype.kind == "U" else -1
+
+
+def _save(path, **arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def _one_file(path, rows, told, **more):
+    inputs, truth, given, checked = rows
+    labels = told(truth)
+    looked = np.where(checked, labels, _unchecked(labels))
+    return _save(path, **{"inputs": inputs, "labels": told(given), "checked_labels": looked} | more)
+
+
+def _two_files(directory, rows, told):
+    inputs, truth, given, checked = rows
+    return {
+        "noisy": _save(
+            directory / "noisy.npz", inputs=inputs[~checked], labels=told(given[~checked])
+        ),
+        "clean": _save(
+            directory / "clean.npz", inputs=inputs[checked], labels=told(truth[checked]),
+            given_labels=told(given[checked]),
+        ),
+    }  # fmt: skip
+
+
+def _files(layout, directory, rows, told):
+    if layout == "two files":
+        return _two_files(directory, rows, told)
+    if layout == "one file":
+        ids = np.array([f"digit {i}" for i in range(NUM_ROWS)])
+        return {"data": _one_file(directory / "all.npz", rows, told, ids=ids)}
+    return {"data": _save(directory / "bench.npz", inputs=rows[0], labels=told(rows[1]))}
+
+
+def _config(files, **fields):
+    config = arrays_config.get_config()
+    config.update_from_flattened_dict(
+        SMALL | {f"dataset.{name}": file for name, file in files.items()} | fields
+    )
+    return config
+
+
+def _csv(workdir):
+    with (workdir / report.LABELS_FILE).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _any_line(lines, pattern):
+    return any(re.fullmatch(pattern, line) for line in lines)
+
+
+# --- What is read.
+
+
+@pytest.mark.parametrize("kind", TOLD)
+@pytest.mark.parametrize("layout", ["one file", "two files"])
+def test_rows_and_labels_keep_together(tmp_path, rows, test_rows, layout, kind):
+    told = TOLD[kind]
+    files = _files(layout, tmp_path, rows, told)
+    files["test"] = _save(tmp_path / "test.npz", inputs=test_rows[0], labels=told(test_rows[1]))
+    dataset = data.load(_config(files))
+    inputs, truth, given, checked = rows
+    names = np.sort(told(np.arange(10)))  # Names as text, numbers as numbers: 7 before 17.
+    assert dataset.class_names == tuple(str(name) for name in names)
+    numbers = {name: i for i, name in enumerate(dataset.class_names)}
+    number_of = lambda labels: [numbers[str(label)] for label in told(labels)]  # noqa: E731
+
+    noisy, clean = dataset.noisy, dataset.clean
+    assert (len(noisy), len(clean)) == (NUM_ROWS - NUM_CLEAN, NUM_CLEAN)
+    np.testing.assert_array_equal(noisy.source.inputs[noisy.rows], inputs[~checked])
+    np.testing.assert_array_equal(noisy.given, number_of(given[~checked]))
+    np.testing.assert_array_equal(noisy.truth, UNKNOWN)
+    np.testing.assert_array_equal(clean.source.inputs[clean.rows], inputs[checked])
+    np.testing.assert_array_equal(clean.truth, number_of(truth[checked]))
+    np.testing.assert_array_equal(clean.given, number_of(given[checked]))
+    np.testing.assert_array_equal(dataset.test.truth, number_of(test_rows[1]))
+    assert dataset.noise_rate is None and not noisy.has_truth and dataset.names_labels
+    assert (dataset.validation, dataset.noise) == (None, "given")
+    if layout == "one file":
+        assert list(noisy.ids) == [f"digit {i}" for i in np.flatnonzero(~checked)]
+    else:
+        assert list(noisy.ids) == [str(i) for i in range(len(noisy))]
+
+
+def test_old_labels_of_clean_rows_may_be_left_out(tmp_path, rows):
+    files = _two_files(tmp_path, rows, TOLD["names"])
+    with np.load(files["clean"]) as file:
+        _save(tmp_path / "clean.npz", inputs=file["inputs"], labels=file["labels"])
+    clean = data.load(_config(files)).clean
+    assert clean.has_truth
+    np.testing.assert_array_equal(clean.given, UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("stored", "kept"),
+    [("uint8", "uint8"), ("float64", "float32"), ("float32", "float32"), ("bool", "float32")],
+)
+def test_types_of_inputs(tmp_path, rows, stored, kept):
+    inputs, *others = rows
+    stored = (inputs > 8 if stored == "bool" else inputs).astype(stored)
+    file = _one_file(tmp_path / "all.npz", (stored, *others), TOLD["names"])
+    source = data.load(_config({"data": file})).noisy.source
+    assert source.inputs.dtype == kept
+    np.testing.assert_array_equal(source.inputs, stored)
+
+
+def test_features_are_standardized_by_the_noisy_set(tmp_path, rows):
+    """Constant ones stay as they are; clean and test rows go by the same figures."""
+    inputs, _, _, checked = rows
+    assert (inputs[~checked].std(axis=0) == 0).any()
+    for layout in ("one file", "two files"):
+        config = _config(_files(layout, tmp_path, rows, TOLD["names"]))
+        dataset = data.load(config)
+        noisy = inputs[~checked].astype(np.float64)
+        mean, std = noisy.mean(axis=0), noisy.std(axis=0)
+        want = np.where(std == 0, inputs, (inputs - mean) / np.where(std == 0, 1, std))
+        np.testing.assert_allclose(dataset.prepare(inputs), want, rtol=1e-4, atol=1e-5)
+        config.dataset.standardize = False
+        np.testing.assert_array_equal(data.load(config).prepare(inputs), inputs.astype(np.float32))
+
+
+def test_a_benchmark_is_standardized_by_its_noisy_part(tmp_path, rows):
+    config = _config(_files("benchmark", tmp_path, rows, TOLD["names"]))
+    dataset = data.load(config)
+    noisy = rows[0][dataset.noisy.rows]
+    assert len(noisy) == NUM_ROWS - 50
+    ready = dataset.prepare(noisy)
+    np.testing.assert_allclose(ready[:, noisy.std(axis=0) > 0].mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(ready[:, noisy.std(axis=0) > 0].std(axis=0), 1, rtol=1e-4)
+
+
+def test_a_file_that_was_written_again_is_read_again(tmp_path, rows):
+    file = _one_file(tmp_path / "all.npz", rows, TOLD["names"])
+    config = _config({"data": file})
+    before = data.load(config)
+    assert data.load(config).noisy.source is before.noisy.source  # Runs of one process share it.
+    inputs, truth, given, checked = rows
+    _one_file(tmp_path / "all.npz", (inputs, truth, (given + 1) % 10, checked), TOLD["names"])
+    after = data.load(config)
+    assert (after.noisy.given != before.noisy.given).all()
+    assert after.fingerprint() != before.fingerprint()
+
+
+@pytest.fixture(scope="module")
+def digits_file(tmp_path_factory):
+    """The digits as a benchmark of one's own; prepared, so that nothing is left to do."""
+    directory, benchmark = tmp_path_factory.mktemp("digits"), digits()
+
+    def save(name, source, labels):
+        return _save(
+            directory / f"{name}.npz", inputs=source.inputs.astype(np.float32) / 16,
+            labels=labels, ids=source.ids(np.arange(len(source))),
+        )  # fmt: skip
+
+    return {
+        "data": save("digits", benchmark.train, benchmark.train_labels),
+        "test": save("test", benchmark.test, benchmark.test_labels),
+    }
+
+
+def _as_digits(config, files):
+    """The config of digits for the same data from files."""
+    config.dataset.update(name="arrays", standardize=False, **files)
+    return config
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("kind", ["flip", "uniform", "flip_any", "none"])
+def test_a_benchmark_is_split_and_made_noisy_as_ours_are(tiny_config, digits_file, kind, paired):
+    fields = {
+        "noise.type": kind,
+        "noise.seed": 3,
+        "dataset.split_seed": 5,
+        "dataset.paired": paired,
+    }
+    ours = data.load(tiny_config(**fields))
+    theirs = data.load(_as_digits(tiny_config(**fields), digits_file))
+    assert (ours.class_names, ours.noise) == (theirs.class_names, theirs.noise)
+    for name in ("noisy", "clean", "validation", "test"):
+        one, other = getattr(ours, name), getattr(theirs, name)
+        for field in ("rows", "given", "truth", "ids"):
+            np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+        np.testing.assert_array_equal(
+            ours.prepare(one.source.inputs), theirs.prepare(other.source.inputs)
+        )
+
+
+# --- Whole runs.
+
+
+def test_the_same_data_from_files_are_the_same_run(
+    trained, tiny_config, digits_file, tmp_path, standard_promotion
+):
+    """Bit for bit, though one stores whole numbers and divides by 16 in the step."""
+    reference = trained("mlc")
+    config = _as_digits(tiny_config(), digits_file)
+    results = train.train_and_evaluate(config, str(tmp_path), show_progress=False)
+    for name in ("corrected_labels.csv", "corrected_labels.npz"):
+        assert (tmp_path / name).read_bytes() == (reference.workdir / name).read_bytes()
+    differing = {"train_seconds", "table", "workdir"}
+    for name in results.keys() - differing:
+        assert results[name] == reference.results[name], name
+
+
+LAYOUTS = [
+    ("one file", "names", "mlc", True),
+    ("one file", "numbers", "cross_entropy", False),
+    ("two files", "names", "cross_entropy", False),
+    ("two files", "numbers", "cross_entropy", True),
+    ("benchmark", "names", "cross_entropy", True),
+    ("benchmark", "numbers", "cross_entropy", False),
+]
+
+
+@pytest.mark.parametrize(("layout", "kind", "method", "has_test"), LAYOUTS)
+def test_the_command_trains_and_reports(
+    run_program, tmp_path, rows, test_rows, layout, kind, method, has_test,
+    compilation_cache, standard_promotion,
+):  # fmt: skip
+    told = TOLD[kind]
+    files = _files(layout, tmp_path, rows, told)
+    if has_test:
+        test_file = {"inputs": test_rows[0], "labels": told(test_rows[1])}
+        files["test"] = _save(tmp_path / "test.npz", **test_file)
+    fields = SMALL | {"method": method} | {f"dataset.{k}": v for k, v in files.items()}
+    if layout == "benchmark":
+        fields |= {"noise.type": "flip", "noise.level": 0.3}
+    workdir = tmp_path / "run"
+    code, out, err = run_program(
+        "mlc_jax.main", CONFIG, f"--workdir={workdir}", "--noprogress",
+        *(f"--config.{name}={value}" for name, value in fields.items()),
+    )  # fmt: skip
+    assert code == 0, err
+    results = json.loads((workdir / "results.json").read_text())
+    _, truth, given, checked = rows
+
+    table = [line.strip() for line in out.splitlines()]
+    if has_test:
+        assert results["num_test"] == 360
+        assert results["last_test_accuracy"] > 0.3  # One in ten is right by chance.
+    else:
+        assert results["last_test_accuracy"] is results["best_test_accuracy"] is None
+        assert _any_line(table, r"test accuracy, last +-  \(no test set\)")
+    labels = _csv(workdir)
+    with np.load(workdir / report.SOFT_LABELS_FILE) as file:
+        arrays = dict(file)
+    names = sorted(told(np.arange(10)))
+    assert {row["corrected_label"] for row in labels} <= {str(name) for name in names}
+    changed = sum(row["given_label"] != row["corrected_label"] for row in labels)
+    assert results["labels_changed"] == changed
+    assert [row["is_label_issue"] for row in labels].count("True") == changed
+    evals = [row for row in read_metrics(workdir) if "eval/labels_changed" in row]
+    assert evals[-1]["eval/labels_changed"] == pytest.approx(changed / len(labels))
+    assert (workdir / report.PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
+
+    if layout == "benchmark":
+        assert table[0] == f"{method} on bench, flip 0.3 noise, seed 0"
+        assert (len(labels), results["clean_labels_spent"]) == (NUM_ROWS - 50, 50)
+        right = [
+            row["given_label"] == str(told(truth)[int(row["id"])]) for row in labels
+        ]  # fmt: skip
+        assert results["given_label_accuracy"] == pytest.approx(np.mean(right))
+        assert 0.6 < np.mean(right) < 0.8
+        assert results["corrected_label_accuracy"] is not None
+        return
+    assert table[0] == f"{method} on arrays, labels as given, seed 0"
+    assert _any_line(table, r"given labels right +-  \(truth not known\)")
+    assert _any_line(table, r"corrected labels right +-  \(truth not known\)")
+    assert results["given_label_accuracy"] is results["corrected_label_accuracy"] is None
+    assert evals[-1]["eval/corrected_label_accuracy"] is None
+    assert (results["num_noisy"], results["clean_labels_spent"]) == (NUM_ROWS - NUM_CLEAN, 100)
+    assert [row["given_label"] for row in labels] == [str(x) for x in told(given[~checked])]
+    np.testing.assert_array_equal(arrays["true_label"], -1)
+    first = "digit 0" if layout == "one file" else "0"
+    assert labels[0]["id"] == arrays["id"][0] == first
+
+
+# --- What can be wrong: one line, exit 2, and nothing was started.
+
+
+@pytest.fixture
+def refused(run_program, tmp_path):
+    """(files, fields) -> the error without its beginning."""
+
+    def run(files, **fields):
+        workdir = tmp_path / "run"
+        settings = SMALL | {f"dataset.{name}": file for name, file in files.items()} | fields
+        code, out, err = run_program(
+            "mlc_jax.main", CONFIG, f"--workdir={workdir}",
+            *(f"--config.{name}={value}" for name, value in settings.items()),
+        )  # fmt: skip
+        assert (code, out) == (2, "")
+        assert not workdir.exists()
+        (line,) = err.splitlines()
+        assert line.startswith("error: config.")
+        return line.removeprefix("error: config.")
+
+    return run
+
+
+def _changes(**changes):
+    return lambda arrays: arrays | changes
+
+
+GOOD = {
+    "inputs": np.arange(24.0).reshape(8, 3),
+    "labels": np.array(list("abababab")),
+    "checked_labels": np.array(["a", "b", "", "", "", "", "", ""]),
+    "ids": np.arange(8),
+}
+NAN = GOOD["inputs"] + np.where(np.arange(8)[:, None] == 5, np.nan, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"inputs": None}, "has no array 'inputs', only ['checked_labels', 'ids', 'labels']"),
+        ({"labels": None}, "has no array 'labels', only ['checked_labels', 'ids', 'inputs']"),
+        ({"inputs": np.full((8, 3), "x")}, "['inputs'] holds <U1, expected numbers"),
+        (
+            {"inputs": np.zeros((8, 3), np.complex64)},
+            "['inputs'] holds complex64, expected numbers",
+        ),
+        (
+            {"inputs": np.zeros(8)},
+            "['inputs'] has shape (8,), expected [N, ...] with N at least 1",
+        ),
+        (
+            {"inputs": np.zeros((0, 3))},
+            "['inputs'] has shape (0, 3), expected [N, ...] with N at least 1",
+        ),
+        ({"inputs": NAN}, "['inputs'] row 5 is not finite; expected finite numbers"),
+        (
+            {"inputs": np.where(np.isnan(NAN), -np.inf, NAN)},
+            "['inputs'] row 5 is not finite; expected finite numbers",
+        ),
+        (
+            {"labels": np.array(["a"])},
+            "['labels'] has shape (1,), expected (8,), one for each input",
+        ),
+        (
+            {"labels": np.eye(8, dtype=np.int64)},
+            "['labels'] has shape (8, 8), expected (8,), one for each input",
+        ),
+        (
+            {"checked_labels": np.array(["a", "b"])},
+            "['checked_labels'] has shape (2,), expected (8,), one for each input",
+        ),
+        (
+            {"given_labels": np.array(["a", "b"])},
+            "['given_labels'] has shape (2,), expected (8,), one for each input",
+        ),
+        ({"ids": np.arange(7)}, "['ids'] has shape (7,), expected (8,), one for each input"),
+        (
+            {"ids": np.array([0, 1, 2, 3, 4, 5, 3, 7])},
+            "['ids'] has 3 more than once; expected one each",
+        ),
+        (
+            {"labels": np.array(["a", "b", "", "a", "b", "a", "b", "a"])},
+            "['labels'] row 2 is empty or -1; expected a label",
+        ),
+        (
+            {"labels": np.array([0, 1, 0, 1, -1, 1, 0, 1]), "checked_labels": np.arange(8) % 3 - 1},
+            "['labels'] row 4 is empty or -1; expected a label",
+        ),
+        (
+            {"labels": np.arange(8.0), "checked_labels": np.full(8, -1)},
+            "['labels'] holds float64, expected whole numbers or names",
+        ),
+        (
+            {"labels": np.arange(8), "checked_labels": np.full(8, np.nan)},
+            "['checked_labels'] holds float64, expected whole numbers or names",
+        ),
+        (
+            {"labels": np.full(8, b"a"), "checked_labels": np.full(8, b"")},
+            "['labels'] holds |S1, expected whole numbers or names",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_array(refused, tmp_path, changes, problem):
+    arrays = {name: x for name, x in (GOOD | changes).items() if x is not None}
+    file = _save(tmp_path / "all.npz", **arrays)
+    assert refused({"data": file}) == f"dataset.data: {file!r} {problem}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"labels": np.arange(8) % 2},
+            "labels are numbers here and names there (FILE['labels'] int64, "
+            "FILE['checked_labels'] <U1)",
+        ),
+        (
+            {"checked_labels": np.full(8, "")},
+            "no row is checked; expected some of every class",
+        ),
+        (
+            {"checked_labels": GOOD["labels"]},
+            "all rows are checked; expected some to correct",
+        ),
+        (
+            {"checked_labels": np.array(["a", "bb", *[""] * 6])},
+            "checked row '1' has label 'bb', which no row was given; expected one of those that "
+            "were",
+        ),
+    ],
+)
+def test_labels_that_do_not_go_together(refused, tmp_path, changes, problem):
+    file = _save(tmp_path / "all.npz", **GOOD | changes)
+    assert refused({"data": file}) == f"dataset.data: {problem.replace('FILE', file)}"
+
+
+def _two(tmp_path, **of_clean):
+    noisy = {name: GOOD[name] for name in ("inputs", "labels")}
+    clean = {name: array[:2] for name, array in noisy.items()} | of_clean
+    files = {"noisy": noisy, "clean": clean}
+    return {name: _save(tmp_path / f"{name}.npz", **x) for name, x in files.items()}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "given"),
+    [
+        (np.zeros((2, 4)), "[4] of float32"),
+        (np.zeros((2, 3, 1)), "[3, 1] of float32"),
+        (np.zeros((2, 3), np.uint8), "[3] of uint8"),
+    ],
+)
+def test_files_have_inputs_of_one_kind(refused, tmp_path, inputs, given):
+    files = _two(tmp_path, inputs=inputs)
+    assert refused(files) == (
+        f"dataset.clean: {files['clean']!r} has inputs {given}, expected those of "
+        f"{files['noisy']!r}, [3] of float32"
+    )
+
+
+def test_a_clean_label_that_no_row_was_given(refused, tmp_path):
+    """A misspelt one, most likely; a class of its own would have no noisy example."""
+    assert refused(_two(tmp_path, labels=np.array(["a", "B"]))) == (
+        "dataset.clean: checked row '1' has label 'B', which no row was given; expected one of "
+        "those that were"
+    )
+
+
+def test_a_class_may_have_no_checked_row(tmp_path, rows):
+    """Of many classes somebody looked at some; others may be in the test set alone."""
+    inputs, truth, given, checked = rows
+    keep = checked & (truth != 4)
+    file = _one_file(tmp_path / "all.npz", (inputs, truth, given, keep), TOLD["names"])
+    test = _save(tmp_path / "test.npz", inputs=inputs[:1], labels=np.array(["none of these"]))
+    dataset = data.load(_config({"data": file, "test": test}))
+    assert len(dataset.clean) == keep.sum() < NUM_CLEAN
+    assert dataset.class_names == tuple(sorted([*NAMES, "none of these"]))
+    assert "four" not in {dataset.class_names[label] for label in dataset.clean.truth}
+    assert dataset.class_names[dataset.test.truth[0]] == "none of these"
+
+
+def test_the_clean_file_needs_its_labels(refused, tmp_path):
+    files = _two(tmp_path, labels=np.array(["a", ""]))
+    assert refused(files) == (
+        f"dataset.clean: {files['clean']!r} ['labels'] row 1 is empty or -1; expected a label"
+    )
+
+
+@pytest.mark.parametrize("name", ["data", "noisy", "clean", "test"])
+def test_file_that_is_not_there(refused, tmp_path, name):
+    files = {"data": _save(tmp_path / "all.npz", **GOOD)}
+    if name in ("noisy", "clean"):
+        files = _two(tmp_path)
+    for path in (str(tmp_path / "no.npz"), str(tmp_path)):
+        files[name] = path
+        assert refused(files) == f"dataset.{name}: no file {path!r}; expected an .npz file"
+
+
+def test_file_that_is_something_else(refused, tmp_path):
+    path = tmp_path / "all.npz"
+    whole = pathlib.Path(_save(tmp_path / "whole.npz", **GOOD)).read_bytes()
+    for content in (b"", b"inputs,labels\n", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        line = refused({"data": str(path)})
+        assert line.startswith(f"dataset.data: {str(path)!r} is not a readable .npz (")
+
+
+def test_texts_that_were_saved_as_objects(refused, tmp_path):
+    """pandas' columns of text are; NumPy would have to run what is in the file."""
+    file = _save(tmp_path / "all.npz", **GOOD | {"labels": GOOD["labels"].astype(object)})
+    line = refused({"data": file})
+    assert line.startswith(f"dataset.data: {file!r} is not a readable .npz (Object arrays cannot")
+    assert line.endswith(". Texts are saved by numpy.asarray(texts).astype(str)")
+
+
+def test_labels_that_are_given_get_no_noise(refused, tmp_path):
+    file = _save(tmp_path / "all.npz", **GOOD)
+    assert refused({"data": file}, **{"noise.type": "flip"}) == (
+        f"noise.type: got 'flip', expected none: the labels of {file!r} are taken as they are, "
+        "since it has checked_labels"
+    )
+
+
+def test_a_benchmark_needs_enough_of_every_class(refused, tmp_path):
+    arrays = {name: GOOD[name] for name in ("inputs", "labels")}
+    file = _save(tmp_path / "bench.npz", **arrays)
+    assert refused({"data": file}) == (
+        "dataset.clean_per_class + validation_per_class: got 5 + 0, but class 0 has only 4 "
+        "training examples; expected at most 3 together"
+    )
+
+
+def test_too_few_rows_for_the_devices(refused, tmp_path):
+    """Six noisy rows, eight devices."""
+    assert jax.device_count() == 8
+    file = _save(tmp_path / "all.npz", **GOOD)
+    assert refused({"data": file}) == (
+        "noisy_batch_size: got 64 with 6 noisy examples, expected at least 8 of them: every device "
+        "and every half of a clean batch needs one"
+    )
+
+
+def test_bad_settings_are_told_before_files_are_read(refused, tmp_path):
+    files = {"data": str(tmp_path / "no.npz"), "noisy": str(tmp_path / "no.npz")}
+    with pytest.raises(InputError):
+        train.train_and_evaluate(_config(files), str(tmp_path / "run"), show_progress=False)
+    assert not (tmp_path / "run").exists()
