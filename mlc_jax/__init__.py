@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 # Imported when first asked for: importing JAX and Flax takes seconds, and a command that only says
 # what is wrong with its flags needs neither.
 _PLACES = {
-    "Examples": "mlc_jax.api",
+    "Examples": "mlc_jax.examples",
     "Result": "mlc_jax.api",
     "fit": "mlc_jax.api",
     "load": "mlc_jax.api",
@@ -48,8 +48,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from mlc_jax import estimators, methods, models
-    from mlc_jax.api import Examples, Result, fit, load
+    from mlc_jax.api import Result, fit, load
     from mlc_jax.core.optimizers import adam, adamw, amsgrad, sgd
+    from mlc_jax.examples import Examples
 
 
 def __getattr__(name: str) -> Any:

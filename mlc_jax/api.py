@@ -16,52 +16,22 @@ from ml_collections import ConfigDict
 
 from mlc_jax import build, config, description
 from mlc_jax.core import TrainState
-from mlc_jax.data import UNKNOWN, ArraySource, Dataset, IndexedSource, Source, Subset
+from mlc_jax.data import Dataset, Subset
 from mlc_jax.data.prepare import Normalize
-from mlc_jax.data.source import num_examples
 from mlc_jax.errors import InputError, expect
+from mlc_jax.examples import (
+    Examples,
+    create_dataset,
+    create_source,
+    is_description,
+    prepare_for,
+)
 from mlc_jax.methods import BoundMethod, Method
-from mlc_jax.methods.types import identity
 
 if TYPE_CHECKING:
     import pandas
 
 _FIT = "fit"  # In a description: made by `fit`, not from a config.
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Examples:
-    """Inputs, and what is known of their labels.
-
-    Attributes:
-      x: an array `[N, ...]`, a dict of arrays, or anything with `len` and `x[rows]`, where `rows`
-        is a sorted NumPy array of row numbers: a memory map, an HDF5 dataset, your own class.
-      labels: `[N]`, numbers from 0 or names. As given for noisy examples, the true ones for clean.
-      given: `[N]`, of clean examples: the labels as given before somebody checked them. None where
-        they are not known; -1 or "" in a row where they are not.
-      ids: `[N]` names of the examples; None numbers them.
-    """
-
-    x: Any
-    labels: Any
-    given: Any = None
-    ids: Any = None
-
-    def __post_init__(self) -> None:
-        size = len(self)
-        for name in ("labels", "given", "ids"):
-            values = getattr(self, name)
-            if values is not None and len(values) != size:
-                raise InputError(f"{name}: got {len(values)} of them, expected {size}, one per row")
-        expect(size > 0, "x", self.x, "at least one example")
-
-    def __len__(self) -> int:
-        if isinstance(self.x, dict):
-            try:
-                return num_examples(self.x)
-            except ValueError as error:
-                raise InputError(f"x: {error}") from error
-        return len(self.x)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,7 +65,7 @@ class Result:
         """The classifier's probabilities `[n, C]` for inputs like those it was trained on."""
         from mlc_jax.training import evaluate
 
-        subset = Subset.whole(_source(x, None))
+        subset = Subset.whole(create_source(x))
         labels = np.zeros(len(subset), np.int32)
         reader = evaluate.create_reader([subset], [labels], batch_size=batch_size)
         predict = evaluate.create_predict(self.bound)
@@ -184,7 +154,7 @@ def fit(
             "seed": seed,
         }
     )
-    dataset = _dataset(method, noisy, clean, validation, test, prepare)
+    dataset = create_dataset(method, noisy, clean, validation, test, prepare)
     described = {
         "made_by": _FIT,
         "method": {"name": method.name} | description.describe(method),
@@ -272,12 +242,11 @@ def load(
         num_classes=num_classes,
         steps_per_epoch=sizes["steps_per_epoch"],
         num_epochs=sizes["num_epochs"],
-        prepare=prepare or (Normalize(**stored) if stored else _prepare_for(sizes["example"])),
+        prepare=prepare or (Normalize(**stored) if stored else prepare_for(sizes["example"])),
         axis_name=stack.AXIS_NAME,
     )
-    example = jax.tree.map(
-        lambda leaf: np.zeros(leaf["shape"], leaf["dtype"]), sizes["example"], is_leaf=_is_leaf
-    )
+    zeros = lambda leaf: np.zeros(leaf["shape"], leaf["dtype"])  # noqa: E731
+    example = jax.tree.map(zeros, sizes["example"], is_leaf=is_description)
 
     def init() -> TrainState:
         return bound.init(jax.random.key(0), example)
@@ -317,146 +286,6 @@ def _settings(fields: dict[str, Any]) -> Any:
         setting = config.SETTINGS.get(name) or config.SETTINGS[f"meta_gradient.{name}"]
         expect(setting.check.ok(value), name, value, setting.check.expected)
     return Settings(**fields)
-
-
-def _source(x: Any, ids: Any) -> Source:
-    """Arrays are gathered from memory; everything else is asked by `x[rows]`."""
-    if hasattr(x, "to_numpy"):  # A table: x[rows] would be columns.
-        x = x.to_numpy()
-    if isinstance(x, list | tuple):
-        x = np.asarray(x)
-    leaves = jax.tree.leaves(x)
-    in_memory = (np.ndarray, jax.Array)
-    if all(isinstance(leaf, in_memory) and not isinstance(leaf, np.memmap) for leaf in leaves):
-        arrays = jax.tree.map(np.asarray, x)
-        single = lambda a: a.astype(np.float32) if a.dtype == np.float64 else a  # noqa: E731
-        return ArraySource(jax.tree.map(single, arrays), ids)
-    expect(hasattr(x, "__getitem__") and hasattr(x, "__len__"), "x", type(x), "x[rows] and len(x)")
-    return IndexedSource(x, ids)
-
-
-def _dataset(
-    method: Method,
-    noisy: Examples,
-    clean: Examples,
-    validation: Examples | None,
-    test: Examples | None,
-    prepare: Callable[[Any], Any] | None,
-) -> Dataset:
-    """Labels to numbers, inputs to sources."""
-    parts = {"noisy": noisy, "clean": clean, "validation": validation, "test": test}
-    present = {name: part for name, part in parts.items() if part is not None}
-    names = _names(present)
-    sources = {name: _source(part.x, part.ids) for name, part in present.items()}
-    example = _first(sources["clean"])
-    prepare = prepare or _prepare_for(example)
-    num_classes = _num_classes(method, prepare, example)
-    if names is None:
-        class_names = tuple(str(number) for number in range(num_classes))
-    else:
-        expect(len(names) <= num_classes, "labels", len(names), f"{num_classes} names at most, one "
-               "for each of the model's classes")  # fmt: skip
-        class_names = names + tuple(f"class {i}" for i in range(len(names), num_classes))
-    numbers = {name: i for i, name in enumerate(class_names)}
-
-    def subset(name: str) -> Subset | None:
-        if name not in present:
-            return None
-        part, rows = present[name], np.arange(len(present[name]))
-        labels = _numbers(f"{name}.labels", part.labels, numbers, num_classes, known=True)
-        unknown = np.full(len(rows), UNKNOWN, np.int32)
-        if name == "noisy":
-            return Subset(sources[name], rows, labels, unknown)
-        given = unknown
-        if part.given is not None:
-            given = _numbers(f"{name}.given", part.given, numbers, num_classes, known=False)
-        return Subset(sources[name], rows, given, labels)
-
-    noisy_part, clean_part = subset("noisy"), subset("clean")
-    assert noisy_part is not None and clean_part is not None
-    return Dataset(
-        name="examples",
-        class_names=class_names,
-        noisy=noisy_part,
-        clean=clean_part,
-        validation=subset("validation"),
-        test=subset("test"),
-        prepare=prepare,
-        noise="given",
-        names_labels=names is not None,
-    )
-
-
-def _first(source: Source) -> Any:
-    """One input `[1, ...]`."""
-    from mlc_jax.data.loader import read_rows
-
-    return read_rows(source, np.zeros(1, np.int64))
-
-
-def _prepare_for(example: Any) -> Callable[[Any], Any]:
-    """Whole numbers of a single array become float32, which models compute in."""
-    is_leaf = _is_leaf(example)
-    dtype = example["dtype"] if is_leaf else getattr(example, "dtype", None)
-    if dtype is not None and not np.issubdtype(np.dtype(dtype), np.floating):
-        return Normalize()
-    return identity
-
-
-def _is_leaf(value: Any) -> bool:
-    """Whether it describes an array; see `Run.sizes`."""
-    return isinstance(value, dict) and value.keys() == {"shape", "dtype"}
-
-
-def _num_classes(method: Method, prepare: Callable[[Any], Any], example: Any) -> int:
-    """How many logits the model has."""
-
-    def logits(example: Any) -> jax.Array:
-        key = jax.random.key(0)
-        outputs, _ = method.model.init_with_output(key, prepare(example), train=False)
-        return outputs[0]
-
-    try:
-        return int(jax.eval_shape(logits, example).shape[-1])
-    except InputError:
-        raise
-    except Exception as error:  # Of a user's model, whatever it raises.
-        raise InputError(
-            "model: it does not take the inputs as prepared: "
-            f"{str(error).splitlines()[0]}; expected model(inputs, train=...) -> (logits, features)"
-        ) from error
-
-
-def _names(parts: dict[str, Examples]) -> tuple[str, ...] | None:
-    """All labels in their order if they are names; None if they are numbers."""
-    columns = [np.asarray(x) for p in parts.values() for x in (p.labels, p.given) if x is not None]
-    kinds = {"names" if column.dtype.kind in "UTO" else "numbers" for column in columns}
-    expect(len(kinds) == 1, "labels", sorted(kinds), "all numbers, or all names")
-    if kinds == {"numbers"}:
-        return None
-    names = sorted({str(name) for column in columns for name in column.tolist()} - {""})
-    return tuple(names)
-
-
-def _numbers(
-    field: str, labels: Any, numbers: dict[str, int], num_classes: int, *, known: bool
-) -> np.ndarray:
-    """Labels `[N]` as int32; UNKNOWN where there is none, unless they must be `known`."""
-    array = np.asarray(labels)
-    if array.dtype.kind in "UTO":
-        found = np.array([numbers.get(str(x), UNKNOWN) for x in array.tolist()], np.int32)
-    else:
-        whole = np.issubdtype(array.dtype, np.integer)
-        expect(whole, field, array.dtype, "whole numbers from 0, or names")
-        found = array.astype(np.int32)
-    bad = (found < (0 if known else UNKNOWN)) | (found >= num_classes)
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        raise InputError(
-            f"{field}: row {row} is {array[row].item()!r}, expected 0 to {num_classes - 1}, the "
-            "model's classes"
-        )
-    return found
 
 
 def _classes(dataset: Dataset) -> np.ndarray:

@@ -268,6 +268,41 @@ def test_tied_embeddings_need_equal_sizes(refused, tiny_config):
     validate(tiny_config(**{"lcn.tie_embeddings": True}), num_devices=8)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"meta_optimizer.groups": (("(", 0.5, None),)},
+            "config.meta_optimizer.groups[0].pattern: got '(', expected a regular expression "
+            "(missing ), unterminated subpattern at position 0)",
+        ),
+        (
+            {"main_optimizer.schedule": "step", "main_optimizer.milestones": (1, 3),
+             "main_optimizer.warmup_epochs": 2.0},
+            "config.main_optimizer.milestones: got (1, 3), expected epochs after the warm-up, "
+            "which takes 2",
+        ),
+        (
+            {"main_optimizer.warmup_epochs": 4.0},
+            "warmup_epochs: got 4.0, expected less than the run, which takes 4 epochs",
+        ),
+        (
+            {"method": "forward", "forward.percentile": 50.0},
+            "forward.percentile: got 50.0, expected more than 90, or an anchor of one of 10 "
+            "classes may be of another",
+        ),
+        (
+            {"model.initial_params": "/nowhere/start.safetensors"},
+            "'/nowhere/start.safetensors' cannot be read (No such file or directory: "
+            "/nowhere/start.safetensors); expected a safetensors file",
+        ),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_suit_each_other(refused, fields, message):
+    (line,) = refused(**fields)
+    assert line.endswith(message)
+
+
 def test_all_problems_are_told_together(refused):
     lines = refused(**{
         "noise.level": 2.0, "model.name": "cnn", "clean_batch_size": 17, "num_epochs": 0,

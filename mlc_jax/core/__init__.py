@@ -2,17 +2,11 @@
 
 Bottom up: `types` (batches and the train state), `losses`, `groups` and `optimizers`, `problem`
 (the two levels), `second_order` (the two products that estimators are made of), `inner_loop` (k
-inner steps), `estimators` (the meta-gradient; start reading at `exact_reference`).
+inner steps), `window` (what estimators share), `implicit` and `estimators` (the meta-gradient;
+start reading at `exact_reference`).
 """
 
-from mlc_jax.core.estimators import (
-    ESTIMATORS,
-    Estimator,
-    EstimatorSpec,
-    Options,
-    Window,
-    agreement,
-)
+from mlc_jax.core.estimators import ESTIMATORS, agreement
 from mlc_jax.core.inner_loop import (
     BACKWARDS,
     at_step,
@@ -47,6 +41,7 @@ from mlc_jax.core.types import (
     TrainState,
     num_params,
 )
+from mlc_jax.core.window import Estimator, EstimatorSpec, Options, Window
 
 __all__ = [
     "BACKWARDS",

@@ -1,0 +1,187 @@
+"""A user's examples: from arrays and labels as they are to sources and numbers."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlc_jax.data import UNKNOWN, ArraySource, Dataset, IndexedSource, Source, Subset
+from mlc_jax.data.prepare import Normalize
+from mlc_jax.data.source import num_examples, read_rows
+from mlc_jax.errors import InputError, expect
+from mlc_jax.methods import Method
+from mlc_jax.methods.types import identity
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """Inputs, and what is known of their labels.
+
+    Attributes:
+      x: an array `[N, ...]`, a dict of arrays, or anything with `len` and `x[rows]`, where `rows`
+        is a sorted NumPy array of row numbers: a memory map, an HDF5 dataset, your own class.
+      labels: `[N]`, numbers from 0 or names. As given for noisy examples, the true ones for clean.
+      given: `[N]`, of clean examples: the labels as given before somebody checked them. None where
+        they are not known; -1 or "" in a row where they are not.
+      ids: `[N]` names of the examples; None numbers them.
+    """
+
+    x: Any
+    labels: Any
+    given: Any = None
+    ids: Any = None
+
+    def __post_init__(self) -> None:
+        size = len(self)
+        for name in ("labels", "given", "ids"):
+            values = getattr(self, name)
+            if values is not None and len(values) != size:
+                raise InputError(f"{name}: got {len(values)} of them, expected {size}, one per row")
+        expect(size > 0, "x", self.x, "at least one example")
+
+    def __len__(self) -> int:
+        if isinstance(self.x, dict):
+            try:
+                return num_examples(self.x)
+            except ValueError as error:
+                raise InputError(f"x: {error}") from error
+        return len(self.x)
+
+
+def create_source(x: Any, ids: Any = None) -> Source:
+    """Arrays are gathered from memory; everything else is asked by `x[rows]`."""
+    if hasattr(x, "to_numpy"):  # A table: x[rows] would be columns.
+        x = x.to_numpy()
+    if isinstance(x, list | tuple):
+        x = np.asarray(x)
+    leaves = jax.tree.leaves(x)
+    in_memory = (np.ndarray, jax.Array)
+    if all(isinstance(leaf, in_memory) and not isinstance(leaf, np.memmap) for leaf in leaves):
+        arrays = jax.tree.map(np.asarray, x)
+        single = lambda a: a.astype(np.float32) if a.dtype == np.float64 else a  # noqa: E731
+        return ArraySource(jax.tree.map(single, arrays), ids)
+    expect(hasattr(x, "__getitem__") and hasattr(x, "__len__"), "x", type(x), "x[rows] and len(x)")
+    return IndexedSource(x, ids)
+
+
+def create_dataset(
+    method: Method,
+    noisy: Examples,
+    clean: Examples,
+    validation: Examples | None,
+    test: Examples | None,
+    prepare: Callable[[Any], Any] | None,
+) -> Dataset:
+    """Labels to numbers, inputs to sources.
+
+    Raises:
+      InputError: labels, inputs and the method's model do not go together.
+    """
+    parts = {"noisy": noisy, "clean": clean, "validation": validation, "test": test}
+    present = {name: part for name, part in parts.items() if part is not None}
+    names = _names(present)
+    sources = {name: create_source(part.x, part.ids) for name, part in present.items()}
+    example = read_rows(sources["clean"], np.zeros(1, np.int64))
+    prepare = prepare or prepare_for(example)
+    num_classes = _num_classes(method, prepare, example)
+    if names is None:
+        class_names = tuple(str(number) for number in range(num_classes))
+    else:
+        expect(len(names) <= num_classes, "labels", len(names), f"{num_classes} names at most, one "
+               "for each of the model's classes")  # fmt: skip
+        class_names = names + tuple(f"class {i}" for i in range(len(names), num_classes))
+    numbers = {name: i for i, name in enumerate(class_names)}
+
+    def subset(name: str) -> Subset | None:
+        if name not in present:
+            return None
+        part, rows = present[name], np.arange(len(present[name]))
+        labels = _numbers(f"{name}.labels", part.labels, numbers, num_classes, known=True)
+        unknown = np.full(len(rows), UNKNOWN, np.int32)
+        if name == "noisy":
+            return Subset(sources[name], rows, labels, unknown)
+        given = unknown
+        if part.given is not None:
+            given = _numbers(f"{name}.given", part.given, numbers, num_classes, known=False)
+        return Subset(sources[name], rows, given, labels)
+
+    noisy_part, clean_part = subset("noisy"), subset("clean")
+    assert noisy_part is not None and clean_part is not None
+    return Dataset(
+        name="examples",
+        class_names=class_names,
+        noisy=noisy_part,
+        clean=clean_part,
+        validation=subset("validation"),
+        test=subset("test"),
+        prepare=prepare,
+        noise="given",
+        names_labels=names is not None,
+    )
+
+
+def prepare_for(example: Any) -> Callable[[Any], Any]:
+    """Whole numbers of a single array become float32, which models compute in."""
+    is_leaf = is_description(example)
+    dtype = example["dtype"] if is_leaf else getattr(example, "dtype", None)
+    if dtype is not None and not np.issubdtype(np.dtype(dtype), np.floating):
+        return Normalize()
+    return identity
+
+
+def is_description(value: Any) -> bool:
+    """Whether it describes an array; see `Run.sizes`."""
+    return isinstance(value, dict) and value.keys() == {"shape", "dtype"}
+
+
+def _num_classes(method: Method, prepare: Callable[[Any], Any], example: Any) -> int:
+    """How many logits the model has."""
+
+    def logits(example: Any) -> jax.Array:
+        key = jax.random.key(0)
+        outputs, _ = method.model.init_with_output(key, prepare(example), train=False)
+        return outputs[0]
+
+    try:
+        return int(jax.eval_shape(logits, example).shape[-1])
+    except InputError:
+        raise
+    except Exception as error:  # Of a user's model, whatever it raises.
+        raise InputError(
+            "model: it does not take the inputs as prepared: "
+            f"{str(error).splitlines()[0]}; expected model(inputs, train=...) -> (logits, features)"
+        ) from error
+
+
+def _names(parts: dict[str, Examples]) -> tuple[str, ...] | None:
+    """All labels in their order if they are names; None if they are numbers."""
+    columns = [np.asarray(x) for p in parts.values() for x in (p.labels, p.given) if x is not None]
+    kinds = {"names" if column.dtype.kind in "UTO" else "numbers" for column in columns}
+    expect(len(kinds) == 1, "labels", sorted(kinds), "all numbers, or all names")
+    if kinds == {"numbers"}:
+        return None
+    names = sorted({str(name) for column in columns for name in column.tolist()} - {""})
+    return tuple(names)
+
+
+def _numbers(
+    field: str, labels: Any, numbers: dict[str, int], num_classes: int, *, known: bool
+) -> np.ndarray:
+    """Labels `[N]` as int32; UNKNOWN where there is none, unless they must be `known`."""
+    array = np.asarray(labels)
+    if array.dtype.kind in "UTO":
+        found = np.array([numbers.get(str(x), UNKNOWN) for x in array.tolist()], np.int32)
+    else:
+        whole = np.issubdtype(array.dtype, np.integer)
+        expect(whole, field, array.dtype, "whole numbers from 0, or names")
+        found = array.astype(np.int32)
+    bad = (found < (0 if known else UNKNOWN)) | (found >= num_classes)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise InputError(
+            f"{field}: row {row} is {array[row].item()!r}, expected 0 to {num_classes - 1}, the "
+            "model's classes"
+        )
+    return found
