@@ -575,8 +575,8 @@ def test_too_few_rows_for_the_devices(refused, tmp_path):
     )
 
 
-def test_bad_settings_are_told_before_files_are_read(refused, tmp_path):
+def test_bad_settings_are_told_before_files_are_read(tmp_path):
     files = {"data": str(tmp_path / "no.npz"), "noisy": str(tmp_path / "no.npz")}
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"expected None beside dataset\.data: either"):
         train.train_and_evaluate(_config(files), str(tmp_path / "run"), show_progress=False)
     assert not (tmp_path / "run").exists()

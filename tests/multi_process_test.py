@@ -129,8 +129,10 @@ def test_two_processes_train_like_one(finished, directories):
     for name, want in one.state.items():
         np.testing.assert_allclose(two.state[name], want, rtol=1e-4, atol=1e-5, err_msg=name)
     one_results, two_results = (_results(directories[name]) for name in ("one", "two"))
-    for name in one_results.keys() - {"train_seconds"}:
+    for name in one_results.keys() - {"train_seconds", "mean_confidence"}:
         assert two_results[name] == one_results[name], name
+    confidences = [results["mean_confidence"] for results in (one_results, two_results)]
+    assert confidences[1] == pytest.approx(confidences[0], rel=1e-5)
     assert one_results["last_test_accuracy"] > 0.5  # It learned.
 
 

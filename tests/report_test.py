@@ -137,12 +137,12 @@ def _subset(truth, given=None):
     return Subset(ArraySource(np.zeros((len(truth), 1)), ids), np.arange(len(truth)), given, truth)
 
 
-def _run(*, truth=(0, 1, 1, 0), has_test=True, noise="human worst", names_labels=False):
-    """Four noisy labels of cats and dogs, one of them wrong, if the truth is known."""
+def _run(*, truth=(0, 1, 1, 0, 0), has_test=True, noise="human worst", names_labels=False):
+    """Five noisy labels of cats and dogs, one of them wrong, if the truth is known."""
     dataset = Dataset(
         name="animals",
         class_names=("cat", "dog"),
-        noisy=_subset(truth, given=(0, 1, 1, 1)),
+        noisy=_subset(truth, given=(0, 1, 1, 1, 0)),
         clean=_subset([0, 1] * 25),
         validation=_subset([0, 1] * 10),
         test=_subset([0] * 7) if has_test else None,
@@ -159,7 +159,7 @@ def _run(*, truth=(0, 1, 1, 0), has_test=True, noise="human worst", names_labels
     )
 
 
-SOFT_LABELS = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])
+SOFT_LABELS = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3], [0.75, 0.25]])
 
 
 def _summary(validation, test, first_phase=0, **of_run):
@@ -183,8 +183,8 @@ def test_selected_is_at_the_best_validation_accuracy():
     assert results["selected_test_accuracy"] == 0.6  # The first of the two.
     assert results["best_test_accuracy"] == 0.8
     assert results["last_test_accuracy"] == 0.7
-    assert results["corrected_label_accuracy"] == 0.75
-    assert results["given_label_accuracy"] == 0.75
+    assert results["corrected_label_accuracy"] == 0.8
+    assert results["given_label_accuracy"] == 0.8
     assert results["noise"] == "human worst"
     assert (results["labels_changed"], results["most_changed"]) == (2, {"dog -> cat": 2})
     assert results["mean_confidence"] == 0.75
@@ -202,10 +202,10 @@ UNTOLD = ("given_label_accuracy", "corrected_label_accuracy")
 
 
 def test_nothing_is_said_of_a_truth_that_is_not_known():
-    results = _summary([0.9, 0.8], test=[0.8, 0.7], truth=[UNKNOWN] * 4, noise="given")
+    results = _summary([0.9, 0.8], test=[0.8, 0.7], truth=[UNKNOWN] * 5, noise="given")
     assert [results[name] for name in UNTOLD] == [None, None]
     assert (results["labels_changed"], results["most_changed"]) == (2, {"dog -> cat": 2})
-    assert (results["last_test_accuracy"], results["num_noisy"]) == (0.7, 4)
+    assert (results["last_test_accuracy"], results["num_noisy"]) == (0.7, 5)
     json.loads(json.dumps(results, allow_nan=False))
     lines = report.format_table(results).splitlines()
     assert lines[0] == "mlc on animals, labels as given, seed 3"
@@ -217,7 +217,7 @@ def test_nothing_is_said_of_a_truth_that_is_not_known():
 
 
 def test_truth_of_some_rows_is_no_truth_of_the_set():
-    results = _summary([0.9], test=[0.8], truth=[0, 1, UNKNOWN, 0])
+    results = _summary([0.9], test=[0.8], truth=[0, 1, UNKNOWN, 0, 0])
     assert [results[name] for name in UNTOLD] == [None, None]
 
 
@@ -228,7 +228,7 @@ def test_nothing_is_said_of_a_test_set_that_is_not_there():
     assert results["num_test"] == 0
     table = report.format_table(results)
     assert "test accuracy, last                          -  (no test set)" in table
-    assert "noisy / test examples                        4 / 0" in table
+    assert "noisy / test examples                        5 / 0" in table
 
 
 @pytest.mark.parametrize(
@@ -238,28 +238,28 @@ def test_nothing_is_said_of_a_test_set_that_is_not_there():
 @pytest.mark.parametrize("known", [False, True])
 def test_files_of_a_run(tmp_path, names_labels, shown, known):
     """Labels by name where they came by name; unknown truth is -1."""
-    truth = [0, 1, 1, 0] if known else [UNKNOWN] * 4
+    truth = [0, 1, 1, 0, 0] if known else [UNKNOWN] * 5
     run = _run(names_labels=names_labels, truth=truth)
     evals = [
         {"step": 0, "phase": 0, "validation_accuracy": 0.5, "test_accuracy": 0.5,
          "corrected_label_accuracy": 0.75 if known else None, "labels_changed": 0.5}
     ]  # fmt: skip
-    quality = np.array([0.9, 0.8, 0.4, 0.3])
+    quality = np.array([0.9, 0.8, 0.4, 0.3, 0.75])
     (tmp_path / METRICS_FILE).write_text('{"step": 0, "train/inner_loss": 1.0}\n')
     report.write(
         run, {"evals": evals, "train_seconds": 1.0}, Prediction(None, SOFT_LABELS, quality),
         tmp_path,
     )  # fmt: skip
     rows = _rows(tmp_path)
-    assert [row["id"] for row in rows] == ["row0", "row1", "row2", "row3"]
+    assert [row["id"] for row in rows] == ["row0", "row1", "row2", "row3", "row4"]
     assert [row["corrected_label"] for row in rows][::3] == shown
-    assert [row["is_label_issue"] for row in rows] == ["False", "False", "True", "True"]
+    assert [row["is_label_issue"] for row in rows] == ["False", "False", "True", "True", "False"]
     assert [row["label_quality"] for row in rows] == [f"{x:.6f}" for x in quality]
     arrays = _arrays(tmp_path)
     np.testing.assert_array_equal(arrays["true_label"], truth)
-    np.testing.assert_array_equal(arrays["corrected_label"], [0, 1, 0, 0])
+    np.testing.assert_array_equal(arrays["corrected_label"], [0, 1, 0, 0, 0])
     results = json.loads((tmp_path / report.RESULTS_FILE).read_text())
-    assert results["corrected_label_accuracy"] == (0.75 if known else None)
+    assert results["corrected_label_accuracy"] == (0.8 if known else None)
     assert (tmp_path / report.PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
 
 
