@@ -33,10 +33,10 @@ demo: $(VENV)/installed
 	  --methods=cross_entropy,clean_only,mlc --seeds=5 --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(VENV)/installed-test-all
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-tpu: $(VENV)/installed-test-all
 	$(BIN)/python -m pytest -n 2 tests/tpu_test.py

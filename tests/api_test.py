@@ -135,6 +135,7 @@ def test_load_gives_the_result_of_a_workdir(fitted, digits):
         mlc.load(workdir / checkpoint.DIRECTORY)
 
 
+@pytest.mark.slow
 def test_load_of_a_run_of_the_command(trained):
     run = trained("mlc_k3")
     loaded = mlc.load(run.workdir)
@@ -330,6 +331,7 @@ def test_importing_the_library_imports_no_tensorflow():
     assert set(mlc.__all__) <= set(dir(mlc))
 
 
+@pytest.mark.slow
 def test_the_example_runs(tmp_path):
     """examples/digits.py is 25 lines of code or fewer, corrects labels, and draws."""
     file = ROOT / "examples" / "digits.py"

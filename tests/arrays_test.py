@@ -247,6 +247,7 @@ def test_a_benchmark_is_split_and_made_noisy_as_ours_are(tiny_config, digits_fil
 # --- Whole runs.
 
 
+@pytest.mark.slow
 def test_the_same_data_from_files_are_the_same_run(
     trained, tiny_config, digits_file, tmp_path, standard_promotion
 ):

@@ -13,6 +13,8 @@ from etils import epath
 from experiments import costs
 from experiments.records import Records
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = "experiments.compare_meta_gradients"
 SMALL = (
     "--estimators=approximate,truncated:2", "--num_inner_steps=1,3", "--trained=2", "--levels=0.4",

@@ -92,6 +92,7 @@ def test_digits_trains(trained):
     assert results["num_noisy"] == 1_797 - 360 - results["clean_labels_spent"]
 
 
+@pytest.mark.slow
 def test_cifar10_trains_with_human_labels(tmp_path):
     """The labels of a file go by the number in the id, not by the place in the dataset."""
     published = np.random.default_rng(1).integers(0, 10, NUM_PUBLISHED).astype(np.uint8)
@@ -124,6 +125,7 @@ def test_cifar10_trains_with_human_labels(tmp_path):
     assert results["given_label_accuracy"] == pytest.approx(right)
 
 
+@pytest.mark.slow
 def test_cifar100_trains(tmp_path):
     results = _train(
         cifar100.get_config(),
@@ -239,6 +241,7 @@ def test_docstring_gives_the_command(source):
     assert re.search(command, source.__doc__)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (PACKS / "tfds" / "cifar10").is_dir(), reason=f"no real CIFAR-10 in {PACKS}/tfds"
 )

@@ -21,6 +21,8 @@ from experiments import costs
 from experiments.costs import Memory
 from mlc_jax.core import BACKWARDS
 
+pytestmark = pytest.mark.slow
+
 STEPS = ["plain", "exact:store"]
 MIB = 2**20
 LONG = 50

@@ -105,13 +105,18 @@ def _assert_same(got, want, rtol, atol):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), got, want)
 
 
+def _slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("method", "estimator", "device_counts"),
     [
         ("mlc", "exact", (2, 8)),
-        *(("mlc", name, (8,)) for name in ESTIMATORS if name != "exact"),
-        ("meta_weight_net", "exact", (8,)),
-        *((name, "exact", (8,)) for name in ("cross_entropy", "l2rw", "glc", "joint", "mlnt")),
+        *(_slow("mlc", name, (8,)) for name in ESTIMATORS if name != "exact"),
+        _slow("meta_weight_net", "exact", (8,)),
+        *(_slow(name, "exact", (8,)) for name in ("l2rw", "glc", "joint", "mlnt")),
+        ("cross_entropy", "exact", (8,)),
     ],
 )
 def test_mlp_update_does_not_depend_on_the_device_count(method, estimator, device_counts):
@@ -121,6 +126,7 @@ def test_mlp_update_does_not_depend_on_the_device_count(method, estimator, devic
         _assert_same(_train(config, (4,), num_devices), alone, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backward", [x for x in BACKWARDS if x != "forward_over_reverse"])
 def test_ways_back_do_not_depend_on_the_device_count(backward):
     config = _config("mlp", "exact", "mlc")
@@ -146,8 +152,12 @@ def test_resnet_update_does_not_depend_on_the_device_count(sync_batch_norm, same
 
 @pytest.mark.parametrize(
     ("method", "estimator"),
-    [("mlc", "exact"), ("mlc", "approximate"), ("glc", "exact"), ("joint", "exact")]
-    + [(name, "exact") for name in ("meta_weight_net", "l2rw", "mlnt", "cross_entropy")],
+    [
+        ("mlc", "exact"),
+        *(_slow(name, "exact") for name in ("glc", "joint", "meta_weight_net", "l2rw", "mlnt")),
+        _slow("cross_entropy", "exact"),
+        _slow("mlc", "approximate"),
+    ],
 )
 def test_bare_jit_is_pmap_on_one_device(method, estimator):
     """What `Method.bind` makes is usable as it is: `pmap` is the training loop's business."""

@@ -735,6 +735,7 @@ raise SystemExit(3)
 """
 
 
+@pytest.mark.slow
 def test_process_may_exit_while_objects_are_read():
     """Threads of TensorFlow that call Python while Python goes down would hang, or abort."""
     result = subprocess.run(

@@ -258,6 +258,7 @@ def test_exact_is_the_slope_of_the_outer_loss_with_options(options, x64):
     assert _distance(*_exact_and_differences(2, **options)) < 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backward", "name"),
     [("forward_over_reverse", name) for name in OPTIMIZERS]
@@ -299,6 +300,7 @@ def test_exact_is_the_reference(k, backward, name, x64):
     _assert_close(got.main, end, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backward", ["forward_over_reverse", "two_level"])
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_every_way_back_works_at_every_length(backward, k, x64):
@@ -385,6 +387,7 @@ def test_finite_difference_is_one_step_up_to_its_step_squared(monkeypatch, x64):
     np.testing.assert_allclose(errors[0] / errors[1], 100, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_implicit_gradients_are_those_of_the_written_out_matrices(x64):
     k, damping = 2, 3.0
     optimizer, lcn = SGD._replace(weight_decay=0.0), _lcn()
@@ -463,6 +466,7 @@ def test_exact_and_approximate_differ_in_the_gradient_alone(x64):
     _assert_close({name: approximate.metrics[name] for name in exact.metrics}, exact.metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_unrolling_the_loop_does_not_change_the_window(name, x64):
     rolled, unrolled = (_estimate(ESTIMATORS[name], _batches(3), scan_unroll=n) for n in (1, 3))
@@ -530,6 +534,7 @@ def test_scalar_problem_at_one_step(name, curvature, x64):
     np.testing.assert_allclose(window.meta_grads, want, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 2, 5])
 @pytest.mark.parametrize("curvature", [0.5, 1.0])
 def test_scalar_problem_by_all_others(k, curvature, x64):

@@ -163,6 +163,7 @@ def test_one_process_alone_writes(finished, directories):
     assert len(labels) == 1 + _results(directories["two"])["num_noisy"]
 
 
+@pytest.mark.slow
 def test_preemption_of_one_process_stops_both_at_the_same_step(preempted):
     messages = [observed.facts["preempted"] for observed in preempted]
     assert messages[0] == messages[1]
@@ -172,6 +173,7 @@ def test_preemption_of_one_process_stops_both_at_the_same_step(preempted):
     assert f"saved step {2 * windows[0]} of 64" in messages[0]
 
 
+@pytest.mark.slow
 def test_both_processes_go_on_from_the_saved_step(preempted, resumed):
     windows = preempted[0].facts["windows"]
     for observed in resumed:
@@ -187,6 +189,7 @@ def test_resumed_run_ends_bit_equal_to_the_uninterrupted_one(finished, resumed, 
     assert results | {"train_seconds": 0} == want | {"train_seconds": 0}
 
 
+@pytest.mark.slow
 def test_resumed_run_logs_every_row_once(finished, resumed, directories):
     timing = {"train/examples_per_second", "train/data_wait_share"}
     rows, want = (
@@ -196,6 +199,7 @@ def test_resumed_run_logs_every_row_once(finished, resumed, directories):
     assert rows == want
 
 
+@pytest.mark.slow
 def test_phases_and_hooks_of_two_processes(tmp_path_factory, compilation_cache):
     """Joint looks at its predictions after every epoch, and begins anew in between."""
     places = {n: tmp_path_factory.mktemp("joint") for n in (1, 2)}

@@ -52,6 +52,7 @@ def _flags(tiny_flags, **overrides):
     return [flag for flag in tiny_flags(**overrides) if flag != "--noprogress"]
 
 
+@pytest.mark.slow
 def test_grid(run_program, tiny_flags, tmp_path, monkeypatch, own_compilation_cache):
     args = (
         *_flags(tiny_flags, num_epochs=1), f"--methods={','.join(METHODS)}", "--noise=uniform,flip",

@@ -49,7 +49,16 @@ def _arrays(workdir):
         return dict(file)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("mlc", "clean_only")])
+# The others train in tests of their own, or by the same code.
+_QUICK = ("glc", "meta_weight_net")
+_METHODS = [
+    pytest.param(name, marks=() if name in _QUICK else pytest.mark.slow)
+    for name in METHODS
+    if name not in ("mlc", "clean_only")
+]
+
+
+@pytest.mark.parametrize("method", _METHODS)
 def test_every_method_trains_and_reports(tiny_config, tmp_path, method):
     config = _config(tiny_config, method)
     results = train.train_and_evaluate(config, str(tmp_path), show_progress=False)
@@ -65,7 +74,10 @@ def test_every_method_trains_and_reports(tiny_config, tmp_path, method):
     assert steps == list(range(21, num_steps + 1, 21))
 
 
-@pytest.mark.parametrize("step", [21, 30, NUM_STEPS, NUM_STEPS + 10])  # Epoch, between, phase.
+_STOPS = [NUM_STEPS, *(pytest.param(x, marks=pytest.mark.slow) for x in (21, 30, NUM_STEPS + 10))]
+
+
+@pytest.mark.parametrize("step", _STOPS)  # Epoch, between, phase.
 def test_phases_and_hooks_resume_bit_equal(tiny_config, tmp_path, stop_at, step):
     config = _config(tiny_config, "joint")
     train.train_and_evaluate(config, str(tmp_path / "whole"), show_progress=False)
@@ -99,7 +111,11 @@ def test_first_phase_has_its_own_length(tiny_config, tmp_path):
 
 @pytest.mark.parametrize(
     ("method", "fields"),
-    [("mlc", {}), ("joint", {}), ("mlc", {"meta_gradient.num_inner_steps": 3})],
+    [
+        ("mlc", {}),
+        pytest.param("joint", {}, marks=pytest.mark.slow),
+        pytest.param("mlc", {"meta_gradient.num_inner_steps": 3}, marks=pytest.mark.slow),
+    ],
 )
 def test_together_each_run_is_what_it_is_alone(tiny_config, tmp_path, method, fields):
     configs = {
@@ -126,6 +142,7 @@ def test_together_each_run_is_what_it_is_alone(tiny_config, tmp_path, method, fi
     assert len({str(x["given_label_accuracy"]) for x in together.values()}) == 3
 
 
+@pytest.mark.slow
 def test_stack_that_was_stopped_can_be_finished_one_by_one(tiny_config, tmp_path, stop_at):
     configs = {
         str(tmp_path / "parts" / name): _config(tiny_config, "glc", seed)

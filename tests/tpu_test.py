@@ -11,6 +11,8 @@ import pytest
 
 from mlc_jax.core import BACKWARDS, ESTIMATORS
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 TIMEOUT = 900  # Seconds; the ResNet takes a minute or two.
 NUM_CHIPS = 8  # Of v5e:2x4.
@@ -56,7 +58,6 @@ def _record(record_property, rows):
 
 
 @needs_libtpu
-@pytest.mark.slow
 def test_every_step_compiles(tmp_path, record_property):
     rows = _rows(tmp_path, 128, 64, "--num_inner_steps=2", "--estimators=all")
     assert rows.keys() == ALL_STEPS
@@ -71,7 +72,6 @@ def test_every_step_compiles(tmp_path, record_property):
 
 
 @needs_libtpu
-@pytest.mark.slow
 def test_what_a_resnet_keeps_of_every_step(tmp_path, record_property):
     """Batches are large, so that it does not fit into the chip's fast memory."""
     rows = _rows(
@@ -86,7 +86,6 @@ def test_what_a_resnet_keeps_of_every_step(tmp_path, record_property):
 
 
 @needs_libtpu
-@pytest.mark.slow
 def test_bfloat16_compiles(tmp_path):
     args = ("--num_inner_steps=2", "--estimators=exact", "--config.model.dtype=bfloat16")
     rows = _rows(tmp_path, 128, 64, *args)
@@ -95,7 +94,6 @@ def test_bfloat16_compiles(tmp_path):
 
 
 @needs_libtpu
-@pytest.mark.slow
 def test_a_step_that_does_not_fit_is_a_row_of_the_table(tmp_path):
     rows = _rows(tmp_path, 2**28, 64, "--num_inner_steps=1", "--estimators=one_step")
     assert rows["one_step"]["fits"] == "no"
@@ -104,7 +102,6 @@ def test_a_step_that_does_not_fit_is_a_row_of_the_table(tmp_path):
 
 
 @needs_libtpu
-@pytest.mark.slow
 def test_batches_that_the_chips_cannot_share_get_a_line_each(tmp_path):
     workdir = tmp_path / "out"
     result = _run(["-m", COMPILE, *_command(workdir, 100, 50)])

@@ -329,6 +329,7 @@ def test_a_parameter_that_is_not_finite_is_not_saved(
     assert checkpoint.finished_steps(tmp_path / checkpoint.DIRECTORY) == [10]
 
 
+@pytest.mark.slow
 def test_diagnosis_is_logged_and_changes_nothing(tiny_config, tmp_path, compilation_cache):
     settings = {
         "meta_gradient.estimator": "one_step",
@@ -351,6 +352,7 @@ def test_diagnosis_is_logged_and_changes_nothing(tiny_config, tmp_path, compilat
     assert not any(names[0] in row for row in rows[0])
 
 
+@pytest.mark.slow
 def test_an_unrolled_loop_says_that_it_keeps_everything(tiny_config, tmp_path, caplog):
     settings = {"num_epochs": 1, "meta_optimizer.name": "amsgrad"}
     for unroll, told in ((3, True), (0, False)):
@@ -397,6 +399,7 @@ def test_labels_that_come_in_pairs_change_nothing(
     _assert_same_end(config, tmp_path, trained("mlc"))
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_its_set_is_what_there_is(tiny_config, tmp_path, compilation_cache):
     """Fifty clean examples in equal shares for eight devices and two halves."""
     config, fitted = (
@@ -437,6 +440,7 @@ def test_batches_are_fitted_to_their_sets(tiny_config, fields, noisy, clean):
     assert sum(sizes) == clean // 8 and len(set(sizes)) == 1
 
 
+@pytest.mark.slow
 def test_as_many_labels_are_exported_as_asked_for(tiny_config, tmp_path, compilation_cache):
     """The first ones; what is said of them is what is said of them among all."""
     fields = {"method": "clean_only", "num_epochs": 1}
