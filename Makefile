@@ -48,7 +48,7 @@ test-newest:
 
 test-with-newest: $(VENV)/installed-test
 	$(BIN)/python -c 'import jax, sys; print("Python", sys.version.split()[0], "jax", jax.__version__)'
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(TESTS_NEWEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS_NEWEST)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -16,17 +16,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from mlc_jax import core
-from mlc_jax.core import Batch, Metrics, TrainState
+from mlc_jax.core import Batch, TrainState
 from mlc_jax.data.loader import batches_of, to_devices
 from mlc_jax.errors import Preempted
-from mlc_jax.methods import BilevelMethod
 from mlc_jax.methods.types import Hook, Phase, Seen
-from mlc_jax.training import evaluate, progress, stack
+from mlc_jax.training import diagnosis, evaluate, progress, stack
 from mlc_jax.training.clock import Clock
 from mlc_jax.training.preemption import PreemptionFlag
 from mlc_jax.training.recorder import Recorder
-from mlc_jax.training.run import Run
 
 
 def create_train_step(phase: Phase, num_runs: int = 1) -> Any:
@@ -35,22 +32,6 @@ def create_train_step(phase: Phase, num_runs: int = 1) -> Any:
     The old state's memory is donated.
     """
     return stack.over_devices(phase.train_step, num_runs=num_runs, donate=True)
-
-
-def create_diagnose(run: Run, num_runs: int = 1) -> Any:
-    """The compiled comparison: (state, batches) -> how near the run's meta-gradient is to exact.
-
-    Takes what the training step takes, and changes nothing.
-    """
-    window = run.bound.window
-    assert window is not None and isinstance(run.method, BilevelMethod)
-    estimator = core.ESTIMATORS[run.method.estimator.name]
-
-    def diagnose(state: TrainState, batches: Batch) -> Metrics:
-        ours, exact = (window(e, state, batches) for e in (estimator, core.ESTIMATORS["exact"]))
-        return core.agreement(ours.meta_grads, exact.meta_grads)
-
-    return stack.over_devices(diagnose, num_runs=num_runs)
 
 
 class Loop:
@@ -121,7 +102,7 @@ class Loop:
             state = self._apply(phase.before, state)
         train_step = create_train_step(phase, num_runs)
         diagnose_every = settings.diagnose_every if run.bound.window else 0
-        diagnose = create_diagnose(run, num_runs) if diagnose_every else None
+        diagnose = diagnosis.create_diagnose(run, num_runs) if diagnose_every else None
 
         def due(every: int, since: int = 0) -> bool:
             """Whether this window passed a multiple of `every` steps: the one rule of cadence."""
