@@ -33,10 +33,10 @@ demo: $(VENV)/installed
 	  --methods=cross_entropy,clean_only,mlc --seeds=5 --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: $(VENV)/installed-test-all
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-tpu: $(VENV)/installed-test-all
 	$(BIN)/python -m pytest -n 2 tests/tpu_test.py
@@ -48,7 +48,7 @@ test-newest:
 
 test-with-newest: $(VENV)/installed-test
 	$(BIN)/python -c 'import jax, sys; print("Python", sys.version.split()[0], "jax", jax.__version__)'
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS_NEWEST)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS_NEWEST)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
