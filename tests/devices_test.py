@@ -136,9 +136,8 @@ def test_ways_back_do_not_depend_on_the_device_count(backward):
     _assert_same(_train(config, (4,), 8), _train(config, (4,), 1), rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("sync_batch_norm", "same"), [(True, True), pytest.param(False, False, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("sync_batch_norm", "same"), [(True, True), (False, False)])
 def test_resnet_update_does_not_depend_on_the_device_count(sync_batch_norm, same):
     # With synchronised batch norm, gradients flow through statistics that are averaged over the
     # devices, in the inner and in the outer pass. Without it the tolerance tells the two apart.

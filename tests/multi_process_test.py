@@ -182,6 +182,7 @@ def test_both_processes_go_on_from_the_saved_step(preempted, resumed):
         assert observed.facts["windows"] == 32 - windows
 
 
+@pytest.mark.slow
 def test_resumed_run_ends_bit_equal_to_the_uninterrupted_one(finished, resumed, directories):
     for observed, want in zip(resumed, finished["two"], strict=True):
         _assert_equal(observed.state, want.state)

@@ -50,7 +50,7 @@ def _arrays(workdir):
 
 
 # The others train in tests of their own, or by the same code.
-_QUICK = ("glc", "meta_weight_net")
+_QUICK = ("glc",)
 _METHODS = [
     pytest.param(name, marks=() if name in _QUICK else pytest.mark.slow)
     for name in METHODS
