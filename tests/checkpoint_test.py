@@ -23,10 +23,11 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import default
+from mlc_jax.config import flatten
 from mlc_jax.core import MainState, MetaState, TrainState
 from mlc_jax.errors import CheckpointError, InputError
 from mlc_jax.training import checkpoint
-from mlc_jax.training.checkpoint import FREE_FIELDS, Checkpointer, finished_steps, flatten_config
+from mlc_jax.training.checkpoint import FREE_FIELDS, Checkpointer, finished_steps
 from mlc_jax.training.workdir import locked_workdir
 
 # TensorStore's threads also complain, to nobody, where a read or a write fails.
@@ -203,7 +204,7 @@ def test_differing_fields_of_missing_and_unknown_ones():
 
 def test_free_fields_exist_and_may_differ(tmp_path):
     config = json.loads(default.get_config().to_json())
-    flat = flatten_config(config)
+    flat = flatten(config)
     assert flat.keys() >= FREE_FIELDS
     _save(tmp_path, 3, config=config)
     changed = json.loads(default.get_config().to_json())
@@ -220,7 +221,7 @@ def test_free_fields_exist_and_may_differ(tmp_path):
 @pytest.mark.parametrize("field", ["seed", "noise.level", "num_epochs", "model.mlp.hidden_sizes"])
 def test_what_is_learned_from_may_not_differ(field):
     assert field not in FREE_FIELDS
-    assert field in flatten_config(json.loads(default.get_config().to_json()))
+    assert field in flatten(json.loads(default.get_config().to_json()))
 
 
 @pytest.mark.parametrize("content", [None, "state"])

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 from configs import arrays, cifar10, cifar100, default, digits
 from mlc_jax import data
+from mlc_jax.config import flatten
 from mlc_jax.data.benchmarks import cifar
 from mlc_jax.errors import InputError
 from mlc_jax.training import train
-from mlc_jax.training.checkpoint import flatten_config
 
 PACKS = pathlib.Path(__file__).parents[2] / "shared" / "data"
 CONFIGS = [digits, cifar10, cifar100, arrays]
@@ -214,7 +214,7 @@ def _assert_refused(path, reason):
 def test_every_field_is_in_default(source):
     """And of the same type, so that what works on the command line of one works for all."""
     ours, known = (
-        flatten_config(json.loads(config.to_json()))
+        flatten(json.loads(config.to_json()))
         for config in (source.get_config(), default.get_config())
     )
     assert ours.keys() == known.keys()

@@ -16,6 +16,7 @@ from absl import logging
 from etils import epath
 from jax.sharding import NamedSharding
 
+from mlc_jax.config import flatten
 from mlc_jax.core import TrainState
 from mlc_jax.errors import CheckpointError
 
@@ -211,17 +212,6 @@ def finished_steps(directory: epath.Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
 
 
-def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dict to `{'a.b': value}`."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten_config(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
 def differing_fields(
     saved: dict[str, Any],
     given: dict[str, Any],
@@ -240,7 +230,7 @@ def differing_fields(
         with. A field that `saved` lacks counts as that.
       prefix: what a field's name begins with in the lines.
     """
-    saved, given = flatten_config(saved), flatten_config(given)
+    saved, given = flatten(saved), flatten(given)
     # As JSON has them, like the values of configs: lists for tuples.
     added = json.loads(json.dumps({name: formerly[name] for name in given if name in formerly}))
     saved = added | saved
