@@ -12,7 +12,7 @@ from experiments.tables import values, where
 
 Rows = Sequence[Mapping[str, Any]]
 
-_STYLES: Any = ("-", "--", ":", "-.")  # Of noise levels, the first four.
+_STYLES: Any = ("-", "--", ":", "-.")
 
 
 def plot_agreement(rows: Rows) -> Figure:
@@ -55,7 +55,8 @@ def plot_cost(rows: Rows) -> Figure:
     for axis, (key, title) in zip(all_axes, quantities.items(), strict=True):
         for i, name in enumerate(name for name in values(rows, "step") if name != "plain"):
             points = [(row["num_inner_steps"], row[key]) for row in where(rows, step=name)]
-            axis.plot(*zip(*points, strict=True), color=f"C{i}", marker=".", label=name)
+            style = _STYLES[i // 10 % len(_STYLES)]  # There are ten colours.
+            axis.plot(*zip(*points, strict=True), style, color=f"C{i}", marker=".", label=name)
         axis.set(xlabel="inner steps k", title=title)
         _log_x(axis, values(rows, "num_inner_steps"))
         _log_y(axis)
