@@ -233,6 +233,7 @@ def test_killed_twice_and_resumed_ends_bit_identical(
     _assert_same_end(config, tmp_path, reference)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_a_second_process_is_kept_out(
     trained, tiny_config, tiny_flags, tmp_path, start, standard_promotion
 ):
