@@ -64,6 +64,15 @@ class TrainedRun(NamedTuple):
     results: dict[str, Any]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_mappings():
+    """Programs are memory mappings, of which Linux allows a process 65,530."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Float64 for one test. Flax's batch norm mixes dtypes then, so promotion is the usual one."""
