@@ -40,8 +40,10 @@ def corruption_matrix(probs: jax.Array, labels: jax.Array) -> jax.Array:
       labels: `[M]`, their true labels.
     """
     members = jax.nn.one_hot(labels, probs.shape[-1], dtype=probs.dtype)
-    # A class without a clean example gets a row of zeros, see `posterior`.
-    return members.T @ probs / jnp.maximum(jnp.sum(members, axis=0), 1)[:, None]
+    counts = jnp.sum(members, axis=0)[:, None]
+    # Of a class without a clean example nothing is known: its labels are taken as they are.
+    as_given = jnp.eye(probs.shape[-1], dtype=probs.dtype)
+    return jnp.where(counts > 0, members.T @ probs / jnp.maximum(counts, 1), as_given)
 
 
 def corrected_by_matrix(
