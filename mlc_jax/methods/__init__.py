@@ -1,4 +1,4 @@
-"""Ways to train with noisy labels, by name: a new one is one file and one line here."""
+"""Ways to train with noisy labels, by name: one file each, a line here, a name in `config`."""
 
 from mlc_jax.methods.blocks import BilevelMethod
 from mlc_jax.methods.cross_entropy import CleanOnly as clean_only
