@@ -129,7 +129,7 @@ def _agreement_records(config: ConfigDict, workdir: epath.Path) -> Records:
 
 
 def _overrides(name: str, num_inner_steps: int) -> dict[str, Any]:
-    fields = costs.settings(name) | {"num_inner_steps": num_inner_steps}
+    fields = costs.settings(name) | {"num_inner_steps": num_inner_steps, "update_every": 0}
     return {f"meta_gradient.{field}": value for field, value in fields.items()}
 
 
@@ -176,7 +176,7 @@ def measure_agreement(
 def trajectory(config: ConfigDict) -> dict[str, TrainState]:
     """States of one run of `config`, one for each of `PHASES`."""
     run = build_run(config)
-    num_windows = run.bound.num_steps / run.method.num_inner_steps
+    num_windows = run.bound.num_steps / run.method.stride
     points = {round(share * num_windows): phase for phase, share in PHASES.items()}
     step = over_devices(run.bound.train_step, donate=True)
     state = initial_state(run)

@@ -64,6 +64,7 @@ def create_method(config: ConfigDict, num_classes: int) -> Method:
     if issubclass(kind, BilevelMethod):
         settings["meta_tx"] = create_optimizer(config, "meta_optimizer")
         settings["estimator"] = create_estimator(config.meta_gradient)
+        settings["update_every"] = config.meta_gradient.update_every
     if issubclass(kind, TwoPhaseMethod):
         settings["first_phase_epochs"] = config.first_phase_epochs
     if config.method == "mlc":

@@ -20,9 +20,10 @@ METHODS = (
     "l2rw", "meta_weight_net", "glc", "mlc",
 )  # fmt: skip
 ESTIMATORS = (
-    "exact", "approximate", "one_step", "truncated", "finite_difference", "neumann",
+    "exact", "approximate", "one_step", "truncated", "first_order", "finite_difference", "neumann",
     "conjugate_gradient",
 )  # fmt: skip
+OVERLAPPING = ("exact", "truncated", "first_order", "approximate")
 BACKWARDS = ("store", "remat", "forward_over_reverse", "two_level")
 OPTIMIZERS = ("sgd", "adam", "amsgrad", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "linear")
@@ -147,6 +148,8 @@ def _optimizer(
             "On every parameter, as published: added to the gradient; adamw's is decoupled.",
         ),
         "clip_norm": Setting(0.0, number(0), "Largest norm of the gradient; 0 is any."),
+        "b1": Setting(0.9, number(0, 0.9999), "All but sgd: decay of the first moment."),
+        "b2": Setting(0.999, number(0, 0.9999), "All but sgd: decay of the second moment."),
         "schedule": Setting(
             schedule, one_of(*SCHEDULES), "constant, step, cosine or linear (both to zero)."
         ),
@@ -342,7 +345,18 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "(everything), remat (the state), forward_over_reverse (the params), two_level "
                 "(every sqrt(k)-th state).",
             ),
-            "num_inner_steps": Setting(1, whole(1), "k, inner steps per window."),
+            "num_inner_steps": Setting(
+                1, whole(1), "k, inner steps of a window: those that a meta-gradient goes through."
+            ),
+            "update_every": Setting(
+                0,
+                whole(0),
+                "s, inner steps between updates of the meta model; must divide k. 0 is k, as "
+                "published. With less, windows overlap and are replayed: "
+                + ", ".join(OVERLAPPING)
+                + " only. approximate then goes on from update to update, and k has no effect. "
+                "Methods without a meta model ignore it.",
+            ),
             "truncation": Setting(2, whole(1), "truncated: how many of the k steps it goes back."),
             "solver_steps": Setting(
                 10, whole(1), "neumann: terms; conjugate_gradient: iterations."
@@ -372,7 +386,18 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
         },
     ),
     ("main_optimizer", _optimizer("sgd", 0.1, 0.9, 5e-4, "step")),
-    ("meta_optimizer", _optimizer("amsgrad", 3e-4, 0.9, 0.0, "constant")),
+    (
+        "meta_optimizer",
+        {
+            **_optimizer("amsgrad", 3e-4, 0.9, 0.0, "constant"),
+            "normalize": Setting(
+                False,
+                flag(),
+                "Divide the meta-gradient by its norm: it fades as the classifier fits its clean "
+                "labels, and Adam still divides by the size of long ago. Not with clip_norm.",
+            ),
+        },
+    ),
     (
         "",
         {
@@ -516,11 +541,41 @@ def _relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tupl
             or values["meta_gradient.diagnose_every"] == 0,
             "0 with the estimator exact: the others are compared with it",
         ),
+        (
+            "meta_optimizer.normalize",
+            not (values["meta_optimizer.normalize"] and values["meta_optimizer.clip_norm"]),
+            f"False with meta_optimizer.clip_norm={values['meta_optimizer.clip_norm']}: a norm of "
+            "one needs no clipping",
+        ),
+        *_overlap(values),
         *_own_data(values),
     ]
     if num_devices is not None:
         relations += _batches(values, num_devices)
     return relations
+
+
+def _overlap(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
+    """Windows that begin before the one before has ended."""
+    field = "meta_gradient.update_every"
+    k, s = values["meta_gradient.num_inner_steps"], values[field]
+    estimator = values["meta_gradient.estimator"]
+    if not _is_whole(k) or not _is_whole(s) or k < 1 or s < 1 or s == k:
+        return []
+    return [
+        (field, k % s == 0, f"0, or a divisor of meta_gradient.num_inner_steps, which is {k}"),
+        (
+            field,
+            estimator in OVERLAPPING,
+            f"0 with {estimator}, which sees the window's end alone; "
+            f"{', '.join(OVERLAPPING)} go with less than num_inner_steps",
+        ),
+        (
+            "meta_gradient.diagnose_every",
+            estimator != "approximate" or values["meta_gradient.diagnose_every"] == 0,
+            "0 with approximate and update_every below num_inner_steps: it has no window",
+        ),
+    ]
 
 
 def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:

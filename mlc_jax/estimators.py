@@ -23,6 +23,11 @@ def truncated(steps: int, *, backward: str = "forward_over_reverse") -> Estimato
     return EstimatorSpec("truncated", backward=_known(backward), truncation=steps)
 
 
+def first_order() -> EstimatorSpec:
+    """Through all k inner steps, but for what changes one leaves the gradients of later ones."""
+    return EstimatorSpec("first_order")
+
+
 def approximate() -> EstimatorSpec:
     """The paper's recursion over all k inner steps (equations 4-7)."""
     return EstimatorSpec("approximate")

@@ -210,7 +210,7 @@ def test_batch_is_a_function_of_seed_and_step(augment, wrap, monkeypatch):
     # Windows of two steps straddle the epochs of three steps.
     pipeline = _image_pipeline(augment=augment, num_inner_steps=2, wrap=wrap)
     # Blocks of three windows begin elsewhere after a start elsewhere.
-    monkeypatch.setattr(loader, "_MAX_BLOCK_WINDOWS", 3)
+    monkeypatch.setattr(loader, "_MAX_BLOCKS", 3)
     from_start = _take(pipeline, 8)
     for start in (1, 5):
         _assert_all_equal(from_start[start:], _take(pipeline, 8 - start, start))
@@ -219,7 +219,7 @@ def test_batch_is_a_function_of_seed_and_step(augment, wrap, monkeypatch):
 def test_blocks_that_are_read_at_once_do_not_change_the_batches(monkeypatch):
     pipeline = _image_pipeline(num_inner_steps=2)
     in_large_blocks = _take(pipeline, 5)
-    monkeypatch.setattr(loader, "_BLOCK_BYTES", 1)  # One window at a time.
+    monkeypatch.setattr(loader, "_BYTES_AT_ONCE", 1)  # One block at a time.
     _assert_all_equal(in_large_blocks, _take(pipeline, 5))
 
 

@@ -3,10 +3,16 @@
 Bottom up: `types` (batches and the train state), `losses`, `groups` and `optimizers`, `problem`
 (the two levels), `second_order` (the two products that estimators are made of), `inner_loop` (k
 inner steps), `window` (what estimators share), `implicit` and `estimators` (the meta-gradient;
-start reading at `exact_reference`).
+start reading at `exact_reference`), `overlap` (windows that begin before the last one's end).
 """
 
-from mlc_jax.core.estimators import ESTIMATORS, agreement
+from mlc_jax.core.estimators import (
+    ESTIMATORS,
+    OUTER_METRICS,
+    OVERLAPPING,
+    agreement,
+    approximate,
+)
 from mlc_jax.core.inner_loop import (
     BACKWARDS,
     at_step,
@@ -15,6 +21,7 @@ from mlc_jax.core.inner_loop import (
     scan,
     unroll,
 )
+from mlc_jax.core.overlap import start_ring, turn_ring
 from mlc_jax.core.problem import (
     ApplyFn,
     Problem,
@@ -46,6 +53,8 @@ from mlc_jax.core.window import Estimator, EstimatorSpec, Options, Window
 __all__ = [
     "BACKWARDS",
     "ESTIMATORS",
+    "OUTER_METRICS",
+    "OVERLAPPING",
     "ApplyFn",
     "Batch",
     "Estimator",
@@ -63,6 +72,7 @@ __all__ = [
     "Window",
     "agreement",
     "apply_inner_grads",
+    "approximate",
     "at_step",
     "forward_pass",
     "given_labels",
@@ -77,6 +87,8 @@ __all__ = [
     "pmean",
     "resolve_unroll",
     "scan",
+    "start_ring",
     "step_rngs",
+    "turn_ring",
     "unroll",
 ]

@@ -6,6 +6,7 @@ the same for all of them; they differ only in the gradient:
 
     exact               through all k updates
     truncated           through the last `truncation` of them
+    first_order         through all k, carried from one to the next by the optimizer alone
     one_step            through the last one, without differentiating a backward pass
     finite_difference   the same by a central difference
     approximate         the paper's recursion over all k
@@ -88,8 +89,7 @@ def exact(
     It passes through all that the optimizer does: momentum, weight decay, the schedule. The outer
     loss is taken on the clean outer half of the window's last batch.
     """
-    options = options._replace(truncation=len(rngs))
-    return truncated(problem, main, meta_params, batches, rngs, options)
+    return _through_last(len(rngs), problem, main, meta_params, batches, rngs, options)
 
 
 def truncated(
@@ -101,8 +101,43 @@ def truncated(
     options: Options = DEFAULTS,
 ) -> Window:
     """Reverse-mode gradient of `L_D(w_k)` through the last `options.truncation` updates."""
-    steps_of = functools.partial(unroll, problem, scan_unroll=options.scan_unroll)
-    first, metrics = max(0, len(rngs) - options.truncation), []
+    return _through_last(options.truncation, problem, main, meta_params, batches, rngs, options)
+
+
+def first_order(
+    problem: Problem,
+    main: MainState,
+    meta_params: Params,
+    batches: Batch,
+    rngs: chex.PRNGKey,
+    options: Options = DEFAULTS,
+) -> Window:
+    """`exact` without Hessians: all k updates count, and what changes one leaves later gradients.
+
+    `sum_t -g_w'^T Lambda_t H_wa(w_t)`, where `Lambda_t` is how far the gradient of step t has moved
+    the params at the window's end: for momentum, the sum of what is left of it. `exact` at k = 1.
+    """
+    return _through_last(
+        len(rngs), problem, main, meta_params, batches, rngs, options, curvature=False
+    )
+
+
+def _through_last(
+    num_steps: int,
+    problem: Problem,
+    main: MainState,
+    meta_params: Params,
+    batches: Batch,
+    rngs: chex.PRNGKey,
+    options: Options,
+    *,
+    curvature: bool = True,
+) -> Window:
+    """Reverse mode through the last `num_steps` updates; `curvature` as in `unroll`."""
+    steps_of = functools.partial(
+        unroll, problem, scan_unroll=options.scan_unroll, skipped=options.skipped
+    )
+    first, metrics = max(0, len(rngs) - num_steps), []
     if first:
         main, plain = steps_of(main, meta_params, batches, rngs, num_steps=first)
         metrics.append(plain)
@@ -110,7 +145,10 @@ def truncated(
     def objective(meta_params: Params) -> tuple[jax.Array, Any]:
         # One step alone has to keep no more than its own gradient does.
         backward = options.backward if first + 1 < len(rngs) else "store"
-        steps = functools.partial(steps_of, batches=batches, rngs=rngs, backward=backward)
+        backward = backward if curvature else "forward_over_reverse"
+        steps = functools.partial(
+            steps_of, batches=batches, rngs=rngs, backward=backward, curvature=curvature
+        )
         # Nothing before the first of these steps depends on the meta params. Outside of the loop,
         # XLA drops the half of its backward pass that would lead there.
         new_main, of_steps = steps(main, meta_params, first=first, num_steps=1)
@@ -185,17 +223,22 @@ def approximate(
     batches: Batch,
     rngs: chex.PRNGKey,
     options: Options = DEFAULTS,
+    *,
+    previous: Params | None = None,
 ) -> Window:
     """The paper's recursion over the window (equations 4-7); equal to `exact` at k = 1.
 
-    `d_t = gamma_t * d_{t-1} - g_{w'_t}^T Lambda H_wa(w_t)`, with `d` zero before the window. Its
-    memory does not grow with k.
+    `d_t = gamma_t * d_{t-1} - g_{w'_t}^T Lambda H_wa(w_t)`, with `previous` as `d` before the
+    window, None being zero. Its memory does not grow with k.
     """
     window = (batches, rngs)
-    d, main, first = recursion_step(problem, main, meta_params, *at_step(window, 0))
+    d, main, first = recursion_step(
+        problem, main, meta_params, *at_step(window, 0), previous=previous
+    )
     if len(rngs) == 1:
-        # gamma multiplies nothing here; dropping it lets XLA drop the pass that computes it.
-        del first["gamma"]
+        if previous is None:
+            # gamma multiplies nothing here; dropping it lets XLA drop the pass that computes it.
+            del first["gamma"]
         return Window(d, main, first)
 
     def body(carry: tuple[Params, MainState], t: jax.Array) -> tuple[Any, Metrics]:
@@ -242,10 +285,15 @@ ESTIMATORS: dict[str, Estimator] = {
     "approximate": approximate,
     "one_step": one_step,
     "truncated": truncated,
+    "first_order": first_order,
     "finite_difference": finite_difference,
     "neumann": neumann,
     "conjugate_gradient": conjugate_gradient,
 }
+
+
+# Those that there are where windows overlap. All others see nothing but the window's end.
+OVERLAPPING = ("exact", "truncated", "first_order", "approximate")
 
 
 def agreement(meta_grads: Params, reference: Params) -> Metrics:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mlc_jax.core.problem import Problem, apply_inner_grads, inner_grads, inner_step, pmean
-from mlc_jax.core.second_order import inner_grads_vjp
+from mlc_jax.core.second_order import inner_grads_vjp, meta_product
 from mlc_jax.core.types import Batch, MainState, Metrics, Params
 
 BACKWARDS = ("store", "remat", "forward_over_reverse", "two_level")
@@ -27,6 +27,8 @@ def unroll(
     num_steps: int | None = None,
     scan_unroll: int = 1,
     backward: str = "store",
+    skipped: int | jax.Array = 0,
+    curvature: bool = True,
 ) -> tuple[MainState, Metrics]:
     """Inner steps `first` to `first + num_steps - 1` of a window, with `meta_params` held fixed.
 
@@ -45,20 +47,34 @@ def unroll(
         `forward_over_reverse`, the params, for `inner_grads_vjp`; `two_level`, the state of every
         sqrt(k)-th step, from which it computes the steps in between again. All give the same
         derivatives.
+      skipped: the window's first steps that leave the classifier as it is; a number, which may be
+        traced.
+      curvature: whether reverse mode sees that an inner gradient depends on the params that it is
+        taken at. Without, what is carried from step to step is the optimizer's alone: no Hessian.
+        Read by `forward_over_reverse` and `two_level`.
 
     Returns:
       The classifier after these steps, and their metrics `[num_steps]`.
     """
     window = (batches, rngs)
 
-    def body(main: MainState, t: jax.Array) -> tuple[MainState, Metrics]:
-        # The loop runs over t, not over the batches: a part of a window is not copied for it.
+    def step(main: MainState, t: jax.Array) -> tuple[MainState, Metrics]:
         if backward in ("store", "remat"):
             return inner_step(problem, main, meta_params, *at_step(window, t))
         local = problem._replace(axis_name=None)
-        grads, (batch_stats, metrics) = _recomputed_grads(local, main, meta_params, window, t)
+        grads, (batch_stats, metrics) = _recomputed_grads(
+            local, curvature, main, meta_params, window, t
+        )
         grads, batch_stats = pmean((grads, batch_stats), problem.axis_name)
         return apply_inner_grads(problem, main, grads, batch_stats), metrics
+
+    def body(main: MainState, t: jax.Array) -> tuple[MainState, Metrics]:
+        # The loop runs over t, not over the batches: a part of a window is not copied for it.
+        new_main, metrics = step(main, t)
+        if isinstance(skipped, int) and skipped == 0:
+            return new_main, metrics
+        keep = lambda new, old: jnp.where(t >= skipped, new, old)  # noqa: E731
+        return jax.tree.map(keep, new_main, main), metrics
 
     def steps(main: MainState, ts: jax.Array) -> tuple[MainState, Metrics]:
         return scan(jax.checkpoint(body) if backward == "remat" else body, main, ts, scan_unroll)
@@ -112,27 +128,37 @@ def scan(body: Callable[..., Any], init: Any, xs: Any, scan_unroll: int) -> tupl
     return jax.lax.scan(body, init, xs, unroll=max(2, scan_unroll) if length == 1 else scan_unroll)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _recomputed_grads(
     problem: Problem,
+    curvature: bool,
     main: MainState,
     meta_params: Params,
     window: tuple[Batch, chex.PRNGKey],
     t: jax.Array,
 ) -> tuple[Params, tuple[Params, Metrics]]:
-    """`inner_grads` of step t; reverse mode keeps the params and goes by `inner_grads_vjp`."""
+    """`inner_grads` of step t; reverse mode keeps the params and makes the passes again."""
+    del curvature
     return inner_grads(problem, main, meta_params, *at_step(window, t))
 
 
-def _recomputed_grads_fwd(problem: Problem, main: MainState, *rest: Any) -> tuple[Any, Any]:
-    return _recomputed_grads(problem, main, *rest), (main.replace(opt_state=None), *rest)
+def _recomputed_grads_fwd(
+    problem: Problem, curvature: bool, main: MainState, *rest: Any
+) -> tuple[Any, Any]:
+    outputs = _recomputed_grads(problem, curvature, main, *rest)
+    return outputs, (main.replace(opt_state=None), *rest)
 
 
-def _recomputed_grads_bwd(problem: Problem, inputs: Any, cotangents: Any) -> tuple[Any, ...]:
+def _recomputed_grads_bwd(
+    problem: Problem, curvature: bool, inputs: Any, cotangents: Any
+) -> tuple[Any, ...]:
     v, _ = cotangents
     # Outside of a loop, XLA would see that both passes begin alike, and keep the first one's.
     (main, meta_params, window, t), v = jax.lax.optimization_barrier((inputs, v))
-    of_params, of_meta_params = inner_grads_vjp(problem, main, meta_params, *at_step(window, t), v)
+    step = at_step(window, t)
+    if not curvature:
+        return None, meta_product(problem, main, meta_params, *step, v), None, None
+    of_params, of_meta_params = inner_grads_vjp(problem, main, meta_params, *step, v)
     of_main = MainState(params=of_params, batch_stats=None, opt_state=None)
     return of_main, of_meta_params, None, None
 

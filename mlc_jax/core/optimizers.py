@@ -49,6 +49,10 @@ class OptimizerSpec:
       weight_decay: times each parameter; added to its gradient, or for `adamw` to its update.
       clip_norm: largest norm of the gradient over all trained parameters, before weight decay; 0
         does not clip.
+      normalize: divide the gradient over all trained parameters by its norm, before weight decay; a
+        gradient of zero stays zero. A meta-gradient fades by orders of magnitude as the classifier
+        fits its clean labels, while Adam still divides by the size of long ago. In place of
+        `clip_norm`.
       schedule: `constant`; `step`, times `decay_factor` at each milestone; `cosine` or `linear`,
         down to zero after the last update.
       milestones: epochs at which `step` decays, counted from the first update.
@@ -69,6 +73,7 @@ class OptimizerSpec:
     nesterov: bool = False
     weight_decay: float = 0.0
     clip_norm: float = 0.0
+    normalize: bool = False
     schedule: str = "constant"
     milestones: Sequence[int] = ()
     decay_factor: float = 0.1
@@ -90,7 +95,15 @@ class OptimizerSpec:
         for field in ("momentum", "b1", "b2"):
             value = getattr(self, field)
             expect(is_number(value) and 0 <= value < 1, field, value, "a number from 0 to below 1")
-        expect(isinstance(self.nesterov, bool), "nesterov", self.nesterov, "True or False")
+        for field in ("nesterov", "normalize"):
+            value = getattr(self, field)
+            expect(isinstance(value, bool), field, value, "True or False")
+        expect(
+            not (self.normalize and self.clip_norm),
+            "normalize",
+            self.normalize,
+            f"False with clip_norm={self.clip_norm:g}: a norm of one needs no clipping",
+        )
         expect(
             _are_epochs(self.milestones),
             "milestones",
@@ -133,6 +146,7 @@ class OptimizerSpec:
             nesterov=self.nesterov,
             weight_decay=self.weight_decay,
             clip_norm=self.clip_norm,
+            normalize=self.normalize,
             b1=self.b1,
             b2=self.b2,
             groups=self.groups,
@@ -163,23 +177,24 @@ def bind(
 
 def sgd(
     learning_rate: float, *, momentum: float = 0.0, nesterov: bool = False,
-    weight_decay: float = 0.0, clip_norm: float = 0.0, schedule: str = "constant",
-    milestones: Sequence[int] = (), decay_factor: float = 0.1, warmup_epochs: float = 0.0,
-    groups: Groups = (),
+    weight_decay: float = 0.0, clip_norm: float = 0.0, normalize: bool = False,
+    schedule: str = "constant", milestones: Sequence[int] = (), decay_factor: float = 0.1,
+    warmup_epochs: float = 0.0, groups: Groups = (),
 ) -> OptimizerSpec:  # fmt: skip
     """Stochastic gradient descent with L2 weight decay, as PyTorch's; see `OptimizerSpec`."""
     return OptimizerSpec(
         name="sgd", learning_rate=learning_rate, momentum=momentum, nesterov=nesterov,
-        weight_decay=weight_decay, clip_norm=clip_norm, schedule=schedule, milestones=milestones,
-        decay_factor=decay_factor, warmup_epochs=warmup_epochs, groups=groups,
+        weight_decay=weight_decay, clip_norm=clip_norm, normalize=normalize, schedule=schedule,
+        milestones=milestones, decay_factor=decay_factor, warmup_epochs=warmup_epochs,
+        groups=groups,
     )  # fmt: skip
 
 
 def adam(
     learning_rate: float, *, b1: float = 0.9, b2: float = 0.999,
-    weight_decay: float = 0.0, clip_norm: float = 0.0, schedule: str = "constant",
-    milestones: Sequence[int] = (), decay_factor: float = 0.1, warmup_epochs: float = 0.0,
-    groups: Groups = (),
+    weight_decay: float = 0.0, clip_norm: float = 0.0, normalize: bool = False,
+    schedule: str = "constant", milestones: Sequence[int] = (), decay_factor: float = 0.1,
+    warmup_epochs: float = 0.0, groups: Groups = (),
 ) -> OptimizerSpec:  # fmt: skip
     """Adam with L2 weight decay, as PyTorch's; see `OptimizerSpec`.
 
@@ -187,30 +202,32 @@ def adam(
     """
     return OptimizerSpec(
         name="adam", learning_rate=learning_rate, b1=b1, b2=b2,
-        weight_decay=weight_decay, clip_norm=clip_norm, schedule=schedule, milestones=milestones,
-        decay_factor=decay_factor, warmup_epochs=warmup_epochs, groups=groups,
+        weight_decay=weight_decay, clip_norm=clip_norm, normalize=normalize, schedule=schedule,
+        milestones=milestones, decay_factor=decay_factor, warmup_epochs=warmup_epochs,
+        groups=groups,
     )  # fmt: skip
 
 
 def amsgrad(
     learning_rate: float, *, b1: float = 0.9, b2: float = 0.999,
-    weight_decay: float = 0.0, clip_norm: float = 0.0, schedule: str = "constant",
-    milestones: Sequence[int] = (), decay_factor: float = 0.1, warmup_epochs: float = 0.0,
-    groups: Groups = (),
+    weight_decay: float = 0.0, clip_norm: float = 0.0, normalize: bool = False,
+    schedule: str = "constant", milestones: Sequence[int] = (), decay_factor: float = 0.1,
+    warmup_epochs: float = 0.0, groups: Groups = (),
 ) -> OptimizerSpec:  # fmt: skip
     """AMSGrad with L2 weight decay, as PyTorch's; see `scale_by_amsgrad` and `OptimizerSpec`."""
     return OptimizerSpec(
         name="amsgrad", learning_rate=learning_rate, b1=b1, b2=b2,
-        weight_decay=weight_decay, clip_norm=clip_norm, schedule=schedule, milestones=milestones,
-        decay_factor=decay_factor, warmup_epochs=warmup_epochs, groups=groups,
+        weight_decay=weight_decay, clip_norm=clip_norm, normalize=normalize, schedule=schedule,
+        milestones=milestones, decay_factor=decay_factor, warmup_epochs=warmup_epochs,
+        groups=groups,
     )  # fmt: skip
 
 
 def adamw(
     learning_rate: float, *, b1: float = 0.9, b2: float = 0.999,
-    weight_decay: float = 0.01, clip_norm: float = 0.0, schedule: str = "constant",
-    milestones: Sequence[int] = (), decay_factor: float = 0.1, warmup_epochs: float = 0.0,
-    groups: Groups = (),
+    weight_decay: float = 0.01, clip_norm: float = 0.0, normalize: bool = False,
+    schedule: str = "constant", milestones: Sequence[int] = (), decay_factor: float = 0.1,
+    warmup_epochs: float = 0.0, groups: Groups = (),
 ) -> OptimizerSpec:  # fmt: skip
     """Adam with decoupled weight decay; see `OptimizerSpec`.
 
@@ -221,8 +238,9 @@ def adamw(
     """
     return OptimizerSpec(
         name="adamw", learning_rate=learning_rate, b1=b1, b2=b2,
-        weight_decay=weight_decay, clip_norm=clip_norm, schedule=schedule, milestones=milestones,
-        decay_factor=decay_factor, warmup_epochs=warmup_epochs, groups=groups,
+        weight_decay=weight_decay, clip_norm=clip_norm, normalize=normalize, schedule=schedule,
+        milestones=milestones, decay_factor=decay_factor, warmup_epochs=warmup_epochs,
+        groups=groups,
     )  # fmt: skip
 
 
@@ -277,6 +295,7 @@ def create_optimizer(
     nesterov: bool = False,
     weight_decay: float = 0.0,
     clip_norm: float = 0.0,
+    normalize: bool = False,
     b1: float = 0.9,
     b2: float = 0.999,
     groups: Groups = (),
@@ -286,7 +305,7 @@ def create_optimizer(
     Args:
       name: one of `OPTIMIZERS`; `amsgrad` is PyTorch's (see `scale_by_amsgrad`).
       learning_rate: a number, or a schedule.
-      momentum, nesterov, weight_decay, clip_norm, b1, b2, groups: see `OptimizerSpec`.
+      momentum, nesterov, weight_decay, clip_norm, normalize, b1, b2, groups: see `OptimizerSpec`.
 
     Raises:
       InputError: an unknown name or a bad group; by `init`, a group that no parameter belongs to.
@@ -299,11 +318,29 @@ def create_optimizer(
         scale = scale_by_amsgrad(b1, b2)
     else:
         scale = optax.scale_by_adam(b1, b2, eps_root=EPS_ROOT)
-    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    if normalize:
+        clip = to_unit_norm()
+    else:
+        clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     decay = add_weight_decay(weight_decay, groups)
     rules = [clip, scale, decay] if name == "adamw" else [clip, decay, scale]
     rules.append(optax.scale_by_learning_rate(learning_rate))
     return in_groups(rules, groups) if groups else optax.chain(*rules)
+
+
+def to_unit_norm() -> optax.GradientTransformation:
+    """Divides a gradient by its global norm; zero stays zero, and its derivative finite."""
+
+    def update(
+        updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        del params
+        square = optax.tree.norm(updates, squared=True)
+        seen = square > 0
+        scale = jnp.where(seen, jax.lax.rsqrt(jnp.where(seen, square, 1)), 0)
+        return optax.tree.scale(scale, updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def scale_by_amsgrad(

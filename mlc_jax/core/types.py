@@ -64,6 +64,8 @@ class TrainState(flax.struct.PyTreeNode):
       main: the classifier.
       meta: the meta model, None for methods without one.
       extra: what else a method learns and keeps: a matrix of transitions, labels, a teacher.
+      past: what the next meta-gradient needs of the steps before where windows overlap, see
+        `core.overlap`: past classifiers, or the gradient so far; None where they do not.
     """
 
     step: jax.Array
@@ -71,6 +73,7 @@ class TrainState(flax.struct.PyTreeNode):
     main: MainState
     meta: MetaState | None
     extra: Any = None
+    past: Any = None
 
 
 def num_params(params: Params) -> int:

@@ -14,13 +14,14 @@ from mlc_jax.core.types import Batch, Labelled, MainState, Metrics, Params
 
 
 class Options(NamedTuple):
-    """Static settings of the estimators.
+    """Settings of the estimators, static but for `skipped`.
 
     Attributes:
       backward, scan_unroll: see `unroll`. `backward` is for `exact` and `truncated`.
       truncation: updates that `truncated` goes back.
       solver_steps: terms of the `neumann` series, iterations of `conjugate_gradient`.
       damping: what `conjugate_gradient` adds to the Hessian's diagonal.
+      skipped: see `unroll`; for those of `OVERLAPPING` that replay a window.
     """
 
     backward: str = "forward_over_reverse"
@@ -28,6 +29,7 @@ class Options(NamedTuple):
     truncation: int = 1
     solver_steps: int = 10
     damping: float = 1.0
+    skipped: int | jax.Array = 0
 
 
 DEFAULTS = Options()

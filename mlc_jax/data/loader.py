@@ -17,6 +17,7 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 # Before the import: no start-up chatter, and no kernels that round differently on another machine.
@@ -37,9 +38,9 @@ from mlc_jax.errors import InputError
 tf.config.set_visible_devices([], "GPU")
 
 _DEVICE_BUFFER = 2  # Batches placed on the devices ahead of use.
-_BLOCK_BYTES = 16 * 2**20
-_MAX_BLOCK_WINDOWS = 64
-_PREFETCHED_BLOCKS = 2
+_BYTES_AT_ONCE = 16 * 2**20
+_MAX_BLOCKS = 64  # Of s steps, in one element of tf.data.
+_PREFETCHED = 2
 _NOISY_KEY, _CLEAN_KEY = 1, 2
 _ORDER_KEY, _AUGMENT_KEY = 1, 2
 
@@ -48,7 +49,7 @@ _not_converted = tf.autograph.experimental.do_not_convert  # It takes longer to 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """Endless training batches for windows of k inner steps.
+    """Endless training batches for windows of k inner steps, one window every s.
 
     Attributes:
       noisy: examples with labels `given`.
@@ -57,9 +58,10 @@ class Pipeline:
       clean_batch_size: clean examples per inner step, over all devices.
       split_clean: whether half of each clean batch goes to the inner loss. The halves are redrawn
         every epoch. Without it the whole batch is the outer half.
-      num_inner_steps: k.
+      num_inner_steps: k, inner steps of a window.
       augment: whether sources change their examples at random, if they know how to.
       seed: of the order and of the augmentation.
+      num_replayed: k - s, steps of a window that the one before has, too.
     """
 
     noisy: Subset
@@ -70,6 +72,12 @@ class Pipeline:
     num_inner_steps: int
     augment: bool
     seed: int
+    num_replayed: int = 0
+
+    @property
+    def stride(self) -> int:
+        """s, inner steps that a window is further on than the one before."""
+        return self.num_inner_steps - self.num_replayed
 
     @property
     def steps_per_epoch(self) -> int:
@@ -101,9 +109,10 @@ class Pipeline:
     ) -> Iterator[Batch]:
         """Yields this process' NumPy batches from window `start_window` on.
 
-        Arrays are `[num_devices, k, B / (num_devices * process_count), ...]`: process p holds the
-        examples `[p * B / process_count, (p + 1) * B / process_count)` of the global batch, and
-        reads only those. `Labelled.rows` are positions in the subset.
+        Window i ends with step (i + 1) * s; for steps before the first, its first s steps' batches
+        stand in. Arrays are `[num_devices, k, B / (num_devices * process_count), ...]`: process p
+        holds the examples `[p * B / process_count, (p + 1) * B / process_count)` of the global
+        batch, and reads only those. `Labelled.rows` are positions in the subset.
 
         Raises:
           InputError: while reading; files or objects that cannot be read.
@@ -130,6 +139,7 @@ def batches_of(
     num_devices: int = 1,
     process_index: int = 0,
     process_count: int = 1,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Iterator[Batch]:
     """The batches of runs that are trained as one program, each those of its own pipeline.
 
@@ -137,25 +147,68 @@ def batches_of(
       pipelines: differ in rows, labels and seeds, but neither in sources nor in sizes. With more
         than one, arrays have an axis of runs after that of the devices.
       start_window, num_devices, process_index, process_count: see `Pipeline.batches`.
+      devices: that the batches are placed on, see `to_devices`; None leaves them NumPy arrays.
     """
+    num_blocks = pipelines[0].num_inner_steps // pipelines[0].stride
+    num_old = min(start_window, num_blocks - 1)
+    blocks = _blocks_of(
+        pipelines, start_window - num_old, num_devices, process_index, process_count
+    )
+    if devices:
+        blocks = to_devices(blocks, devices)
+    if num_blocks == 1:
+        return blocks
+    return _overlapping(blocks, num_blocks, num_old, axis=1 if len(pipelines) == 1 else 2)
+
+
+def _overlapping(
+    blocks: Iterator[Batch], num_blocks: int, num_old: int, *, axis: int
+) -> Iterator[Batch]:
+    """Windows of the last `num_blocks` blocks each, joined along `axis`, that of the steps.
+
+    The first `num_old` blocks are of windows before the first.
+    """
+    kept: collections.deque[Batch] = collections.deque(maxlen=num_blocks)
+    # On a device, old blocks are where the new one is: they are not sent again.
+    on_device = jax.jit(lambda *xs: jnp.concatenate(xs, axis))
+
+    def join(*xs: Any) -> Any:
+        return np.concatenate(xs, axis) if isinstance(xs[0], np.ndarray) else on_device(*xs)
+
+    for number, block in enumerate(blocks):
+        if not kept:
+            kept.extend([block] * num_blocks)
+        kept.append(block)
+        if number >= num_old:
+            yield jax.tree.map(join, *kept)
+
+
+def _blocks_of(
+    pipelines: Sequence[Pipeline],
+    start_block: int,
+    num_devices: int,
+    process_index: int,
+    process_count: int,
+) -> Iterator[Batch]:
+    """The batches of s steps each, none twice; arguments as for `batches_of`."""
     first = pipelines[0]
     sources = {"noisy": first.noisy.source, "clean": first.clean.source}
     layouts = {name: layout_of(source) for name, source in sources.items()}
-    window_bytes = len(pipelines) * first.num_inner_steps * (
+    bytes_per_block = len(pipelines) * first.stride * (
         first.noisy_batch_size * layouts["noisy"].num_bytes
         + first.clean_batch_size * layouts["clean"].num_bytes
     )  # fmt: skip
-    # Windows that are read at once: tf.data's cost per element is many small batches' cost. Where
+    # Blocks that are read at once: tf.data's cost per element is many small batches' cost. Where
     # rows are read one by one that is little beside theirs, and the first batch comes sooner.
-    block_windows = max(1, min(_MAX_BLOCK_WINDOWS, _BLOCK_BYTES // max(1, window_bytes)))
+    at_once = max(1, min(_MAX_BLOCKS, _BYTES_AT_ONCE // max(1, bytes_per_block)))
     if any(source.by_row for source in sources.values()):
-        block_windows = 1
-    start_step = start_window * first.num_inner_steps
+        at_once = 1
+    start_step = start_block * first.stride
 
     def stream(name: str, start: int, stop: int) -> tf.data.Dataset:
         # This process' share of [start, stop) in a global batch.
         share = np.array_split(np.arange(start, stop), process_count)[process_index]
-        steps = block_windows * first.num_inner_steps
+        steps = at_once * first.stride
         return _stream(pipelines, name, layouts[name], share, start_step, steps)
 
     size, half = first.clean_batch_size, first.clean_batch_size // 2
@@ -167,28 +220,28 @@ def batches_of(
     else:
         streams["clean_outer"] = stream("clean", 0, size)
     dataset = _with_options(tf.data.Dataset.zip(streams))
-    with contextlib.closing(_elements(dataset, *sources.values())) as blocks:
-        for block in blocks:
+    with contextlib.closing(_elements(dataset, *sources.values())) as elements:
+        for element in elements:
             dealt = {
-                name: [_deal(x, first.num_inner_steps, num_devices) for x in part]
-                for name, part in block.items()
+                name: [_deal(x, first.stride, num_devices) for x in part]
+                for name, part in element.items()
             }
-            for window in range(block_windows):
+            for block in range(at_once):
                 parts = {}
                 for name, (*leaves, labels, rows) in dealt.items():
                     structure = layouts[name.partition("_")[0]].structure
-                    inputs = jax.tree.unflatten(structure, [leaf[window] for leaf in leaves])
-                    parts[name] = Labelled(inputs, labels[window], rows[window])
+                    inputs = jax.tree.unflatten(structure, [leaf[block] for leaf in leaves])
+                    parts[name] = Labelled(inputs, labels[block], rows[block])
                 yield Batch(**(dict.fromkeys(Batch._fields) | parts))
 
 
-def _deal(array: np.ndarray, num_inner_steps: int, num_devices: int) -> np.ndarray:
-    """`[windows * k, runs, B, ...]` to `[windows, num_devices, runs, k, B / num_devices, ...]`.
+def _deal(array: np.ndarray, stride: int, num_devices: int) -> np.ndarray:
+    """`[blocks * s, runs, B, ...]` to `[blocks, num_devices, runs, s, B / num_devices, ...]`.
 
     Without the axis of runs if there is one only.
     """
     num_runs, size, *rest = array.shape[1:]
-    shape = (-1, num_inner_steps, num_runs, num_devices, size // num_devices, *rest)
+    shape = (-1, stride, num_runs, num_devices, size // num_devices, *rest)
     dealt = np.ascontiguousarray(np.moveaxis(array.reshape(shape), (3, 2), (1, 2)))
     return dealt if num_runs > 1 else dealt[:, :, 0]
 
@@ -199,11 +252,11 @@ def _stream(
     layout: Layout,
     share: np.ndarray,
     start_step: int,
-    block_steps: int,
+    steps_at_once: int,
 ) -> tf.data.Dataset:
-    """`share` of the shuffled batches from `start_step` on, `block_steps` at a time.
+    """`share` of the shuffled batches from `start_step` on, `steps_at_once` at a time.
 
-    Elements are leaves of inputs, labels and positions, `[block_steps, runs, len(share), ...]`.
+    Elements are leaves of inputs, labels and positions, `[steps_at_once, runs, len(share), ...]`.
     """
     subsets, labels_per_run, (batch_size, *_), (key, *_) = zip(
         *(pipeline._part(name) for pipeline in pipelines), strict=True
@@ -245,13 +298,14 @@ def _stream(
             changed = source.augment(jax.tree.unflatten(layout.structure, leaves), draws)
             leaves = jax.tree.leaves(changed)
         flat = (*leaves, tf.gather(labels, places), tf.cast(places % size, tf.int32))
-        lead = [block_steps, num_runs, len(share)]
+        lead = [steps_at_once, num_runs, len(share)]
         return tuple(tf.reshape(x, [*lead, *x.shape[1:]]) for x in flat)
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
     orders = epochs.flat_map(order).skip(skipped)
-    steps = tf.data.Dataset.counter(start_step).batch(block_steps)
-    inputs = _read(source, layout, orders, rows, block_steps * num_runs * len(share), block_steps)
+    steps = tf.data.Dataset.counter(start_step).batch(steps_at_once)
+    num_read = steps_at_once * num_runs * len(share)
+    inputs = _read(source, layout, orders, rows, num_read, steps_at_once)
     return tf.data.Dataset.zip(steps, inputs).map(finish, num_parallel_calls=tf.data.AUTOTUNE)
 
 
@@ -344,7 +398,7 @@ def _read(
 def _with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
-    return dataset.with_options(options).prefetch(_PREFETCHED_BLOCKS)
+    return dataset.with_options(options).prefetch(_PREFETCHED)
 
 
 # Iterators that are in use.

@@ -12,6 +12,7 @@ import optax
 from mlc_jax import core
 from mlc_jax.core import (
     ESTIMATORS,
+    OVERLAPPING,
     ApplyFn,
     Batch,
     Estimator,
@@ -28,6 +29,7 @@ from mlc_jax.core import (
     optimizers,
 )
 from mlc_jax.core.optimizers import Optimizer
+from mlc_jax.errors import expect
 from mlc_jax.methods.types import (
     Binding,
     BoundMethod,
@@ -50,12 +52,46 @@ class BilevelMethod(Method):
 
     Attributes:
       meta_tx: the meta model's optimizer: a spec, or any optax transformation, whose schedules
-        count windows.
+        count its updates.
       estimator: of the meta-gradient, such as `mlc_jax.estimators.exact()`.
+      update_every: s, inner steps between updates of the meta model, each by the gradient through
+        the last k. 0 is k: one window begins where the one before ends. A smaller one must divide
+        k; windows then overlap, see `core.overlap`.
     """
 
     meta_tx: Optimizer = dataclasses.field(default_factory=lambda: optimizers.adam(1e-3))
     estimator: EstimatorSpec = dataclasses.field(default_factory=EstimatorSpec)
+    update_every: int = 0
+
+    def __post_init__(self) -> None:
+        k, s = self.num_inner_steps, self.update_every
+        expect(
+            s >= 0 and (s == 0 or k % s == 0),
+            "update_every",
+            s,
+            f"0, or a divisor of num_inner_steps, which is {k}",
+        )
+        name = self.estimator.name
+        expect(
+            s in (0, k) or name in OVERLAPPING,
+            "update_every",
+            s,
+            f"0 with {name}, which sees the window's end alone; {', '.join(OVERLAPPING)} go with "
+            "less than num_inner_steps",
+        )
+
+    @property
+    def stride(self) -> int:
+        return self.update_every or self.num_inner_steps
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the paper's recursion goes on from update to update, without replay or reset."""
+        return self.estimator.name == "approximate" and self.stride < self.num_inner_steps
+
+    @property
+    def num_replayed(self) -> int:
+        return 0 if self.goes_on else self.num_inner_steps - self.stride
 
 
 def main_state(binding: Binding, rng: chex.PRNGKey, example: Inputs) -> MainState:
@@ -235,9 +271,12 @@ def bilevel_method(
 ) -> BoundMethod:
     """A classifier that learns what a meta model says, and the meta model from the clean loss.
 
-    One `train_step` is one window (the paper's algorithm 1): k real updates of the classifier with
-    targets from the meta model as it stands, then one update of the meta model along the
-    meta-gradient through all k.
+    One `train_step` is the paper's algorithm 1: k real updates of the classifier with targets from
+    the meta model as it stands, then one update of the meta model along the meta-gradient through
+    all k. With `update_every` = s < k it is s real updates; the meta-gradient is that of a window
+    which begins k - s steps before them and is replayed with the meta model as it stands. Steps
+    before the run's first are left out of it. `approximate` takes what it has added up so far in
+    place of the replay.
 
     Args:
       method: for the meta model's optimizer and the estimator.
@@ -248,6 +287,7 @@ def bilevel_method(
     """
     meta_tx = binding.meta_optimizer(method.meta_tx)
     problem = create_problem(binding, targets)
+    stride, replayed = method.stride, method.num_replayed
 
     def init(rng: chex.PRNGKey, example: Inputs) -> TrainState:
         state = create_init(binding)(rng, example)
@@ -255,24 +295,51 @@ def bilevel_method(
         outputs: Any = binding.model.apply(variables, binding.prepare(example), train=False)
         meta_rng = jax.random.fold_in(jax.random.split(rng)[0], _META_STREAM)
         meta_params = init_meta(meta_rng, outputs[1].shape[-1])
-        return state.replace(meta=MetaState(meta_params, meta_tx.init(meta_params)))
+        past = None
+        if method.goes_on:
+            past = jax.tree.map(jnp.zeros_like, meta_params)
+        elif replayed:
+            past = core.start_ring(state.main, replayed // stride)
+        return state.replace(meta=MetaState(meta_params, meta_tx.init(meta_params)), past=past)
 
     def window(estimator: Estimator, state: TrainState, batches: Batch) -> Window:
-        k = num_steps_of(batches)
-        rngs = core.step_rngs(state.rng, state.step, k, binding.axis_name)
+        return look(estimator, state, batches)[0]
+
+    def look(estimator: Estimator, state: TrainState, batches: Batch) -> tuple[Window, Any]:
+        """What comes of these batches, and `state.past` after them."""
+        length = num_steps_of(batches)
         meta_params = cast(MetaState, state.meta).params
-        options = method.estimator.options(binding.scan_unroll(state.main.params, k))
-        result = estimator(problem, state.main, meta_params, batches, rngs, options)
-        return result._replace(metrics=core.pmean(result.metrics, binding.axis_name))
+        turns = binding.scan_unroll(state.main.params, length)
+        options, past = method.estimator.options(turns), None
+        rngs = core.step_rngs(state.rng, state.step - replayed, length, binding.axis_name)
+        main, given = state.main, (meta_params, batches, rngs)
+        if replayed:
+            real, metrics = core.unroll(problem, main, *given, first=replayed, scan_unroll=turns)
+            main, past = core.turn_ring(state.past, state.step // stride, main)
+            options = options._replace(skipped=jnp.maximum(0, replayed - state.step))
+        if method.goes_on:
+            result = core.approximate(problem, main, *given, options, previous=state.past)
+            past = result.meta_grads
+        else:
+            result = estimator(problem, main, *given, options)
+        if replayed:
+            outer = {name: result.metrics[name] for name in core.OUTER_METRICS}
+            result = Window(result.meta_grads, real, jax.tree.map(jnp.mean, metrics) | outer)
+        metrics = core.pmean(result.metrics, binding.axis_name)
+        return result._replace(metrics=metrics), past
 
     def train_step(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         estimator = ESTIMATORS[method.estimator.name]
-        meta_grads, main, metrics = window(estimator, state, batches)
+        (meta_grads, main, metrics), past = look(estimator, state, batches)
         meta = cast(MetaState, state.meta)
         updates, opt_state = meta_tx.update(meta_grads, meta.opt_state, meta.params)
         meta = MetaState(optax.apply_updates(meta.params, updates), opt_state)
-        step = state.step + num_steps_of(batches)
-        metrics = metrics | {"meta_grad_norm": optax.tree.norm(meta_grads)}
-        return state.replace(step=step, main=main, meta=meta), metrics
+        metrics = metrics | {
+            "meta_grad_norm": optax.tree.norm(meta_grads),
+            "meta_update_norm": optax.tree.norm(updates),
+        }
+        step = state.step + stride
+        return state.replace(step=step, main=main, meta=meta, past=past), metrics
 
-    return BoundMethod(init, (Phase(binding.num_steps, train_step),), correct_labels, window)
+    phases = (Phase(binding.num_steps, train_step),)
+    return BoundMethod(init, phases, correct_labels, None if method.goes_on else window)

@@ -77,9 +77,9 @@ class Phase(NamedTuple):
     """A stretch of training with one step function.
 
     Attributes:
-      num_steps: inner steps, whole windows.
-      train_step: (state, batches `[k, B, ...]`) -> the state k inner steps later, and scalar
-        metrics, averaged over devices.
+      num_steps: inner steps, a multiple of `Method.stride`.
+      train_step: (state, batches `[k, B, ...]`) -> the state `Method.stride` inner steps later, and
+        scalar metrics, averaged over devices. The batches are those of the k steps up to there.
       before: run once, before the first step.
       after_epoch: run after every epoch.
     """
@@ -99,7 +99,8 @@ class BoundMethod(NamedTuple):
       correct_labels: (state, features `[B, F]`, logits `[B, C]`, given labels `[B]`) -> soft labels
         `[B, C]`: what the method holds the labels to be.
       window: (estimator, state, batches) -> what `train_step` would see of that estimator, the
-        state left alone; None for methods without a meta model.
+        state left alone; None for methods without a meta model, and where there is no window to see
+        (`BilevelMethod.goes_on`).
       uses_clean: whether the clean labels are trained on.
       label_quality: (as `correct_labels`) -> `[B]` in [0, 1], how far the given label is believed;
         None for the soft label's probability of it.
@@ -135,7 +136,7 @@ class Binding:
     Attributes:
       model: the classifier.
       tx: the classifier's optimizer, a spec or an optax transformation.
-      num_inner_steps: k.
+      stride: see `Method`.
       unroll: see `Method`.
       loaded: initial parameters by path, see `models.pretrained`; they replace random ones.
       num_noisy: N, the number of noisy examples.
@@ -148,7 +149,7 @@ class Binding:
 
     model: nn.Module
     tx: Optimizer
-    num_inner_steps: int
+    stride: int
     unroll: int
     loaded: dict[str, np.ndarray]
     num_noisy: int
@@ -160,9 +161,9 @@ class Binding:
 
     @property
     def num_steps(self) -> int:
-        """Inner steps of the phase: its epochs, filled up to whole windows."""
-        k = self.num_inner_steps
-        return -(-round(self.num_epochs * self.steps_per_epoch) // k) * k
+        """Inner steps of the phase: its epochs, filled up to a multiple of the stride."""
+        s = self.stride
+        return -(-round(self.num_epochs * self.steps_per_epoch) // s) * s
 
     def phase_of(self, num_epochs: float) -> "Binding":
         """The same for another phase's number of epochs; 0 is as many."""
@@ -175,12 +176,11 @@ class Binding:
         )
 
     def meta_optimizer(self, tx: Optimizer) -> optax.GradientTransformation:
-        """A meta model's. It makes an update per window, so its schedule counts windows."""
-        k = self.num_inner_steps
+        """A meta model's. It makes an update per stride, and its schedule counts its updates."""
         return optimizers.bind(
             tx,
-            num_updates=self.num_steps // k,
-            updates_per_epoch=max(1, self.steps_per_epoch // k),
+            num_updates=self.num_steps // self.stride,
+            updates_per_epoch=max(1, self.steps_per_epoch // self.stride),
         )
 
     def scan_unroll(self, params: Params, length: int) -> int:
@@ -215,6 +215,16 @@ class Method(abc.ABC):
     unroll: int = 0
     initial_params: str | None = None
 
+    @property
+    def stride(self) -> int:
+        """Inner steps that one `train_step` goes on by."""
+        return self.num_inner_steps
+
+    @property
+    def num_replayed(self) -> int:
+        """Steps before those that `train_step` takes the batches of once more."""
+        return 0
+
     def bind(
         self,
         *,
@@ -242,7 +252,7 @@ class Method(abc.ABC):
         binding = Binding(
             model=over_axis(self.model, axis_name),
             tx=self.tx,
-            num_inner_steps=self.num_inner_steps,
+            stride=self.stride,
             unroll=self.unroll,
             loaded=load_params(self.initial_params) if self.initial_params else {},
             num_noisy=num_noisy,

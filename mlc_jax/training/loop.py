@@ -1,4 +1,4 @@
-"""The training loop: windows of k steps, and what happens between them.
+"""The training loop: steps of a method, and what happens between them.
 
 It trains a stack of runs of one shape, each with its own data, workdir and results; a lone run is a
 stack of one (see `stack`, the only place where that makes a difference).
@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from mlc_jax.core import Batch, TrainState
-from mlc_jax.data.loader import batches_of, to_devices
+from mlc_jax.data.loader import batches_of
 from mlc_jax.errors import Preempted
 from mlc_jax.methods.types import Hook, Phase, Seen
 from mlc_jax.training import diagnosis, evaluate, progress, stack
@@ -39,7 +39,7 @@ class Loop:
 
     Args:
       recorders: one for each run.
-      preempted: looked at after every window.
+      preempted: looked at after every step of the method.
       show_progress: whether process 0 draws a progress bar.
     """
 
@@ -93,7 +93,7 @@ class Loop:
     ) -> TrainState:
         """Trains to step `end`, the phase's last."""
         run, settings, num_runs = self._first, self._first.settings, len(self._recorders)
-        phase, k = run.bound.phases[number], run.method.num_inner_steps
+        phase, stride = run.bound.phases[number], run.method.stride
         steps_per_epoch = run.pipeline.steps_per_epoch
         step, start = stack.step_of(state), end - phase.num_steps
         batch_size = run.pipeline.noisy_batch_size + run.pipeline.clean_batch_size
@@ -105,14 +105,14 @@ class Loop:
         diagnose = diagnosis.create_diagnose(run, num_runs) if diagnose_every else None
 
         def due(every: int, since: int = 0) -> bool:
-            """Whether this window passed a multiple of `every` steps: the one rule of cadence."""
+            """Whether a multiple of `every` inner steps was passed: the one rule of cadence."""
             done = step - since
-            return done // every > (done - k) // every or step == end
+            return done // every > (done - stride) // every or step == end
 
         while step < end:
             with clock.waiting():
                 batch: Batch = next(batches)
-            step += k
+            step += stride
             if diagnose and due(diagnose_every):
                 with clock.paused():
                     self._write(step, "meta_gradient", diagnose(state, batch))
@@ -121,7 +121,7 @@ class Loop:
             if clock.is_first:
                 self._drain()
                 clock.restart(step)  # What went before was compilation.
-            bar.update(k)
+            bar.update(stride)
             if phase.after_epoch and due(steps_per_epoch, since=start):
                 with clock.paused():
                     state = self._apply(phase.after_epoch, state)
@@ -134,7 +134,7 @@ class Loop:
             seconds = clock.lap() / num_runs
             for recorder in self._recorders:
                 recorder.progress["train_seconds"] += seconds
-            preempted = self._preempted.reached(step // k)
+            preempted = self._preempted.reached(step // stride)
             if preempted or self._should_save(
                 due(settings.checkpoint_every_steps), due(settings.log_every_steps)
             ):
@@ -147,14 +147,14 @@ class Loop:
         return state
 
     def _batches(self, step: int) -> Iterator[Batch]:
-        batches = batches_of(
+        return batches_of(
             [recorder.run.pipeline for recorder in self._recorders],
-            step // self._first.method.num_inner_steps,
+            step // self._first.method.stride,
             num_devices=jax.local_device_count(),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            devices=jax.local_devices(),
         )
-        return to_devices(batches, jax.local_devices())
 
     def _apply(self, hook: Hook, state: TrainState) -> TrainState:
         """Runs the classifier over the hook's set, and the hook on all devices alike."""

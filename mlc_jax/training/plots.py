@@ -37,16 +37,21 @@ def training(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 7.5), layout="constrained")
-    (losses_axes, accuracy_axes), label_axes = figure.subplots(2, 2)
-    _draw_losses(losses_axes, metrics)
+    has_norms = any("train/meta_grad_norm" in row for row in metrics)
+    figure = Figure(figsize=(16 if has_norms else 13, 7.5), layout="constrained")
+    # Of six columns: a row of two panels or three above one of two.
+    axes = figure.subplot_mosaic("LLAANN;GGGCCC" if has_norms else "LLLAAA;GGGCCC")
+    label_axes = [axes["G"], axes["C"]]
+    _draw_losses(axes["L"], metrics)
+    if has_norms:
+        _draw_norms(axes["N"], metrics)
     given = float(np.mean(noisy.given == noisy.truth)) if noisy.has_truth else None
-    _draw_accuracies(accuracy_axes, evals, given)
+    _draw_accuracies(axes["A"], evals, given)
     if noisy.has_truth:
         shown = (("given labels", noisy.given), ("corrected labels", corrected))
-        for axes, (name, labels) in zip(label_axes, shown, strict=True):
-            _draw_counts(axes, noisy.truth, labels, class_names, "true class", "label")
-            axes.set_title(f"{name}: {100 * np.mean(labels == noisy.truth):.1f} % right")
+        for of_labels, (name, labels) in zip(label_axes, shown, strict=True):
+            _draw_counts(of_labels, noisy.truth, labels, class_names, "true class", "label")
+            of_labels.set_title(f"{name}: {100 * np.mean(labels == noisy.truth):.1f} % right")
     else:
         _draw_counts(label_axes[0], noisy.given, corrected, class_names, "given", "corrected")
         label_axes[0].set_title(f"{np.sum(corrected != noisy.given)} of {len(noisy)} changed")
@@ -67,6 +72,20 @@ def _draw_losses(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
             axes.plot(*zip(*points, strict=True), label=label)
     axes.set(xlabel="step", ylabel="loss (nats)", title="Training loss")
     axes.legend()
+    axes.grid(alpha=0.3)
+
+
+def _draw_norms(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """Whether the meta model still learns: its gradient as it is, and how far it is moved."""
+    for name, label in (
+        ("train/meta_grad_norm", "meta-gradient"),
+        ("train/meta_update_norm", "update of the meta model"),
+    ):
+        points = [(row["step"], row[name]) for row in rows if row.get(name, 0) > 0]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label)
+            axes.legend()
+    axes.set(xlabel="step", ylabel="norm", yscale="log", title="Does the meta-gradient fade?")
     axes.grid(alpha=0.3)
 
 

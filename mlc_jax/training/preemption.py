@@ -15,10 +15,10 @@ class PreemptionFlag:
     def __init__(self) -> None:
         self.is_set = False
 
-    def reached(self, window: int) -> bool:
+    def reached(self, count: int) -> bool:
         if jax.process_count() > 1:
             # JAX stops everyone at one more than the largest count: it must go up by ones.
-            return multihost_utils.reached_preemption_sync_point(window)
+            return multihost_utils.reached_preemption_sync_point(count)
         return self.is_set
 
 

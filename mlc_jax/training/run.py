@@ -152,9 +152,10 @@ def create_run(
             num_devices * (2 if method.mix_clean else 1),
         ),
         split_clean=method.mix_clean,
-        num_inner_steps=method.num_inner_steps,
+        num_inner_steps=method.stride + method.num_replayed,
         augment=augment,
         seed=settings.seed,
+        num_replayed=method.num_replayed,
     )
     pipeline.check()
     unchecked = np.setdiff1d(dataset.noisy.given, dataset.clean.truth)
