@@ -2,12 +2,14 @@
 
     python -m experiments.compare_meta_gradients --config=configs/digits.py --workdir=DIR
 
-Three parts, each with a table (CSV and Markdown) and a picture in DIR:
+Parts, each with a table (CSV and Markdown) and a picture in DIR; the first three by default:
 
     agreement   cosine with the exact k-step meta-gradient, and norm over its norm, on the same
                 windows: at three points of one real run, at low and at high noise
     cost        time, compilation, memory and FLOPs beside plain steps (`experiments.benchmark`)
     accuracy    what training with each of them ends at, over seeds
+    lookahead   what looking ahead is worth, and exactness, where the LCN learns as often
+                (`experiments.lookahead`): `--parts=lookahead --batch_runs=25` took an hour
 
 Everything is written as soon as it is measured (`cost.jsonl` after every k, `agreement.jsonl` after
 every k and noise level, `runs/` after every run), and the same command measures what is missing.
@@ -20,7 +22,8 @@ Estimators are named as in `meta_gradient.estimator`; `truncated:5` is truncated
 
 import functools
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import chex
@@ -32,8 +35,14 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from experiments import costs, runs
-from experiments.meta_gradient_plots import Rows, plot_accuracy, plot_agreement, plot_cost
+from experiments import costs, lookahead, runs
+from experiments.meta_gradient_plots import (
+    Rows,
+    plot_accuracy,
+    plot_agreement,
+    plot_cost,
+    plot_lookahead,
+)
 from experiments.records import Records, Row, clear_programs, flat_settings
 from experiments.tables import to_csv, to_markdown, values, where
 from mlc_jax import command_line
@@ -74,6 +83,12 @@ _NUM_INNER_STEPS = flags.DEFINE_list(
 )
 _TRAINED = flags.DEFINE_list("trained", ["1", "5"], "Window lengths k of accuracy.")
 _LEVELS = flags.DEFINE_list("levels", ["0.2", "0.6"], "Noise levels of agreement, low to high.")
+_AHEAD = flags.DEFINE_list(
+    "ahead", ["1", "2", "5", "10"], "Window lengths k of lookahead; the first is 1."
+)
+_META_RATES = flags.DEFINE_list(
+    "meta_rates", ["0.001", "0.003", "0.01"], "Meta rates that lookahead chooses from."
+)
 _WINDOWS = flags.DEFINE_integer("windows", 5, "Windows at each point of a run.", lower_bound=2)
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of accuracy, from 0.", lower_bound=1)
 _BATCH_RUNS = flags.DEFINE_integer(
@@ -81,23 +96,24 @@ _BATCH_RUNS = flags.DEFINE_integer(
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timings of every step.", lower_bound=1)
 
-Grid = Mapping[str, tuple[dict[str, Any], ConfigDict]]
-
 # Points of a run, as shares of its steps.
 PHASES = {"early": 0.05, "middle": 0.5, "late": 0.95}
-PARTS = ("agreement", "cost", "accuracy")
+PARTS = ("agreement", "cost", "accuracy", "lookahead")
 
 
 def main() -> None:
     logging.set_verbosity(logging.WARNING)
     config, parts = _CONFIG.value, _PARTS.value
-    lengths, trained, levels = _check_flags(config)
+    lengths, trained, levels, ahead, rates = _check_flags(config)
     with locked_workdir(_WORKDIR.value) as workdir:
         # All are checked before the first is measured: it holds nothing of other settings.
         cost = _cost_records(config, workdir) if "cost" in parts else None
         agreements = _agreement_records(config, workdir) if "agreement" in parts else None
         grid = _grid(config, trained) if "accuracy" in parts else {}
-        runs.check({path: of_run for path, (_, of_run) in grid.items()}, workdir)
+        of_all = grid
+        if "lookahead" in parts:
+            of_all = {**grid, **lookahead.tuning_grid(config, ahead, rates, _SEEDS.value)}
+        runs.check({path: of_run for path, (_, of_run) in of_all.items()}, workdir)
         if cost:
             steps = [*(f"exact:{backward}" for backward in BACKWARDS), *_ESTIMATORS.value]
             rows = costs.measure_lengths(
@@ -111,8 +127,13 @@ def main() -> None:
             )
             _write(workdir, "agreement", rows, agreement_table(rows), plot_agreement)
         if grid:
-            rows = train_with_each(grid, workdir)
+            rows = runs.train_rows(grid, workdir, batch_runs=_BATCH_RUNS.value)
             _write(workdir, "accuracy", rows, accuracy_table(rows), plot_accuracy)
+        if "lookahead" in parts:
+            rows, table = lookahead.train(
+                config, workdir, ahead, rates, _SEEDS.value, _BATCH_RUNS.value
+            )
+            _write(workdir, "lookahead", rows, table, plot_lookahead)
 
 
 def _cost_records(config: ConfigDict, workdir: epath.Path) -> Records:
@@ -268,7 +289,7 @@ def _agreement_cell(rows: Rows) -> str:
 # --- Accuracy.
 
 
-def _grid(config: ConfigDict, lengths: Sequence[int]) -> Grid:
+def _grid(config: ConfigDict, lengths: Sequence[int]) -> runs.Grid:
     """Every estimator, k and seed, keyed by directory: what its row says, and its config."""
     return {
         f"runs/{name.replace(':', '_')}/k{k}/seed{seed}": (
@@ -279,13 +300,6 @@ def _grid(config: ConfigDict, lengths: Sequence[int]) -> Grid:
         for k in lengths
         for name in ("exact", *_ESTIMATORS.value)
     }
-
-
-def train_with_each(grid: Grid, workdir: epath.Path) -> list[Row]:
-    """Trains what is missing of the grid: the results of all runs."""
-    configs = {path: config for path, (_, config) in grid.items()}
-    results = runs.run_grid(configs, workdir, batch_runs=_BATCH_RUNS.value)
-    return [grid[path][0] | result for path, result in results.items()]
 
 
 def accuracy_table(rows: Rows) -> str:
@@ -318,8 +332,10 @@ def _write(
     print(table)
 
 
-def _check_flags(config: ConfigDict) -> tuple[list[int], list[int], list[float]]:
-    """Raises InputError, or returns the values of k, those trained with, and the noise levels."""
+def _check_flags(
+    config: ConfigDict,
+) -> tuple[list[int], list[int], list[float], list[int], list[float]]:
+    """Raises InputError, or returns what lists of numbers say, in the order of their flags."""
     for name in _PARTS.value:
         expect(name in PARTS, "--parts", name, f"some of {', '.join(PARTS)}")
     lengths, trained = (
@@ -327,6 +343,10 @@ def _check_flags(config: ConfigDict) -> tuple[list[int], list[int], list[float]]
         for flag in (_NUM_INNER_STEPS, _TRAINED)
     )
     levels = _numbers(_LEVELS, float, lambda x: 0 <= x <= 1, "numbers from 0 to 1")
+    ahead = _numbers(_AHEAD, int, lambda k: k >= 1, "whole numbers, 1 and more")
+    more = ahead[0] == 1 and len(ahead) > 1
+    expect(more, "--ahead", ",".join(_AHEAD.value), "whole numbers, the first of them 1")
+    rates = _numbers(_META_RATES, float, lambda x: 0 < x < math.inf, "positive numbers")
     for name in _ESTIMATORS.value:
         estimator, colon, option = name.partition(":")
         ok = estimator in ESTIMATORS and estimator != "exact"
@@ -339,7 +359,7 @@ def _check_flags(config: ConfigDict) -> tuple[list[int], list[int], list[float]]
         validate(changed, num_devices=jax.device_count())
     bilevel = build_run(config).bound.window
     expect(bilevel, "config.method", config.method, "one with a meta model")
-    return lengths, trained, levels
+    return lengths, trained, levels, ahead, rates
 
 
 def _numbers(flag: Any, kind: type, ok: Callable[[Any], bool], expected: str) -> list[Any]:

@@ -3,8 +3,9 @@
 A *step* is named `plain`, the cross-entropy step on the images of MLC's inner loss (the noisy batch
 and the clean half that trains) with the same optimizer; `cross_entropy`, that baseline's, on all
 images of the batch; or after an estimator. `exact` and `truncated` have the config's backward pass,
-`exact:store` and so on the one that they name; `truncated:5` goes back five steps. Batches are
-drawn at random from the dataset; for CIFAR, whose files may not be there, from random images.
+`exact:store` and so on the one that they name; `truncated:5` goes back five steps; with `@1` after
+it the LCN is updated every step (`update_every`). Batches are drawn at random from the dataset; for
+CIFAR, whose files may not be there, from random images.
 
 On CPU, what XLA says of a program needs care:
 
@@ -136,11 +137,13 @@ class Measurement(NamedTuple):
 
 def settings(name: str) -> dict[str, Any]:
     """What the name of an estimator's step stands for: fields of `config.meta_gradient`."""
+    name, _, every = name.partition("@")
     estimator, _, option = name.partition(":")
-    if not option:
-        return {"estimator": estimator}
-    field, value = ("truncation", int(option)) if option.isdecimal() else ("backward", option)
-    return {"estimator": estimator, field: value}
+    fields: dict[str, Any] = {"estimator": estimator}
+    if option:
+        field, value = ("truncation", int(option)) if option.isdecimal() else ("backward", option)
+        fields[field] = value
+    return fields | ({"update_every": int(every)} if every else {})
 
 
 def measure_lengths(
@@ -330,6 +333,9 @@ def window_flops(
       config, name, num_inner_steps: as for `create_program`.
       count: `_unrolled_flops` with this config, if it remembers what it counted before.
     """
+    if "@" in name:
+        name, _, every = name.partition("@")
+        return _overlapping_flops(config, name, num_inner_steps, int(every), count)
     chosen = _with(config, **settings(name)).meta_gradient
     estimator, backward, solver_steps = chosen.estimator, chosen.backward, chosen.solver_steps
     k = num_inner_steps
@@ -362,6 +368,21 @@ def window_flops(
     step = (count(name, 5) - count(name, 3)) / 2
     segment = count(name, 4) - count(name, 3) - step
     return count(name, 3) + (k - 3) * step + (_num_segments(k) - 2) * segment
+
+
+def _overlapping_flops(
+    config: ConfigDict, name: str, k: int, s: int, count: Callable[..., float] | None
+) -> float:
+    """FLOPs of s inner steps and one update: of the real steps, and of the window's replay."""
+    if s == k:
+        return window_flops(config, name, k, count=count)
+    if count is None:
+        count = functools.cache(functools.partial(_unrolled_flops, config))
+    if name == "approximate":  # Goes on without a replay.
+        return s * (count(name, 3) - count(name, 2))
+    # All but its last step are plain.
+    real_step = count("one_step", 3) - count("one_step", 2)
+    return window_flops(config, name, k, count=count) + s * real_step
 
 
 def rolled_memory(config: ConfigDict, name: str, num_inner_steps: int) -> Memory:

@@ -81,6 +81,38 @@ def plot_accuracy(rows: Rows) -> Figure:
     return figure
 
 
+def plot_lookahead(rows: Rows) -> Figure:
+    """Last test accuracy against k, a panel per noise: quartiles over the seeds.
+
+    Lines are the LCN's updates, after every step or after every k; crosses are the less exact
+    estimators at the largest k.
+    """
+    rows = [row for row in where(rows, setting="plain") if row["last_test_accuracy"] is not None]
+    noises = dict.fromkeys((row["noise_type"], row["noise_level"]) for row in rows)
+    figure = Figure(figsize=(3.2 * max(1, len(noises)), 4), layout="constrained")
+    all_axes = figure.subplots(1, max(1, len(noises)), squeeze=False)[0]
+    for axis, (kind, level) in zip(all_axes, noises, strict=False):
+        of_noise = where(rows, noise_type=kind, noise_level=level)
+        exact = where(of_noise, estimator="exact")
+        every_step = [row for row in exact if row["s"] == 1]
+        every_window = [row for row in exact if row["s"] == row["k"]]
+        key = "last_test_accuracy"
+        _quartiles(axis, every_step, key, color="C0", label="LCN updated every step")
+        _quartiles(axis, every_window, key, color="C1", label="every k steps")
+        others = [name for name in values(of_noise, "estimator") if name != "exact"]
+        for i, name in enumerate(others):
+            points = where(of_noise, estimator=name)
+            style = {"color": f"C{i + 2}", "linestyle": "", "label": f"{name}, every step"}
+            _quartiles(axis, points, key, **style)
+        _log_x(axis, values(exact, "k"))
+        axis.set(xlabel="inner steps k", title=f"{kind.upper()} {level:g}")
+        axis.grid(alpha=0.3)
+    all_axes[0].set_ylabel("test accuracy, last")
+    handles, labels = all_axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    return figure
+
+
 def _quartiles(axis: Any, rows: Rows, key: str, **style: Any) -> None:
     """The median against k, with a bar from the lower to the upper quartile."""
     lengths = values(rows, "k")

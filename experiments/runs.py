@@ -13,11 +13,14 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments.records import clear_programs
+from experiments.records import Row, clear_programs
 from mlc_jax.config import formerly, validate
 from mlc_jax.errors import CheckpointError, InputError, NonFiniteLossError, Preempted
 from mlc_jax.training import checkpoint, report, train
 from mlc_jax.training.workdir import CONFIG_FILE
+
+# Runs by directory: what the row of each says, and its config.
+Grid = Mapping[str, tuple[dict[str, Any], ConfigDict]]
 
 
 def override(
@@ -86,6 +89,13 @@ def run_grid(
     return {
         name: _read_json(_results_file(workdir / name)) for name in runs if name not in failures
     }
+
+
+def train_rows(grid: Grid, workdir: epath.Path, *, batch_runs: int) -> list[Row]:
+    """`run_grid` of a `Grid`: what each run's row says, and its results."""
+    configs = {path: config for path, (_, config) in grid.items()}
+    results = run_grid(configs, workdir, batch_runs=batch_runs)
+    return [grid[path][0] | result for path, result in results.items()]
 
 
 def check(runs: Mapping[str, ConfigDict], workdir: epath.Path) -> None:

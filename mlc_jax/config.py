@@ -205,8 +205,8 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "standardize": Setting(
                 False,
                 flag(),
-                "arrays: each feature to mean 0 and deviation 1 over the noisy set; a constant "
-                "one stays as it is.",
+                "arrays, digits: each feature to mean 0 and deviation 1 over the noisy set; a "
+                "constant one stays as it is.",
             ),
             "clean_per_class": Setting(100, whole(1), "Trusted labels per class, to train with."),
             "validation_per_class": Setting(
@@ -540,6 +540,11 @@ def _relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tupl
             values["meta_gradient.estimator"] != "exact"
             or values["meta_gradient.diagnose_every"] == 0,
             "0 with the estimator exact: the others are compared with it",
+        ),
+        (
+            "dataset.standardize",
+            not values["dataset.standardize"] or values["dataset.name"] in ("arrays", "digits"),
+            "False for images: they are normalised by their published mean and deviation",
         ),
         (
             "meta_optimizer.normalize",

@@ -139,7 +139,7 @@ def _corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
 
     noisy, clean = subset(rows.noisy), subset(rows.clean)
     prepare = benchmark.prepare
-    if c.name == "arrays" and c.standardize:
+    if c.standardize:  # CIFAR's may not be: `config.validate`.
         prepare = arrays.standardized_of(noisy)
     kind = config.noise.type
     level = {"human": config.noise.key, "none": ""}.get(kind, f"{config.noise.level:g}")

@@ -88,6 +88,7 @@ def summarize(run: Run, progress: dict[str, Any], soft_labels: np.ndarray) -> di
         "last_test_accuracy": tested[-1] if tested else None,
         "best_test_accuracy": max(tested) if tested else None,
         "selected_test_accuracy": selected["test_accuracy"] if selected else None,
+        "last_validation_accuracy": validated[-1]["validation_accuracy"] if validated else None,
         "given_label_accuracy": None if noise_rate is None else 1 - noise_rate,
         "corrected_label_accuracy": (
             float(np.mean(corrected == exported.truth)) if exported.has_truth else None
