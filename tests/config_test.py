@@ -15,7 +15,7 @@ from configs import arrays, cifar10, cifar100, digits
 from mlc_jax import build
 from mlc_jax import config as settings
 from mlc_jax.config import SETTINGS, validate
-from mlc_jax.core import BACKWARDS, ESTIMATORS, optimizers
+from mlc_jax.core import BACKWARDS, ESTIMATORS, OVERLAPPING, optimizers
 from mlc_jax.data import noise
 from mlc_jax.errors import InputError
 from mlc_jax.methods import METHODS
@@ -101,7 +101,10 @@ BAD_VALUES = [
         10,
         "0 with the estimator exact: the others are compared with it",
     ),
+    ("meta_gradient.update_every", -1, COUNT_FROM_0),
     ("main_optimizer.clip_norm", -1.0, NOT_NEGATIVE),
+    ("main_optimizer.b1", 1.0, "a number from 0 to 0.9999"),
+    ("meta_optimizer.b2", -0.1, "a number from 0 to 0.9999"),
     ("meta_optimizer.clip_norm", INF, NOT_NEGATIVE),
     ("meta_gradient.unroll", -1, COUNT_FROM_0),
     ("main_optimizer.learning_rate", -0.1, POSITIVE),
@@ -504,6 +507,56 @@ def test_label_key_that_is_not_in_the_file(refused, tmp_path):
     assert lines == ["config.noise.key: got 'wrst', expected one of ['worst']"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        *(
+            (
+                {"meta_gradient.num_inner_steps": 4, "meta_gradient.update_every": s},
+                f"config.meta_gradient.update_every: got {s}, expected 0, or a divisor of "
+                "meta_gradient.num_inner_steps, which is 4",
+            )
+            for s in (3, 8)
+        ),
+        *(
+            (
+                {
+                    "meta_gradient.num_inner_steps": 4,
+                    "meta_gradient.update_every": 2,
+                    "meta_gradient.estimator": name,
+                },
+                f"config.meta_gradient.update_every: got 2, expected 0 with {name}, which sees the "
+                "window's end alone; exact, truncated, first_order, approximate go with less than "
+                "num_inner_steps",
+            )
+            for name in ("one_step", "finite_difference", "neumann", "conjugate_gradient")
+        ),
+        (
+            {
+                "meta_gradient.num_inner_steps": 4,
+                "meta_gradient.update_every": 2,
+                "meta_gradient.estimator": "approximate",
+                "meta_gradient.diagnose_every": 10,
+            },
+            "config.meta_gradient.diagnose_every: got 10, expected 0 with approximate and "
+            "update_every below num_inner_steps: it has no window",
+        ),
+        (
+            {"meta_optimizer.normalize": True, "meta_optimizer.clip_norm": 0.5},
+            "config.meta_optimizer.normalize: got True, expected False with "
+            "meta_optimizer.clip_norm=0.5: a norm of one needs no clipping",
+        ),
+        (
+            {"dataset.name": "cifar10", "dataset.standardize": True},
+            "config.dataset.standardize: got True, expected False for images: they are normalised "
+            "by their published mean and deviation",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(refused, fields, line):
+    assert refused(**fields) == [line]
+
+
 # --- The settings themselves.
 
 
@@ -511,6 +564,7 @@ def test_names_are_those_of_the_registries():
     """The names stand twice, since the settings import no JAX."""
     assert tuple(METHODS) == settings.METHODS
     assert tuple(ESTIMATORS) == settings.ESTIMATORS
+    assert settings.OVERLAPPING == OVERLAPPING
     assert settings.BACKWARDS == BACKWARDS
     assert settings.OPTIMIZERS == optimizers.OPTIMIZERS
     assert settings.SCHEDULES == optimizers.SCHEDULES

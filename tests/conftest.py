@@ -50,6 +50,14 @@ TRAINED = {
         "meta_gradient.unroll": 1,
         "meta_optimizer.name": "amsgrad",
     },
+    # Windows of four steps, two of which the one before has, too.
+    "mlc_k4_s2": {
+        "meta_gradient.num_inner_steps": 4,
+        "meta_gradient.update_every": 2,
+        "meta_gradient.unroll": 1,
+        "meta_optimizer.name": "amsgrad",
+        "meta_optimizer.normalize": True,
+    },
     "cross_entropy": {"method": "cross_entropy"},
     "clean_only": {"method": "clean_only"},
 }
@@ -71,6 +79,12 @@ def _few_mappings():
     maps = pathlib.Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
         jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def settings_of():
+    """name in `TRAINED` -> how its config differs from the tiny one."""
+    return lambda name: dict(TRAINED[name])
 
 
 @pytest.fixture

@@ -33,7 +33,8 @@ def _config(model, estimator, method):
     return config
 
 
-def _pipeline(shape, num_inner_steps):
+def _pipeline(shape, config):
+    method = build.create_method(config, NUM_CLASSES)
     rng = np.random.default_rng(0)
 
     def examples(num):
@@ -43,7 +44,8 @@ def _pipeline(shape, num_inner_steps):
 
     return Pipeline(
         noisy=examples(NUM_NOISY), clean=examples(20), noisy_batch_size=16, clean_batch_size=16,
-        split_clean=True, num_inner_steps=num_inner_steps, augment=False, seed=0,
+        split_clean=True, num_inner_steps=method.stride + method.num_replayed, augment=False,
+        seed=0, num_replayed=method.num_replayed,
     )  # fmt: skip
 
 
@@ -62,16 +64,15 @@ def _phase(bound, config):
     return bound.phases[0 if config.method == "joint" else -1]
 
 
-def _train(config, shape, num_devices):
+def _train(config, shape, num_devices, num_windows=NUM_WINDOWS):
     """A few windows on `num_devices`; the state and the last window's metrics, as NumPy."""
     devices = jax.devices()[:num_devices]
     bound = _bind(config, "batch")
     step = stack.over_devices(_phase(bound, config).train_step, donate=True, devices=devices)
     replicated = NamedSharding(Mesh(np.asarray(devices), ("batch",)), PartitionSpec())
     state = jax.jit(bound.init, out_shardings=replicated)(jax.random.key(0), jnp.zeros((1, *shape)))
-    num_inner_steps = config.meta_gradient.num_inner_steps
-    batches = _pipeline(shape, num_inner_steps).batches(0, num_devices=num_devices)
-    for _ in range(NUM_WINDOWS):
+    batches = _pipeline(shape, config).batches(0, num_devices=num_devices)
+    for _ in range(num_windows):
         state, metrics = step(state, next(batches))
         jax.block_until_ready(state)  # Many fake devices on few cores time out otherwise.
     return _kept(state, metrics)
@@ -82,7 +83,7 @@ def _train_bare(config, shape):
     bound = _bind(config, None)
     state = jax.jit(bound.init)(jax.random.key(0), jnp.zeros((1, *shape)))
     step = jax.jit(_phase(bound, config).train_step)
-    batches = _pipeline(shape, config.meta_gradient.num_inner_steps).batches(0)
+    batches = _pipeline(shape, config).batches(0)
     for _ in range(NUM_WINDOWS):
         state, metrics = step(state, jax.tree.map(lambda x: x[0], next(batches)))
     return _kept(state, metrics)
@@ -96,6 +97,7 @@ def _kept(state, metrics):
         "momentum": state.main.opt_state,
         "meta": None if state.meta is None else state.meta.params,
         "extra": state.extra,
+        "past": state.past,
         "metrics": metrics,
     }
     return jax.device_get(kept)
@@ -124,6 +126,17 @@ def test_mlp_update_does_not_depend_on_the_device_count(method, estimator, devic
     alone = _train(config, (4,), 1)
     for num_devices in device_counts:
         _assert_same(_train(config, (4,), num_devices), alone, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["exact", _slow("first_order"), _slow("approximate")])
+def test_overlapping_windows_do_not_depend_on_the_device_count(estimator):
+    """The first two updates have shorter windows than the others."""
+    config = _config("mlp", estimator, "mlc")
+    config.meta_gradient.update(num_inner_steps=3, update_every=1, unroll=1)
+    alone = _train(config, (4,), 1, num_windows=4)
+    assert alone["past"] is not None
+    for num_devices in (2, 8):
+        _assert_same(_train(config, (4,), num_devices, num_windows=4), alone, rtol=5e-5, atol=2e-6)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import types
 import weakref
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -450,6 +451,39 @@ def test_processes_shares_make_up_the_global_batch(process_count, num_devices):
     for t, batch in enumerate(whole):
         together = jax.tree.map(lambda *xs: np.concatenate(xs), *[share[t] for share in shares])
         _assert_equal(together, batch)
+
+
+@pytest.mark.parametrize("num_replayed", [2, 3])
+@pytest.mark.parametrize("start_window", [0, 1, 4])
+@pytest.mark.parametrize("num_runs", [1, 3])
+def test_overlapping_windows_are_made_of_the_same_steps(num_replayed, start_window, num_runs):
+    """Whichever window is the first; steps before the run's are the first block's."""
+    pipelines = _stack(num_inner_steps=4, num_replayed=num_replayed)[:num_runs]
+    s, axis = 4 - num_replayed, 1 if num_runs == 1 else 2
+    blocks = _take_of(
+        [dataclasses.replace(x, num_inner_steps=s, num_replayed=0) for x in pipelines], 9
+    )
+    windows = _take_of(pipelines, 3, start_window)
+    for i, window in enumerate(windows, start=start_window):
+        kept = [blocks[max(0, i - j)] for j in reversed(range(4 // s))]
+        _assert_equal(window, jax.tree.map(lambda *xs: np.concatenate(xs, axis), *kept))
+
+
+def test_overlapping_windows_are_joined_on_the_device(monkeypatch):
+    """Every block is sent once; on CPU, where nothing is sent, the joined ones are the same."""
+    pipeline = _image_pipeline(num_inner_steps=4, num_replayed=3)
+    sent = []
+
+    def send(batches, devices):
+        for batch in batches:
+            sent.append(batch)
+            yield jax.tree.map(jnp.asarray, batch)
+
+    monkeypatch.setattr(loader, "to_devices", send)
+    placed = _take_of([pipeline], 3, 2, devices=jax.devices()[:1])
+    assert {x.labels.shape[1] for batch in sent for x in batch} == {1}
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(placed))
+    _assert_all_equal(placed, _take(pipeline, 3, 2))
 
 
 def test_stacked_runs_get_the_batches_that_each_gets_alone():

@@ -123,6 +123,37 @@ def test_clipping_comes_before_weight_decay_and_momentum():
         np.testing.assert_allclose(-updates, np.array(clipped) + 0.1, rtol=1e-6)
 
 
+# The squares of 1e-25 are zero in float32, those of 1e25 infinite.
+@pytest.mark.parametrize("scale", [1e-25, 1e-15, 1.0, 1e3, 1e25])
+def test_a_normalised_gradient_has_a_norm_of_one_before_weight_decay(scale):
+    tx = optimizers.create_optimizer("sgd", 1.0, weight_decay=0.1, normalize=True)
+    params = jnp.array([1.0, 1.0])
+    updates, _ = tx.update(scale * jnp.array([3.0, 4.0]), tx.init(params), params)
+    np.testing.assert_allclose(-updates, [0.7, 0.9], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-15, 1.0])
+def test_the_derivative_of_a_normalised_gradient_by_hand(scale):
+    """Of g / |g| at (3, 4): what is left of a change across g, over its norm."""
+    tx = optimizers.create_optimizer("sgd", 1.0, normalize=True)
+    params = jnp.ones(2)
+    update = lambda grads: tx.update(grads, tx.init(params), params)[0]  # noqa: E731
+    got = scale * jax.jacrev(update)(scale * jnp.array([3.0, 4.0]))
+    np.testing.assert_allclose(-got, [[0.128, -0.096], [-0.096, 0.072]], rtol=1e-5)
+
+
+def test_a_gradient_of_zero_has_no_direction_and_stays_zero():
+    tx = optimizers.create_optimizer("sgd", 1.0, normalize=True)
+    params, zero = jnp.ones(2), jnp.zeros(2)
+    move = lambda grads: jnp.sum(tx.update(grads, tx.init(params), params)[0])  # noqa: E731
+    np.testing.assert_array_equal([*jax.grad(move)(zero), move(zero)], 0)
+
+
+def test_normalising_and_clipping_are_refused_together():
+    with pytest.raises(InputError, match=r"^normalize: got True, expected False with clip_norm=2"):
+        optimizers.adam(0.1, normalize=True, clip_norm=2.0)
+
+
 @pytest.mark.parametrize("name", ["adam", "amsgrad"])
 def test_updates_can_be_differentiated_where_the_second_moment_is_zero(name, standard_promotion):
     tx = optimizers.create_optimizer(name, 0.1)
@@ -320,6 +351,7 @@ def test_specs_are_values():
         ("warmup_epochs", -1, "at least 0"),
         ("decay_factor", 0, "a positive, finite number"),
         ("nesterov", 1, "True or False"),
+        ("normalize", None, "True or False"),
         ("schedule", "cosin", "one of constant, step, cosine, linear"),
         ("name", "lion", "one of sgd, adam, amsgrad, adamw"),
         ("milestones", (2, 1), "each later than the one before"),
@@ -409,11 +441,12 @@ def test_adamw_in_groups_by_hand(standard_promotion):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, np.array(y), rtol=1e-5), got, want)
 
 
-def test_the_norm_to_clip_by_is_that_of_all_that_is_trained():
+@pytest.mark.parametrize("settings", [{"clip_norm": 1.0}, {"normalize": True}])
+def test_the_norm_is_that_of_all_that_is_trained(settings):
     """Over both groups, without the frozen layer; before the factors."""
     params = {name: jnp.ones(1) for name in ("frozen", "slow", "usual")}
     grads = {"frozen": jnp.array([100.0]), "slow": jnp.array([3.0]), "usual": jnp.array([-4.0])}
-    spec = optimizers.sgd(1.0, clip_norm=1.0, groups=(("frozen", 0), ("slow", 0.1)))
+    spec = optimizers.sgd(1.0, groups=(("frozen", 0), ("slow", 0.1)), **settings)
     got = _updates(spec.bind(num_updates=1, updates_per_epoch=1), grads, params)
     want = {"frozen": 0.0, "slow": -0.06, "usual": 0.8}
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x[0], y, rtol=1e-6), got, want)

@@ -288,12 +288,14 @@ def test_table_holds_every_figure(run):
     assert max(map(len, lines)) < 80  # Fits a terminal.
 
 
-def _assert_four_panels(content):
+def _assert_panels(content, upper=2):
+    """`upper` panels above two others."""
     pixels = image.imread(io.BytesIO(content))[..., :3]
     height, width, _ = pixels.shape
-    assert (height, width) == (750, 1300)
-    for rows in (slice(30, height // 2), slice(height // 2, height)):
-        for columns in (slice(0, width // 2), slice(width // 2, width)):
+    assert (height, width) == (750, 1300 if upper == 2 else 1600)
+    for rows, number in ((slice(30, height // 2), upper), (slice(height // 2, height), 2)):
+        for i in range(number):
+            columns = slice(i * width // number, (i + 1) * width // number)
             panel = pixels[rows, columns].reshape(-1, 3)
             colors = np.unique((panel * 255).astype(np.uint8), axis=0)
             assert len(colors) > 20
@@ -303,7 +305,9 @@ def _assert_four_panels(content):
 
 
 def test_picture_shows_something_in_each_panel(run):
-    _assert_four_panels((run.workdir / report.PICTURE_FILE).read_bytes())
+    """With a meta model, its gradient in a third one."""
+    upper = 3 if run.results["method"] == "mlc" else 2
+    _assert_panels((run.workdir / report.PICTURE_FILE).read_bytes(), upper)
 
 
 @pytest.mark.parametrize("num_classes", [4, 30])  # Of 30 the names are left out.
@@ -320,6 +324,13 @@ def test_picture_without_truth_shows_something_in_each_panel(num_classes):
     ]  # fmt: skip
     names = [f"class {i}" for i in range(num_classes)]
     drawn = plots.training(metrics, evals, noisy, corrected, names, "title")
-    _assert_four_panels(drawn)
+    _assert_panels(drawn)
+    for i, row in enumerate(metrics):  # A norm of zero, which has no logarithm, is left out.
+        row |= {"train/meta_grad_norm": 0.0 if i == 1 else 0.1**i, "train/meta_update_norm": 0.1}
+    _assert_panels(plots.training(metrics, evals, noisy, corrected, names, "title"), upper=3)
+    metrics = [
+        {"step": row["step"], "train/inner_loss": row["train/inner_loss"]} for row in metrics
+    ]
+    drawn = plots.training(metrics, evals, noisy, corrected, names, "title")
     fewer = plots.training(metrics, evals, noisy, given, names, "title")
     assert fewer != drawn  # It is the corrected labels that are shown.

@@ -115,6 +115,7 @@ def test_first_phase_has_its_own_length(tiny_config, tmp_path):
         ("mlc", {}),
         pytest.param("joint", {}, marks=pytest.mark.slow),
         pytest.param("mlc", {"meta_gradient.num_inner_steps": 3}, marks=pytest.mark.slow),
+        ("mlc", {"meta_gradient.num_inner_steps": 3, "meta_gradient.update_every": 1}),
     ],
 )
 def test_together_each_run_is_what_it_is_alone(tiny_config, tmp_path, method, fields):

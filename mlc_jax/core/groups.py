@@ -21,7 +21,7 @@ class Group(NamedTuple):
     Attributes:
       pattern: regular expression, searched for in a parameter's path, such as `hidden1/kernel`.
       factor: multiplies the learning rate. 0 freezes: the parameter never moves, is not decayed,
-        does not count for `clip_norm`, and the optimizer keeps no state for it.
+        does not count for `clip_norm` and `normalize`, and the optimizer keeps no state for it.
       weight_decay: in place of the optimizer's own; None keeps that, 0 is none.
     """
 
@@ -48,7 +48,7 @@ def add_weight_decay(weight_decay: float, groups: tuple[Group, ...]) -> Any:
 def in_groups(rules: list[Any], groups: tuple[Group, ...]) -> optax.GradientTransformation:
     """The chain of `rules` for all that is trained, each rate times its group's factor.
 
-    One chain for all groups: there is one count, and one norm to clip by.
+    One chain for all groups: there is one count, and one norm to clip or divide by.
     """
 
     def scaled(path: Any, update: jax.Array) -> jax.Array:

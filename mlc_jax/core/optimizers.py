@@ -335,9 +335,14 @@ def to_unit_norm() -> optax.GradientTransformation:
         updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del params
+        # By the largest entry first: a faded gradient's squares are less than float32 can hold.
+        # Neither the direction nor its derivative depends on that scale, which is a constant
+        # therefore. Infinity where all is zero makes the derivative zero, too.
+        largest = jax.lax.stop_gradient(optax.tree.norm(updates, jnp.inf))
+        divisor = jnp.where(largest > 0, largest, jnp.inf)
+        updates = jax.tree.map(lambda g: g / divisor, updates)
         square = optax.tree.norm(updates, squared=True)
-        seen = square > 0
-        scale = jnp.where(seen, jax.lax.rsqrt(jnp.where(seen, square, 1)), 0)
+        scale = jax.lax.rsqrt(jnp.where(square > 0, square, 1))
         return optax.tree.scale(scale, updates), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)

@@ -39,19 +39,22 @@ def training(
 
     has_norms = any("train/meta_grad_norm" in row for row in metrics)
     figure = Figure(figsize=(16 if has_norms else 13, 7.5), layout="constrained")
-    # Of six columns: a row of two panels or three above one of two.
-    axes = figure.subplot_mosaic("LLAANN;GGGCCC" if has_norms else "LLLAAA;GGGCCC")
-    label_axes = [axes["G"], axes["C"]]
-    _draw_losses(axes["L"], metrics)
     if has_norms:
-        _draw_norms(axes["N"], metrics)
+        # Each row a figure of its own, or the colour bars below would push apart the panels above.
+        rows: Any = figure.subfigures(2, 1)
+        losses_axes, accuracy_axes, norms_axes = rows[0].subplots(1, 3)
+        label_axes = rows[1].subplots(1, 2)
+        _draw_norms(norms_axes, metrics)
+    else:
+        (losses_axes, accuracy_axes), label_axes = figure.subplots(2, 2)
+    _draw_losses(losses_axes, metrics)
     given = float(np.mean(noisy.given == noisy.truth)) if noisy.has_truth else None
-    _draw_accuracies(axes["A"], evals, given)
+    _draw_accuracies(accuracy_axes, evals, given)
     if noisy.has_truth:
         shown = (("given labels", noisy.given), ("corrected labels", corrected))
-        for of_labels, (name, labels) in zip(label_axes, shown, strict=True):
-            _draw_counts(of_labels, noisy.truth, labels, class_names, "true class", "label")
-            of_labels.set_title(f"{name}: {100 * np.mean(labels == noisy.truth):.1f} % right")
+        for axes, (name, labels) in zip(label_axes, shown, strict=True):
+            _draw_counts(axes, noisy.truth, labels, class_names, "true class", "label")
+            axes.set_title(f"{name}: {100 * np.mean(labels == noisy.truth):.1f} % right")
     else:
         _draw_counts(label_axes[0], noisy.given, corrected, class_names, "given", "corrected")
         label_axes[0].set_title(f"{np.sum(corrected != noisy.given)} of {len(noisy)} changed")
