@@ -35,7 +35,9 @@ _NUM_INNER_STEPS = flags.DEFINE_list("num_inner_steps", ["1", "5"], "Window leng
 _ESTIMATORS = flags.DEFINE_list(
     "estimators", list(ESTIMATORS), "What to measure, with :backward or without."
 )
-_REPEATS = flags.DEFINE_integer("repeats", 10, "Timings of every step.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 10, "Timings of every step; 0 analyses alone.", lower_bound=0
+)
 _DATA = flags.DEFINE_bool("data", True, "Measure the wait for data, if data and TensorFlow exist.")
 
 _DATA_WINDOWS = 50
@@ -100,9 +102,10 @@ def _check_flags(config: ConfigDict) -> list[int]:
     windows, estimators = _NUM_INNER_STEPS.value, _ESTIMATORS.value
     ok = windows and all(value.isdecimal() and int(value) for value in windows)
     expect(ok, "--num_inner_steps", ",".join(windows), "whole numbers from 1, as in 1,5")
-    ok = estimators and set(estimators) <= set(costs.STEPS)
-    expect(ok, "--estimators", ",".join(estimators), f"some of {', '.join(costs.STEPS)}")
-    return [int(value) for value in windows]
+    expect(estimators, "--estimators", "", f"some of {', '.join(costs.STEPS)}")
+    lengths = [int(value) for value in windows]
+    costs.check_steps(config, lengths, estimators)
+    return lengths
 
 
 if __name__ == "__main__":

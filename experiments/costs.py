@@ -35,9 +35,11 @@ from tqdm import tqdm
 from experiments.records import Records, clear_programs
 from experiments.tables import to_markdown as markdown_table
 from mlc_jax import build, core, data
+from mlc_jax.config import validate
 from mlc_jax.core import BACKWARDS, ESTIMATORS, Batch, Labelled
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.data.source import num_examples
+from mlc_jax.errors import expect
 from mlc_jax.methods import METHODS, BoundMethod, Method
 from mlc_jax.methods.blocks import supervised
 from mlc_jax.methods.types import Binding
@@ -69,6 +71,7 @@ _COLUMNS = {
     "FLOPs / plain": "{flop_ratio:.2f}",
     "temp memory, MiB": "{temp_mib:.1f}",
     "rolled, MiB": "{rolled_temp_mib:.1f}",
+    "rolled with state and batch, MiB": "{rolled_peak_mib:.1f}",
     "peak, MiB": "{peak_mib:.1f}",
     "compile, s": "{compile_seconds:.1f}",
 }
@@ -107,12 +110,14 @@ class Memory(NamedTuple):
 class Program(NamedTuple):
     """A step to measure: (state, batch) -> (new state, anything); the state is donated.
 
-    One call makes `num_inner_steps` inner steps; `init` makes a fresh state. `count_flops` and
-    `rolled_memory` tell what the compiled program itself does not; None where it does.
+    A window is of `num_inner_steps`, of which one call makes `stride`; `init` makes a fresh state.
+    `count_flops` and `rolled_memory` tell what the compiled program itself does not; None where it
+    does.
     """
 
     name: str
     num_inner_steps: int
+    stride: int
     step: Callable[[Any, Any], tuple[Any, Any]]
     init: Callable[[], Any]
     batch: Any
@@ -161,7 +166,7 @@ def measure_lengths(
 
     Args:
       config, num_inner_steps, steps: as for `mlc_programs`.
-      repeats: timings of every program.
+      repeats: timings of every program; with none, they are analysed alone.
       records: a k that it holds is not measured again.
     """
     count = functools.cache(functools.partial(_unrolled_flops, config))
@@ -176,8 +181,27 @@ def measure_lengths(
 def _measure_length(
     config: ConfigDict, k: int, steps: Sequence[str], repeats: int, count: Callable[..., float]
 ) -> list[dict[str, Any]]:
+    if repeats == 0:
+        return _analyse_length(config, k, steps, count)
     programs = mlc_programs(config, [k], steps, count=count)
     return to_rows(measure(programs, repeats=repeats, name=f"k = {k}: "))
+
+
+def _analyse_length(
+    config: ConfigDict, k: int, steps: Sequence[str], count: Callable[..., float]
+) -> list[dict[str, Any]]:
+    """What needs no timing: FLOPs, and memory with the steps in a loop."""
+    rows: list[dict[str, Any]] = []
+    names = list(dict.fromkeys((PLAIN, *steps)))
+    for name in tqdm(names, desc=f"k = {k}: analysing", unit="step", dynamic_ncols=True):
+        stride = settings(name).get("update_every") or k
+        gflop = window_flops(config, name, k, count=count) / stride / 1e9
+        memory = rolled_memory(config, name, k)
+        row = {"num_inner_steps": k, "step": name, "gflop": gflop}
+        row["flop_ratio"] = gflop / (rows[0]["gflop"] if rows else gflop)
+        row |= {"rolled_temp_mib": memory.temp / 2**20, "rolled_peak_mib": memory.peak / 2**20}
+        rows.append(row)
+    return rows
 
 
 def mlc_programs(
@@ -198,7 +222,11 @@ def mlc_programs(
         for name in dict.fromkeys((PLAIN, *steps)):
             program = create_program(config, name, k)
             turns = _turns(config, program)
-            if turns < k or settings(name)["estimator"] in ("neumann", "conjugate_gradient"):
+            if (
+                turns < k
+                or "@" in name
+                or settings(name)["estimator"] in ("neumann", "conjugate_gradient")
+            ):
                 flops = functools.partial(window_flops, config, name, k, count=count)
                 program = program._replace(count_flops=flops)
             if turns > 1 or jax.default_backend() == "cpu":
@@ -219,12 +247,15 @@ def create_program(
       num_inner_steps: k; the config's is not read.
       scan_unroll: instead of the config's.
     """
-    unroll = {} if scan_unroll is None else {"unroll": scan_unroll}
-    config, pool = _with(config, num_inner_steps=num_inner_steps, **unroll), load_pool(config)
-    bound = bind(_method(config, name, pool.num_classes), pool)
+    fields = {"num_inner_steps": num_inner_steps, "update_every": 0}
+    fields |= {} if scan_unroll is None else {"unroll": scan_unroll}
+    config, pool = _with(config, **fields), load_pool(config)
+    method = _method(config, name, pool.num_classes)
+    bound = bind(method, pool)
     init = lambda: jax.jit(bound.init)(jax.random.key(0), pool.example)  # noqa: E731
-    batch = _draw(pool, batch_shapes(config, pool))
-    return Program(name, num_inner_steps, bound.train_step, init, batch)
+    length = method.stride + method.num_replayed
+    batch = _draw(pool, batch_shapes(_with(config, num_inner_steps=length), pool))
+    return Program(name, num_inner_steps, method.stride, bound.train_step, init, batch)
 
 
 def load_pool(config: ConfigDict) -> Pool:
@@ -407,15 +438,16 @@ def to_rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
     plain = {m.program.num_inner_steps: m for m in measurements if m.program.name == PLAIN}
     rows = []
     for m in measurements:
-        k = m.program.num_inner_steps
-        quartiles = np.percentile(1e3 * m.seconds / k, [25, 50, 75]).tolist()
+        k, s = m.program.num_inner_steps, m.program.stride
+        quartiles = np.percentile(1e3 * m.seconds / s, [25, 50, 75]).tolist()
         row: dict[str, Any] = {"num_inner_steps": k, "step": m.program.name}
         row |= zip(("ms_25_percent", "ms", "ms_75_percent"), quartiles, strict=True)
-        row["time_ratio"] = float(np.median(m.seconds / plain[k].seconds))
-        row["gflop"] = m.flops / k / 1e9
-        row["flop_ratio"] = m.flops / plain[k].flops
+        row["time_ratio"] = float(np.median(m.seconds / s / (plain[k].seconds / k)))
+        row["gflop"] = m.flops / s / 1e9
+        row["flop_ratio"] = m.flops / s / (plain[k].flops / k)
         row["temp_mib"] = m.memory.temp / 2**20
         row["rolled_temp_mib"] = m.rolled.temp / 2**20
+        row["rolled_peak_mib"] = m.rolled.peak / 2**20
         row["peak_mib"] = m.memory.peak / 2**20
         row["compile_seconds"] = m.compile_seconds
         rows.append(row)
@@ -424,8 +456,26 @@ def to_rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
 
 def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """One line per program; the spread of the times is their middle half."""
-    body = [[cell.format(**row) for cell in _COLUMNS.values()] for row in rows]
-    return markdown_table(list(_COLUMNS), body, text_columns=(1,))
+    columns = {
+        name: cell
+        for name, cell in _COLUMNS.items()
+        if cell[1:].partition(":")[0].partition("}")[0] in rows[0]
+    }
+    body = [[cell.format(**row) for cell in columns.values()] for row in rows]
+    return markdown_table(list(columns), body, text_columns=(1,))
+
+
+def check_steps(config: ConfigDict, num_inner_steps: Sequence[int], steps: Sequence[str]) -> None:
+    """Raises InputError for a name that is none of `STEPS`, or an `@s` that does not go with k."""
+    for name in steps:
+        step, at, every = name.partition("@")
+        estimator, _, depth = step.partition(":")
+        ok = step in STEPS or (estimator == "truncated" and depth.isdecimal() and int(depth) > 0)
+        ok = ok and (not at or every.isdecimal())
+        more = "truncated:5 goes back 5 steps, exact@1 updates after every one"
+        expect(ok, "--estimators", name, f"some of {', '.join(STEPS)}; {more}")
+        for k in num_inner_steps if at else ():
+            validate(_with(config, num_inner_steps=k, **settings(name)))
 
 
 def describe(config: ConfigDict) -> dict[str, Any]:
@@ -510,9 +560,8 @@ def _analysis(compiled: Any) -> tuple[float, Memory]:
     memory = compiled.memory_analysis()
     allocated = memory.argument_size_in_bytes + memory.output_size_in_bytes
     allocated += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    peak = memory.peak_memory_in_bytes
     # The CPU's temp memory is one block that is there from begin to end, which its peak leaves out.
-    peak = peak if peak > memory.temp_size_in_bytes else allocated
+    peak = allocated if jax.default_backend() == "cpu" else memory.peak_memory_in_bytes
     return compiled.cost_analysis()["flops"], Memory(memory.temp_size_in_bytes, peak)
 
 

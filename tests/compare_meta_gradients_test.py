@@ -167,7 +167,7 @@ def test_programs_of_cost_are_given_back(tmp_path, monkeypatch):
     def programs(config, lengths, steps, count):
         step = lambda state, batch: (state + batch, state @ batch)  # noqa: E731
         init = functools.partial(jax.numpy.ones, (3, 3))
-        return [costs.Program(name, k, step, init, init()) for k in lengths for name in steps]
+        return [costs.Program(name, k, k, step, init, init()) for k in lengths for name in steps]
 
     counts, names = [], [costs.PLAIN, "a", "b"]
     monkeypatch.setattr(costs, "mlc_programs", _counted(programs, counts))

@@ -58,7 +58,7 @@ def test_figures_are_plausible(rows):
 
 def test_figures_are_per_inner_step_and_ratios_within_a_round():
     def measured(name, seconds, flops, memory):
-        program = costs.Program(name, 2, lambda state, batch: (state, None), dict, None)
+        program = costs.Program(name, 2, 2, lambda state, batch: (state, None), dict, None)
         return costs.Measurement(program, np.array(seconds), flops, memory, memory, 0.5)
 
     plain = measured("plain", [1.0, 2.0, 4.0], 2e9, Memory(MIB, 2 * MIB))

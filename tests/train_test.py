@@ -36,6 +36,7 @@ RESULT_KEYS = {
     "last_test_accuracy",
     "best_test_accuracy",
     "selected_test_accuracy",
+    "last_validation_accuracy",
     "given_label_accuracy",
     "corrected_label_accuracy",
     "labels_changed",

@@ -66,6 +66,15 @@ def log_start(run: Run, state: TrainState, num_runs: int) -> None:
     method = run.method
     if not isinstance(method, BilevelMethod) or method.num_inner_steps == 1:
         return
+    if method.goes_on:
+        logging.info("The recursion goes on from update to update: num_inner_steps has no effect.")
+        return
+    if method.num_replayed:
+        logging.info(
+            "The meta model is updated every %d steps, each time after a replay of the last %d.",
+            method.stride,
+            method.num_inner_steps,
+        )
     convolutions = core.has_convolutions(state.main.params)
     turns = core.resolve_unroll(method.unroll, method.num_inner_steps, convolutions=convolutions)
     goes_back = method.estimator.name in ("exact", "truncated")

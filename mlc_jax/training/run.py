@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -206,6 +207,40 @@ def create_init(run: Run) -> Callable[[np.uint32], TrainState]:
         out_shardings=stack.replicated(),
     )
     return lambda seed: jitted(seed, run.example)
+
+
+def check_memory(run: Run, num_runs: int = 1) -> None:
+    """Raises InputError where a device cannot hold the state with its past classifiers.
+
+    Args:
+      run: what is trained.
+      num_runs: of one program.
+    """
+    if not run.method.num_replayed:
+        return
+    state = jax.eval_shape(create_init(run), np.uint32(0))
+    past, whole = (num_runs * _num_bytes(tree) for tree in (state.past, state))
+    there = _device_bytes()
+    if whole > there:
+        name = "config.meta_gradient.update_every" if run.prefix else "update_every"
+        size = run.method.num_replayed // run.method.stride
+        raise InputError(
+            f"{name}: got {run.method.stride}, expected a larger one: with {size} past "
+            f"classifiers ({past / 2**30:.2f} GiB) the training state takes {whole / 2**30:.2f} "
+            f"GiB, and a device has {there / 2**30:.2f} GiB"
+        )
+
+
+def _num_bytes(tree: Any) -> int:
+    """Of all arrays but keys, which are few."""
+    is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if not is_key(x))
+
+
+def _device_bytes() -> int:
+    """Memory of one device; a CPU's is the machine's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def initial_state(run: Run) -> TrainState:

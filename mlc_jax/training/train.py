@@ -17,7 +17,7 @@ from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.loop import Loop
 from mlc_jax.training.preemption import PreemptionFlag, sigterm_noticed
 from mlc_jax.training.recorder import Recorder
-from mlc_jax.training.run import Run, build_run, create_init, restore_or_init
+from mlc_jax.training.run import Run, build_run, check_memory, create_init, restore_or_init
 from mlc_jax.training.workdir import locked_workdir
 
 # Settings in which runs of one program may differ: they change numbers, but no shapes.
@@ -113,6 +113,7 @@ def train_runs(
       One recorder for each run; the stacked state, None if all diverged; and what each run says of
       the noisy examples that it exports.
     """
+    check_memory(runs[0], len(runs))
     with contextlib.ExitStack() as contexts:
         saves = any(path is not None for path in workdirs)
         preempted = contexts.enter_context(sigterm_noticed()) if saves else PreemptionFlag()
