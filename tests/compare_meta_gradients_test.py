@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from experiments import costs
+from experiments import costs, lookahead
 from experiments.records import Records
 
 pytestmark = pytest.mark.slow
@@ -78,6 +78,60 @@ def test_cost(run_program, tiny_flags, tmp_path, compiled_programs_stay_apart):
     assert steps[:3] == ["plain", "exact:store", "exact:remat"]
     assert {"approximate", "truncated:2"} <= set(steps)
     assert (tmp_path / "cost.png").stat().st_size > 10_000
+
+
+def test_lookahead(run_program, tiny_flags, tmp_path, compiled_programs_stay_apart):
+    """End to end, and again: what is trained is not trained again."""
+    flags = [flag for flag in tiny_flags(num_steps=8) if flag != "--noprogress"]
+    arguments = (
+        *flags, f"--workdir={tmp_path}", "--parts=lookahead", "--ahead=1,2", "--seeds=1",
+        "--meta_rates=0.001,0.01", "--batch_runs=9", "--config.meta_optimizer.name=amsgrad",
+        "--config.dataset.validation_per_class=0",
+    )  # fmt: skip
+    code, out, err = run_program(PROGRAM, *arguments)
+    assert code == 0, err
+    table = (tmp_path / "lookahead.md").read_text()
+    assert table in out
+    rows = _rows(tmp_path / "lookahead.csv")
+    plain = [row for row in rows if row["setting"] == "plain"]
+    assert {(row["estimator"], row["k"], row["s"]) for row in plain} == {
+        ("exact", "1", "1"), ("exact", "2", "1"), ("exact", "2", "2"), ("truncated:1", "2", "1"),
+        ("first_order", "2", "1"), ("approximate", "2", "1"),
+    }  # fmt: skip
+    (longer,) = {row["num_steps"] for row in rows if row["setting"] == "equal FLOPs"}
+    assert int(longer) > 2 * 8  # Two steps are replayed for each, and one is real.
+    assert {row["num_steps"] for row in rows if row["setting"] == "4x steps"} == {"32"}
+    runs = list((tmp_path / "lookahead").rglob("results.json"))
+    times = {path: path.stat().st_mtime_ns for path in runs}
+    assert len(runs) == 16 + len({row["workdir"] for row in rows})
+    assert run_program(PROGRAM, *arguments)[0] == 0
+    assert times == {path: path.stat().st_mtime_ns for path in runs}
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--ahead=2,4", "--ahead: got '2,4', expected whole numbers, the first of them 1"),
+        ("--ahead=1", "--ahead: got '1', expected whole numbers, the first of them 1"),
+        ("--meta_rates=0", "--meta_rates: got '0', expected positive numbers"),
+    ],
+)
+def test_lookahead_refuses(run_program, tiny_flags, tmp_path, flag, message):
+    flags = [flag for flag in tiny_flags() if flag != "--noprogress"]
+    code, _, err = run_program(PROGRAM, *flags, f"--workdir={tmp_path}", "--parts=lookahead", flag)
+    assert code == 2 and message in err
+
+
+def test_the_rate_that_is_chosen_is_the_best_by_validation():
+    rows = [
+        {"arm": arm, "rate": rate, "last_validation_accuracy": x}
+        for arm, rate, xs in (
+            ("a", 1e-3, (0.5, 0.6)), ("a", 1e-2, (0.8, 0.1)),
+            ("b", 1e-3, (0.2,)), ("b", 1e-2, (0.3,)),
+        )
+        for x in xs
+    ]  # fmt: skip
+    assert lookahead.chosen_rates(rows) == {"a": 1e-3, "b": 1e-2}
 
 
 def _agreements(program, config, path, lengths, levels=(0.2, 0.6)):

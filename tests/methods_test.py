@@ -62,7 +62,7 @@ def _bound(name, num_epochs=4, **settings):
 def _binding(**changes):
     """What blocks are given."""
     fields = {
-        "model": Linear(), "tx": sgd(RATE), "num_inner_steps": 1, "unroll": 0, "loaded": {},
+        "model": Linear(), "tx": sgd(RATE), "stride": 1, "unroll": 0, "loaded": {},
         "prepare": identity, "axis_name": None,
     }  # fmt: skip
     return Binding(**fields | SIZES | changes)
@@ -503,7 +503,7 @@ def test_supervised_step_is_the_inner_step(batch):
 
 
 def test_a_phase_has_whole_windows():
-    sizes = {"num_inner_steps": 3}
+    sizes = {"stride": 3}
     binding = _binding(steps_per_epoch=5, num_epochs=4, **sizes)
     assert binding.num_steps == 21
     assert _binding(steps_per_epoch=5, num_epochs=2.4, **sizes).num_steps == 12
@@ -537,6 +537,23 @@ def test_schedule_of_the_meta_optimizer_counts_its_updates(x64, batch, schedule,
         state = after
     assert bound.num_steps == int(state.step) == 18
     np.testing.assert_allclose(seen, rates, rtol=1e-6)
+
+
+def test_schedule_of_the_meta_optimizer_counts_its_updates_of_overlapping_windows(
+    standard_promotion,
+):
+    """Six steps are an epoch: six updates at s = 1, three at s = 2."""
+    for s, per_epoch in ((1, 6), (2, 3)):
+        method = _method("mlc", num_inner_steps=4, update_every=s)
+        assert method.stride == s
+        binding = _binding(stride=s, steps_per_epoch=6, num_epochs=3)
+        schedule = sgd(1.0, schedule="step", milestones=(1,), decay_factor=0.1)
+        tx, params = binding.meta_optimizer(schedule), jnp.ones(())
+        state, moved = tx.init(params), []
+        for _ in range(2 * per_epoch):
+            updates, state = tx.update(params, state, params)
+            moved.append(-float(updates))
+        np.testing.assert_allclose(moved, [1.0] * per_epoch + [0.1] * per_epoch, rtol=1e-6)
 
 
 def test_schedule_of_the_classifier_counts_inner_steps(x64, batch):
@@ -599,14 +616,18 @@ def test_a_config_reaches_its_method(name):
     config.first_phase_epochs = 7
     config.meta_gradient.update(
         num_inner_steps=4, mix_clean=False, unroll=2, estimator="conjugate_gradient",
-        backward="remat", truncation=3, solver_steps=6, damping=0.25,
+        backward="remat", truncation=3, solver_steps=6, damping=0.25, update_every=4,
     )  # fmt: skip
     of_main = {
         "name": "adamw", "learning_rate": 0.3, "momentum": 0.6, "nesterov": True,
         "weight_decay": 0.1, "clip_norm": 2.0, "schedule": "step", "milestones": (3, 4),
         "decay_factor": 0.7, "warmup_epochs": 1.5, "groups": (("bias", 0.5, None),),
+        "b1": 0.8, "b2": 0.9,
     }  # fmt: skip
-    of_meta = of_main | {"name": "amsgrad", "learning_rate": 0.2, "schedule": "linear"}
+    of_meta = of_main | {
+        "name": "amsgrad", "learning_rate": 0.2, "schedule": "linear", "clip_norm": 0.0,
+        "normalize": True,
+    }  # fmt: skip
     config.main_optimizer.update(of_main)
     config.meta_optimizer.update(of_meta)
     config.model.update(name="mlp", dtype="bfloat16", initial_params="start.safetensors")
@@ -627,6 +648,7 @@ def test_a_config_reaches_its_method(name):
     if name in PLAIN:
         owner = getattr(method, PLAIN[name])
         assert method.meta_tx == OptimizerSpec(**of_meta)
+        assert method.update_every == 4
         assert method.estimator == core.EstimatorSpec("conjugate_gradient", "remat", 3, 6, 0.25)
     for field, value in dict(section).items():
         assert getattr(owner, field) == value, field

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from mlc_jax import config as settings
 from mlc_jax.errors import InputError, NonFiniteLossError
 from mlc_jax.training import checkpoint, report, train
+from mlc_jax.training import run as run_module
 from mlc_jax.training.metrics import METRICS_FILE, read_metrics
 from mlc_jax.training.run import build_run, create_init
 from mlc_jax.training.workdir import locked_workdir
@@ -388,10 +389,28 @@ def test_steps_may_end_between_epochs(tiny_config, tmp_path, compilation_cache):
     assert json.loads((tmp_path / "dataset.json").read_text())["num_epochs"] == 50 / 21
 
 
-@pytest.mark.parametrize(("num_steps", "windows"), [(50, 17), (51, 17), (3, 1)])
-def test_steps_are_filled_up_to_whole_windows(tiny_config, num_steps, windows):
-    config = tiny_config(**{"num_steps": num_steps, "meta_gradient.num_inner_steps": 3})
-    assert build_run(config).bound.num_steps == 3 * windows
+@pytest.mark.parametrize(
+    ("num_steps", "k", "s", "filled"),
+    [(50, 3, 0, 51), (51, 3, 0, 51), (3, 3, 0, 3), (50, 6, 3, 51), (50, 6, 2, 50), (7, 6, 1, 7)],
+)
+def test_steps_are_filled_up_to_whole_updates(tiny_config, num_steps, k, s, filled):
+    fields = {"meta_gradient.num_inner_steps": k, "meta_gradient.update_every": s}
+    assert build_run(tiny_config(num_steps=num_steps, **fields)).bound.num_steps == filled
+
+
+def test_a_ring_that_does_not_fit_is_refused_with_a_number(tiny_config, tmp_path, monkeypatch):
+    fields = {"meta_gradient.num_inner_steps": 4, "meta_gradient.update_every": 1}
+    config = tiny_config(**fields)
+    monkeypatch.setattr(run_module, "_device_bytes", lambda: 60_000)
+    message = (
+        r"^config\.meta_gradient\.update_every: got 1, expected a larger one: with 3 past "
+        r"classifiers \(0\.00 GiB\) the training state takes 0\.00 GiB, and a device has 0\.00 GiB$"
+    )
+    with pytest.raises(InputError, match=message):
+        train.train_and_evaluate(config, str(tmp_path), show_progress=False)
+    assert not (tmp_path / checkpoint.DIRECTORY).exists()
+    state = jax.eval_shape(create_init(build_run(config)), np.uint32(0))
+    assert run_module._num_bytes(state.past) == 3 * run_module._num_bytes(state.main)
 
 
 def test_labels_that_come_in_pairs_change_nothing(
