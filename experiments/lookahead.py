@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from experiments import costs, runs
 from experiments.records import Row
 from experiments.tables import to_markdown, values, where
+from mlc_jax.training.run import build_run
 
 NOISES = (("uniform", 0.4), ("uniform", 0.6), ("uniform", 0.8), ("flip", 0.4), ("flip", 0.8))
 HARD = (("uniform", 0.8), ("flip", 0.4))  # Where it is asked whether it holds elsewhere, too.
@@ -113,7 +114,7 @@ def grid_of(
             NOISES,
             {"num_steps": round(steps * flop_ratio)},
         ),
-        ("normalised", of_question["normalized"], HARD, {}),
+        ("normalised", [arm for arm in of_question["normalized"] if arm.normalize], HARD, {}),
         ("standardised", of_question["normalized"], HARD, {"dataset.standardize": True}),
         (f"{LONGER}x steps", of_question["normalized"], HARD, {"num_steps": LONGER * steps}),
     ]
@@ -123,15 +124,12 @@ def grid_of(
                 for seed in range(FIRST_SEED, FIRST_SEED + num_seeds):
                     changed = _config(config, arm, rates[arm.name], noise, seed)
                     changed.update_from_flattened_dict(fields)
-                    directory = setting.replace(" ", "_")
-                    if setting == "normalised" and not arm.normalize:
-                        directory = "plain"  # The same run.
                     path = "/".join((
-                        "lookahead", directory, arm.directory, f"{noise[0]}{noise[1]:g}",
-                        f"seed{seed}",
+                        "lookahead", setting.replace(" ", "_"), arm.directory,
+                        f"{noise[0]}{noise[1]:g}", f"seed{seed}",
                     ))  # fmt: skip
                     row = {
-                        "setting": directory.replace("_", " "), "arm": arm.name, "k": arm.k,
+                        "setting": setting, "arm": arm.name, "k": arm.k,
                         "s": arm.s, "estimator": arm.estimator, "normalized": arm.normalize,
                         "rate": rates[arm.name], "noise_type": noise[0], "noise_level": noise[1],
                     }  # fmt: skip
@@ -151,9 +149,8 @@ def _config(
 
 
 def _num_steps(config: ConfigDict) -> int:
-    from mlc_jax.training.run import build_run
-
-    return build_run(runs.override(config, {"meta_gradient.num_inner_steps": 1})).bound.num_steps
+    one = {"meta_gradient.num_inner_steps": 1, "meta_gradient.update_every": 0}
+    return build_run(runs.override(config, one)).bound.num_steps
 
 
 def _distinct(lists: Iterable[Iterable[Arm]]) -> list[Arm]:
