@@ -15,7 +15,7 @@ PYTHON_NEWEST ?= env PYENV_VERSION=3.13 python3.13
 VENV_NEWEST := .venv-newest
 # What stands directly on JAX, Flax, optax and orbax.
 TESTS_NEWEST := $(addprefix tests/,$(addsuffix _test.py,\
-  checkpoint devices losses meta_gradients models optimizers reference))
+  checkpoint devices losses meta_gradients models optimizers overlap reference))
 
 .PHONY: help demo test test-all test-tpu test-newest test-with-newest lint clean
 
