@@ -71,7 +71,7 @@ def log_start(run: Run, state: TrainState, num_runs: int) -> None:
         return
     if method.num_replayed:
         logging.info(
-            "The meta model is updated every %d steps, each time after a replay of the last %d.",
+            "One update of the meta model per %d inner step(s), by a replay of the last %d.",
             method.stride,
             method.num_inner_steps,
         )
