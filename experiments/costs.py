@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import math
 import os
+import string
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -456,11 +457,9 @@ def to_rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
 
 def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """One line per program; the spread of the times is their middle half."""
-    columns = {
-        name: cell
-        for name, cell in _COLUMNS.items()
-        if cell[1:].partition(":")[0].partition("}")[0] in rows[0]
-    }
+    # Programs that were analysed alone have no times.
+    field_of = lambda cell: next(string.Formatter().parse(cell))[1]  # noqa: E731
+    columns = {name: cell for name, cell in _COLUMNS.items() if field_of(cell) in rows[0]}
     body = [[cell.format(**row) for cell in columns.values()] for row in rows]
     return markdown_table(list(columns), body, text_columns=(1,))
 

@@ -14,13 +14,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from experiments import costs, runs
+from experiments.meta_gradient_plots import NOISE_NAMES
 from experiments.records import Row
 from experiments.tables import to_markdown, values, where
 from mlc_jax.training.run import build_run
 
 NOISES = (("uniform", 0.4), ("uniform", 0.6), ("uniform", 0.8), ("flip", 0.4), ("flip", 0.8))
 HARD = (("uniform", 0.8), ("flip", 0.4))  # Where it is asked whether it holds elsewhere, too.
-_NAMES = {"uniform": "UNIF", "flip": "FLIP"}
 TUNED_ON = ("uniform", 0.6)
 VALIDATION_PER_CLASS = 5
 FIRST_SEED, FIRST_TUNING_SEED = 100, 200
@@ -160,7 +160,7 @@ def _distinct(lists: Iterable[Iterable[Arm]]) -> list[Arm]:
 def table(rows: Sequence[Row], lengths: Sequence[int], flop_ratio: float) -> str:
     """All tables: last test accuracy in percent over the seeds, and the rates."""
     plain = where(rows, setting="plain")
-    noises = [f"{_NAMES[kind]} {level:g}" for kind, level in NOISES]
+    noises = [f"{NOISE_NAMES[kind]} {level:g}" for kind, level in NOISES]
     of_question = arms(lengths)
 
     def cells(
@@ -188,7 +188,7 @@ def table(rows: Sequence[Row], lengths: Sequence[int], flop_ratio: float) -> str
     equal = cells(where(rows, setting="equal FLOPs"), one, NOISES)
     body.append([f"{one}, equal FLOPs ({flop_ratio:.1f} times the steps)", *equal, rate_of[one]])
     text += ["Does exactness matter?", "", to_markdown(["estimator", *noises, "meta rate"], body)]
-    header, body = ["setting", "arm", *(f"{_NAMES[t]} {x:g}" for t, x in HARD)], []
+    header, body = ["setting", "arm", *(f"{NOISE_NAMES[t]} {x:g}" for t, x in HARD)], []
     by_setting: dict[str, tuple[str, ...]] = {"as configured": ("plain", "normalised")}
     by_setting |= {name: (name,) for name in ("standardised", f"{LONGER}x steps")}
     for name, settings in by_setting.items():

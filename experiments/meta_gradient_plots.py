@@ -12,6 +12,7 @@ from experiments.tables import values, where
 
 Rows = Sequence[Mapping[str, Any]]
 
+NOISE_NAMES = {"uniform": "UNIF", "flip": "FLIP"}  # The paper's.
 _STYLES: Any = ("-", "--", ":", "-.")
 
 
@@ -84,8 +85,8 @@ def plot_accuracy(rows: Rows) -> Figure:
 def plot_lookahead(rows: Rows) -> Figure:
     """Last test accuracy against k, a panel per noise: quartiles over the seeds.
 
-    Lines are the LCN's updates, after every step or after every k; crosses are the less exact
-    estimators at the largest k.
+    Lines are exact, the LCN updated after every step or after every k; single points are the less
+    exact estimators, at the largest k.
     """
     rows = [row for row in where(rows, setting="plain") if row["last_test_accuracy"] is not None]
     noises = dict.fromkeys((row["noise_type"], row["noise_level"]) for row in rows)
@@ -105,7 +106,7 @@ def plot_lookahead(rows: Rows) -> Figure:
             style = {"color": f"C{i + 2}", "linestyle": "", "label": f"{name}, every step"}
             _quartiles(axis, points, key, **style)
         _log_x(axis, values(exact, "k"))
-        axis.set(xlabel="inner steps k", title=f"{kind.upper()} {level:g}")
+        axis.set(xlabel="inner steps k", title=f"{NOISE_NAMES[kind]} {level:g}")
         axis.grid(alpha=0.3)
     all_axes[0].set_ylabel("test accuracy, last")
     handles, labels = all_axes[0].get_legend_handles_labels()
