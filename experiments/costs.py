@@ -458,8 +458,10 @@ def to_rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
 def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """One line per program; the spread of the times is their middle half."""
     # Programs that were analysed alone have no times.
-    field_of = lambda cell: next(string.Formatter().parse(cell))[1]  # noqa: E731
-    columns = {name: cell for name, cell in _COLUMNS.items() if field_of(cell) in rows[0]}
+    field_of = {
+        name: next(iter(string.Formatter().parse(cell)))[1] for name, cell in _COLUMNS.items()
+    }
+    columns = {name: cell for name, cell in _COLUMNS.items() if field_of[name] in rows[0]}
     body = [[cell.format(**row) for cell in columns.values()] for row in rows]
     return markdown_table(list(columns), body, text_columns=(1,))
 
