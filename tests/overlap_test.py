@@ -270,7 +270,7 @@ def test_the_ring_holds_the_classifiers_before_the_last_updates(x64, data):
     _assert_close(start.past.params, jax.tree.map(lambda x: np.stack([x] * 3), start.main.params))
 
 
-@pytest.mark.parametrize("s", [3, 5, 8, -1])
+@pytest.mark.parametrize("s", [3, 5, 8, -1, 0.5])
 def test_an_update_must_come_at_a_divisor_of_k(s):
     with pytest.raises(InputError, match=rf"^update_every: got {s}, expected 0, or a divisor of"):
         _method(update_every=s)

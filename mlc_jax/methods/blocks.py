@@ -66,7 +66,7 @@ class BilevelMethod(Method):
     def __post_init__(self) -> None:
         k, s = self.num_inner_steps, self.update_every
         expect(
-            s >= 0 and (s == 0 or k % s == 0),
+            isinstance(s, int) and s >= 0 and (s == 0 or k % s == 0),
             "update_every",
             s,
             f"0, or a divisor of num_inner_steps, which is {k}",
@@ -312,19 +312,21 @@ def bilevel_method(
         turns = binding.scan_unroll(state.main.params, length)
         options, past = method.estimator.options(turns), None
         rngs = core.step_rngs(state.rng, state.step - replayed, length, binding.axis_name)
-        main, given = state.main, (meta_params, batches, rngs)
-        if replayed:
-            real, metrics = core.unroll(problem, main, *given, first=replayed, scan_unroll=turns)
-            main, past = core.turn_ring(state.past, state.step // stride, main)
-            options = options._replace(skipped=jnp.maximum(0, replayed - state.step))
+        given = (meta_params, batches, rngs)
         if method.goes_on:
-            result = core.approximate(problem, main, *given, options, previous=state.past)
+            result = core.approximate(problem, state.main, *given, options, previous=state.past)
             past = result.meta_grads
+        elif replayed:
+            main, metrics = core.unroll(
+                problem, state.main, *given, first=replayed, scan_unroll=turns
+            )
+            oldest, past = core.turn_ring(state.past, state.step // stride, state.main)
+            options = options._replace(skipped=jnp.maximum(0, replayed - state.step))
+            replay = estimator(problem, oldest, *given, options)  # Its end is dropped.
+            outer = {name: replay.metrics[name] for name in core.OUTER_METRICS}
+            result = Window(replay.meta_grads, main, jax.tree.map(jnp.mean, metrics) | outer)
         else:
-            result = estimator(problem, main, *given, options)
-        if replayed:
-            outer = {name: result.metrics[name] for name in core.OUTER_METRICS}
-            result = Window(result.meta_grads, real, jax.tree.map(jnp.mean, metrics) | outer)
+            result = estimator(problem, state.main, *given, options)
         metrics = core.pmean(result.metrics, binding.axis_name)
         return result._replace(metrics=metrics), past
 
