@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 # what is wrong with its flags needs neither.
 _PLACES = {
     "Examples": "mlc_jax.examples",
+    "InnerLoss": "mlc_jax.core",
     "Result": "mlc_jax.api",
     "fit": "mlc_jax.api",
     "load": "mlc_jax.api",
@@ -33,6 +34,7 @@ _MODULES = ("estimators", "methods", "models")
 
 __all__ = [
     "Examples",
+    "InnerLoss",
     "Result",
     "__version__",
     "adam",
@@ -49,6 +51,7 @@ __all__ = [
 if TYPE_CHECKING:
     from mlc_jax import estimators, methods, models
     from mlc_jax.api import Result, fit, load
+    from mlc_jax.core import InnerLoss
     from mlc_jax.core.optimizers import adam, adamw, amsgrad, sgd
     from mlc_jax.examples import Examples
 

@@ -1,5 +1,7 @@
 """From a config to the constructors that `import mlc_jax` has, too. Imports no TensorFlow."""
 
+import dataclasses
+
 import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
@@ -8,6 +10,7 @@ from mlc_jax.core import EstimatorSpec
 from mlc_jax.core.optimizers import OptimizerSpec
 from mlc_jax.errors import InputError
 from mlc_jax.methods import METHODS, BilevelMethod, Method
+from mlc_jax.methods.mlc import MLC
 from mlc_jax.methods.types import TwoPhaseMethod
 from mlc_jax.models import MLP, LabelCorrectionNetwork, ResNet, WeightNet
 
@@ -67,8 +70,16 @@ def create_method(config: ConfigDict, num_classes: int) -> Method:
         settings["update_every"] = config.meta_gradient.update_every
     if issubclass(kind, TwoPhaseMethod):
         settings["first_phase_epochs"] = config.first_phase_epochs
-    if config.method == "mlc":
-        settings["lcn"] = LabelCorrectionNetwork(num_classes, **config.lcn)
+    if issubclass(kind, MLC):
+        lcn = dict(config.lcn)
+        pair_weight = lcn.pop("pair_weight")
+        if pair_weight is not None:
+            settings["pair_weight"] = pair_weight
+        settings["lcn"] = LabelCorrectionNetwork(num_classes, **lcn)
+    preset = getattr(kind, "inner_loss", None)
+    if preset is not None:
+        chosen = {name: x for name, x in config.inner_loss.items() if x is not None}
+        settings["inner_loss"] = dataclasses.replace(preset, **chosen)
     if config.method == "meta_weight_net":
         settings["weight_net"] = WeightNet(**config.weight_net)
     return kind(

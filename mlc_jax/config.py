@@ -17,8 +17,13 @@ from mlc_jax.errors import InputError
 # Names that the registries of the packages must have, too; a test holds them together.
 METHODS = (
     "cross_entropy", "clean_only", "noisy_only", "forward", "joint", "mlnt", "distillation",
-    "l2rw", "meta_weight_net", "glc", "mlc",
+    "l2rw", "meta_weight_net", "glc", "mlc", "self_training", "robust_mlc",
 )  # fmt: skip
+# Those whose inner loss has settings; in all others the labels' meaning would be lost.
+INNER_LOSS_METHODS = (
+    "cross_entropy", "clean_only", "meta_weight_net", "mlc", "self_training", "robust_mlc",
+)  # fmt: skip
+LCN_FORMS = ("network", "posterior", "both")
 ESTIMATORS = (
     "exact", "approximate", "one_step", "truncated", "first_order", "finite_difference", "neumann",
     "conjugate_gradient",
@@ -49,16 +54,18 @@ class Setting(NamedTuple):
     """One field of the config.
 
     Attributes:
-      default: None stands for a text that is not given.
+      default: None stands for a value that is not given.
       check: of its value alone; what several settings say together is checked in `validate`.
       meaning: for a reader.
       formerly: the value that a workdir from before this setting was made with; `default` if None.
+      kind: the type of a value whose default is None.
     """
 
     default: Any
     check: Check
     meaning: str
     formerly: Any = None
+    kind: type = str
 
 
 def one_of(*choices: str) -> Check:
@@ -71,6 +78,10 @@ def flag() -> Check:
 
 def text() -> Check:
     return Check(lambda value: value is None or isinstance(value, str), "a text, or None")
+
+
+def optional(check: Check) -> Check:
+    return Check(lambda value: value is None or check.ok(value), f"{check.expected}, or None")
 
 
 def whole(low: int, high: float = _INFINITY) -> Check:
@@ -132,6 +143,14 @@ _GROUPS = Check(
     '(("bias$", 1.0, 0.0), ("hidden1/", 0.0, None))',
 )
 _SEED = whole(0, 2**32 - 1)
+_POWER = Check(
+    lambda value: _is_number(value) and (value == 0 or value >= 1), "0, or a number from 1 on"
+)
+
+
+def _preset(kind: type, check: Check, meaning: str) -> Setting:
+    """A setting that each method has its own default for."""
+    return Setting(None, optional(check), meaning, kind=kind)
 
 
 def _optimizer(
@@ -279,6 +298,39 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "skip_link": Setting(False, flag(), "Mix the given label back in by a learned weight."),
             "sparsemax": Setting(False, flag(), "In place of softmax."),
             "tie_embeddings": Setting(False, flag(), "Needs hidden_size == embedding_size."),
+            "form": Setting(
+                "network",
+                one_of(*LCN_FORMS),
+                "network (the paper's); posterior (Bayes' rule: the classifier's prediction and a "
+                "learned matrix of wrong labels); both (their product).",
+            ),
+            "pair_weight": _preset(
+                float,
+                number(0),
+                "gamma, of what the LCN learns from clean rows whose given label is known, too "
+                "(dataset.paired). None is the method's own: mlc 0, robust_mlc 0.1.",
+            ),
+        },
+    ),
+    (
+        "inner_loss",
+        {
+            "mixup": _preset(
+                float, number(0), "Parameter of MixUp's Beta distribution, noisy and clean; 0: off."
+            ),
+            "prior_weight": _preset(
+                float, number(0), "alpha, against all predictions becoming one class."
+            ),
+            "entropy_weight": _preset(float, number(0), "beta, against undecided predictions."),
+            "power": _preset(
+                float,
+                _POWER,
+                "How late these three set in: their strength is the share to which the clean "
+                "labels are fitted, to this power; 0 is at once.",
+            ),
+            "hand_over": _preset(
+                bool, flag(), "Labels as given first, the method's as the clean ones are fitted."
+            ),
         },
     ),
     ("weight_net", {"hidden_size": Setting(100, whole(1), "meta_weight_net: width.")}),
@@ -450,7 +502,7 @@ def get_config() -> ConfigDict:
                 place[section] = ConfigDict()
             place = place[section]
         default = setting.default
-        place[name] = config_dict.placeholder(str) if default is None else default
+        place[name] = config_dict.placeholder(setting.kind) if default is None else default
     config.lock()
     return config
 
@@ -553,6 +605,7 @@ def _relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tupl
             "one needs no clipping",
         ),
         *_overlap(values),
+        *_inner_loss(values),
         *_own_data(values),
     ]
     if num_devices is not None:
@@ -580,6 +633,20 @@ def _overlap(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
             estimator != "approximate" or values["meta_gradient.diagnose_every"] == 0,
             "0 with approximate and update_every below num_inner_steps: it has no window",
         ),
+    ]
+
+
+def _inner_loss(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
+    method = values["method"]
+    fields = [field for field in SETTINGS if field.startswith("inner_loss.")]
+    methods = ", ".join(INNER_LOSS_METHODS)
+    return [
+        (
+            field,
+            method in INNER_LOSS_METHODS or values[field] is None,
+            f"None with {method}, whose labels would lose their meaning; it is for {methods}",
+        )
+        for field in fields
     ]
 
 

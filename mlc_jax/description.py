@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from mlc_jax import models
-from mlc_jax.core import EstimatorSpec
+from mlc_jax.core import EstimatorSpec, InnerLoss
 from mlc_jax.core.optimizers import OptimizerSpec
 from mlc_jax.errors import InputError
 from mlc_jax.methods import METHODS
@@ -20,6 +20,7 @@ _OWN = {
     cls.__name__: cls
     for cls in (
         EstimatorSpec,
+        InnerLoss,
         OptimizerSpec,
         models.LabelCorrectionNetwork,
         models.MLP,

@@ -1,9 +1,10 @@
 """The pure core: arrays in, arrays out; no config, files, logging or pmap.
 
-Bottom up: `types` (batches and the train state), `losses`, `groups` and `optimizers`, `problem`
-(the two levels), `second_order` (the two products that estimators are made of), `inner_loop` (k
-inner steps), `window` (what estimators share), `implicit` and `estimators` (the meta-gradient;
-start reading at `exact_reference`), `overlap` (windows that begin before the last one's end).
+Bottom up: `types` (batches and the train state), `losses`, `groups` and `optimizers`, `inner_loss`
+(what a classifier learns), `problem` (the two levels), `second_order` (the two products that
+estimators are made of), `inner_loop` (k inner steps), `window` (what estimators share), `implicit`
+and `estimators` (the meta-gradient; start reading at `exact_reference`), `overlap` (windows that
+begin before the last one's end).
 """
 
 from mlc_jax.core.estimators import (
@@ -21,19 +22,20 @@ from mlc_jax.core.inner_loop import (
     scan,
     unroll,
 )
+from mlc_jax.core.inner_loss import Held, InnerLoss, Output, inner_loss, regularizers
+from mlc_jax.core.losses import pmean
 from mlc_jax.core.overlap import start_ring, turn_ring
 from mlc_jax.core.problem import (
     ApplyFn,
     Problem,
     TargetFn,
     apply_inner_grads,
-    forward_pass,
     given_labels,
     inner_grads,
-    inner_loss,
     inner_step,
     outer_loss,
-    pmean,
+    passes,
+    run_passes,
     step_rngs,
 )
 from mlc_jax.core.second_order import inner_grads_vjp, meta_product
@@ -59,12 +61,15 @@ __all__ = [
     "Batch",
     "Estimator",
     "EstimatorSpec",
+    "Held",
+    "InnerLoss",
     "Inputs",
     "Labelled",
     "MainState",
     "MetaState",
     "Metrics",
     "Options",
+    "Output",
     "Params",
     "Problem",
     "TargetFn",
@@ -74,7 +79,6 @@ __all__ = [
     "apply_inner_grads",
     "approximate",
     "at_step",
-    "forward_pass",
     "given_labels",
     "has_convolutions",
     "inner_grads",
@@ -84,8 +88,11 @@ __all__ = [
     "meta_product",
     "num_params",
     "outer_loss",
+    "passes",
     "pmean",
+    "regularizers",
     "resolve_unroll",
+    "run_passes",
     "scan",
     "start_ring",
     "step_rngs",

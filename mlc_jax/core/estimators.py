@@ -27,7 +27,8 @@ import optax
 
 from mlc_jax.core.implicit import conjugate_gradient, neumann
 from mlc_jax.core.inner_loop import at_step, scan, unroll
-from mlc_jax.core.problem import Problem, forward_pass, inner_loss, inner_step, pmean
+from mlc_jax.core.losses import pmean
+from mlc_jax.core.problem import Problem, hold, inner_step, loss_at, passes, run_passes
 from mlc_jax.core.second_order import meta_product
 from mlc_jax.core.types import Batch, MainState, Metrics, Params
 from mlc_jax.core.window import (
@@ -39,7 +40,6 @@ from mlc_jax.core.window import (
     look_ahead,
     outer_grads_at,
     outer_loss_after,
-    required,
     summarize,
 )
 
@@ -174,8 +174,8 @@ def one_step(
 ) -> Window:
     """`-v^T H_wa` at the window's last update alone; `exact` at k = 1.
 
-    The inner loss is linear in the targets, so this is a JVP of the classifier along `v` and a VJP
-    through the meta model: no backward pass is differentiated (EMLC, arXiv 2305.12961).
+    A JVP of the classifier along `v` and a VJP through the meta model: no backward pass is
+    differentiated (EMLC, arXiv 2305.12961).
     """
     main, batch, rng, metrics = before_last(problem, main, meta_params, batches, rngs, options)
     step = look_ahead(problem, main, meta_params, batch, rng)
@@ -193,20 +193,17 @@ def finite_difference(
 ) -> Window:
     """`one_step`, with equation 7 as a central difference of `dL_D'/da` along `v`.
 
-    The targets' features are those at `w` on both sides: equation 7 holds them fixed. Source: Liu
+    The targets are those at `w` on both sides: equation 7 holds them fixed. Source: Liu
     et al. (2019), "DARTS: Differentiable Architecture Search", equation 8.
     """
     main, batch, rng, metrics = before_last(problem, main, meta_params, batches, rngs, options)
     step = look_ahead(problem, main, meta_params, batch, rng)
-    forward = forward_pass(problem, main.batch_stats, batch, rng)
+    outputs, _ = run_passes(passes(problem, batch, rng), main.params, main.batch_stats)
     epsilon = DIFFERENCE_STEP / optax.tree.norm(step.minus_v)
 
     def loss(meta_params: Params, params: Params) -> jax.Array:
-        ((logits, _), features), _ = forward(main.params)
-        noisy = required(batch.noisy, "noisy")
-        targets = problem.targets(meta_params, features, logits, noisy.labels)
-        (logits_there, _), _ = forward(params)
-        return inner_loss(logits_there, targets, batch)[0]
+        held = hold(problem, meta_params, outputs, batch)
+        return loss_at(problem, params, main.batch_stats, held, batch, rng)
 
     ends = [
         jax.grad(loss)(meta_params, optax.tree.add_scale(main.params, sign * epsilon, step.minus_v))

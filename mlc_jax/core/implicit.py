@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from mlc_jax.core.inner_loop import at_step, scan, unroll
-from mlc_jax.core.problem import Problem, pmean
+from mlc_jax.core.losses import pmean
+from mlc_jax.core.problem import Problem
 from mlc_jax.core.second_order import inner_grads_vjp, meta_product
 from mlc_jax.core.types import Batch, MainState, Params
 from mlc_jax.core.window import (

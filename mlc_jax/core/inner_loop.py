@@ -9,7 +9,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from mlc_jax.core.problem import Problem, apply_inner_grads, inner_grads, inner_step, pmean
+from mlc_jax.core.losses import pmean
+from mlc_jax.core.problem import Problem, apply_inner_grads, inner_step, local_grads
 from mlc_jax.core.second_order import inner_grads_vjp, meta_product
 from mlc_jax.core.types import Batch, MainState, Metrics, Params
 
@@ -61,9 +62,8 @@ def unroll(
     def step(main: MainState, t: jax.Array) -> tuple[MainState, Metrics]:
         if backward in ("store", "remat"):
             return inner_step(problem, main, meta_params, *at_step(window, t))
-        local = problem._replace(axis_name=None)
         grads, (batch_stats, metrics) = _recomputed_grads(
-            local, curvature, main, meta_params, window, t
+            problem, curvature, main, meta_params, window, t
         )
         grads, batch_stats = pmean((grads, batch_stats), problem.axis_name)
         return apply_inner_grads(problem, main, grads, batch_stats), metrics
@@ -137,9 +137,9 @@ def _recomputed_grads(
     window: tuple[Batch, chex.PRNGKey],
     t: jax.Array,
 ) -> tuple[Params, tuple[Params, Metrics]]:
-    """`inner_grads` of step t; reverse mode keeps the params and makes the passes again."""
+    """`local_grads` of step t; reverse mode keeps the params and makes the passes again."""
     del curvature
-    return inner_grads(problem, main, meta_params, *at_step(window, t))
+    return local_grads(problem, main, meta_params, *at_step(window, t))
 
 
 def _recomputed_grads_fwd(

@@ -1,12 +1,19 @@
-"""Classification losses and the projection onto the simplex.
+"""Classification losses, the projection onto the simplex, and the mean over devices.
 
-They compute in the dtype of the logits, which the models return in float32 whatever dtype they
+Losses compute in the dtype of the logits, which the models return in float32 whatever dtype they
 compute in.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+
+def pmean(tree: Any, axis_name: str | None) -> Any:
+    """Mean over the devices of `axis_name`; the identity without one."""
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
 def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:

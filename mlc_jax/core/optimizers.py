@@ -161,6 +161,8 @@ def bind(
 ) -> optax.GradientTransformation:
     """Binds a spec to a run's updates (see `OptimizerSpec.bind`); what optax made stays as it is.
 
+    `update` takes a further gradient, `auxiliary`, see `add_auxiliary`.
+
     Raises:
       InputError: `optimizer` is neither, or does not suit the run.
     """
@@ -172,7 +174,7 @@ def bind(
         optimizer,
         f"one made by {', '.join(OPTIMIZERS)}, or an optax.GradientTransformation",
     )
-    return optimizer
+    return add_auxiliary(optimizer, before=True)
 
 
 def sgd(
@@ -322,10 +324,49 @@ def create_optimizer(
         clip = to_unit_norm()
     else:
         clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    clip = add_auxiliary(clip)
     decay = add_weight_decay(weight_decay, groups)
     rules = [clip, scale, decay] if name == "adamw" else [clip, decay, scale]
     rules.append(optax.scale_by_learning_rate(learning_rate))
     return in_groups(rules, groups) if groups else optax.chain(*rules)
+
+
+def add_auxiliary(
+    tx: optax.GradientTransformation, *, before: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """`tx`, whose `update` takes a further gradient, `auxiliary`, and adds it to the updates.
+
+    What is added after a clipping or a normalisation is not clipped.
+
+    Args:
+      tx: keeps its state.
+      before: whether it is added to what `tx` is given, rather than to what it returns.
+    """
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        auxiliary: optax.Updates | None = None,
+        **others: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        tx_update = optax.with_extra_args_support(tx).update
+        if auxiliary is not None and before:
+            updates = _sum(updates, auxiliary)
+        updates, state = tx_update(updates, state, params, **others)
+        if auxiliary is not None and not before:
+            updates = _sum(updates, auxiliary)
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def _sum(updates: optax.Updates, auxiliary: optax.Updates) -> optax.Updates:
+    """Where frozen parameters are masked, only the others are there."""
+    masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+    add = lambda x, y: x if masked(x) else x + y  # noqa: E731
+    return jax.tree.map(add, updates, auxiliary, is_leaf=masked)
 
 
 def to_unit_norm() -> optax.GradientTransformation:

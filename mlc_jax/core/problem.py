@@ -10,7 +10,8 @@ label correction network, `inner_loss` [L_D'(a, w)] on corrected noisy labels, `
 on clean labels, `num_inner_steps` [k].
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -19,132 +20,199 @@ import jax.numpy as jnp
 import optax
 
 from mlc_jax.core import losses
+from mlc_jax.core.inner_loss import (
+    Held,
+    InnerLoss,
+    Mixing,
+    Output,
+    Outputs,
+    draw_mixing,
+    inner_loss,
+    mix,
+)
+from mlc_jax.core.losses import pmean
 from mlc_jax.core.types import Batch, Inputs, Labelled, MainState, Metrics, Params
 
 # (params, batch_stats, inputs, rng) -> (logits [B, C], features [B, F], new batch_stats).
 ApplyFn = Callable[[Params, Params, Inputs, chex.PRNGKey], tuple[jax.Array, jax.Array, Params]]
-# (meta_params, features [B, F], logits [B, C], labels [B]) -> targets [B, C], non-negative.
-TargetFn = Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
+# (belief, features [B, F], logits [B, C], labels [B]) -> targets [B, C], non-negative. A belief is
+# what labels are corrected by: meta params, weights, labels, a matrix.
+TargetFn = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
+# One pass of the classifier: (params, batch_stats) -> its output, new batch_stats.
+Pass = Callable[[Params, Params], tuple[Output, Params]]
+
+# Streams of a step's key, beside those that it is split into for the inner passes. 1 is the outer
+# loss's, 4 that of `methods.blocks.bilevel_method`.
+_MIXING_STREAM, _MIXED_STREAM = 2, 3
 
 
 class Problem(NamedTuple):
     """The functions that define the two levels; static under jit.
 
     Attributes:
-      apply: the classifier in training mode.
+      apply: the classifier in training mode, of inputs as `prepare` returns them.
       targets: what the classifier is to learn on a noisy example. The inner gradient holds it
-        fixed (see `inner_grads`).
+        fixed (see `local_grads`).
       tx: the classifier's optimizer. All of it is differentiated through.
       axis_name: the pmap axis to average over, or None.
+      rule: what the inner loss is beyond cross-entropy on the targets.
+      prepare: from inputs as stored to what the classifier takes.
     """
 
     apply: ApplyFn
     targets: TargetFn
     tx: optax.GradientTransformation
     axis_name: str | None = None
+    rule: InnerLoss = InnerLoss()
+    prepare: Callable[[Inputs], Inputs] = lambda inputs: inputs
 
 
 def given_labels(
-    meta_params: Params, features: jax.Array, logits: jax.Array, labels: jax.Array
+    belief: Any, features: jax.Array, logits: jax.Array, labels: jax.Array
 ) -> jax.Array:
     """The `TargetFn` that believes the given labels: one-hot, `[B, C]`."""
-    del meta_params, features
+    del belief, features
     return jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
 
 
-def pmean(tree: Any, axis_name: str | None) -> Any:
-    """Mean over the devices of `axis_name`; the identity without one."""
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+def passes(problem: Problem, batch: Batch, rng: chex.PRNGKey) -> dict[str, Pass]:
+    """The passes in training mode over a batch's parts, `noisy` and `clean`, as they are.
 
-
-def inner_loss(
-    logits: tuple[jax.Array | None, jax.Array | None], targets: jax.Array | None, batch: Batch
-) -> tuple[jax.Array, Metrics]:
-    """Loss of the classifier on corrected noisy labels and on the clean half that trains.
-
-    `L = (B * L_noisy + B_c * L_clean) / (B + B_c)` ("Training with Soft Labels from LCN" in the
-    paper).
-
-    Args:
-      logits: of the noisy `[B, C]` and of the clean `[B_c, C]` examples, or None.
-      targets: `[B, C]` for the noisy examples.
-      batch: for its labels.
-
-    Returns:
-      The scalar loss and metrics: `inner_loss`; `labels_kept`, the share of noisy examples whose
-      target is the given label, first of all; `clean_accuracy` on the clean half. All are of this
-      device's slice.
-    """
-    noisy_logits, clean_logits = logits
-    per_example = []
-    metrics: Metrics = {}
-    if batch.noisy is not None and noisy_logits is not None and targets is not None:
-        chex.assert_equal_shape([targets, noisy_logits])
-        per_example.append(losses.soft_cross_entropy(noisy_logits, targets))
-        given = jnp.take_along_axis(targets, batch.noisy.labels[:, None], axis=1)[:, 0]
-        # Targets are no logits: an example that counts for nothing has none.
-        kept = (given > 0) & (given == jnp.max(targets, axis=1))
-        metrics["labels_kept"] = jnp.mean(kept, dtype=jnp.float32)
-    if batch.clean_inner is not None and clean_logits is not None:
-        labels = batch.clean_inner.labels
-        per_example.append(losses.cross_entropy(clean_logits, labels))
-        metrics["clean_accuracy"] = losses.accuracy(clean_logits, labels)
-    loss = jnp.mean(jnp.concatenate(per_example))  # Weights the parts by their sizes.
-    return loss, metrics | {"inner_loss": loss}
-
-
-def forward_pass(
-    problem: Problem, batch_stats: Params, batch: Batch, rng: chex.PRNGKey
-) -> Callable[[Params], tuple[Any, Params]]:
-    """One pass over a batch in training mode: what the inner loss is computed from.
-
-    Returns:
-      A function: params -> ((noisy logits, clean logits), noisy features), new batch_stats. None
-      stands for a part that the batch does not have.
+    They are separate: batch normalisation sees them as two batches, as in the published setting.
     """
     noisy_rng, clean_rng = jax.random.split(rng)
+    made = {}
+    if batch.noisy is not None:
+        made["noisy"] = _pass(problem, problem.prepare(batch.noisy.inputs), noisy_rng)
+    if batch.clean_inner is not None:
+        made["clean"] = _pass(problem, problem.prepare(batch.clean_inner.inputs), clean_rng)
+    return made
 
-    def forward(params: Params) -> tuple[Any, Params]:
-        noisy_logits = features = clean_logits = None
-        stats = batch_stats
-        if batch.noisy is not None:
-            noisy_logits, features, stats = problem.apply(
-                params, stats, batch.noisy.inputs, noisy_rng
-            )
-        if batch.clean_inner is not None:
-            clean_logits, _, stats = problem.apply(
-                params, stats, batch.clean_inner.inputs, clean_rng
-            )
-        return ((noisy_logits, clean_logits), features), stats
 
-    return forward
+def mixing_of(problem: Problem, batch: Batch, rng: chex.PRNGKey) -> Mixing | None:
+    """Who is mixed with whom on this device, noisy examples first; None where nothing is mixed."""
+    if not problem.rule.mixup:
+        return None
+    parts = [part for part in (batch.noisy, batch.clean_inner) if part is not None]
+    draw_rng = jax.random.fold_in(rng, _MIXING_STREAM)
+    return draw_mixing(problem.rule, sum(len(part.labels) for part in parts), draw_rng)
+
+
+def mixed_pass(
+    problem: Problem, batch: Batch, rng: chex.PRNGKey, mixing: Mixing, held: Held
+) -> Pass:
+    """The pass over noisy and clean examples together, each mixed with its partner."""
+    parts = [part for part in (batch.noisy, batch.clean_inner) if part is not None]
+    prepared = [problem.prepare(part.inputs) for part in parts]
+    together = jax.tree.map(lambda *xs: jnp.concatenate(xs), *prepared)
+    mixed = mix(together, mixing, problem.rule.strength(held.fitted))
+    return _pass(problem, mixed, jax.random.fold_in(rng, _MIXED_STREAM))
+
+
+def _pass(problem: Problem, inputs: Inputs, rng: chex.PRNGKey) -> Pass:
+    def run(params: Params, batch_stats: Params) -> tuple[Output, Params]:
+        logits, features, batch_stats = problem.apply(params, batch_stats, inputs, rng)
+        return Output(logits, features), batch_stats
+
+    return run
+
+
+def run_passes(
+    made: dict[str, Pass], params: Params, batch_stats: Params
+) -> tuple[Outputs, Params]:
+    """Outputs of passes, and the statistics after the last."""
+    outputs = {}
+    for name, run in made.items():
+        outputs[name], batch_stats = run(params, batch_stats)
+    return outputs, batch_stats
+
+
+def add_trees(trees: Sequence[Any]) -> Any:
+    """The sum of trees of arrays, one at least."""
+    return jax.tree.map(lambda *xs: functools.reduce(jnp.add, xs), *trees)
+
+
+def hold(problem: Problem, belief: Any, outputs: Outputs, batch: Batch) -> Held:
+    """What an inner gradient holds fixed, from the outputs of the unmixed passes."""
+    rule, targets, fitted = problem.rule, None, None
+    if rule.needs_fit and batch.clean_inner is not None:
+        logits = outputs["clean"].logits
+        loss = jnp.mean(losses.cross_entropy(logits, batch.clean_inner.labels))
+        chance = jnp.log(jnp.asarray(logits.shape[-1], logits.dtype))
+        fitted = jnp.clip(1 - pmean(loss, problem.axis_name) / chance, 0, 1)
+    if batch.noisy is not None:
+        (logits, features), labels = outputs["noisy"], batch.noisy.labels
+        targets = problem.targets(belief, features, logits, labels)
+        if rule.hand_over:
+            assert fitted is not None
+            given = given_labels(None, features, logits, labels)
+            targets = given + fitted * (targets - given)
+    return Held(targets, fitted)
+
+
+def loss_at(
+    problem: Problem, params: Params, batch_stats: Params, held: Held, batch: Batch,
+    rng: chex.PRNGKey,
+) -> jax.Array:  # fmt: skip
+    """The inner loss of this device's slice at any params, with what is held fixed given."""
+    mixing = mixing_of(problem, batch, rng)
+    made = passes(problem, batch, rng)
+    if mixing is not None:
+        made["mixed"] = mixed_pass(problem, batch, rng, mixing, held)
+    outputs, _ = run_passes(made, params, batch_stats)
+    return inner_loss(problem.rule, outputs, held, batch, mixing, problem.axis_name)[0]
+
+
+def local_grads(
+    problem: Problem, main: MainState, belief: Any, batch: Batch, rng: chex.PRNGKey
+) -> tuple[Params, tuple[Params, Metrics]]:
+    """Gradient of the inner loss in the classifier's params; its mean over devices is the gradient.
+
+    What is held fixed (the targets, how far clean labels are fitted) depends on the params through
+    the outputs. This gradient does not see that: the paper puts a stop_gradient there. But the
+    derivative of a whole window in the meta parameters must, because the features of a later step
+    depend on the labels of the earlier ones. So it is held by taking the gradient in the outputs,
+    not by a stop_gradient, which would cut the later derivative, too.
+
+    Returns:
+      Gradients shaped like `main.params`, and `(new batch_stats, metrics)` of this device.
+    """
+    outputs, pull_back = {}, {}
+
+    def make(name: str, run: Pass, batch_stats: Params) -> Params:
+        at = lambda params: run(params, batch_stats)  # noqa: E731
+        outputs[name], pull_back[name], after = jax.vjp(at, main.params, has_aux=True)
+        return after
+
+    batch_stats = main.batch_stats
+    for name, run in passes(problem, batch, rng).items():
+        batch_stats = make(name, run, batch_stats)
+    held = hold(problem, belief, outputs, batch)
+    mixing = mixing_of(problem, batch, rng)
+    if mixing is not None:
+        # What is trained on writes the running statistics; the others only look.
+        run = mixed_pass(problem, batch, rng, mixing, held)
+        batch_stats = make("mixed", run, main.batch_stats)
+    loss_fn = functools.partial(
+        inner_loss, problem.rule, held=held, batch=batch, mixing=mixing,
+        axis_name=problem.axis_name,
+    )  # fmt: skip
+    d_outputs, metrics = jax.grad(loss_fn, has_aux=True)(outputs)
+    trained = [name for name in outputs if name in problem.rule.trained]
+    grads = add_trees([pull_back[name](d_outputs[name])[0] for name in trained])
+    return grads, (batch_stats, metrics)
 
 
 def inner_grads(
-    problem: Problem, main: MainState, meta_params: Params, batch: Batch, rng: chex.PRNGKey
+    problem: Problem, main: MainState, belief: Any, batch: Batch, rng: chex.PRNGKey
 ) -> tuple[Params, tuple[Params, Metrics]]:
     """Gradient of the inner loss in the classifier's params, averaged over devices.
-
-    Noisy and clean examples go through the network in separate forward passes, as in the published
-    setting: batch normalisation sees them as two batches.
-
-    The targets depend on the params through features and logits. This gradient does not see that:
-    the paper puts a stop_gradient there. But the derivative of a whole window in the meta
-    parameters must, because the features of a later step depend on the labels of the earlier ones.
-    So the targets are held fixed by taking the gradient in the logits, not by a stop_gradient,
-    which would cut the later derivative, too.
 
     Returns:
       Gradients shaped like `main.params`, and `(new batch_stats, metrics)`, which carry no
       derivative: a pass in training mode writes running statistics and reads none.
     """
-    forward = forward_pass(problem, main.batch_stats, batch, rng)
-    (logits, features), backward, batch_stats = jax.vjp(forward, main.params, has_aux=True)
-    targets = None
-    if batch.noisy is not None:
-        targets = problem.targets(meta_params, features, logits[0], batch.noisy.labels)
-    logit_grads, metrics = jax.grad(inner_loss, has_aux=True)(logits, targets, batch)
-    (grads,) = backward((logit_grads, jax.tree.map(jnp.zeros_like, features)))
+    grads, (batch_stats, metrics) = local_grads(problem, main, belief, batch, rng)
     aux = jax.lax.stop_gradient((pmean(batch_stats, problem.axis_name), metrics))
     return pmean(grads, problem.axis_name), aux
 
@@ -159,10 +227,10 @@ def apply_inner_grads(
 
 
 def inner_step(
-    problem: Problem, main: MainState, meta_params: Params, batch: Batch, rng: chex.PRNGKey
+    problem: Problem, main: MainState, belief: Any, batch: Batch, rng: chex.PRNGKey
 ) -> tuple[MainState, Metrics]:
     """One real update of the classifier on one batch."""
-    grads, (batch_stats, metrics) = inner_grads(problem, main, meta_params, batch, rng)
+    grads, (batch_stats, metrics) = inner_grads(problem, main, belief, batch, rng)
     return apply_inner_grads(problem, main, grads, batch_stats), metrics
 
 
@@ -174,7 +242,7 @@ def outer_loss(
     Batch normalisation runs in training mode and its running statistics are left alone: this pass
     looks ahead, it does not train.
     """
-    logits, _, _ = problem.apply(params, batch_stats, clean.inputs, rng)
+    logits, _, _ = problem.apply(params, batch_stats, problem.prepare(clean.inputs), rng)
     loss = jnp.mean(losses.cross_entropy(logits, clean.labels))
     return loss, {"outer_loss": loss, "clean_accuracy": losses.accuracy(logits, clean.labels)}
 

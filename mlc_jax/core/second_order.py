@@ -1,47 +1,71 @@
 """Products of a vector with second derivatives of the inner loss: what estimators are made of."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from mlc_jax.core.problem import Problem, forward_pass, inner_loss
+from mlc_jax.core.inner_loss import Held, Mixing, Output, Outputs, inner_loss
+from mlc_jax.core.problem import (
+    Pass,
+    Problem,
+    add_trees,
+    hold,
+    mixed_pass,
+    mixing_of,
+    passes,
+)
 from mlc_jax.core.types import Batch, MainState, Params
 
 
 def meta_product(
     problem: Problem,
     main: MainState,
-    meta_params: Params,
+    belief: Any,
     batch: Batch,
     rng: chex.PRNGKey,
     v: Params,
-) -> Params:
-    """`v^T H_wa`, shaped like the meta params (equation 7, with `v` for `Lambda g_w'`).
+) -> Any:
+    """`v^T H_wa`, shaped like the belief (equation 7, with `v` for `Lambda g_w'`).
 
-    No backward pass of the classifier is differentiated, nor made: the inner loss is linear in the
-    targets, so this is the VJP through `targets` of the loss's JVP along `v`.
+    No backward pass of the classifier is differentiated, nor made: this is the VJP through what is
+    held fixed of the loss's JVP along `v`.
 
     Returns:
       This device's part: the mean over the devices is the product.
     """
-    forward = forward_pass(problem, main.batch_stats, batch, rng)
-    outputs, tangents, _ = jax.jvp(forward, (main.params,), (v,), has_aux=True)
-    return _along_targets(problem, meta_params, batch, outputs, tangents).of_meta_params
+    outputs, tangents = {}, {}
+
+    def run(name: str, made: Pass) -> None:
+        at = functools.partial(_output, made, main.batch_stats)
+        if name in problem.rule.trained:
+            outputs[name], tangents[name] = jax.jvp(at, (main.params,), (v,))
+        else:
+            outputs[name] = at(main.params)
+
+    for name, made in passes(problem, batch, rng).items():
+        run(name, made)
+    held, held_vjp = jax.vjp(lambda belief: hold(problem, belief, outputs, batch), belief)
+    mixing = mixing_of(problem, batch, rng)
+    if mixing is not None:
+        run("mixed", mixed_pass(problem, batch, rng, mixing, held))
+    d_held = jax.grad(_slope, argnums=2)(outputs, tangents, held, problem, batch, mixing)
+    (d_belief,) = held_vjp(d_held)
+    return d_belief
 
 
 def inner_grads_vjp(
     problem: Problem,
     main: MainState,
-    meta_params: Params,
+    belief: Any,
     batch: Batch,
     rng: chex.PRNGKey,
     v: Params,
     *,
     fixed_targets: bool = False,
-) -> tuple[Params, Params]:
+) -> tuple[Params, Any]:
     """Both products of `v` with the derivatives of the inner gradient `g`, in mixed mode.
 
     One forward pass with tangents along `v` and one backward pass through it give both: what
@@ -49,65 +73,75 @@ def inner_grads_vjp(
     Nothing of the inner gradient's own passes has to be kept for it.
 
     Args:
-      problem, main, meta_params, batch, rng: as for `inner_grads`.
+      problem, main, belief, batch, rng: as for `local_grads`.
       v: shaped like the params.
-      fixed_targets: leave the targets' dependence on the params out of the first product. It is
-        then `H_ww v`, symmetric.
+      fixed_targets: leave the dependence on the params of what is held out of the first product. It
+        is then `H_ww v`, symmetric.
 
     Returns:
       `v^T dg/dw`, shaped like the params: the gradient's whole dependence on the params, the
       targets' included; and `v^T H_wa`, as `meta_product`. Both are this device's part: their mean
       over the devices is the product.
     """
-    forward = forward_pass(problem, main.batch_stats, batch, rng)
+
+    def with_tangents(name: str, made: Pass, params: Params) -> tuple[Any, Any]:
+        at = functools.partial(_output, made, main.batch_stats)
+        if name in problem.rule.trained:
+            return jax.jvp(at, (params,), (v,))
+        return at(params), None
 
     # What lies between two convolutions is cheaper to compute again than to keep.
-    @functools.partial(jax.checkpoint, policy=_is_costly)
-    def with_tangents(params: Params) -> tuple[Any, Any]:
-        outputs, tangents, _ = jax.jvp(forward, (params,), (v,), has_aux=True)
-        return outputs, tangents
-
-    (outputs, tangents), pull_back = jax.vjp(with_tangents, main.params)
-    along = _along_targets(problem, meta_params, batch, outputs, tangents)
-    slope = functools.partial(_slope, targets=along.targets, batch=batch)
-    of_logits, of_logit_tangents = jax.grad(slope, argnums=(0, 1))(outputs[0], tangents[0])
-    of_outputs = (of_logits, jax.tree.map(jnp.zeros_like, outputs[1]))
-    if not fixed_targets:
-        of_outputs = jax.tree.map(jnp.add, of_outputs, along.of_outputs)
-    of_tangents = (of_logit_tangents, jax.tree.map(jnp.zeros_like, tangents[1]))
-    (of_params,) = pull_back((of_outputs, of_tangents))
-    return of_params, along.of_meta_params
-
-
-def _slope(logits: Any, tangents: Any, targets: jax.Array | None, batch: Batch) -> jax.Array:
-    """Of the inner loss, where the logits move along `tangents`."""
-    loss_fn = lambda logits: inner_loss(logits, targets, batch)[0]  # noqa: E731
-    return jax.jvp(loss_fn, (logits,), (tangents,))[1]
-
-
-class _AlongTargets(NamedTuple):
-    """The targets, and derivatives of the slope by way of them."""
-
-    targets: jax.Array | None
-    of_meta_params: Params
-    of_outputs: Any  # Of `forward_pass`.
-
-
-def _along_targets(
-    problem: Problem, meta_params: Params, batch: Batch, outputs: Any, tangents: Any
-) -> _AlongTargets:
-    of_meta_params, of_outputs = jax.tree.map(jnp.zeros_like, (meta_params, outputs))
-    if batch.noisy is None:
-        return _AlongTargets(None, of_meta_params, of_outputs)
-    (noisy_logits, _), features = outputs
-    labels = batch.noisy.labels
-    targets, targets_vjp = jax.vjp(
-        lambda a, h, z: problem.targets(a, h, z, labels), meta_params, features, noisy_logits
+    frugal = functools.partial(jax.checkpoint, policy=_is_costly)
+    outputs, tangents, pull_back = {}, {}, {}
+    for name, made in passes(problem, batch, rng).items():
+        run = frugal(functools.partial(with_tangents, name, made))
+        (outputs[name], tangents[name]), pull_back[name] = jax.vjp(run, main.params)
+    looked = dict(outputs)
+    held, held_vjp = jax.vjp(
+        lambda belief, outputs: hold(problem, belief, outputs, batch), belief, looked
     )
-    of_targets = jax.grad(_slope, argnums=2)(outputs[0], tangents[0], targets, batch)
-    of_meta_params, of_features, of_noisy = targets_vjp(of_targets)
-    ((_, of_clean), _) = of_outputs
-    return _AlongTargets(targets, of_meta_params, ((of_noisy, of_clean), of_features))
+    mixing = mixing_of(problem, batch, rng)
+    if mixing is not None:
+
+        @frugal
+        def mixed(params: Params, held: Held) -> tuple[Any, Any]:
+            made = mixed_pass(problem, batch, rng, mixing, held)
+            return with_tangents("mixed", made, params)
+
+        (outputs["mixed"], tangents["mixed"]), pull_back_mixed = jax.vjp(mixed, main.params, held)
+    d_outputs, d_tangents, d_held = jax.grad(_slope, argnums=(0, 1, 2))(
+        outputs, tangents, held, problem, batch, mixing
+    )
+    d_params = []
+    if mixing is not None:
+        of_params, of_held = pull_back_mixed((d_outputs.pop("mixed"), d_tangents.pop("mixed")))
+        d_params.append(of_params)
+        d_held = jax.tree.map(jnp.add, d_held, of_held)
+    d_belief, d_looked = held_vjp(d_held)
+    if not fixed_targets:
+        d_outputs = jax.tree.map(jnp.add, d_outputs, d_looked)
+    d_params += [pull_back[name]((d_outputs[name], d_tangents[name]))[0] for name in looked]
+    return add_trees(d_params), d_belief
+
+
+def _output(made: Pass, batch_stats: Params, params: Params) -> Output:
+    """Without the statistics: nothing here is trained."""
+    return made(params, batch_stats)[0]
+
+
+def _slope(
+    outputs: Outputs, tangents: Outputs, held: Held, problem: Problem, batch: Batch,
+    mixing: Mixing | None,
+) -> jax.Array:  # fmt: skip
+    """Of the inner loss, where the outputs that it reads move along `tangents`."""
+
+    def loss(moved: Outputs) -> jax.Array:
+        every = outputs | moved
+        return inner_loss(problem.rule, every, held, batch, mixing, problem.axis_name)[0]
+
+    moving = {name: tangent for name, tangent in tangents.items() if tangent is not None}
+    at = {name: outputs[name] for name in moving}
+    return jax.jvp(loss, (at,), (moving,))[1]
 
 
 def _is_costly(primitive: Any, *avals: Any, **params: Any) -> bool:

@@ -17,12 +17,14 @@ class Labelled(NamedTuple):
     """Inputs `[B, ...]`, an array or a pytree of them, and int32 labels `[B]`.
 
     `rows` `[B]`, int32, say where noisy examples stand in their set, for methods that remember
-    something of each.
+    something of each. `given` `[B]` are the labels of clean examples as they were before somebody
+    checked them, negative where that is not known; None where it is known of no example.
     """
 
     inputs: Inputs
     labels: Array
     rows: Array | None = None
+    given: Array | None = None
 
 
 class Batch(NamedTuple):

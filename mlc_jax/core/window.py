@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from mlc_jax.core.inner_loop import at_step, unroll
-from mlc_jax.core.problem import Problem, apply_inner_grads, inner_grads, outer_loss, pmean
+from mlc_jax.core.losses import pmean
+from mlc_jax.core.problem import Problem, apply_inner_grads, inner_grads, outer_loss
 from mlc_jax.core.types import Batch, Labelled, MainState, Metrics, Params
 
 

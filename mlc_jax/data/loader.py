@@ -29,7 +29,7 @@ import tensorflow as tf
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlc_jax.core import Batch, Labelled
-from mlc_jax.data.source import Layout, Source, Subset, Tree, input_errors, layout_of
+from mlc_jax.data.source import UNKNOWN, Layout, Source, Subset, Tree, input_errors, layout_of
 from mlc_jax.data.source import augment_images as augment_images  # To be found here, too.
 from mlc_jax.data.source import read_rows as read_rows
 from mlc_jax.errors import InputError
@@ -220,6 +220,7 @@ def _blocks_of(
     else:
         streams["clean_outer"] = stream("clean", 0, size)
     dataset = _with_options(tf.data.Dataset.zip(streams))
+    paired = any((pipeline.clean.given != UNKNOWN).any() for pipeline in pipelines)
     with contextlib.closing(_elements(dataset, *sources.values())) as elements:
         for element in elements:
             dealt = {
@@ -228,10 +229,12 @@ def _blocks_of(
             }
             for block in range(at_once):
                 parts = {}
-                for name, (*leaves, labels, rows) in dealt.items():
+                for name, arrays in dealt.items():
+                    *leaves, labels, rows, given = [array[block] for array in arrays]
                     structure = layouts[name.partition("_")[0]].structure
-                    inputs = jax.tree.unflatten(structure, [leaf[block] for leaf in leaves])
-                    parts[name] = Labelled(inputs, labels[block], rows[block])
+                    inputs = jax.tree.unflatten(structure, leaves)
+                    pairs = given if paired and name.startswith("clean") else None
+                    parts[name] = Labelled(inputs, labels, rows, pairs)
                 yield Batch(**(dict.fromkeys(Batch._fields) | parts))
 
 
@@ -256,7 +259,8 @@ def _stream(
 ) -> tf.data.Dataset:
     """`share` of the shuffled batches from `start_step` on, `steps_at_once` at a time.
 
-    Elements are leaves of inputs, labels and positions, `[steps_at_once, runs, len(share), ...]`.
+    Elements are leaves of inputs, labels, positions and labels as given, `[steps_at_once, runs,
+    len(share), ...]`.
     """
     subsets, labels_per_run, (batch_size, *_), (key, *_) = zip(
         *(pipeline._part(name) for pipeline in pipelines), strict=True
@@ -271,6 +275,7 @@ def _stream(
     # Runs one after the other: position p of run r is at place r * size + p.
     rows = np.concatenate([subset.rows for subset in subsets])
     labels = tf.constant(np.concatenate(labels_per_run), tf.int32)
+    given = tf.constant(np.concatenate([subset.given for subset in subsets]), tf.int32)
     offsets = np.arange(num_runs)[:, None] * size
 
     @_not_converted
@@ -297,7 +302,8 @@ def _stream(
             draws = tf.reshape(draws, [-1, source.num_draws])
             changed = source.augment(jax.tree.unflatten(layout.structure, leaves), draws)
             leaves = jax.tree.leaves(changed)
-        flat = (*leaves, tf.gather(labels, places), tf.cast(places % size, tf.int32))
+        rows_in_subset = tf.cast(places % size, tf.int32)
+        flat = (*leaves, tf.gather(labels, places), rows_in_subset, tf.gather(given, places))
         lead = [steps_at_once, num_runs, len(share)]
         return tuple(tf.reshape(x, [*lead, *x.shape[1:]]) for x in flat)
 

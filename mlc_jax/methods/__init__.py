@@ -11,7 +11,9 @@ from mlc_jax.methods.joint import Joint as joint
 from mlc_jax.methods.l2rw import L2RW as l2rw
 from mlc_jax.methods.meta_weight_net import MetaWeightNet as meta_weight_net
 from mlc_jax.methods.mlc import MLC as mlc
+from mlc_jax.methods.mlc import RobustMLC as robust_mlc
 from mlc_jax.methods.mlnt import MLNT as mlnt
+from mlc_jax.methods.self_training import SelfTraining as self_training
 from mlc_jax.methods.types import BoundMethod, Method
 
 METHODS: dict[str, type[Method]] = {
@@ -26,6 +28,8 @@ METHODS: dict[str, type[Method]] = {
     "meta_weight_net": meta_weight_net,
     "glc": glc,
     "mlc": mlc,
+    "self_training": self_training,
+    "robust_mlc": robust_mlc,
 }
 
 __all__ = ["METHODS", "BilevelMethod", "BoundMethod", "Method", *METHODS]

@@ -17,10 +17,13 @@ from mlc_jax.core import (
     Batch,
     Estimator,
     EstimatorSpec,
+    InnerLoss,
     Inputs,
+    Labelled,
     MainState,
     MetaState,
     Metrics,
+    Output,
     Params,
     Problem,
     TargetFn,
@@ -44,6 +47,10 @@ from mlc_jax.models.pretrained import with_initial
 
 # Streams of the initial key, so that what is started later does not draw the first numbers again.
 _META_STREAM, _RESTART_STREAM = 1, 2
+_AUXILIARY_STREAM = 4  # Of a step's key; see `core.problem`.
+PLAIN = InnerLoss()
+# (meta params, the classifier's output on clean examples, these) -> this device's loss, metrics.
+Auxiliary = Callable[[Params, Output, Labelled], tuple[jax.Array, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +122,7 @@ def train_mode(binding: Binding) -> ApplyFn:
     ) -> tuple[jax.Array, jax.Array, Params]:
         (logits, features), updated = binding.model.apply(
             {"params": params, "batch_stats": batch_stats},
-            binding.prepare(inputs),
+            inputs,
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": rng},
@@ -125,9 +132,13 @@ def train_mode(binding: Binding) -> ApplyFn:
     return apply
 
 
-def create_problem(binding: Binding, targets: TargetFn = core.given_labels) -> Problem:
+def create_problem(
+    binding: Binding, targets: TargetFn = core.given_labels, rule: InnerLoss = PLAIN
+) -> Problem:
     """The classifier with its optimizer, and what it is to learn on noisy examples."""
-    return Problem(train_mode(binding), targets, binding.optimizer(), binding.axis_name)
+    return Problem(
+        train_mode(binding), targets, binding.optimizer(), binding.axis_name, rule, binding.prepare
+    )
 
 
 def create_init(
@@ -176,6 +187,7 @@ def supervised_step(
     view: Callable[[Batch], Batch],
     targets: TargetFn = core.given_labels,
     beliefs: Callable[[TrainState, Batch], Any] = lambda state, batch: None,
+    rule: InnerLoss = PLAIN,
 ) -> TrainStep:
     """Plain training, no meta-gradient.
 
@@ -185,8 +197,9 @@ def supervised_step(
         `clean_inner`.
       targets: what the classifier is to learn on a noisy example.
       beliefs: (state, batch) -> the first argument of `targets`.
+      rule: what the inner loss is beyond cross-entropy.
     """
-    problem = create_problem(binding, targets)
+    problem = create_problem(binding, targets, rule)
 
     def inner_step(
         state: TrainState, batch: Batch, rng: chex.PRNGKey
@@ -256,9 +269,15 @@ def classifier_labels(
     return jax.nn.softmax(logits)
 
 
-def supervised(binding: Binding, view: Callable[[Batch], Batch], **fields: Any) -> BoundMethod:
-    """Plain training on labels as given, in one phase; `view` as in `supervised_step`."""
-    phase = Phase(binding.num_steps, supervised_step(binding, view))
+def supervised(
+    binding: Binding,
+    view: Callable[[Batch], Batch],
+    targets: TargetFn = core.given_labels,
+    rule: InnerLoss = PLAIN,
+    **fields: Any,
+) -> BoundMethod:
+    """Training without a meta model, in one phase; arguments as for `supervised_step`."""
+    phase = Phase(binding.num_steps, supervised_step(binding, view, targets, rule=rule))
     return BoundMethod(create_init(binding), (phase,), classifier_labels, **fields)
 
 
@@ -268,6 +287,9 @@ def bilevel_method(
     targets: TargetFn,
     init_meta: Callable[[chex.PRNGKey, int], Params],
     correct_labels: CorrectLabels,
+    *,
+    rule: InnerLoss = PLAIN,
+    auxiliary: Auxiliary | None = None,
 ) -> BoundMethod:
     """A classifier that learns what a meta model says, and the meta model from the clean loss.
 
@@ -284,10 +306,22 @@ def bilevel_method(
       targets: what the classifier is to learn on a noisy example.
       init_meta: (typed key, number of features) -> meta params.
       correct_labels: see `BoundMethod`.
+      rule: what the inner loss is beyond cross-entropy.
+      auxiliary: what the meta model learns beside the meta-gradient, from the last step's clean
+        examples whose given label is known; left out where there are none.
+
+    Raises:
+      InputError: `rule` needs clean examples in the inner loss.
     """
+    expect(
+        method.mix_clean or not rule.needs_fit,
+        "mix_clean",
+        method.mix_clean,
+        f"True with {method.name}: its inner loss goes by how far the clean half is fitted",
+    )
     meta_tx = binding.meta_optimizer(method.meta_tx)
-    problem = create_problem(binding, targets)
-    stride, replayed = method.stride, method.num_replayed
+    problem = create_problem(binding, targets, rule)
+    stride, replayed, axis = method.stride, method.num_replayed, binding.axis_name
 
     def init(rng: chex.PRNGKey, example: Inputs) -> TrainState:
         state = create_init(binding)(rng, example)
@@ -330,13 +364,32 @@ def bilevel_method(
         metrics = core.pmean(result.metrics, binding.axis_name)
         return result._replace(metrics=metrics), past
 
+    def auxiliary_grads(
+        meta_params: Params, main: MainState, batches: Batch, rngs: chex.PRNGKey
+    ) -> tuple[Params | None, Metrics]:
+        """From the classifier as it is after the last step, on all of that step's clean batch."""
+        batch, rng = core.at_step((batches, rngs), -1)
+        clean = clean_part(batch).clean_inner
+        if auxiliary is None or clean is None or clean.given is None:
+            return None, {}
+        rng = jax.random.fold_in(rng, _AUXILIARY_STREAM)
+        inputs = binding.prepare(clean.inputs)
+        logits, features, _ = problem.apply(main.params, main.batch_stats, inputs, rng)
+        grad = jax.grad(auxiliary, has_aux=True)
+        result: tuple[Params, Metrics] = grad(meta_params, Output(logits, features), clean)
+        return core.pmean(result, binding.axis_name)
+
     def train_step(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         estimator = ESTIMATORS[method.estimator.name]
         (meta_grads, main, metrics), past = look(estimator, state, batches)
         meta = cast(MetaState, state.meta)
-        updates, opt_state = meta_tx.update(meta_grads, meta.opt_state, meta.params)
+        last = core.step_rngs(state.rng, state.step - replayed, num_steps_of(batches), axis)
+        beside, of_beside = auxiliary_grads(meta.params, main, batches, last)
+        updates, opt_state = meta_tx.update(
+            meta_grads, meta.opt_state, meta.params, auxiliary=beside
+        )
         meta = MetaState(optax.apply_updates(meta.params, updates), opt_state)
-        metrics = metrics | {
+        metrics |= of_beside | {
             "meta_grad_norm": optax.tree.norm(meta_grads),
             "meta_update_norm": optax.tree.norm(updates),
         }

@@ -7,28 +7,39 @@ They make the same number of updates as MLC, on batches of the same sizes; `cros
 import dataclasses
 from typing import ClassVar
 
-from mlc_jax.methods.blocks import clean_part, noisy_and_clean, noisy_part, supervised
+from mlc_jax.core import InnerLoss
+from mlc_jax.methods.blocks import PLAIN, clean_part, noisy_and_clean, noisy_part, supervised
 from mlc_jax.methods.types import Binding, BoundMethod, Method
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CrossEntropy(Method):
-    """Learns the noisy labels as given, and the clean ones beside them."""
+    """Learns the noisy labels as given, and the clean ones beside them.
+
+    Attributes:
+      inner_loss: what is added to cross-entropy.
+    """
 
     name: ClassVar[str] = "cross_entropy"
+    inner_loss: InnerLoss = PLAIN
 
     def build(self, binding: Binding) -> BoundMethod:
-        return supervised(binding, noisy_and_clean)
+        return supervised(binding, noisy_and_clean, rule=self.inner_loss)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CleanOnly(Method):
-    """Never looks at a noisy example."""
+    """Never looks at a noisy example.
+
+    Attributes:
+      inner_loss: what is added to cross-entropy; of it, MixUp alone needs no noisy examples.
+    """
 
     name: ClassVar[str] = "clean_only"
+    inner_loss: InnerLoss = PLAIN
 
     def build(self, binding: Binding) -> BoundMethod:
-        return supervised(binding, clean_part)
+        return supervised(binding, clean_part, rule=self.inner_loss)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

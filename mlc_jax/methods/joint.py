@@ -8,18 +8,13 @@ the table stay as they are and are trained on with plain cross-entropy, as by al
 import dataclasses
 from typing import ClassVar
 
-import chex
 import jax
 import jax.numpy as jnp
 
-from mlc_jax import core
-from mlc_jax.core import Batch, Metrics, Params, TrainState
+from mlc_jax.core import InnerLoss, TrainState
 from mlc_jax.methods.blocks import (
     classifier_labels,
     create_init,
-    create_problem,
-    descend,
-    in_steps,
     noisy_and_clean,
     remembered_labels,
     restart,
@@ -30,7 +25,6 @@ from mlc_jax.methods.types import (
     Binding,
     BoundMethod,
     Hook,
-    InnerStep,
     Phase,
     Seen,
     TwoPhaseMethod,
@@ -72,6 +66,12 @@ class Joint(TwoPhaseMethod):
             return state.replace(extra={"labels": updated, "history": history})
 
         first = binding.phase_of(self.first_phase_epochs)
+        rule = InnerLoss(
+            prior_weight=self.prior_weight, entropy_weight=self.entropy_weight, power=0
+        )
+        first_step = supervised_step(
+            first, noisy_and_clean, soft_labels, beliefs=remembered_labels, rule=rule
+        )
         first_update = int(self.update_from * first.num_epochs)
         shape = (binding.num_noisy, binding.num_classes)
         extra = {"labels": jnp.zeros(shape), "history": jnp.zeros((self.num_averaged, *shape))}
@@ -83,7 +83,7 @@ class Joint(TwoPhaseMethod):
             phases=(
                 Phase(
                     first.num_steps,
-                    in_steps(first, self._learn_labels(first)),
+                    first_step,
                     before=Hook("noisy", begin),
                     after_epoch=Hook("noisy", update_labels),
                 ),
@@ -96,40 +96,3 @@ class Joint(TwoPhaseMethod):
             correct_labels=classifier_labels,
             learned_labels=lambda state: state.extra["labels"],
         )
-
-    def _learn_labels(self, binding: Binding) -> InnerStep:
-        """The first phase's step."""
-        problem = create_problem(binding)
-
-        def inner_step(
-            state: TrainState, batch: Batch, rng: chex.PRNGKey
-        ) -> tuple[TrainState, Metrics]:
-            batch = noisy_and_clean(batch)
-            targets = remembered_labels(state, batch)
-            forward = core.forward_pass(problem, state.main.batch_stats, batch, rng)
-
-            def loss(params: Params) -> tuple[jax.Array, tuple[Params, Metrics]]:
-                (logits, _), batch_stats = forward(params)
-                value, metrics = core.inner_loss(logits, targets, batch)
-                prior, entropy = regularizers(logits[0], binding.axis_name)
-                value += self.prior_weight * prior + self.entropy_weight * entropy
-                return value, (batch_stats, metrics | {"prior": prior, "entropy": entropy})
-
-            return descend(problem, state, loss)
-
-        return inner_step
-
-
-def regularizers(logits: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-    """`L_p` and `L_e`, in nats.
-
-    `L_p` is the divergence of the batch's mean prediction from uniform classes, against all labels
-    becoming one. `L_e` is the mean entropy of a prediction, against labels that stay soft.
-    """
-    log_probs = jax.nn.log_softmax(logits)
-    probs = jnp.exp(log_probs)
-    mean = core.pmean(jnp.mean(probs, axis=0), axis_name)
-    num_classes = logits.shape[-1]
-    prior = -jnp.mean(jnp.log(mean)) - jnp.log(jnp.asarray(num_classes, logits.dtype))
-    entropy = -jnp.mean(jnp.sum(probs * log_probs, axis=-1))
-    return prior, entropy

@@ -17,8 +17,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from mlc_jax.core import MetaState, Params, TrainState, losses
-from mlc_jax.methods.blocks import BilevelMethod, bilevel_method, classifier_labels
+from mlc_jax.core import InnerLoss, MetaState, Params, TrainState, losses
+from mlc_jax.methods.blocks import PLAIN, BilevelMethod, bilevel_method, classifier_labels
 from mlc_jax.methods.types import Binding, BoundMethod
 from mlc_jax.models import WeightNet
 
@@ -29,10 +29,12 @@ class MetaWeightNet(BilevelMethod):
 
     Attributes:
       weight_net: from an example's loss to its weight.
+      inner_loss: what is added to cross-entropy on the weighted labels.
     """
 
     name: ClassVar[str] = "meta_weight_net"
     weight_net: WeightNet = dataclasses.field(default_factory=WeightNet)
+    inner_loss: InnerLoss = PLAIN
 
     def build(self, binding: Binding) -> BoundMethod:
         def init_weight_net(rng: chex.PRNGKey, num_features: int) -> Params:
@@ -57,5 +59,7 @@ class MetaWeightNet(BilevelMethod):
             del features
             return weights(cast(MetaState, state.meta).params, logits, labels)
 
-        bound = bilevel_method(self, binding, targets, init_weight_net, classifier_labels)
+        bound = bilevel_method(
+            self, binding, targets, init_weight_net, classifier_labels, rule=self.inner_loss
+        )
         return bound._replace(label_quality=label_quality)

@@ -11,9 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mlc_jax.core import MetaState, Params, TrainState
-from mlc_jax.methods.blocks import BilevelMethod, bilevel_method
+from mlc_jax.core import InnerLoss, Labelled, MetaState, Metrics, Output, Params, TrainState, pmean
+from mlc_jax.methods.blocks import PLAIN, BilevelMethod, bilevel_method
 from mlc_jax.methods.types import Binding, BoundMethod
+
+# Weights as Tanaka et al. (2018) have them for symmetric noise.
+ROBUST = InnerLoss(mixup=1.0, prior_weight=1.2, entropy_weight=0.8, hand_over=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,28 +24,65 @@ class MLC(BilevelMethod):
     """The classifier learns labels that the LCN rewrites; the LCN learns from the clean loss.
 
     Attributes:
-      lcn: the label correction network, a Flax module: (features `[B, F]`, given labels `[B]`) ->
-        soft labels `[B, C]`.
+      lcn: the label correction network, a Flax module: (features `[B, F]`, given labels `[B]`, the
+        classifier's logits `[B, C]`) -> soft labels `[B, C]`.
+      inner_loss: what the classifier learns beyond cross-entropy on the LCN's labels.
+      pair_weight: gamma, of the LCN's own cross-entropy on clean rows whose given label is known,
+        `CE(LCN(h, y'), y)`, beside the meta-gradient. The paper knows no such rows.
     """
 
     name: ClassVar[str] = "mlc"
     lcn: nn.Module
+    inner_loss: InnerLoss = PLAIN
+    pair_weight: float = 0.0
 
     def build(self, binding: Binding) -> BoundMethod:
         def init_lcn(rng: chex.PRNGKey, num_features: int) -> Params:
             features, labels = jnp.zeros((1, num_features)), jnp.zeros((1,), jnp.int32)
-            return self.lcn.init(rng, features, labels)["params"]
+            logits = jnp.zeros((1, binding.num_classes))
+            return self.lcn.init(rng, features, labels, logits)["params"]
 
         def targets(
             meta_params: Params, features: jax.Array, logits: jax.Array, labels: jax.Array
         ) -> jax.Array:
             """Corrected labels: the LCN's distribution over the classes."""
-            del logits
-            return cast(jax.Array, self.lcn.apply({"params": meta_params}, features, labels))
+            return cast(
+                jax.Array, self.lcn.apply({"params": meta_params}, features, labels, logits)
+            )
 
         def correct_labels(
             state: TrainState, features: jax.Array, logits: jax.Array, labels: jax.Array
         ) -> jax.Array:
             return targets(cast(MetaState, state.meta).params, features, logits, labels)
 
-        return bilevel_method(self, binding, targets, init_lcn, correct_labels)
+        def pair_loss(
+            meta_params: Params, output: Output, clean: Labelled
+        ) -> tuple[jax.Array, Metrics]:
+            """Of this device's slice; the mean over devices is that over all pairs."""
+            assert clean.given is not None
+            known = clean.given >= 0
+            said = targets(meta_params, output.features, output.logits, jnp.maximum(clean.given, 0))
+            true = jnp.take_along_axis(said, clean.labels[:, None], axis=1)[:, 0]
+            per_pair = -jnp.log(jnp.maximum(true, jnp.finfo(said.dtype).tiny))
+            num_pairs = jnp.mean(known, dtype=said.dtype)
+            mean_pairs = pmean(num_pairs, binding.axis_name)
+            loss = jnp.mean(known * per_pair) / jnp.maximum(mean_pairs, 1e-9)
+            return self.pair_weight * loss, {"pair_loss": loss}
+
+        return bilevel_method(
+            self, binding, targets, init_lcn, correct_labels,
+            rule=self.inner_loss, auxiliary=pair_loss if self.pair_weight else None,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RobustMLC(MLC):
+    """MLC that starts from the given labels and does not learn them by heart: presets, no more.
+
+    Labels are handed over to the LCN as the clean labels are fitted, and the classifier is
+    regularised as far as they are (`InnerLoss`); pairs of given and true label teach the LCN.
+    """
+
+    name: ClassVar[str] = "robust_mlc"
+    inner_loss: InnerLoss = ROBUST
+    pair_weight: float = 0.1

@@ -78,19 +78,22 @@ class MLNT(Method):
             # Synthetic labels are of the whole batch, the same whichever device looks.
             step_rng = jax.random.fold_in(state.rng, state.step)
             noise_rng = jax.random.fold_in(step_rng, _NOISE_STREAM)
-            forward = core.forward_pass(problem, main.batch_stats, batch, train_rng)
+            passes = core.passes(problem, batch, train_rng)
+            inputs = problem.prepare(noisy.inputs)
 
             def classify(params: Params) -> jax.Array:
-                return problem.apply(params, main.batch_stats, noisy.inputs, look_rng)[0]
+                return problem.apply(params, main.batch_stats, inputs, look_rng)[0]
 
             teacher_probs = jax.nn.softmax(classify(teacher))
             ramp = jnp.clip(state.step / ramp_steps, 0, 1)
             weight = self.consistency_weight * jnp.exp(-5 * (1 - ramp) ** 2)
 
             def loss(params: Params) -> tuple[jax.Array, tuple[Params, Metrics]]:
-                (logits, features), batch_stats = forward(params)
-                targets = core.given_labels(None, features, logits[0], noisy.labels)
-                value, metrics = core.inner_loss(logits, targets, batch)
+                outputs, batch_stats = core.run_passes(passes, params, main.batch_stats)
+                logits, features = outputs["noisy"]
+                targets = core.given_labels(None, features, logits, noisy.labels)
+                held = core.Held(targets, None)
+                value, metrics = core.inner_loss(problem.rule, outputs, held, batch)
                 wrong = synthetic_labels(self, binding, features, noisy.labels, noise_rng)
                 consistency = divergence_after_a_step(
                     self, binding, classify, params, wrong, teacher_probs

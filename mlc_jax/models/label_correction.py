@@ -5,18 +5,30 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mlc_jax.core import losses
+from mlc_jax.errors import expect
 
 _XAVIER_NORMAL = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
+
+
+FORMS = ("network", "posterior", "both")
+
+# A transition's logits are this times the parameters: a matrix of a hundred numbers may move faster
+# than a network, by the same learning rate.
+_TRANSITION_SCALE = 30.0
+_TRANSITION_START = 2.0  # Logits of the diagonal: the identity, but for a doubt.
 
 
 class LabelCorrectionNetwork(nn.Module):
     """Features and a noisy label in, a distribution over the classes out.
 
     Embedding of the label, joined to the features; two tanh layers; a softmax ("LCN architecture"
-    in the paper).
+    in the paper). That is the form `network`. `posterior` is Bayes' rule, `softmax(log p + log
+    T[:, y'])`: `p` are the classifier's own probabilities, `T[i, j]` a learned P(given label j |
+    true label i), as GLC measures it once. `both` adds the network's logits to that.
 
     Attributes:
       num_classes: C.
+      form: one of `FORMS`.
       hidden_size: of both hidden layers (paper 64 for images, 768 for text; its code 128).
       embedding_size: of the label embedding (paper 128).
       skip_link: mixes the given label back in: `(1 - s) * softmax + s * onehot(y')` with a learned
@@ -32,10 +44,32 @@ class LabelCorrectionNetwork(nn.Module):
     skip_link: bool = False
     sparsemax: bool = False
     tie_embeddings: bool = False
+    form: str = "network"
 
     @nn.compact
-    def __call__(self, features: jax.Array, labels: jax.Array) -> jax.Array:
-        """Maps features `[B, F]` and int labels `[B]` to soft labels `[B, C]`; rows sum to 1."""
+    def __call__(
+        self, features: jax.Array, labels: jax.Array, logits: jax.Array | None = None
+    ) -> jax.Array:
+        """Soft labels `[B, C]`; rows sum to 1.
+
+        Args:
+          features: `[B, F]`.
+          labels: int, `[B]`, as given.
+          logits: the classifier's, `[B, C]`; the form `network` does not read them.
+        """
+        expect(self.form in FORMS, "lcn.form", self.form, "one of " + ", ".join(FORMS))
+        if self.form == "network":
+            return self._network(features, labels)[1]
+        assert logits is not None
+        start = _TRANSITION_START / _TRANSITION_SCALE * jnp.eye(self.num_classes)
+        transition = _TRANSITION_SCALE * self.param("transition", lambda rng: start)
+        log_posterior = nn.log_softmax(logits) + nn.log_softmax(transition)[:, labels].T
+        if self.form == "both":
+            log_posterior += self._network(features, labels)[0]
+        return nn.softmax(log_posterior)
+
+    def _network(self, features: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Logits and soft labels, `[B, C]`."""
         embed = nn.Embed(
             self.num_classes,
             self.embedding_size,
@@ -55,4 +89,4 @@ class LabelCorrectionNetwork(nn.Module):
             keep = nn.sigmoid(dense(1, "skip")(x))
             given = jax.nn.one_hot(labels, self.num_classes, dtype=soft_labels.dtype)
             soft_labels = (1 - keep) * soft_labels + keep * given
-        return soft_labels
+        return logits, soft_labels

@@ -1,0 +1,204 @@
+"""What a classifier learns in an inner step, given its outputs and what the gradient holds fixed.
+
+The plain form is cross-entropy on targets. `InnerLoss` adds to it, steered by one number, how far
+the clean labels are fitted, so that no schedule and no further labels are needed.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mlc_jax.core import losses
+from mlc_jax.core.types import Batch, Metrics
+from mlc_jax.errors import expect
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InnerLoss:
+    """What is added to plain cross-entropy on the targets; nothing by default.
+
+    `f = clip(1 - L / log C, 0, 1)` says how far the clean labels are fitted, where `L` is the
+    cross-entropy of the step's clean inner half before the update; the regularisers' strength is
+    `r = f ** power`.
+
+    Attributes:
+      mixup: parameter of the Beta distribution that mixing weights are drawn from, as in Zhang et
+        al. (2018), "mixup"; 0 mixes nothing. Noisy and clean examples are mixed together:
+        `x + r (1 - l) (x' - x)` with `l = max(b, 1 - b)`, and targets likewise.
+      prior_weight: alpha, of `r KL(uniform || mean prediction)` on the noisy examples, against all
+        labels becoming one (Tanaka et al. 2018).
+      entropy_weight: beta, of `r` times their mean entropy, against labels that stay soft (same).
+      power: how late the regularisers set in; 0 is at once, `r = 1`.
+      hand_over: whether the classifier learns `(1 - f) onehot(y') + f q` in place of the targets
+        `q`: labels as given first, for networks learn what is right in them first.
+    """
+
+    mixup: float = 0.0
+    prior_weight: float = 0.0
+    entropy_weight: float = 0.0
+    power: float = 4.0
+    hand_over: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("mixup", "prior_weight", "entropy_weight"):
+            expect(
+                getattr(self, name) >= 0, f"inner_loss.{name}", getattr(self, name), "at least 0"
+            )
+        expect(
+            self.power == 0 or self.power >= 1, "inner_loss.power", self.power, "0, or at least 1"
+        )
+
+    @property
+    def regularizes(self) -> bool:
+        """Whether the noisy examples' predictions are penalised."""
+        return bool(self.prior_weight or self.entropy_weight)
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether f is read, and clean examples are needed for it."""
+        ramps = bool(self.mixup or self.regularizes) and self.power > 0
+        return self.hand_over or ramps
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The passes that the loss reads, by name; the others only tell what is held fixed."""
+        if not self.mixup:
+            return ("noisy", "clean")
+        return ("mixed", "noisy") if self.regularizes else ("mixed",)
+
+    def strength(self, fitted: jax.Array | None) -> jax.Array:
+        """r, a scalar."""
+        if self.power == 0 or fitted is None:
+            return jnp.ones(())
+        return fitted**self.power
+
+
+class Output(NamedTuple):
+    """Of one pass of the classifier: logits `[B, C]` and features `[B, F]`."""
+
+    logits: jax.Array
+    features: jax.Array
+
+
+# By the name of the pass: `noisy` and `clean` examples as they are, `mixed`, both together.
+Outputs = dict[str, Output]
+
+
+class Held(NamedTuple):
+    """What the inner gradient holds fixed, though it depends on the classifier.
+
+    Attributes:
+      targets: `[B, C]` for the noisy examples; None without any.
+      fitted: f, see `InnerLoss`; None where it is not needed.
+    """
+
+    targets: jax.Array | None
+    fitted: jax.Array | None
+
+
+class Mixing(NamedTuple):
+    """Who is mixed with whom, of n examples.
+
+    Attributes:
+      partners: `[n]`, a permutation.
+      shares: `[n]`, `1 - l`, the partner's share at full strength, in [0, 1/2].
+    """
+
+    partners: jax.Array
+    shares: jax.Array
+
+
+def draw_mixing(rule: InnerLoss, size: int, rng: chex.PRNGKey) -> Mixing:
+    """Partners and shares for `size` examples."""
+    partner_rng, share_rng = jax.random.split(rng)
+    b = jax.random.beta(share_rng, rule.mixup, rule.mixup, (size,))
+    return Mixing(jax.random.permutation(partner_rng, size), jnp.minimum(b, 1 - b))
+
+
+def mix(arrays: Any, mixing: Mixing, strength: jax.Array) -> Any:
+    """Every example of a tree of arrays `[n, ...]` moved towards its partner."""
+
+    def move(x: jax.Array) -> jax.Array:
+        expect(
+            jnp.issubdtype(x.dtype, jnp.floating),
+            "inner_loss.mixup",
+            strength,
+            f"0 with inputs of {x.dtype}: only real numbers can be mixed",
+        )
+        amount = (strength * mixing.shares).astype(x.dtype)
+        return x + amount.reshape(-1, *[1] * (x.ndim - 1)) * (x[mixing.partners] - x)
+
+    return jax.tree.map(move, arrays)
+
+
+def regularizers(logits: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """`L_p` and `L_e` of Tanaka et al. (2018), in nats.
+
+    `L_p` is the divergence of uniform classes from the mean prediction over the batch of all
+    devices. `L_e` is the mean entropy of a prediction.
+    """
+    log_probs = jax.nn.log_softmax(logits)
+    probs = jnp.exp(log_probs)
+    mean = losses.pmean(jnp.mean(probs, axis=0), axis_name)
+    num_classes = logits.shape[-1]
+    prior = -jnp.mean(jnp.log(mean)) - jnp.log(jnp.asarray(num_classes, logits.dtype))
+    entropy = -jnp.mean(jnp.sum(probs * log_probs, axis=-1))
+    return prior, entropy
+
+
+def inner_loss(
+    rule: InnerLoss,
+    outputs: Outputs,
+    held: Held,
+    batch: Batch,
+    mixing: Mixing | None = None,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """Loss of the classifier on corrected noisy labels and on the clean half that trains.
+
+    `L = (B * L_noisy + B_c * L_clean) / (B + B_c)` ("Training with Soft Labels from LCN" in the
+    paper), and what `rule` adds.
+
+    Args:
+      rule: see `InnerLoss`.
+      outputs: of the passes over the parts that the batch has, and over the mixed one.
+      held: targets of the noisy examples, and how far the clean ones are fitted.
+      batch: for its labels.
+      mixing: of noisy and clean examples, one after the other; None if nothing is mixed.
+      axis_name: pmap axis: a mean prediction is that of all devices' examples.
+
+    Returns:
+      The scalar loss and metrics: `inner_loss`; `labels_kept`, the share of noisy examples whose
+      target is the given label, first of all; `clean_accuracy` on the clean half; `fitted`,
+      `prior` and `entropy` where they are read. All but `fitted` are of this device's slice.
+    """
+    per_example, targets, metrics = [], [], Metrics()
+    if batch.noisy is not None and held.targets is not None:
+        logits = outputs["noisy"].logits
+        chex.assert_equal_shape([held.targets, logits])
+        per_example.append(losses.soft_cross_entropy(logits, held.targets))
+        targets.append(held.targets)
+        given = jnp.take_along_axis(held.targets, batch.noisy.labels[:, None], axis=1)[:, 0]
+        # Targets are no logits: an example that counts for nothing has none.
+        kept = (given > 0) & (given == jnp.max(held.targets, axis=1))
+        metrics["labels_kept"] = jnp.mean(kept, dtype=jnp.float32)
+    if batch.clean_inner is not None:
+        logits, labels = outputs["clean"].logits, batch.clean_inner.labels
+        per_example.append(losses.cross_entropy(logits, labels))
+        targets.append(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype))
+        metrics["clean_accuracy"] = losses.accuracy(logits, labels)
+    strength = rule.strength(held.fitted)
+    if mixing is not None:
+        mixed = mix(jnp.concatenate(targets), mixing, strength)
+        per_example = [losses.soft_cross_entropy(outputs["mixed"].logits, mixed)]
+    loss = jnp.mean(jnp.concatenate(per_example))  # Weights the parts by their sizes.
+    if rule.regularizes and batch.noisy is not None:
+        prior, entropy = regularizers(outputs["noisy"].logits, axis_name)
+        loss += strength * (rule.prior_weight * prior + rule.entropy_weight * entropy)
+        metrics |= {"prior": prior, "entropy": entropy}
+    if held.fitted is not None:
+        metrics["fitted"] = held.fitted
+    return loss, metrics | {"inner_loss": loss}
