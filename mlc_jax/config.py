@@ -35,7 +35,7 @@ SCHEDULES = ("constant", "step", "cosine", "linear")
 CLASSIFIERS = ("mlp", "resnet")
 DTYPES = ("float32", "bfloat16")
 DATASETS = ("digits", "cifar10", "cifar100", "arrays")
-NOISE_TYPES = ("uniform", "flip", "flip_any", "human", "none")
+NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human", "none")
 
 _INFINITY = float("inf")
 
@@ -248,7 +248,8 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "uniform",
                 one_of(*NOISE_TYPES),
                 "uniform (UNIF), flip (FLIP, one fixed partner per class), flip_any (to any other "
-                "class), human (labels from a file), none.",
+                "class), instance (by what the example looks like, Xia et al. 2020), human (labels "
+                "from a file), none.",
             ),
             "level": Setting(0.4, number(0, 1), "In [0, 1]; not read by human and none."),
             "seed": Setting(0, _SEED, "Of the partners of flip, and of which labels are wrong."),

@@ -159,7 +159,7 @@ def _outer_loss_by_hand(rule, batches, mixings, alpha):
     """After SGD with momentum on gradients by finite differences of the loss by hand."""
     params = _params()
     trace = jax.tree.map(np.zeros_like, params)
-    flat, unravel = ravel_pytree(params)
+    _, unravel = ravel_pytree(params)
     for t, mixing in enumerate(mixings):
         batch = jax.tree.map(lambda x, t=t: x[t], batches)
         loss = functools.partial(

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mlc_jax.data import arrays, benchmarks, noise
 from mlc_jax.data.benchmarks import Benchmark
-from mlc_jax.data.source import UNKNOWN, Subset
+from mlc_jax.data.source import UNKNOWN, Source, Subset, read_rows
 from mlc_jax.data.splits import Rows, split_rows
 from mlc_jax.errors import InputError
 
@@ -185,13 +185,30 @@ def _given_labels(
         )
         published = benchmark.published_rows
         return labels[published[rows.noisy]], labels[published[rows.clean]]
-    matrix = noise.transition_matrix(
-        config.type,
-        config.level,
-        benchmark.num_classes,
-        np.random.default_rng([config.seed, _MATRIX_STREAM]),
-    )
+    rule = config.level, benchmark.num_classes, np.random.default_rng([config.seed, _MATRIX_STREAM])
     rng = np.random.default_rng([config.seed, _SAMPLE_STREAM])
     # The noisy rows first: their labels are the same whether the clean ones are drawn or not.
-    noisy, clean = (noise.corrupt(truth[part], matrix, rng) for part in (rows.noisy, rows.clean))
+    parts = (rows.noisy, rows.clean)
+    if config.type == "instance":
+        source = benchmark.train
+        by_example = noise.InstanceNoise(_reader(source), len(source), *rule)
+        noisy, clean = (by_example.corrupt(part, truth[part], rng) for part in parts)
+    else:
+        matrix = noise.transition_matrix(config.type, *rule)
+        noisy, clean = (noise.corrupt(truth[part], matrix, rng) for part in parts)
     return noisy, clean
+
+
+def _reader(source: Source) -> Callable[[np.ndarray], np.ndarray]:
+    """Rows -> inputs, for noise that depends on them."""
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        inputs = read_rows(source, rows)
+        if not isinstance(inputs, np.ndarray):
+            raise InputError(
+                "config.noise.type: got 'instance', expected another: inputs of several arrays are "
+                "no vector of features"
+            )
+        return inputs
+
+    return read

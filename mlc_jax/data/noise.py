@@ -1,15 +1,20 @@
-"""Label noise: transition matrices, sampling from them, and labels read from a file.
+"""Label noise: transition matrices, noise that depends on the example, labels read from a file.
 
 NumPy only: noise is injected once, before training, from its own seed.
 """
 
 import pathlib
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import scipy.stats
 
 from mlc_jax.errors import InputError
 
-NOISE_TYPES = ("uniform", "flip", "flip_any", "human")
+NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human")
+
+_RATE_DEVIATION = 0.1  # Of the examples' rates of instance noise, as in its paper.
+_ROWS_AT_ONCE = 1_000
 
 
 def transition_matrix(
@@ -42,12 +47,85 @@ def transition_matrix(
 
 def corrupt(labels: np.ndarray, matrix: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draws a noisy label for each true label `[N]` from its row of `matrix` `[C, C]`."""
-    cumulative = np.cumsum(matrix, axis=1)
+    return _draw(matrix[labels], rng.random(len(labels))).astype(labels.dtype)
+
+
+class InstanceNoise:
+    """Noise that depends on the example: what it looks like says how, its own rate says whether.
+
+    An example of class y keeps its label with probability 1 - q, where q is its own, drawn from a
+    normal distribution of mean `level` and deviation 0.1, truncated to [0, 1] (so at level 0 some
+    8 % are wrong). A wrong label is drawn by the softmax of `x W_y` over the other classes, where
+    `x` `[D]` is the flattened input, each feature to mean 0 and deviation 1, and `W_y` `[D, C]` is
+    class y's random matrix of standard normals.
+
+    Source: Xia, Liu, Han, et al. (2020), "Part-dependent Label Noise", algorithm 2.
+
+    Args:
+      read: rows `[n]` -> their inputs, `[n, ...]`, of numbers.
+      num_rows: all that there are; features are standardised over them.
+      level: in [0, 1].
+      num_classes: C, at least 2.
+      rng: draws the matrices.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[np.ndarray], np.ndarray],
+        num_rows: int,
+        level: float,
+        num_classes: int,
+        rng: np.random.Generator,
+    ):
+        self._read, self._level = read, level
+        count, total, square = 0, np.zeros(()), np.zeros(())
+        for x in self._chunks(np.arange(num_rows)):
+            count, total, square = count + len(x), total + x.sum(0), square + (x**2).sum(0)
+        self._mean = total / count
+        deviation = np.sqrt(np.maximum(square / count - self._mean**2, 0))
+        # What is the same everywhere says nothing; the tolerance is of the sums' rounding.
+        varies = deviation > 1e-6 * (1 + np.abs(self._mean))
+        self._scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0)
+        shape = (num_classes, len(self._mean), num_classes)
+        self._matrices = rng.standard_normal(shape, dtype=np.float32)
+
+    def corrupt(self, rows: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Draws a noisy label for each true label `[n]` of these rows."""
+        low, high = (0 - self._level) / _RATE_DEVIATION, (1 - self._level) / _RATE_DEVIATION
+        rates = scipy.stats.truncnorm.rvs(
+            low, high, loc=self._level, scale=_RATE_DEVIATION, size=len(rows), random_state=rng
+        )
+        draws = rng.random(len(rows))
+        noisy, start = np.empty_like(labels), 0
+        for x in self._chunks(rows):
+            part = slice(start, start + len(x))
+            true, start = labels[part], start + len(x)
+            x = ((x - self._mean) * self._scale).astype(np.float32)
+            logits = np.empty((len(x), self._matrices.shape[0]))
+            for label in np.unique(true):
+                logits[true == label] = x[true == label] @ self._matrices[label]
+            itself = (np.arange(len(x)), true)
+            logits[itself] = -np.inf
+            shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+            shares *= (rates[part] / shares.sum(axis=1))[:, None]
+            shares[itself] = 1 - rates[part]
+            noisy[part] = _draw(shares, draws[part])
+        return noisy
+
+    def _chunks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Flattened inputs, `[n, D]` float64."""
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            x = self._read(rows[start : start + _ROWS_AT_ONCE])
+            yield x.reshape(len(x), -1).astype(np.float64)
+
+
+def _draw(shares: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """A class for each row of distributions `[n, C]`, by uniform draws `[n]`."""
+    cumulative = np.cumsum(shares, axis=1)
     # Rounding may leave a row's sum just below 1; a draw above it still means the last class.
     cumulative[:, -1] = 1.0
-    draws = rng.random(len(labels))
-    noisy = (draws[:, None] >= cumulative[labels]).sum(axis=1)
-    return noisy.astype(labels.dtype)
+    drawn: np.ndarray = (draws[:, None] >= cumulative).sum(axis=1)
+    return drawn
 
 
 def labels_from_file(path: str, key: str, *, num_labels: int, num_classes: int) -> np.ndarray:
