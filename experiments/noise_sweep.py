@@ -45,7 +45,10 @@ _NOISE = flags.DEFINE_list(
 _LEVELS = flags.DEFINE_string(
     "levels", "", "Noise levels: 0.2,0.4 or first:last:step; none is the config's."
 )
-_SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds, from 0.", lower_bound=1)
+_SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds.", lower_bound=1)
+_FIRST_SEED = flags.DEFINE_integer(
+    "first_seed", 0, "The first of them: fresh ones for what was chosen on others.", lower_bound=0
+)
 _BATCH_RUNS = flags.DEFINE_integer(
     "batch_runs", 1, "Runs to train as one program, at most.", lower_bound=1
 )
@@ -70,7 +73,7 @@ def main() -> None:
     grid, places = {}, {}
     for method in methods:  # One method's runs in a row: they are of one shape.
         for place, fields in cells:
-            for seed in range(_SEEDS.value):
+            for seed in range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value):
                 name = f"{place['noise_type']}/{place['level']}/{method}/seed{seed}"
                 grid[name] = runs.override(config, {"method": method} | fields, seed=seed)
                 places[name] = place

@@ -24,6 +24,7 @@ INNER_LOSS_METHODS = (
     "cross_entropy", "clean_only", "meta_weight_net", "mlc", "self_training", "robust_mlc",
 )  # fmt: skip
 LCN_FORMS = ("network", "posterior", "both")
+PRIORS = ("uniform", "targets")
 ESTIMATORS = (
     "exact", "approximate", "one_step", "truncated", "first_order", "finite_difference", "neumann",
     "conjugate_gradient",
@@ -237,6 +238,15 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "Benchmarks: the clean rows' labels are made wrong like the others', and both are "
                 "kept. The paper knows the true ones alone.",
             ),
+            "num_noisy": Setting(
+                0, whole(0), "Benchmarks: noisy examples, drawn at random; 0 is all that are left."
+            ),
+            "imbalance": Setting(
+                1.0,
+                number(1),
+                "Benchmarks: how many times as many noisy examples the first class has as the "
+                "last; those between fall evenly by a factor. Clean and test set stay as they are.",
+            ),
             "split_seed": Setting(0, _SEED, "Who is clean, and who noisy."),
             "augment": Setting(True, flag(), "CIFAR: reflect-pad 4, random crop, horizontal flip."),
         },
@@ -321,6 +331,11 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             ),
             "prior_weight": _preset(
                 float, number(0), "alpha, against all predictions becoming one class."
+            ),
+            "prior": _preset(
+                str,
+                one_of(*PRIORS),
+                "What they should be on average: uniform classes, or the mean of the targets.",
             ),
             "entropy_weight": _preset(float, number(0), "beta, against undecided predictions."),
             "power": _preset(

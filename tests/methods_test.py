@@ -333,7 +333,7 @@ def test_weight_net_gradient_is_that_of_the_clean_loss_after_a_step(x64, batch):
 def test_regularizers_by_hand():
     logits = np.random.default_rng(0).normal(size=(4, C)).astype(np.float32)
     probs = _softmax(logits.astype(float))
-    prior, entropy = core.regularizers(logits, None)
+    prior, entropy = core.regularizers(logits, None, None)
     uniform = np.full(C, 1 / C)
     assert prior == pytest.approx((uniform * np.log(uniform / probs.mean(axis=0))).sum(), rel=1e-4)
     assert entropy == pytest.approx(-(probs * np.log(probs)).sum(axis=1).mean(), rel=1e-5)

@@ -15,6 +15,8 @@ from mlc_jax.core import losses
 from mlc_jax.core.types import Batch, Metrics
 from mlc_jax.errors import expect
 
+PRIORS = ("uniform", "targets")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InnerLoss:
@@ -28,8 +30,10 @@ class InnerLoss:
       mixup: parameter of the Beta distribution that mixing weights are drawn from, as in Zhang et
         al. (2018), "mixup"; 0 mixes nothing. Noisy and clean examples are mixed together:
         `x + r (1 - l) (x' - x)` with `l = max(b, 1 - b)`, and targets likewise.
-      prior_weight: alpha, of `r KL(uniform || mean prediction)` on the noisy examples, against all
+      prior_weight: alpha, of `r KL(prior || mean prediction)` on the noisy examples, against all
         labels becoming one (Tanaka et al. 2018).
+      prior: of `PRIORS`: `uniform` classes, or the mean of the batch's `targets`, which are what
+        the method holds the noisy set's classes to be.
       entropy_weight: beta, of `r` times their mean entropy, against labels that stay soft (same).
       power: how late the regularisers set in; 0 is at once, `r = 1`.
       hand_over: whether the classifier learns `(1 - f) onehot(y') + f q` in place of the targets
@@ -38,6 +42,7 @@ class InnerLoss:
 
     mixup: float = 0.0
     prior_weight: float = 0.0
+    prior: str = "uniform"
     entropy_weight: float = 0.0
     power: float = 4.0
     hand_over: bool = False
@@ -47,6 +52,7 @@ class InnerLoss:
             expect(
                 getattr(self, name) >= 0, f"inner_loss.{name}", getattr(self, name), "at least 0"
             )
+        expect(self.prior in PRIORS, "inner_loss.prior", self.prior, "one of " + ", ".join(PRIORS))
         expect(
             self.power == 0 or self.power >= 1, "inner_loss.power", self.power, "0, or at least 1"
         )
@@ -134,17 +140,29 @@ def mix(arrays: Any, mixing: Mixing, strength: jax.Array) -> Any:
     return jax.tree.map(move, arrays)
 
 
-def regularizers(logits: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+def regularizers(
+    logits: jax.Array, targets: jax.Array | None, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
     """`L_p` and `L_e` of Tanaka et al. (2018), in nats.
 
-    `L_p` is the divergence of uniform classes from the mean prediction over the batch of all
-    devices. `L_e` is the mean entropy of a prediction.
+    `L_p` is the divergence of the mean prediction over the batch of all devices from the prior.
+    `L_e` is the mean entropy of a prediction.
+
+    Args:
+      logits: `[B, C]`.
+      targets: `[B, C]`, whose mean is the prior; None for uniform classes.
+      axis_name: pmap axis or None.
     """
     log_probs = jax.nn.log_softmax(logits)
     probs = jnp.exp(log_probs)
     mean = losses.pmean(jnp.mean(probs, axis=0), axis_name)
-    num_classes = logits.shape[-1]
-    prior = -jnp.mean(jnp.log(mean)) - jnp.log(jnp.asarray(num_classes, logits.dtype))
+    if targets is None:
+        num_classes = logits.shape[-1]
+        prior = -jnp.mean(jnp.log(mean)) - jnp.log(jnp.asarray(num_classes, logits.dtype))
+    else:
+        share = losses.pmean(jnp.mean(targets, axis=0), axis_name)
+        share /= jnp.sum(share)  # Weighted labels do not sum to one.
+        prior = jnp.sum(jax.scipy.special.xlogy(share, share) - share * jnp.log(mean))
     entropy = -jnp.mean(jnp.sum(probs * log_probs, axis=-1))
     return prior, entropy
 
@@ -196,7 +214,8 @@ def inner_loss(
         per_example = [losses.soft_cross_entropy(outputs["mixed"].logits, mixed)]
     loss = jnp.mean(jnp.concatenate(per_example))  # Weights the parts by their sizes.
     if rule.regularizes and batch.noisy is not None:
-        prior, entropy = regularizers(outputs["noisy"].logits, axis_name)
+        shares = held.targets if rule.prior == "targets" else None
+        prior, entropy = regularizers(outputs["noisy"].logits, shares, axis_name)
         loss += strength * (rule.prior_weight * prior + rule.entropy_weight * entropy)
         metrics |= {"prior": prior, "entropy": entropy}
     if held.fitted is not None:

@@ -128,7 +128,8 @@ def _own_data(
 def _corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
     """Splits a benchmark, and makes labels of its noisy part wrong."""
     c, truth = config.dataset, benchmark.train_labels
-    rows = _split(benchmark, c.clean_per_class, c.validation_per_class, c.split_seed)
+    sizes = (c.clean_per_class, c.validation_per_class, c.num_noisy, c.imbalance)
+    rows = _split(benchmark, *sizes, c.split_seed)
     given = np.full_like(truth, UNKNOWN)
     given[rows.noisy], given[rows.clean] = _given_labels(config.noise, benchmark, rows)
     if not c.paired:
@@ -158,13 +159,20 @@ def _corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
 
 @functools.lru_cache(maxsize=5)  # Runs of one process often have a split in common.
 def _split(
-    benchmark: Benchmark, clean_per_class: int, validation_per_class: int, seed: int
+    benchmark: Benchmark,
+    clean_per_class: int,
+    validation_per_class: int,
+    num_noisy: int,
+    imbalance: float,
+    seed: int,
 ) -> Rows:
     return split_rows(
         benchmark.train_labels,
         benchmark.num_classes,
         clean_per_class=clean_per_class,
         validation_per_class=validation_per_class,
+        num_noisy=num_noisy,
+        imbalance=imbalance,
         rng=np.random.default_rng([seed, _SPLIT_STREAM]),
     )
 
