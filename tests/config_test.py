@@ -16,9 +16,11 @@ from mlc_jax import build
 from mlc_jax import config as settings
 from mlc_jax.config import SETTINGS, validate
 from mlc_jax.core import BACKWARDS, ESTIMATORS, OVERLAPPING, optimizers
+from mlc_jax.core.inner_loss import PRIORS
 from mlc_jax.data import noise
 from mlc_jax.errors import InputError
 from mlc_jax.methods import METHODS
+from mlc_jax.models.label_correction import FORMS
 from mlc_jax.training import train
 
 INF, NAN = float("inf"), float("nan")
@@ -46,7 +48,16 @@ ARRAYS = "dataset.data=FILE, or both dataset.noisy=FILE and dataset.clean=FILE"
 BAD_VALUES = [
     ("method", "mcl", f"one of {', '.join(METHODS)}"),
     ("dataset.name", "mnist", "one of digits, cifar10, cifar100, arrays"),
-    ("noise.type", "gauss", "one of uniform, flip, flip_any, human, none"),
+    ("noise.type", "gauss", "one of uniform, flip, flip_any, instance, human, none"),
+    ("lcn.form", "matrix", "one of network, posterior, both"),
+    ("lcn.pair_weight", -1.0, f"{NOT_NEGATIVE}, or None"),
+    ("inner_loss.mixup", -0.1, f"{NOT_NEGATIVE}, or None"),
+    ("inner_loss.prior_weight", INF, f"{NOT_NEGATIVE}, or None"),
+    ("inner_loss.entropy_weight", float("nan"), f"{NOT_NEGATIVE}, or None"),
+    ("inner_loss.power", 0.5, "0, or a number from 1 on, or None"),
+    ("inner_loss.prior", "flat", "one of uniform, targets, or None"),
+    ("dataset.num_noisy", -1, COUNT_FROM_0),
+    ("dataset.imbalance", 0.5, "a finite number, at least 1"),
     ("model.name", "cnn", "one of mlp, resnet"),
     ("model.dtype", "float16", "one of float32, bfloat16"),
     ("meta_gradient.estimator", "exat", f"one of {', '.join(ESTIMATORS)}"),
@@ -256,11 +267,25 @@ def test_no_field_can_be_none_but_where_data_and_labels_are(tiny_config):
     nullable = {
         *(f"dataset.{name}" for name in ("data_dir", "data", "noisy", "clean", "test")),
         "noise.file", "noise.key", "model.initial_params",
+        # Where each method has its own default.
+        "lcn.pair_weight",
+        *(field for field in SETTINGS if field.startswith("inner_loss.")),
     }  # fmt: skip
     validate(tiny_config(**dict.fromkeys(nullable)), num_devices=8)
     for field in SETTINGS.keys() - nullable:
         with pytest.raises(InputError, match=re.escape(f"config.{field}: got None, expected")):
             validate(tiny_config(**{field: None}), num_devices=8)
+
+
+def test_inner_losses_are_for_methods_whose_labels_keep_their_meaning(refused):
+    for method in sorted(set(METHODS) - set(settings.INNER_LOSS_METHODS)):
+        assert refused(method=method, **{"inner_loss.mixup": 1.0}) == [
+            f"config.inner_loss.mixup: got 1.0, expected None with {method}, whose labels would "
+            f"lose their meaning; it is for {', '.join(settings.INNER_LOSS_METHODS)}"
+        ]
+    assert {name for name in METHODS if hasattr(METHODS[name], "inner_loss")} == {
+        *settings.INNER_LOSS_METHODS
+    }
 
 
 def test_tied_embeddings_need_equal_sizes(refused, tiny_config):
@@ -565,6 +590,8 @@ def test_names_are_those_of_the_registries():
     assert tuple(METHODS) == settings.METHODS
     assert tuple(ESTIMATORS) == settings.ESTIMATORS
     assert settings.OVERLAPPING == OVERLAPPING
+    assert settings.PRIORS == PRIORS
+    assert settings.LCN_FORMS == FORMS
     assert settings.BACKWARDS == BACKWARDS
     assert settings.OPTIMIZERS == optimizers.OPTIMIZERS
     assert settings.SCHEDULES == optimizers.SCHEDULES

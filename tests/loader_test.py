@@ -24,7 +24,7 @@ from mlc_jax.data.loader import (
     read_rows,
     to_devices,
 )
-from mlc_jax.data.source import ArraySource, IndexedSource, Subset
+from mlc_jax.data.source import UNKNOWN, ArraySource, IndexedSource, Subset
 from mlc_jax.errors import InputError
 
 NUM_NOISY, NUM_CLEAN = 24, 16
@@ -202,6 +202,21 @@ def test_training_sees_given_labels_of_noisy_and_true_ones_of_clean_examples():
         assert examples.rows.min() >= 0 and examples.rows.max() < len(subset)
         np.testing.assert_array_equal(examples.inputs, subset.rows[examples.rows] * 10)
         np.testing.assert_array_equal(examples.labels, labels[examples.rows])
+        given = None if subset is sides[0] else subset.given[examples.rows]
+        np.testing.assert_equal(examples.given, given)
+
+
+def test_clean_batches_have_given_labels_where_any_is_known():
+    pipelines = _stack()
+    assert all(batch.clean_inner.given is not None for batch in _take_of(pipelines, 2))
+    for pipeline in pipelines:
+        pipeline.clean.given[:] = UNKNOWN
+    (batch,) = _take_of(pipelines, 1)
+    assert batch.clean_inner.given is None and batch.clean_outer.given is None
+    pipelines[2].clean.given[3] = 5
+    given = np.concatenate([x.clean_inner.given for x in _take_of(pipelines, 4)], axis=2)
+    assert given.shape[1] == 3
+    assert (given[:, :2] == UNKNOWN).all() and set(given[:, 2].ravel()) <= {UNKNOWN, 5}
 
 
 @pytest.mark.parametrize("wrap", [lambda source: source, RowSource])
@@ -430,7 +445,7 @@ def test_devices_get_consecutive_rows_of_the_global_batch(num_devices):
         _take(pipeline, 2), _take(pipeline, 2, num_devices=num_devices), strict=True
     ):
         for part, parts in zip(whole, dealt, strict=True):
-            for global_array, array in zip(part, parts, strict=True):
+            for global_array, array in zip(*map(jax.tree.leaves, (part, parts)), strict=True):
                 k, size = global_array.shape[1:3]
                 assert array.shape[:3] == (num_devices, k, size // num_devices)
                 np.testing.assert_array_equal(np.concatenate(array, axis=1), global_array[0])

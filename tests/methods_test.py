@@ -4,6 +4,7 @@ The classifier of the NumPy write-ups is one matrix `W` `[F, C]`: logits `x W`, 
 example's cross-entropy `outer(x, p - y)`.
 """
 
+import dataclasses
 import importlib
 
 import jax
@@ -50,7 +51,7 @@ def _method(name, **settings):
     fields = {"model": Linear(), "tx": sgd(RATE)}
     if issubclass(kind, BilevelMethod):
         fields["meta_tx"] = sgd(1.0)
-    if name == "mlc":
+    if name in ("mlc", "robust_mlc"):
         fields["lcn"] = LabelCorrectionNetwork(C, hidden_size=4, embedding_size=4)
     return kind(**fields | settings)
 
@@ -85,6 +86,11 @@ def _examples(rng, size):
 def batch():
     rng = np.random.default_rng(3)
     return Batch(_examples(rng, B), _examples(rng, HALF), _examples(rng, HALF))
+
+
+def _clean(batch):
+    """Both halves."""
+    return jax.tree.map(lambda *xs: np.concatenate(xs), batch.clean_inner, batch.clean_outer)
 
 
 def _window(batch):
@@ -131,7 +137,7 @@ def _numeric(function, x, epsilon=1e-5):
 
 def _mean_loss(weights, batch, targets=None):
     """The inner loss: noisy examples and all clean ones, weighted by their numbers."""
-    clean = Labelled(*(np.concatenate(x) for x in zip(*batch[1:], strict=True)))
+    clean = _clean(batch)
     parts = _cross_entropy(weights, batch.noisy, targets), _cross_entropy(weights, clean)
     return np.concatenate(parts).mean()
 
@@ -140,7 +146,7 @@ def _mean_loss(weights, batch, targets=None):
 
 
 def test_baselines_train_on_what_they_say(x64, batch):
-    clean = Labelled(*(np.concatenate(x) for x in zip(*batch[1:], strict=True)))
+    clean = _clean(batch)
     expected = {
         "cross_entropy": (batch.noisy, clean), "noisy_only": (batch.noisy,), "clean_only": (clean,)
     }  # fmt: skip
@@ -213,7 +219,7 @@ def test_corrected_step_descends_the_corrected_loss(x64, batch, name):
     matrix = np.random.default_rng(2).dirichlet(np.ones(C), C)
     bound = _bound(name)
     state = _state(bound).replace(extra=jnp.asarray(matrix))
-    clean = Labelled(*(np.concatenate(x) for x in zip(*batch[1:], strict=True)))
+    clean = _clean(batch)
 
     def loss(weights):
         given = (_softmax(batch.noisy.inputs @ weights) @ matrix)[np.arange(B), batch.noisy.labels]
@@ -325,6 +331,97 @@ def test_weight_net_gradient_is_that_of_the_clean_loss_after_a_step(x64, batch):
         state, None, batch.noisy.inputs @ before, jnp.asarray(batch.noisy.labels)
     )
     np.testing.assert_allclose(quality, weights_of(flat), rtol=1e-9)
+
+
+# --- MLC: pairs of given and true label, beside the meta-gradient; its presets.
+
+
+def _with_pairs(batch, given):
+    inner, outer = np.split(np.asarray(given, np.int32), [HALF])
+    return batch._replace(
+        clean_inner=batch.clean_inner._replace(given=inner),
+        clean_outer=batch.clean_outer._replace(given=outer),
+    )
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_pairs_teach_the_lcn_beside_the_meta_gradient(normalize, x64, batch):
+    """Their gradient, of the classifier after the step, is added after the normalisation."""
+    settings = {"meta_tx": sgd(1.0, normalize=normalize)}
+    bound, plain = _bound("mlc", pair_weight=0.3, **settings), _bound("mlc", **settings)
+    state = _state(bound)
+    given = np.array([0, 1, -1, 2, 2, -1, 0, 1])  # Two rows were never given a label.
+    taught, metrics = bound.train_step(state, _window(_with_pairs(batch, given)))
+    alone, _ = plain.train_step(state, _window(batch))
+    np.testing.assert_allclose(_weights(taught), _weights(alone), rtol=1e-12)
+    inputs = np.concatenate([batch.clean_inner.inputs, batch.clean_outer.inputs])
+    true = np.concatenate([batch.clean_inner.labels, batch.clean_outer.labels])
+    known = given >= 0
+
+    def loss(meta_params):
+        lcn = LabelCorrectionNetwork(C, hidden_size=4, embedding_size=4)
+        said = lcn.apply({"params": meta_params}, inputs[known], given[known])
+        return -jnp.mean(jnp.log(said[np.arange(known.sum()), true[known]]))
+
+    assert metrics["pair_loss"] == pytest.approx(float(loss(state.meta.params)), rel=1e-9)
+    moved = jax.tree.map(lambda x, y: y - x, taught.meta.params, alone.meta.params)
+    want = jax.tree.map(lambda g: 0.3 * g, jax.grad(loss)(state.meta.params))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-12), moved, want)
+
+
+def test_without_pairs_their_weight_changes_nothing(x64, batch):
+    bound, plain = _bound("mlc", pair_weight=0.3), _bound("mlc")
+    state = _state(bound)
+    for window in (_window(batch), _window(_with_pairs(batch, [-1] * 8))):
+        got, _ = bound.train_step(state, window)
+        want, _ = plain.train_step(state, _window(batch))
+        jax.tree.map(np.testing.assert_array_equal, got.meta.params, want.meta.params)
+
+
+def test_robust_mlc_is_a_preset_of_mlc(batch):
+    robust, mlc = _method("robust_mlc"), _method("mlc")
+    assert isinstance(robust, type(mlc))
+    names = {field.name for field in dataclasses.fields(robust)}
+    differing = {x for x in names if getattr(robust, x) != getattr(mlc, x) and x not in _NEW}
+    assert differing == {"inner_loss", "pair_weight"}
+    assert robust.inner_loss == core.InnerLoss(
+        mixup=1.0, prior_weight=1.2, entropy_weight=0.8, power=4.0, hand_over=True
+    )
+
+
+_NEW = ("meta_tx", "tx")  # Specs of equal values.
+
+
+def test_a_config_changes_single_fields_of_a_preset(tiny_config):
+    method = build.create_method(tiny_config(method="robust_mlc"), C)
+    assert method.inner_loss == methods.robust_mlc.inner_loss and method.pair_weight == 0.1
+    fields = {"inner_loss.power": 2.0, "inner_loss.hand_over": False, "lcn.pair_weight": 0.0}
+    method = build.create_method(tiny_config(method="robust_mlc", **fields), C)
+    assert method.inner_loss == dataclasses.replace(
+        methods.robust_mlc.inner_loss, power=2.0, hand_over=False
+    )
+    assert method.pair_weight == 0
+    assert build.create_method(tiny_config(method="mlc"), C).inner_loss == core.InnerLoss()
+
+
+@pytest.mark.parametrize("name", ["robust_mlc", "meta_weight_net"])
+def test_an_inner_loss_that_goes_by_the_clean_half_needs_one(name):
+    rule = core.InnerLoss(mixup=1.0)
+    with pytest.raises(InputError, match=f"mix_clean: got False, expected True with {name}"):
+        _bound(name, mix_clean=False, inner_loss=rule)
+    _bound(name, mix_clean=False, inner_loss=dataclasses.replace(rule, power=0))
+
+
+def test_self_training_learns_its_own_prediction(x64, batch):
+    """At MixUp 0 and no regularisers nothing but the clean labels moves the classifier."""
+    bound = _bound("self_training", inner_loss=core.InnerLoss())
+    state = _state(bound)
+    after, _ = bound.train_step(state, _window(batch))
+    clean = _clean(batch)
+    size, weights = B + 2 * HALF, _weights(state)
+    errors = _softmax(clean.inputs @ weights) - np.eye(C)[clean.labels]
+    want = weights - RATE * clean.inputs.T @ errors / size
+    np.testing.assert_allclose(_weights(after), want, rtol=1e-10)
 
 
 # --- Joint.
@@ -599,7 +696,9 @@ def test_optimizers_may_be_optaxs_own(batch):
 
 # --- From a config.
 
-PLAIN = {"mlc": "lcn", "meta_weight_net": "weight_net"}  # Their models' settings.
+# Their models' settings.
+PLAIN = {"mlc": "lcn", "robust_mlc": "lcn", "meta_weight_net": "weight_net"}
+OTHERS = {"form": "both", "pair_weight": 0.75}
 
 
 def _changed(value):
@@ -634,7 +733,10 @@ def test_a_config_reaches_its_method(name):
     config.model.mlp.update(hidden_sizes=(9, 7), dropout_rate=0.25)
     section = config.get(name, config.get(PLAIN.get(name, ""), {}))
     for field, value in dict(section).items():
-        section[field] = _changed(value)
+        section[field] = OTHERS.get(field) or _changed(value)
+    mixed = "inner_loss" in {field.name for field in dataclasses.fields(methods.METHODS[name])}
+    if mixed:
+        config.inner_loss.update(mixup=0.25, prior="targets", power=1.0)
 
     method = build.create_method(config, C)
     assert type(method) is methods.METHODS[name] and method.name == name
@@ -651,10 +753,14 @@ def test_a_config_reaches_its_method(name):
         assert method.update_every == 4
         assert method.estimator == core.EstimatorSpec("conjugate_gradient", "remat", 3, 6, 0.25)
     for field, value in dict(section).items():
-        assert getattr(owner, field) == value, field
+        assert getattr(method if field == "pair_weight" else owner, field) == value, field
+    if mixed:
+        preset = methods.METHODS[name].inner_loss
+        want = dataclasses.replace(preset, mixup=0.25, prior="targets", power=1.0)
+        assert method.inner_loss == want
     if name in ("glc", "forward", "joint", "distillation"):
         assert method.first_phase_epochs == 7
-    if name == "mlc":
+    if PLAIN.get(name) == "lcn":
         assert method.lcn.num_classes == C
 
 
@@ -663,8 +769,9 @@ def test_methods_have_the_defaults_of_the_config(name):
     config = default.get_config()
     section = config.get(name, config.get(PLAIN.get(name, ""), {}))
     owner = _method(name)
-    if name == "mlc":
+    if PLAIN.get(name) == "lcn":
         owner = LabelCorrectionNetwork(C)
+        section = {field: x for field, x in dict(section).items() if field != "pair_weight"}
     elif name in PLAIN:
         owner = getattr(owner, PLAIN[name])
     for field, value in dict(section).items():

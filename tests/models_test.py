@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from mlc_jax.core import losses, num_params
+from mlc_jax.errors import InputError
 from mlc_jax.models import MLP, LabelCorrectionNetwork, ResNet, over_axis
 from mlc_jax.models.resnet import ResNetBlock, option_a_shortcut
 from mlc_jax.models.torch_weights import label_correction_from_torch, resnet_from_torch
@@ -283,6 +284,39 @@ def test_lcn_against_numpy(options, lcn_inputs, standard_promotion):
         want = (1 - s) * want + s * np.eye(5)[labels]
     got = jax.jit(lcn.apply)({"params": params}, *lcn_inputs)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["posterior", "both"])
+def test_posterior_by_hand(form, lcn_inputs, standard_promotion):
+    """Bayes' rule, with the classifier's probabilities as the prior."""
+    features, labels = lcn_inputs
+    logits = np.random.default_rng(3).normal(size=(40, 5)).astype(np.float32)
+    lcn, params = _lcn({"form": form}, (features, labels, logits))
+    assert ("hidden1" in params) == (form == "both")
+    shares = np.exp(30.0 * params["transition"])
+    transition = shares / shares.sum(axis=1, keepdims=True)
+    want = np.exp(logits) * transition[:, labels].T
+    if form == "both":
+        network = {name: x for name, x in params.items() if name != "transition"}
+        plain, _ = _lcn({}, lcn_inputs)
+        want *= plain.apply({"params": network}, features, labels)
+    want /= want.sum(axis=1, keepdims=True)
+    got = lcn.apply({"params": params}, features, labels, logits)
+    np.testing.assert_allclose(got, want, rtol=2e-4, atol=1e-6)
+
+
+def test_a_posterior_starts_near_the_given_label():
+    lcn = LabelCorrectionNetwork(5, form="posterior")
+    example = jnp.zeros((1, 6)), jnp.zeros(1, jnp.int32), jnp.zeros((1, 5))
+    variables = lcn.init(jax.random.key(0), *example)
+    (soft_label,) = lcn.apply(variables, *example)
+    # Of equal predictions: e^2 to 1 for the given label.
+    np.testing.assert_allclose(soft_label, np.array([np.e**2, 1, 1, 1, 1]) / (np.e**2 + 4), 1e-5)
+
+
+def test_unknown_form_of_an_lcn():
+    with pytest.raises(InputError, match=r"lcn\.form: got 'matrix', expected one of network"):
+        LabelCorrectionNetwork(5, form="matrix").init(jax.random.key(0), jnp.zeros((1, 6)), 0)
 
 
 def test_tied_embeddings_share_one_array(lcn_inputs):

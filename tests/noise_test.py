@@ -232,3 +232,73 @@ def test_damaged_archive_is_an_input_error_wherever_the_damage_is(tmp_path):
         except InputError:
             failures += 1
     assert failures > 50
+
+
+# --- Noise that depends on the example.
+
+
+def _instance(inputs, level, seed=0, num_classes=NUM_CLASSES):
+    rng = np.random.default_rng(seed)
+    return noise.InstanceNoise(lambda rows: inputs[rows], len(inputs), level, num_classes, rng)
+
+
+def _inputs(size, seed=1):
+    """Features of very different sizes; the last never changes."""
+    inputs = np.random.default_rng(seed).normal(3, [1, 100, 0.01, 0], (size, 4))
+    return inputs.reshape(size, 2, 2)
+
+
+@pytest.mark.parametrize(
+    # Of a normal distribution with deviation 0.1, truncated to [0, 1]: at its ends the mean is
+    # that of half of it, 0.1 sqrt(2 / pi).
+    ("level", "rate"), [(0.0, 0.0798), (0.3, 0.3), (0.6, 0.6), (1.0, 0.9202)],
+)  # fmt: skip
+def test_rate_of_instance_noise(level, rate):
+    inputs, labels = _inputs(20_000), np.arange(20_000, dtype=np.int32) % NUM_CLASSES
+    rows = np.arange(len(labels))
+    noisy = _instance(inputs, level).corrupt(rows, labels, np.random.default_rng(2))
+    assert noisy.dtype == np.int32
+    assert np.mean(noisy != labels) == pytest.approx(rate, abs=0.015)
+
+
+def test_instance_noise_by_hand():
+    """The distribution over wrong labels is the softmax over the other classes of `x W_y`."""
+    size = 40_000
+    inputs = np.repeat(_inputs(4), size // 4, axis=0)  # Four examples, ten thousand times each.
+    labels = np.full(size, 2, np.int32)
+    instance = _instance(inputs, 0.5)
+    noisy = instance.corrupt(np.arange(size), labels, np.random.default_rng(2))
+    flat = inputs.reshape(size, -1)
+    standard = (flat - flat.mean(axis=0)) / np.where(flat.std(axis=0) > 1e-3, flat.std(axis=0), 1)
+    matrices = np.random.default_rng(0).standard_normal((NUM_CLASSES, 4, NUM_CLASSES), np.float32)
+    for start in range(0, size, size // 4):
+        logits = standard[start] @ matrices[2]
+        logits[2] = -np.inf
+        wrong = np.exp(logits) / np.exp(logits).sum()
+        shares = np.bincount(noisy[start : start + size // 4], minlength=NUM_CLASSES) / (size / 4)
+        want = 0.5 * wrong
+        want[2] = 0.5
+        np.testing.assert_allclose(shares, want, atol=0.02)  # Four deviations.
+
+
+def test_a_constant_feature_says_nothing():
+    inputs, labels = _inputs(500), np.arange(500, dtype=np.int32) % NUM_CLASSES
+    larger = inputs.copy()
+    larger[:, 1, 1] = 1e9
+    one, other = (
+        _instance(x, 0.6).corrupt(np.arange(500), labels, np.random.default_rng(2))
+        for x in (inputs, larger)
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+def test_instance_noise_of_rows_in_blocks(monkeypatch):
+    inputs, labels = _inputs(50), np.arange(50, dtype=np.int32) % NUM_CLASSES
+    rows = np.array([7, 3, 40, 8, 9])
+
+    def corrupt():
+        return _instance(inputs, 0.6).corrupt(rows, labels[rows], np.random.default_rng(2))
+
+    at_once = corrupt()
+    monkeypatch.setattr(noise, "_ROWS_AT_ONCE", 2)
+    np.testing.assert_array_equal(corrupt(), at_once)

@@ -3,6 +3,7 @@ makes of them against finite differences."""
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -326,8 +327,13 @@ def test_states_without_groups_are_those_of_old_checkpoints():
 
 
 def test_bind_passes_optax_through():
-    for tx in (optax.sgd(0.1), optax.GradientTransformation(lambda p: p, lambda *a: a)):
-        assert optimizers.bind(tx, num_updates=1, updates_per_epoch=1) is tx
+    params = {"x": jnp.array([1.0, 2.0])}
+    for tx in (optax.sgd(0.1), optax.sgd(0.1, momentum=0.9)):
+        bound, state = optimizers.bind(tx, num_updates=1, updates_per_epoch=1), tx.init(params)
+        chex.assert_trees_all_equal(bound.init(params), state)
+        chex.assert_trees_all_equal(
+            bound.update(params, state, params), tx.update(params, state, params)
+        )
     with pytest.raises(InputError, match=r"optimizer: got 0.1, expected .*adamw, or an optax"):
         optimizers.bind(0.1, num_updates=1, updates_per_epoch=1)
 
@@ -599,3 +605,34 @@ def test_the_meta_gradient_is_the_slope_of_the_clean_loss(name, k, x64):
         frozen = main.params["hidden1"]["bias"]
         moved = np.abs(end.params["hidden1"]["bias"] - frozen).max()
         assert (moved == 0) == ("groups" in name)
+
+
+# --- A further gradient, added after clipping and normalisation.
+
+
+@pytest.mark.parametrize("kind", ["normalize", "clip", "raw"])
+def test_an_auxiliary_gradient_is_neither_clipped_nor_normalised(kind):
+    grads, beside = {"x": jnp.array([3.0, 4.0])}, {"x": jnp.array([10.0, 0.0])}
+    spec = {
+        "normalize": optimizers.sgd(2.0, normalize=True),
+        "clip": optimizers.sgd(2.0, clip_norm=1.0),
+        "raw": optax.chain(optax.clip_by_global_norm(1.0), optax.scale(-2.0)),
+    }[kind]
+    tx = optimizers.bind(spec, num_updates=1, updates_per_epoch=1)
+    updates, _ = tx.update(grads, tx.init(grads), grads, auxiliary=beside)
+    # What optax made knows of one gradient alone.
+    together = np.array([13.0, 4.0])
+    want = -2 * together / np.linalg.norm(together) if kind == "raw" else [-2 * 10.6, -2 * 0.8]
+    np.testing.assert_allclose(updates["x"], want, rtol=1e-6)
+    plain, _ = tx.update(grads, tx.init(grads), grads)
+    np.testing.assert_allclose(plain["x"], [-1.2, -1.6], rtol=1e-6)
+
+
+def test_an_auxiliary_gradient_leaves_frozen_parameters_alone():
+    params = {"x": jnp.ones(2), "y": jnp.ones(3)}
+    tx = optimizers.bind(
+        optimizers.sgd(1.0, groups=(("y", 0.0),)), num_updates=1, updates_per_epoch=1
+    )
+    updates, _ = tx.update(params, tx.init(params), params, auxiliary=params)
+    np.testing.assert_array_equal(updates["x"], [-2, -2])
+    np.testing.assert_array_equal(updates["y"], 0)

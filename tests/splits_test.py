@@ -17,12 +17,13 @@ def _labels():
     return np.random.default_rng(0).permutation(labels).astype(np.int32)
 
 
-def _split(seed=0, clean=3, validation=2, labels=None):
+def _split(seed=0, clean=3, validation=2, labels=None, **sizes):
     return split_rows(
         _labels() if labels is None else labels,
         NUM_CLASSES,
         clean_per_class=clean,
         validation_per_class=validation,
+        **sizes,
         rng=np.random.default_rng(seed),
     )
 
@@ -80,9 +81,34 @@ def test_class_without_examples():
         _split(clean=1, validation=0, labels=np.array([0, 0, 1, 1, 2, 2]))
 
 
+def test_a_smaller_noisy_set_leaves_the_others_as_they_are():
+    labels = np.repeat(np.arange(4), 100)
+    all_of_it, some = (_split(clean=4, validation=3, labels=labels, num_noisy=n) for n in (0, 50))
+    np.testing.assert_array_equal(all_of_it.clean, some.clean)
+    np.testing.assert_array_equal(all_of_it.validation, some.validation)
+    assert len(some.noisy) == 50 and set(some.noisy) < set(all_of_it.noisy)
+    assert np.all(np.diff(some.noisy) > 0)
+    with pytest.raises(InputError, match=r"num_noisy: got 373, expected at most 372"):
+        _split(clean=4, validation=3, labels=labels, num_noisy=373)
+
+
+def test_an_imbalanced_noisy_set():
+    labels = np.repeat(np.arange(4), 1010)
+    rows = _split(clean=5, validation=5, labels=labels, imbalance=8)
+    np.testing.assert_array_equal(np.bincount(labels[rows.noisy]), [1000, 500, 250, 125])
+    balanced = _split(clean=5, validation=5, labels=labels)
+    np.testing.assert_array_equal(rows.clean, balanced.clean)
+    assert set(rows.noisy) < set(balanced.noisy)
+
+
 # --- Splits and noise together: the dataset of a run.
 
-NOISE = ["uniform", "flip", "flip_any", "human", "none"]
+NOISE = ["uniform", "flip", "flip_any", "instance", "human", "none"]
+
+# UNIF keeps one label in ten of those that it draws; the file knows nothing of the digits.
+RATES = {
+    "uniform": 0.36, "flip": 0.4, "flip_any": 0.4, "instance": 0.4, "human": 0.9, "none": 0
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -103,6 +129,7 @@ def load(tiny_config, tmp_path):
         ("uniform", "uniform 0.4"),
         ("flip", "flip 0.4"),
         ("flip_any", "flip_any 0.4"),
+        ("instance", "instance 0.4"),
         ("human", "human worst"),
         ("none", "none"),
     ],
@@ -118,9 +145,7 @@ def test_labels_of_a_dataset(load, kind, text):
     noisy = dataset.noisy
     assert noisy.has_truth and (noisy.given != UNKNOWN).all()
     assert dataset.noise_rate == np.mean(noisy.given != noisy.truth)
-    # UNIF keeps one label in ten of those that it draws; the file knows nothing of the digits.
-    rates = {"uniform": 0.36, "flip": 0.4, "flip_any": 0.4, "human": 0.9, "none": 0}
-    assert dataset.noise_rate == pytest.approx(rates[kind], abs=0.06 if rates[kind] else 0)
+    assert dataset.noise_rate == pytest.approx(RATES[kind], abs=0.06 if RATES[kind] else 0)
     assert dataset.clean_labels_spent(trained_on=True) == 70
     assert dataset.clean_labels_spent(trained_on=False) == 20
     inputs = noisy.source.inputs[noisy.rows]
@@ -147,9 +172,8 @@ def test_pairs_of_labels_change_nothing_else(load, kind):
     np.testing.assert_array_equal(alone.clean.given, UNKNOWN)
     given, truth = paired.clean.given, paired.clean.truth
     assert given.min() >= 0 and given.max() <= 9
-    rates = {"uniform": 0.36, "flip": 0.4, "flip_any": 0.4, "human": 0.9, "none": 0}
     # Of 600 labels; five deviations are 0.1.
-    assert np.mean(given != truth) == pytest.approx(rates[kind], abs=0.1 if rates[kind] else 0)
+    assert np.mean(given != truth) == pytest.approx(RATES[kind], abs=0.1 if RATES[kind] else 0)
     if kind == "flip":  # The same partners as the noisy ones'.
         noisy = paired.noisy
         for label in range(10):
