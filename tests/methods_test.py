@@ -174,6 +174,15 @@ def test_corruption_matrix_is_the_mean_over_a_class():
     np.testing.assert_allclose(glc.corruption_matrix(probs, labels), expected, rtol=1e-6)
 
 
+def test_corruption_matrix_counts_pairs_where_there_are_any():
+    probs, labels = np.full((4, 3), 1 / 3, np.float32), np.array([0, 0, 0, 1])
+    given = np.array([0, 2, -1, -1])
+    matrix = np.asarray(glc.corruption_matrix(probs, labels, given))
+    # Two pairs of class 0, and the estimate as a third; of the others the estimate alone.
+    np.testing.assert_allclose(matrix[0], [4 / 9, 1 / 9, 4 / 9], rtol=1e-6)
+    np.testing.assert_allclose(matrix[1:], [[1 / 3] * 3, [0, 0, 1]], rtol=1e-6)
+
+
 def test_corruption_matrix_is_finite_where_a_class_has_no_clean_example():
     probs = np.random.default_rng(0).dirichlet(np.ones(C), 4).astype(np.float32)
     matrix = np.asarray(glc.corruption_matrix(probs, np.array([0, 2, 0, 2])))

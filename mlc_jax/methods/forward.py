@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from mlc_jax.errors import expect
 from mlc_jax.methods.glc import corrected_by_matrix
-from mlc_jax.methods.types import Binding, BoundMethod, TwoPhaseMethod
+from mlc_jax.methods.types import Binding, BoundMethod, Seen, TwoPhaseMethod
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,9 +41,8 @@ class Forward(TwoPhaseMethod):
             "of another",
         )
 
-        def estimate(probs: jax.Array, labels: jax.Array) -> jax.Array:
-            del labels
-            return transition_matrix(probs, self.percentile)
+        def estimate(seen: Seen) -> jax.Array:
+            return transition_matrix(seen.probs, self.percentile)
 
         first_phase_epochs = self.first_phase_epochs
         return corrected_by_matrix(binding, first_phase_epochs, "noisy", estimate)

@@ -24,33 +24,47 @@ from mlc_jax.methods.types import Binding, BoundMethod, Hook, Phase, Seen, TwoPh
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GLC(TwoPhaseMethod):
-    """A first classifier learns the noisy labels; what it says of clean examples is the matrix."""
+    """A first classifier learns the noisy labels; what it says of clean examples is the matrix.
+
+    Where given labels of clean examples are known, too, they are counted, and that estimate stands
+    for one more example of each class.
+    """
 
     name: ClassVar[str] = "glc"
 
     def build(self, binding: Binding) -> BoundMethod:
-        return corrected_by_matrix(binding, self.first_phase_epochs, "clean", corruption_matrix)
+        def estimate(seen: Seen) -> jax.Array:
+            return corruption_matrix(seen.probs, seen.labels, seen.given)
+
+        return corrected_by_matrix(binding, self.first_phase_epochs, "clean", estimate)
 
 
-def corruption_matrix(probs: jax.Array, labels: jax.Array) -> jax.Array:
+def corruption_matrix(
+    probs: jax.Array, labels: jax.Array, given: jax.Array | None = None
+) -> jax.Array:
     """`C[i, j]`, an estimate of P(given label j | true label i): the mean over class i.
 
     Args:
       probs: `[M, C]`, what a classifier of noisy labels says of clean examples.
       labels: `[M]`, their true labels.
+      given: `[M]`, their given labels where they are known, negative elsewhere; or None.
     """
     members = jax.nn.one_hot(labels, probs.shape[-1], dtype=probs.dtype)
     counts = jnp.sum(members, axis=0)[:, None]
     # Of a class without a clean example nothing is known: its labels are taken as they are.
     as_given = jnp.eye(probs.shape[-1], dtype=probs.dtype)
-    return jnp.where(counts > 0, members.T @ probs / jnp.maximum(counts, 1), as_given)
+    estimate = jnp.where(counts > 0, members.T @ probs / jnp.maximum(counts, 1), as_given)
+    if given is None:
+        return estimate
+    pairs = members.T @ jax.nn.one_hot(given, probs.shape[-1], dtype=probs.dtype)
+    return (pairs + estimate) / (jnp.sum(pairs, axis=1, keepdims=True) + 1)
 
 
 def corrected_by_matrix(
     binding: Binding,
     first_phase_epochs: float,
     examples: str,
-    estimate: Callable[[jax.Array, jax.Array], jax.Array],
+    estimate: Callable[[Seen], jax.Array],
 ) -> BoundMethod:
     """Trains on noisy labels, estimates how they come about, and trains anew with that.
 
@@ -58,11 +72,11 @@ def corrected_by_matrix(
       binding: see `Binding`.
       first_phase_epochs: see `TwoPhaseMethod`.
       examples: what the first classifier is asked about, `noisy` or `clean`.
-      estimate: (its probabilities `[N, C]`, labels `[N]`) -> matrix of wrong labels `[C, C]`.
+      estimate: what it sees of them -> matrix of wrong labels `[C, C]`.
     """
 
     def begin_anew(state: TrainState, seen: Seen) -> TrainState:
-        return restart(binding, state, seen).replace(extra=estimate(seen.probs, seen.labels))
+        return restart(binding, state, seen).replace(extra=estimate(seen))
 
     first = binding.phase_of(first_phase_epochs)
     corrected_step = supervised_step(

@@ -54,11 +54,14 @@ class Seen(NamedTuple):
       example: one input `[1, ...]`, as stored, to initialise a model by.
       probs: the classifier's probabilities `[N, C]` on the hook's set; None without a set.
       labels: the set's labels as training sees them `[N]`; None without a set.
+      given: of the clean set, the labels before somebody checked them `[N]`, negative where they
+        are not known; None without any.
     """
 
     example: Inputs
     probs: Any = None
     labels: Any = None
+    given: Any = None
 
 
 class Hook(NamedTuple):

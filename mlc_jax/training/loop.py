@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from mlc_jax.core import Batch, TrainState
+from mlc_jax.data import UNKNOWN
 from mlc_jax.data.loader import batches_of
 from mlc_jax.errors import Preempted
 from mlc_jax.methods.types import Hook, Phase, Seen
@@ -171,9 +172,13 @@ class Loop:
         seen = [Seen(recorder.run.example) for recorder in self._recorders]
         if hook.examples is not None:
             predictions = self._evaluator.predict(state, hook.examples)
-            labels = [r.run.dataset.trained_on(hook.examples)[1] for r in self._recorders]
+            datasets = [recorder.run.dataset for recorder in self._recorders]
+            labels = [dataset.trained_on(hook.examples)[1] for dataset in datasets]
             of_runs = zip(seen, predictions, labels, strict=True)
             seen = [x._replace(probs=p.logits, labels=y) for x, p, y in of_runs]
+            pairs = [dataset.clean.given for dataset in datasets]
+            if hook.examples == "clean" and any((given != UNKNOWN).any() for given in pairs):
+                seen = [x._replace(given=given) for x, given in zip(seen, pairs, strict=True)]
         updated: TrainState = self._hooks[id(hook)](state, stack.for_all_devices(seen))
         return updated
 
