@@ -10,13 +10,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import digits
 from mlc_jax import build
-from mlc_jax.core import BACKWARDS
+from mlc_jax.core import BACKWARDS, problem, second_order
 from mlc_jax.core.estimators import ESTIMATORS
+from mlc_jax.core.inner_loss import Mixing
 from mlc_jax.data import ArraySource, Subset
 from mlc_jax.data.loader import Pipeline
 from mlc_jax.training import stack
 
 NUM_CLASSES, NUM_NOISY, NUM_WINDOWS = 3, 40, 2
+NUM_BATCH = 16  # Noisy examples per step; as many clean ones.
 
 
 def _config(model, estimator, method):
@@ -43,9 +45,9 @@ def _pipeline(shape, config):
         return Subset(ArraySource(inputs), np.arange(num), given=labels, truth=labels)
 
     return Pipeline(
-        noisy=examples(NUM_NOISY), clean=examples(20), noisy_batch_size=16, clean_batch_size=16,
-        split_clean=True, num_inner_steps=method.stride + method.num_replayed, augment=False,
-        seed=0, num_replayed=method.num_replayed,
+        noisy=examples(NUM_NOISY), clean=examples(20), noisy_batch_size=NUM_BATCH,
+        clean_batch_size=NUM_BATCH, split_clean=True, augment=False, seed=0,
+        num_inner_steps=method.stride + method.num_replayed, num_replayed=method.num_replayed,
     )  # fmt: skip
 
 
@@ -117,6 +119,7 @@ def _slow(*values):
         ("mlc", "exact", (2, 8)),
         *(_slow("mlc", name, (8,)) for name in ESTIMATORS if name != "exact"),
         _slow("meta_weight_net", "exact", (8,)),
+        _slow("self_training", "exact", (8,)),
         *(_slow(name, "exact", (8,)) for name in ("l2rw", "glc", "joint", "mlnt")),
         ("cross_entropy", "exact", (8,)),
     ],
@@ -147,6 +150,57 @@ def test_ways_back_do_not_depend_on_the_device_count(backward):
     config.meta_gradient.num_inner_steps = 5  # Two segments of two_level, and one step more.
     config.meta_gradient.unroll = 1
     _assert_same(_train(config, (4,), 8), _train(config, (4,), 1), rtol=2e-5, atol=1e-6)
+
+
+def _robust(mixup, backward):
+    """Regularisers that are felt from the first step on."""
+    config = _config("mlp", "exact", "robust_mlc")
+    config.inner_loss.update(mixup=mixup, power=1.0, prior_weight=2.0, hand_over=True)
+    config.meta_gradient.update(backward=backward, num_inner_steps=3, unroll=1)
+    return config
+
+
+@pytest.mark.parametrize("backward", ["forward_over_reverse", *map(_slow, ("store", "two_level"))])
+def test_means_inside_the_inner_loss_are_over_all_devices(backward):
+    """How far clean labels are fitted, and the mean prediction, inside the differentiated step."""
+    config = _robust(0.0, backward)
+    alone = _train(config, (4,), 1)
+    assert 0 < alone["metrics"]["fitted"] < 1 and alone["metrics"]["prior"] > 1e-3
+    _assert_same(_train(config, (4,), 8), alone, rtol=5e-5, atol=2e-6)
+
+
+def _mixing(num_devices):
+    """In place of `mixing_of`: drawn per eighth of a batch, wherever these are."""
+    rng = np.random.default_rng(0)
+    partners = np.stack([rng.permutation(3) for _ in range(8)])  # 2 noisy, 1 clean of each.
+    shares = rng.uniform(0, 0.5, (8, 3)).astype(np.float32)
+    if num_devices == 8:
+
+        def mixing_of(problem, batch, rng):
+            device = jax.lax.axis_index("batch")
+            return Mixing(jnp.asarray(partners)[device], jnp.asarray(shares)[device])
+
+        return mixing_of
+    # All noisy examples, then all clean ones.
+    places = np.stack([[2 * d, 2 * d + 1, NUM_BATCH + d] for d in range(8)])
+    order = np.argsort(places.ravel())
+    together = Mixing(
+        jnp.asarray(np.take_along_axis(places, partners, axis=1).ravel()[order]),
+        jnp.asarray(shares.ravel()[order]),
+    )
+    return lambda problem, batch, rng: together
+
+
+@pytest.mark.parametrize("backward", ["forward_over_reverse", *map(_slow, ("store", "two_level"))])
+def test_mixed_examples_do_not_depend_on_the_device_count(backward, monkeypatch):
+    """Partners come from a device's own slice: one device is given those of the eight."""
+    ends = []
+    for num_devices in (1, 8):
+        for module in (problem, second_order):
+            monkeypatch.setattr(module, "mixing_of", _mixing(num_devices))
+        ends.append(_train(_robust(1.0, backward), (4,), num_devices))
+    assert ends[0]["metrics"]["fitted"] > 0
+    _assert_same(ends[1], ends[0], rtol=5e-5, atol=2e-6)
 
 
 @pytest.mark.slow

@@ -60,13 +60,12 @@ class MLC(BilevelMethod):
         ) -> tuple[jax.Array, Metrics]:
             """Of this device's slice; the mean over devices is that over all pairs."""
             assert clean.given is not None
-            known = clean.given >= 0
             said = targets(meta_params, output.features, output.logits, jnp.maximum(clean.given, 0))
+            known = (clean.given >= 0).astype(said.dtype)
             true = jnp.take_along_axis(said, clean.labels[:, None], axis=1)[:, 0]
             per_pair = -jnp.log(jnp.maximum(true, jnp.finfo(said.dtype).tiny))
-            num_pairs = jnp.mean(known, dtype=said.dtype)
-            mean_pairs = pmean(num_pairs, binding.axis_name)
-            loss = jnp.mean(known * per_pair) / jnp.maximum(mean_pairs, 1e-9)
+            share = pmean(jnp.mean(known), binding.axis_name)
+            loss = jnp.mean(known * per_pair) / jnp.where(share > 0, share, 1)
             return self.pair_weight * loss, {"pair_loss": loss}
 
         return bilevel_method(
