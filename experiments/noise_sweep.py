@@ -4,35 +4,20 @@
         --noise=uniform,flip --levels=0:1:0.1 --seeds=5 --batch_runs=55 --workdir=DIR
 
 Every run has a workdir of its own, DIR/<noise>/<level>/<method>/seed<n>; one that is finished is
-not run again, one that was interrupted goes on. A seed stands for everything that is drawn: the
-split, the noise, the start, the order of the batches. All methods of a seed see the same split and,
-at every level, the same noise.
-
-In DIR: `runs.csv`, a row per run; `sweep.csv`, a row for each method, noise and level, over the
-seeds; `sweep.md`, the means over all noise (Table 2 of the MLC paper has such rows) and accuracy by
-level; `sweep.png`, accuracy against level (its Figure 5). Own data may lack what accuracies need, a
-test set or true labels: what is not known stays empty.
+not run again, one that was interrupted goes on. In DIR: `runs.csv`, `sweep.csv`, `sweep.md` and
+`sweep.png` (`experiments.noise_tables`).
 
 --batch_runs=N trains up to N runs of a method, which differ in seed and noise alone, as one
 program: many times faster for small models. Each is the run that it would be alone, rounding aside.
 """
 
-import io
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import jax
-import numpy as np
 from absl import flags, logging
 from etils import epath
-from matplotlib.figure import Figure
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from experiments import runs, tables
-from experiments.tables import to_csv, values, where
+from experiments import noise_grid, noise_tables, runs
 from mlc_jax import command_line
 from mlc_jax.config import METHODS, NOISE_TYPES
-from mlc_jax.errors import expect
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/digits.py.", lock_config=True
@@ -53,213 +38,17 @@ _BATCH_RUNS = flags.DEFINE_integer(
     "batch_runs", 1, "Runs to train as one program, at most.", lower_bound=1
 )
 
-Rows = Sequence[Mapping[str, Any]]
-
-# Column of the table and its key in a run's results.
-_COLUMNS = {
-    "test acc., last": "last_test_accuracy",
-    "best": "best_test_accuracy",
-    "selected": "selected_test_accuracy",
-    "given labels right": "given_label_accuracy",
-    "corrected labels right": "corrected_label_accuracy",
-}
-_MARKERS = "osv^<>DPX*h"  # Of methods, which are more than there are colours.
-
 
 def main() -> None:
     logging.set_verbosity(logging.WARNING)
-    config, methods, cells = _CONFIG.value, _methods(), _cells(_CONFIG.value)
+    config, methods = _CONFIG.value, noise_grid.parse_methods(_METHODS.value)
+    levels = noise_grid.parse_levels(_LEVELS.value) if _LEVELS.value else []
+    cells = noise_grid.cells(config, _NOISE.value, levels)
+    seeds = range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value)
     workdir = epath.Path(_WORKDIR.value).expanduser().resolve()
-    grid, places = {}, {}
-    for method in methods:  # One method's runs in a row: they are of one shape.
-        for place, fields in cells:
-            for seed in range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value):
-                name = f"{place['noise_type']}/{place['level']}/{method}/seed{seed}"
-                grid[name] = runs.override(config, {"method": method} | fields, seed=seed)
-                places[name] = place
-    results = runs.run_grid(grid, workdir, batch_runs=_BATCH_RUNS.value)
-    rows = [places[name] | row for name, row in results.items()]
-    workdir.joinpath("runs.csv").write_text(to_csv(rows))
-    workdir.joinpath("sweep.csv").write_text(to_csv(summarize(rows)))
-    text = to_markdown(rows)
-    workdir.joinpath("sweep.md").write_text(text)
-    figure = plot(rows)
-    if figure:
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=100)
-        workdir.joinpath("sweep.png").write_bytes(png.getvalue())
-    print(text)
-    if not figure:
-        print("There is no sweep.png: without a test set there is no accuracy to draw.")
+    grid = noise_grid.grid(config, {name: {"method": name} for name in methods}, cells, seeds)
+    noise_tables.write(runs.train_rows(grid, workdir, batch_runs=_BATCH_RUNS.value), workdir)
     print(f"Everything is in {workdir}: results, corrected labels, metrics for each run.")
-
-
-def parse_levels(text: str) -> list[float]:
-    """`0,0.4` or `0:1:0.25`, the last included."""
-    try:
-        if ":" in text:
-            first, last, step = (float(part) for part in text.split(":"))
-            count = round((last - first) / step) + 1
-            levels = [round(first + i * step, 10) for i in range(count)]
-        else:
-            levels = [float(part) for part in text.split(",")]
-    except (ValueError, ZeroDivisionError, OverflowError):
-        levels = []
-    ok = levels and all(0 <= level <= 1 for level in levels)
-    expect(ok, "--levels", text, "numbers from 0 to 1, as in 0.2,0.4, or first:last:step")
-    return list(dict.fromkeys(levels))
-
-
-def _methods() -> list[str]:
-    names = _METHODS.value
-    ok = names and set(names) <= {"all", *METHODS}
-    expect(ok, "--methods", ",".join(names), f"all or some of {', '.join(METHODS)}")
-    return list(METHODS) if "all" in names else list(dict.fromkeys(names))
-
-
-def _cells(config: ConfigDict) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Noise type and level as the tables name them, and the config's fields for them."""
-    types = list(dict.fromkeys(_NOISE.value)) or [config.noise.type]
-    known = ", ".join(NOISE_TYPES)
-    expect(set(types) <= set(NOISE_TYPES), "--noise", ",".join(types), f"some of {known}")
-    levels = parse_levels(_LEVELS.value) if _LEVELS.value else [config.noise.level]
-    cells: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    for name in types:
-        if name in ("human", "none"):  # Labels are what they are: they have no level.
-            level = config.noise.key if name == "human" else "given"
-            cells.append(({"noise_type": name, "level": level}, {"noise.type": name}))
-            continue
-        for level in levels:
-            place = {"noise_type": name, "level": level}
-            cells.append((place, {"noise.type": name, "noise.level": level}))
-    return cells
-
-
-def summarize(rows: Rows) -> list[dict[str, Any]]:
-    """One row for each method, noise type and level: mean, deviation and number of the seeds."""
-    summary = []
-    for method in values(rows, "method"):
-        for noise_type in values(rows, "noise_type"):
-            of_type = where(rows, method=method, noise_type=noise_type)
-            for level in values(of_type, "level"):
-                cell = where(of_type, level=level)
-                row: dict[str, Any] = {"method": method, "noise_type": noise_type, "level": level}
-                for key in _COLUMNS.values():
-                    numbers = [x[key] for x in cell if x[key] is not None]
-                    deviation = np.std(numbers, ddof=1) if len(numbers) > 1 else None
-                    row[f"{key}_mean"] = np.mean(numbers) if numbers else None
-                    row[f"{key}_std"] = deviation
-                row["clean_labels_spent"] = cell[0]["clean_labels_spent"]
-                summary.append(row | {"seeds": len(cell)})
-    return summary
-
-
-def to_markdown(rows: Rows) -> str:
-    """The mean over all noise for each method, and for several levels the accuracy at each."""
-    first, methods = rows[0], values(rows, "method")
-    num_runs = len(methods) * len(values(rows, "seed")) * _num_cells(rows)
-    cells = list(dict.fromkeys((row["noise_type"], row["level"]) for row in rows))
-    noise = ", ".join(
-        _named(name, _span([level for kind, level in cells if kind == name]))
-        for name in values(rows, "noise_type")
-    )
-    lines = [
-        f"{first['dataset']}, {noise}, {len(values(rows, 'seed'))} seeds, "
-        f"{' or '.join(str(n) for n in sorted(set(values(rows, 'num_steps'))))} steps "
-        f"on {jax.device_count()} {jax.devices()[0].device_kind} device(s); "
-        "percent, mean ± standard deviation over the seeds"
-        + (", each the mean over all noise" if len(cells) > 1 else "")
-        + ("; - where runs diverged" if len(rows) < num_runs else ""),
-        "",
-        _table(["method", *_COLUMNS, "clean labels"], [_overall(rows, m) for m in methods]),
-    ]
-    for noise_type in values(rows, "noise_type"):
-        of_type = where(rows, noise_type=noise_type)
-        levels = values(of_type, "level")
-        if len(levels) > 1:
-            lines += ["", f"Last test accuracy, {noise_type} noise at level", ""]
-            body = [[m, *(_cell(of_type, m, level) for level in levels)] for m in methods]
-            lines.append(_table(["method", *map(str, levels)], body))
-    return "\n".join(lines) + "\n"
-
-
-def _overall(rows: Rows, method: str) -> list[str]:
-    """Spread is that of the seeds' means over all noise."""
-    of_method = where(rows, method=method)
-    spent = str(of_method[0]["clean_labels_spent"])
-    if len(of_method) < len(values(rows, "seed")) * _num_cells(rows):
-        # Means over other noise than the other methods' would be no comparison.
-        return [method, *["-"] * len(_COLUMNS), spent]
-    seeds = [where(of_method, seed=seed) for seed in values(of_method, "seed")]
-    cells = []
-    for key in _COLUMNS.values():
-        numbers = [[row[key] for row in seed if row[key] is not None] for seed in seeds]
-        cells.append(runs.mean_and_spread([np.mean(x) if x else None for x in numbers]))
-    return [method, *cells, spent]
-
-
-def _num_cells(rows: Rows) -> int:
-    return len({(row["noise_type"], row["level"]) for row in rows})
-
-
-def _cell(rows: Rows, method: str, level: Any) -> str:
-    cell = where(rows, method=method, level=level)
-    text = runs.mean_and_spread([row["last_test_accuracy"] for row in cell])
-    missing = len(values(rows, "seed")) - len(cell)
-    return f"{text} ({len(cell)} runs)" if missing and cell else text
-
-
-def _named(noise_type: str, levels: str = "") -> str:
-    return "labels as given" if noise_type == "none" else f"{noise_type} noise {levels}".strip()
-
-
-def _span(levels: Sequence[Any]) -> str:
-    return f"{levels[0]}" if len(levels) == 1 else f"{levels[0]} to {levels[-1]}"
-
-
-def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    return tables.to_markdown(header, body).removesuffix("\n")
-
-
-def plot(rows: Rows) -> Figure | None:
-    """Last test accuracy against noise level: means with their standard errors.
-
-    None if no run has one.
-    """
-    tested = [row for row in summarize(rows) if row["last_test_accuracy_mean"] is not None]
-    if not tested:
-        return None
-    types, methods = values(tested, "noise_type"), values(tested, "method")
-    figure = Figure(figsize=(6.5 * len(types), 5.5), layout="constrained")
-    all_axes = figure.subplots(1, len(types), sharey=True, squeeze=False)[0]
-    for axes, noise_type in zip(all_axes, types, strict=True):
-        of_type = where(tested, noise_type=noise_type)
-        for i, method in enumerate(methods):
-            _draw_method(axes, where(of_type, method=method), i, method)
-        axes.set(xlabel="noise level", title=f"{rows[0]['dataset']}, {_named(noise_type)}")
-        levels = values(of_type, "level")
-        if all(isinstance(level, float) for level in levels):  # Names have their ticks.
-            axes.set_xticks(levels, [f"{level:g}" for level in levels])
-        axes.grid(alpha=0.3)
-    all_axes[0].set_ylabel("test accuracy, last, %")
-    handles = all_axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=4 if len(types) == 1 else 6)
-    return figure
-
-
-def _draw_method(axes: Any, points: Rows, number: int, method: str) -> None:
-    errors = [(x["last_test_accuracy_std"] or 0) / np.sqrt(x["seeds"]) for x in points]
-    axes.errorbar(
-        [x["level"] for x in points],
-        [100 * x["last_test_accuracy_mean"] for x in points],
-        100 * np.array(errors),
-        marker=_MARKERS[number % len(_MARKERS)],
-        color="black" if method == "mlc" else f"C{number % 10}",
-        linewidth=2.5 if method == "mlc" else 1,
-        markersize=4,
-        capsize=2,
-        label=method,
-    )
 
 
 if __name__ == "__main__":

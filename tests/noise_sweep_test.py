@@ -7,6 +7,7 @@ import statistics
 import jax
 import pytest
 
+from experiments import noise_grid, noise_tables
 from mlc_jax.errors import InputError
 
 PROGRAM = "experiments.noise_sweep"
@@ -161,8 +162,8 @@ def test_bad_flags(run_program, tiny_flags, tmp_path, flag, problem):
     assert not workdir.exists()
 
 
-def test_levels(load_program):
-    parse = load_program(PROGRAM).parse_levels
+def test_levels():
+    parse = noise_grid.parse_levels
     assert parse("0:1:0.1") == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
     assert parse("0.8") == [0.8]
     assert parse("0.8,0.2,0.8") == [0.8, 0.2]
@@ -187,10 +188,9 @@ def _result(method, seed, last, selected=None):
     }  # fmt: skip
 
 
-def test_one_noise_is_one_table(load_program):
-    program = load_program(PROGRAM)
+def test_one_noise_is_one_table():
     results = [_result("mlc", 0, 0.5), _result("mlc", 1, 0.6), _result("mlc", 2, 0.7)]
-    ((title, table),) = _tables(program.to_markdown(results))
+    ((title, table),) = _tables(noise_tables.to_markdown(results))
     assert title.startswith("digits, flip noise 0.4, 3 seeds, 9 steps")
     assert table == {
         "mlc": {
@@ -205,56 +205,52 @@ def test_one_noise_is_one_table(load_program):
     }
 
 
-def test_methods_are_not_compared_over_other_noise(load_program):
+def test_methods_are_not_compared_over_other_noise():
     """Where runs diverged, the mean over the noise is left out, and the others are counted."""
-    program = load_program(PROGRAM)
     rows = [
         _result(method, seed, 0.5) | {"level": level}
         for method in ("mlc", "glc") for seed in (0, 1, 2) for level in (0.2, 0.8)
         if (method, level) != ("glc", 0.8) or seed == 0
     ]  # fmt: skip
-    (title, overall), (_, levels) = _tables(program.to_markdown(rows))
+    (title, overall), (_, levels) = _tables(noise_tables.to_markdown(rows))
     assert title.endswith("; - where runs diverged")
     assert overall["glc"]["test acc., last"] == "-"
     assert overall["mlc"]["test acc., last"] == "50.0 ± 0.0"
     assert levels["glc"] == {"method": "glc", "0.2": "50.0 ± 0.0", "0.8": "50.0 (1 runs)"}
-    (axes,) = program.plot(rows).axes
+    (axes,) = noise_tables.plot(rows).axes
     assert axes.get_xticks().tolist() == [0.2, 0.8]  # What was measured.
 
 
-def test_what_own_data_do_not_tell_stays_empty(load_program):
+def test_what_own_data_do_not_tell_stays_empty():
     """Without a test set and without true labels."""
-    program = load_program(PROGRAM)
     unknown = [name for name in COLUMNS.values() if name != "selected_test_accuracy"]
     rows = [
         _result(method, seed, None) | dict.fromkeys(unknown)
         | {"dataset": "arrays", "noise_type": "none", "level": "given"}
         for method in METHODS for seed in (0, 1)
     ]  # fmt: skip
-    ((title, table),) = _tables(program.to_markdown(rows))
+    ((title, table),) = _tables(noise_tables.to_markdown(rows))
     assert title.startswith("arrays, labels as given, 2 seeds, 9 steps")
     assert set(table["clean_only"].values()) == {"clean_only", "-", "50"}
-    assert {row["last_test_accuracy_mean"] for row in program.summarize(rows)} == {None}
-    assert program.plot(rows) is None
+    assert {row["last_test_accuracy_mean"] for row in noise_tables.summarize(rows)} == {None}
+    assert noise_tables.plot(rows) is None
     # One of two methods was tested.
     rows = [
         row | {"last_test_accuracy": 0.5} if row["method"] == METHODS[0] else row for row in rows
     ]
-    (axes,) = program.plot(rows).axes
+    (axes,) = noise_tables.plot(rows).axes
     assert axes.get_legend_handles_labels()[1] == [METHODS[0]]
 
 
-def test_labels_as_given_have_no_level(load_program, tiny_config):
-    program = load_program(PROGRAM)
-    program.flags.FLAGS(["noise_sweep", "--levels=0.2,0.4"])
+def test_labels_as_given_have_no_level(tiny_config):
     config = tiny_config(**{"noise.type": "none"})
-    assert program._cells(config) == [
+    assert noise_grid.cells(config, [], [0.2, 0.4]) == [
         ({"noise_type": "none", "level": "given"}, {"noise.type": "none"})
     ]
 
 
-def test_one_seed_has_no_deviation(load_program):
+def test_one_seed_has_no_deviation():
     results = [_result("mlc", 0, 0.5, 0.4), _result("clean_only", 0, 0.25, 0.125)]
-    ((_, table),) = _tables(load_program(PROGRAM).to_markdown(results))
+    ((_, table),) = _tables(noise_tables.to_markdown(results))
     assert table["mlc"]["selected"] == "40.0"
     assert table["clean_only"]["selected"] == "12.5"
