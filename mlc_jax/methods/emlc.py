@@ -13,10 +13,10 @@ makes of it.
 
 Otherwise than theirs: the gate is shown every clean example with the right label and with a wrong
 one, where theirs shows one half right and the other wrong; the teacher sees noisy and clean
-examples as two batches; and its own loss is taken on clean examples of the last step, after the
-classifier's update. Their CIFAR runs start both networks from self-supervised ones
-(`initial_params`), take `sgd(0.02, momentum=0.9, weight_decay=5e-4)` for the classifier and
-`sgd(0.02)` for the teacher.
+examples as two batches; and all examples count alike in the classifier's loss, where theirs adds
+the means over noisy and over clean ones. Their CIFAR runs start both networks from self-supervised
+ones (`initial_params`) and take k = 5, `sgd(0.02, momentum=0.9, weight_decay=5e-4)` for the
+classifier and `sgd(0.02, weight_decay=5e-4)` for the teacher.
 """
 
 import dataclasses
@@ -27,16 +27,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mlc_jax.core import (
-    Inputs,
-    Labelled,
-    MetaState,
-    Metrics,
-    Output,
-    Params,
-    TrainState,
-    losses,
-)
+from mlc_jax.core import Inputs, Labelled, MetaState, Metrics, Output, Params, TrainState, losses
 from mlc_jax.errors import expect
 from mlc_jax.methods.blocks import bilevel_method, init_model, train_mode
 from mlc_jax.methods.types import BilevelMethod, Binding, BoundMethod
@@ -71,47 +62,20 @@ class EMLC(BilevelMethod):
 
     def build(self, binding: Binding) -> BoundMethod:
         gate = LabelGate(binding.num_classes, self.embedding_size, self.hidden_size)
-        train = train_mode(binding)
-
-        def teach(
-            teacher: Params, batch_stats: Params, seen: _Seen
-        ) -> tuple[jax.Array, jax.Array, Params]:
-            """The teacher's logits, features, and new batch statistics."""
-            inputs, rng = seen
-            if rng is not None:
-                return train(teacher, batch_stats, inputs, rng)
-            variables = {"params": teacher, "batch_stats": batch_stats}
-            outputs: Any = binding.model.apply(variables, inputs, train=False)
-            return (*outputs, batch_stats)
-
-        def opinion(gate_params: Params, features: jax.Array, labels: jax.Array) -> jax.Array:
-            return cast(jax.Array, gate.apply({"params": gate_params}, features, labels))
-
-        def init_teacher(rng: chex.PRNGKey, seen: _Seen) -> tuple[Params, Params]:
-            teacher_rng, gate_rng = jax.random.split(rng)
-            teacher, batch_stats = init_model(binding, teacher_rng, seen[0])
-            _, features, _ = teach(teacher, batch_stats, seen)
-            gate_params = gate.init(gate_rng, features, jnp.zeros((1,), jnp.int32))["params"]
-            return {"teacher": teacher, "gate": gate_params}, batch_stats
-
-        def correct(
-            meta_params: Params, batch_stats: Params, seen: _Seen, labels: jax.Array
-        ) -> jax.Array:
-            logits, features, _ = teach(meta_params["teacher"], batch_stats, seen)
-            return gated(opinion(meta_params["gate"], features, labels), logits, labels)
+        teacher = _Teacher(binding, gate)
 
         def targets(
             meta_params: Params, seen: _Seen, logits: jax.Array, labels: jax.Array
         ) -> jax.Array:
             del logits
             # A pass in training mode reads no running statistics; those that it writes are dropped.
-            return correct(meta_params, {}, seen, labels)
+            return teacher.correct(meta_params, {}, seen, labels)
 
         def correct_labels(
             state: TrainState, seen: _Seen, logits: jax.Array, labels: jax.Array
         ) -> jax.Array:
             del logits
-            return correct(cast(MetaState, state.meta).params, state.extra, seen, labels)
+            return teacher.correct(cast(MetaState, state.meta).params, state.extra, seen, labels)
 
         def teacher_loss(
             meta_params: Params, batch_stats: Params, seen: _Seen, logits: jax.Array,
@@ -119,16 +83,15 @@ class EMLC(BilevelMethod):
         ) -> tuple[jax.Array, tuple[Params, Metrics]]:  # fmt: skip
             """On clean examples, which keep the teacher's running statistics, too."""
             del logits
-            logits, features, batch_stats = teach(meta_params["teacher"], batch_stats, seen)
-            told = lambda labels: opinion(meta_params["gate"], features, labels)  # noqa: E731
-            wrong = strongest_wrong(logits, clean.labels)
-            fit = jnp.mean(losses.cross_entropy(logits, clean.labels))
-            bce = gate_loss(told(clean.labels), told(wrong))
+            logits, features, batch_stats = teacher.run(meta_params, batch_stats, seen)
+            right = teacher.opinion(meta_params, features, clean.labels)
+            wrong = teacher.opinion(meta_params, features, strongest_wrong(logits, clean.labels))
+            fit, bce = jnp.mean(losses.cross_entropy(logits, clean.labels)), gate_loss(right, wrong)
             metrics = {"teacher_loss": fit, "gate_loss": bce}
             return fit + self.bce_weight * bce, (batch_stats, metrics)
 
         return bilevel_method(
-            self, binding, targets, init_teacher, correct_labels,
+            self, binding, targets, teacher.init, correct_labels,
             evidence=inputs_and_key, auxiliary=teacher_loss,
         )  # fmt: skip
 
@@ -153,6 +116,44 @@ class LabelGate(nn.Module):
         x = jnp.concatenate([features, embedded.astype(features.dtype)], axis=-1)
         x = nn.relu(nn.Dense(self.hidden_size, name="hidden")(x))
         return jnp.squeeze(nn.Dense(1, name="output")(x), axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Teacher:
+    """A second network such as the classifier, and a gate; both in `meta_params`."""
+
+    binding: Binding
+    gate: LabelGate
+
+    def init(self, rng: chex.PRNGKey, seen: _Seen) -> tuple[Params, Params]:
+        """Meta params, and the network's batch statistics."""
+        teacher_rng, gate_rng = jax.random.split(rng)
+        params, batch_stats = init_model(self.binding, teacher_rng, seen[0])
+        _, features, _ = self.run({"teacher": params}, batch_stats, seen)
+        gate = self.gate.init(gate_rng, features, jnp.zeros((1,), jnp.int32))["params"]
+        return {"teacher": params, "gate": gate}, batch_stats
+
+    def run(
+        self, meta_params: Params, batch_stats: Params, seen: _Seen
+    ) -> tuple[jax.Array, jax.Array, Params]:
+        """Logits `[B, C]`, features `[B, F]`, and new batch statistics."""
+        (inputs, rng), params = seen, meta_params["teacher"]
+        if rng is not None:
+            return train_mode(self.binding)(params, batch_stats, inputs, rng)
+        variables = {"params": params, "batch_stats": batch_stats}
+        outputs: Any = self.binding.model.apply(variables, inputs, train=False)
+        return (*outputs, batch_stats)
+
+    def opinion(self, meta_params: Params, features: jax.Array, labels: jax.Array) -> jax.Array:
+        """The gate's logits `[B]`."""
+        return cast(jax.Array, self.gate.apply({"params": meta_params["gate"]}, features, labels))
+
+    def correct(
+        self, meta_params: Params, batch_stats: Params, seen: _Seen, labels: jax.Array
+    ) -> jax.Array:
+        """Corrected labels, `[B, C]`."""
+        logits, features, _ = self.run(meta_params, batch_stats, seen)
+        return gated(self.opinion(meta_params, features, labels), logits, labels)
 
 
 def inputs_and_key(output: Output, inputs: Inputs, rng: chex.PRNGKey | None) -> _Seen:
