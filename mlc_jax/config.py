@@ -17,7 +17,7 @@ from mlc_jax.errors import InputError
 # Names that the registries of the packages must have, too; a test holds them together.
 METHODS = (
     "cross_entropy", "clean_only", "noisy_only", "forward", "joint", "mlnt", "distillation",
-    "l2rw", "meta_weight_net", "glc", "mlc", "self_training", "robust_mlc",
+    "l2rw", "meta_weight_net", "glc", "mlc", "self_training", "robust_mlc", "emlc",
 )  # fmt: skip
 # Those whose inner loss has settings; in all others the labels' meaning would be lost.
 INNER_LOSS_METHODS = (
@@ -350,6 +350,18 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
         },
     ),
     ("weight_net", {"hidden_size": Setting(100, whole(1), "meta_weight_net: width.")}),
+    (
+        "emlc",
+        {
+            "embedding_size": Setting(128, whole(1), "Of a given label, on its way to the gate."),
+            "hidden_size": Setting(128, whole(1), "Of the gate."),
+            "bce_weight": Setting(
+                1.0,
+                number(0),
+                "Of the loss that teaches the gate to tell clean labels from wrong ones.",
+            ),
+        },
+    ),
     (
         "forward",
         {

@@ -119,6 +119,7 @@ def _slow(*values):
         ("mlc", "exact", (2, 8)),
         *(_slow("mlc", name, (8,)) for name in ESTIMATORS if name != "exact"),
         _slow("meta_weight_net", "exact", (8,)),
+        _slow("emlc", "exact", (8,)),
         _slow("self_training", "exact", (8,)),
         *(_slow(name, "exact", (8,)) for name in ("l2rw", "glc", "joint", "mlnt")),
         ("cross_entropy", "exact", (8,)),
@@ -204,11 +205,14 @@ def test_mixed_examples_do_not_depend_on_the_device_count(backward, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sync_batch_norm", "same"), [(True, True), (False, False)])
-def test_resnet_update_does_not_depend_on_the_device_count(sync_batch_norm, same):
+@pytest.mark.parametrize(
+    ("method", "sync_batch_norm", "same"),
+    [("mlc", True, True), ("mlc", False, False), ("emlc", True, True)],
+)
+def test_resnet_update_does_not_depend_on_the_device_count(method, sync_batch_norm, same):
     # With synchronised batch norm, gradients flow through statistics that are averaged over the
     # devices, in the inner and in the outer pass. Without it the tolerance tells the two apart.
-    config = _config("resnet", "exact", "mlc")
+    config = _config("resnet", "exact", method)
     config.meta_gradient.unroll = 1
     config.model.resnet.sync_batch_norm = sync_batch_norm
     alone, two = (_train(config, (8, 8, 3), n) for n in (1, 2))

@@ -202,7 +202,7 @@ def finite_difference(
     epsilon = DIFFERENCE_STEP / optax.tree.norm(step.minus_v)
 
     def loss(meta_params: Params, params: Params) -> jax.Array:
-        held = hold(problem, meta_params, outputs, batch)
+        held = hold(problem, meta_params, outputs, batch, rng)
         return loss_at(problem, params, main.batch_stats, held, batch, rng)
 
     ends = [

@@ -35,15 +35,24 @@ from mlc_jax.core.types import Batch, Inputs, Labelled, MainState, Metrics, Para
 
 # (params, batch_stats, inputs, rng) -> (logits [B, C], features [B, F], new batch_stats).
 ApplyFn = Callable[[Params, Params, Inputs, chex.PRNGKey], tuple[jax.Array, jax.Array, Params]]
-# (belief, features [B, F], logits [B, C], labels [B]) -> targets [B, C], non-negative. A belief is
-# what labels are corrected by: meta params, weights, labels, a matrix.
-TargetFn = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
+# (belief, evidence, logits [B, C], labels [B]) -> targets [B, C], non-negative. A belief is what
+# labels are corrected by: meta params, weights, labels, a matrix. Evidence is what is seen of the
+# examples beside the logits: the classifier's features [B, F], unless the problem says otherwise.
+TargetFn = Callable[[Any, Any, jax.Array, jax.Array], jax.Array]
+# (output of the classifier, inputs as it takes them, key; None in evaluation mode) -> evidence.
+Evidence = Callable[[Output, Inputs, chex.PRNGKey | None], Any]
 # One pass of the classifier: (params, batch_stats) -> its output, new batch_stats.
 Pass = Callable[[Params, Params], tuple[Output, Params]]
 
 # Streams of a step's key, beside those that it is split into for the inner passes. 1 is the outer
 # loss's, 4 that of `methods.blocks.bilevel_method`.
-_MIXING_STREAM, _MIXED_STREAM = 2, 3
+_MIXING_STREAM, _MIXED_STREAM, _EVIDENCE_STREAM = 2, 3, 5
+
+
+def features_of(output: Output, inputs: Inputs, rng: chex.PRNGKey | None) -> jax.Array:
+    """The `Evidence` of most methods: the classifier's features, `[B, F]`."""
+    del inputs, rng
+    return output.features
 
 
 class Problem(NamedTuple):
@@ -57,6 +66,7 @@ class Problem(NamedTuple):
       axis_name: the pmap axis to average over, or None.
       rule: what the inner loss is beyond cross-entropy on the targets.
       prepare: from inputs as stored to what the classifier takes.
+      evidence: what `targets` sees of the noisy examples.
     """
 
     apply: ApplyFn
@@ -65,13 +75,12 @@ class Problem(NamedTuple):
     axis_name: str | None = None
     rule: InnerLoss = InnerLoss()
     prepare: Callable[[Inputs], Inputs] = lambda inputs: inputs
+    evidence: Evidence = features_of
 
 
-def given_labels(
-    belief: Any, features: jax.Array, logits: jax.Array, labels: jax.Array
-) -> jax.Array:
+def given_labels(belief: Any, evidence: Any, logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The `TargetFn` that believes the given labels: one-hot, `[B, C]`."""
-    del belief, features
+    del belief, evidence
     return jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
 
 
@@ -132,7 +141,12 @@ def add_trees(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *xs: functools.reduce(jnp.add, xs), *trees)
 
 
-def hold(problem: Problem, belief: Any, outputs: Outputs, batch: Batch) -> Held:
+def evidence_of(problem: Problem, output: Output, inputs: Inputs, rng: chex.PRNGKey) -> Any:
+    """What is seen of examples in training, with a key that no pass of the classifier uses."""
+    return problem.evidence(output, inputs, jax.random.fold_in(rng, _EVIDENCE_STREAM))
+
+
+def hold(problem: Problem, belief: Any, outputs: Outputs, batch: Batch, rng: chex.PRNGKey) -> Held:
     """What an inner gradient holds fixed, from the outputs of the unmixed passes."""
     rule, targets, fitted = problem.rule, None, None
     if rule.needs_fit and batch.clean_inner is not None:
@@ -141,11 +155,12 @@ def hold(problem: Problem, belief: Any, outputs: Outputs, batch: Batch) -> Held:
         chance = jnp.log(jnp.asarray(logits.shape[-1], logits.dtype))
         fitted = jnp.clip(1 - pmean(loss, problem.axis_name) / chance, 0, 1)
     if batch.noisy is not None:
-        (logits, features), labels = outputs["noisy"], batch.noisy.labels
-        targets = problem.targets(belief, features, logits, labels)
+        output, labels = outputs["noisy"], batch.noisy.labels
+        evidence = evidence_of(problem, output, problem.prepare(batch.noisy.inputs), rng)
+        targets = problem.targets(belief, evidence, output.logits, labels)
         if rule.hand_over:
             assert fitted is not None
-            given = given_labels(None, features, logits, labels)
+            given = given_labels(None, None, output.logits, labels)
             targets = given + fitted * (targets - given)
     return Held(targets, fitted)
 
@@ -187,7 +202,7 @@ def local_grads(
     batch_stats = main.batch_stats
     for name, run in passes(problem, batch, rng).items():
         batch_stats = make(name, run, batch_stats)
-    held = hold(problem, belief, outputs, batch)
+    held = hold(problem, belief, outputs, batch, rng)
     mixing = mixing_of(problem, batch, rng)
     if mixing is not None:
         # What is trained on writes the running statistics; the others only look.

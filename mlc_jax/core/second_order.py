@@ -47,7 +47,7 @@ def meta_product(
 
     for name, made in passes(problem, batch, rng).items():
         run(name, made)
-    held, held_vjp = jax.vjp(lambda belief: hold(problem, belief, outputs, batch), belief)
+    held, held_vjp = jax.vjp(lambda belief: hold(problem, belief, outputs, batch, rng), belief)
     mixing = mixing_of(problem, batch, rng)
     if mixing is not None:
         run("mixed", mixed_pass(problem, batch, rng, mixing, held))
@@ -98,7 +98,7 @@ def inner_grads_vjp(
         (outputs[name], tangents[name]), pull_back[name] = jax.vjp(run, main.params)
     looked = dict(outputs)
     held, held_vjp = jax.vjp(
-        lambda belief, outputs: hold(problem, belief, outputs, batch), belief, looked
+        lambda belief, outputs: hold(problem, belief, outputs, batch, rng), belief, looked
     )
     mixing = mixing_of(problem, batch, rng)
     if mixing is not None:

@@ -1,10 +1,10 @@
 """Ways to train with noisy labels, by name: one file each, a line here, a name in `config`."""
 
-from mlc_jax.methods.blocks import BilevelMethod
 from mlc_jax.methods.cross_entropy import CleanOnly as clean_only
 from mlc_jax.methods.cross_entropy import CrossEntropy as cross_entropy
 from mlc_jax.methods.cross_entropy import NoisyOnly as noisy_only
 from mlc_jax.methods.distillation import Distillation as distillation
+from mlc_jax.methods.emlc import EMLC as emlc
 from mlc_jax.methods.forward import Forward as forward
 from mlc_jax.methods.glc import GLC as glc
 from mlc_jax.methods.joint import Joint as joint
@@ -14,7 +14,7 @@ from mlc_jax.methods.mlc import MLC as mlc
 from mlc_jax.methods.mlc import RobustMLC as robust_mlc
 from mlc_jax.methods.mlnt import MLNT as mlnt
 from mlc_jax.methods.self_training import SelfTraining as self_training
-from mlc_jax.methods.types import BoundMethod, Method
+from mlc_jax.methods.types import BilevelMethod, BoundMethod, Method
 
 METHODS: dict[str, type[Method]] = {
     "cross_entropy": cross_entropy,
@@ -30,6 +30,7 @@ METHODS: dict[str, type[Method]] = {
     "mlc": mlc,
     "self_training": self_training,
     "robust_mlc": robust_mlc,
+    "emlc": emlc,
 }
 
 __all__ = ["METHODS", "BilevelMethod", "BoundMethod", "Method", *METHODS]

@@ -1,6 +1,5 @@
 """What methods are built from."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -12,11 +11,10 @@ import optax
 from mlc_jax import core
 from mlc_jax.core import (
     ESTIMATORS,
-    OVERLAPPING,
     ApplyFn,
     Batch,
     Estimator,
-    EstimatorSpec,
+    Evidence,
     InnerLoss,
     Inputs,
     Labelled,
@@ -29,16 +27,15 @@ from mlc_jax.core import (
     TargetFn,
     TrainState,
     Window,
-    optimizers,
+    features_of,
 )
-from mlc_jax.core.optimizers import Optimizer
 from mlc_jax.errors import expect
 from mlc_jax.methods.types import (
+    BilevelMethod,
     Binding,
     BoundMethod,
     CorrectLabels,
     InnerStep,
-    Method,
     Phase,
     Seen,
     TrainStep,
@@ -49,69 +46,30 @@ from mlc_jax.models.pretrained import with_initial
 _META_STREAM, _RESTART_STREAM = 1, 2
 _AUXILIARY_STREAM = 4  # Of a step's key; see `core.problem`.
 PLAIN = InnerLoss()
-# (meta params, the classifier's output on clean examples, these) -> this device's loss, metrics.
-Auxiliary = Callable[[Params, Output, Labelled], tuple[jax.Array, Metrics]]
+# (meta params, `TrainState.extra`, evidence of clean examples, the classifier's logits [B, C] on
+# them, these) -> this device's loss, (the new extra, metrics), both to be averaged over devices.
+Auxiliary = Callable[[Params, Any, Any, jax.Array, Labelled], tuple[jax.Array, tuple[Any, Metrics]]]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BilevelMethod(Method):
-    """A method with a meta model that is learned from the clean loss.
+def init_model(binding: Binding, rng: chex.PRNGKey, inputs: Inputs) -> tuple[Params, Params]:
+    """Params and batch statistics of a network such as the classifier, to start from.
 
-    Attributes:
-      meta_tx: the meta model's optimizer: a spec, or any optax transformation, whose schedules
-        count its updates.
-      estimator: of the meta-gradient, such as `mlc_jax.estimators.exact()`.
-      update_every: s, inner steps between updates of the meta model, each by the gradient through
-        the last k. 0 is k: one window begins where the one before ends. A smaller one must divide
-        k; windows then overlap, see `core.overlap`.
+    Args:
+      binding: for the model, and the parameters that do not start at random.
+      rng: for the others.
+      inputs: `[1, ...]`, as the model takes them.
     """
-
-    meta_tx: Optimizer = dataclasses.field(default_factory=lambda: optimizers.adam(1e-3))
-    estimator: EstimatorSpec = dataclasses.field(default_factory=EstimatorSpec)
-    update_every: int = 0
-
-    def __post_init__(self) -> None:
-        k, s = self.num_inner_steps, self.update_every
-        expect(
-            isinstance(s, int) and s >= 0 and (s == 0 or k % s == 0),
-            "update_every",
-            s,
-            f"0, or a divisor of num_inner_steps, which is {k}",
-        )
-        name = self.estimator.name
-        expect(
-            s in (0, k) or name in OVERLAPPING,
-            "update_every",
-            s,
-            f"0 with {name}, which sees the window's end alone; {', '.join(OVERLAPPING)} go with "
-            "less than num_inner_steps",
-        )
-
-    @property
-    def stride(self) -> int:
-        return self.update_every or self.num_inner_steps
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether the paper's recursion goes on from update to update, without replay or reset."""
-        return self.estimator.name == "approximate" and self.stride < self.num_inner_steps
-
-    @property
-    def num_replayed(self) -> int:
-        return 0 if self.goes_on else self.num_inner_steps - self.stride
+    variables = binding.model.init(rng, inputs, train=False)
+    params: Params = variables["params"]
+    if binding.loaded:
+        params = with_initial(params, binding.loaded)
+    return params, variables.get("batch_stats", {})
 
 
 def main_state(binding: Binding, rng: chex.PRNGKey, example: Inputs) -> MainState:
     """The classifier before the first step, initialised on `example` `[1, ...]`, as stored."""
-    variables = binding.model.init(rng, binding.prepare(example), train=False)
-    params = (
-        with_initial(variables["params"], binding.loaded) if binding.loaded else variables["params"]
-    )
-    return MainState(
-        params=params,
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=binding.optimizer().init(params),
-    )
+    params, batch_stats = init_model(binding, rng, binding.prepare(example))
+    return MainState(params, batch_stats, binding.optimizer().init(params))
 
 
 def train_mode(binding: Binding) -> ApplyFn:
@@ -133,12 +91,16 @@ def train_mode(binding: Binding) -> ApplyFn:
 
 
 def create_problem(
-    binding: Binding, targets: TargetFn = core.given_labels, rule: InnerLoss = PLAIN
+    binding: Binding,
+    targets: TargetFn = core.given_labels,
+    rule: InnerLoss = PLAIN,
+    evidence: Evidence = features_of,
 ) -> Problem:
     """The classifier with its optimizer, and what it is to learn on noisy examples."""
     return Problem(
-        train_mode(binding), targets, binding.optimizer(), binding.axis_name, rule, binding.prepare
-    )
+        train_mode(binding), targets, binding.optimizer(), binding.axis_name, rule,
+        binding.prepare, evidence,
+    )  # fmt: skip
 
 
 def create_init(
@@ -285,10 +247,11 @@ def bilevel_method(
     method: BilevelMethod,
     binding: Binding,
     targets: TargetFn,
-    init_meta: Callable[[chex.PRNGKey, int], Params],
+    init_meta: Callable[[chex.PRNGKey, Any], tuple[Params, Any]],
     correct_labels: CorrectLabels,
     *,
     rule: InnerLoss = PLAIN,
+    evidence: Evidence = features_of,
     auxiliary: Auxiliary | None = None,
 ) -> BoundMethod:
     """A classifier that learns what a meta model says, and the meta model from the clean loss.
@@ -304,11 +267,12 @@ def bilevel_method(
       method: for the meta model's optimizer and the estimator.
       binding: see `Binding`.
       targets: what the classifier is to learn on a noisy example.
-      init_meta: (typed key, number of features) -> meta params.
+      init_meta: (typed key, evidence of one example) -> meta params, and `TrainState.extra`.
       correct_labels: see `BoundMethod`.
       rule: what the inner loss is beyond cross-entropy.
-      auxiliary: what the meta model learns beside the meta-gradient, from the last step's clean
-        examples whose given label is known; left out where there are none.
+      evidence: what `targets` and `correct_labels` see of examples beside the logits.
+      auxiliary: what the meta model learns beside the meta-gradient, and what the method keeps of
+        it: from all clean examples of the last step, and the classifier after it.
 
     Raises:
       InputError: `rule` needs clean examples in the inner loss.
@@ -320,21 +284,23 @@ def bilevel_method(
         f"True with {method.name}: its inner loss goes by how far the clean half is fitted",
     )
     meta_tx = binding.meta_optimizer(method.meta_tx)
-    problem = create_problem(binding, targets, rule)
+    problem = create_problem(binding, targets, rule, evidence)
     stride, replayed, axis = method.stride, method.num_replayed, binding.axis_name
 
     def init(rng: chex.PRNGKey, example: Inputs) -> TrainState:
         state = create_init(binding)(rng, example)
         variables = {"params": state.main.params, "batch_stats": state.main.batch_stats}
-        outputs: Any = binding.model.apply(variables, binding.prepare(example), train=False)
+        inputs = binding.prepare(example)
+        outputs: Any = binding.model.apply(variables, inputs, train=False)
         meta_rng = jax.random.fold_in(jax.random.split(rng)[0], _META_STREAM)
-        meta_params = init_meta(meta_rng, outputs[1].shape[-1])
+        meta_params, extra = init_meta(meta_rng, evidence(Output(*outputs), inputs, None))
         past = None
         if method.goes_on:
             past = jax.tree.map(jnp.zeros_like, meta_params)
         elif replayed:
             past = core.start_ring(state.main, replayed // stride)
-        return state.replace(meta=MetaState(meta_params, meta_tx.init(meta_params)), past=past)
+        meta = MetaState(meta_params, meta_tx.init(meta_params))
+        return state.replace(meta=meta, extra=extra, past=past)
 
     def window(estimator: Estimator, state: TrainState, batches: Batch) -> Window:
         return look(estimator, state, batches)[0]
@@ -365,26 +331,28 @@ def bilevel_method(
         return result._replace(metrics=metrics), past
 
     def auxiliary_grads(
-        meta_params: Params, main: MainState, batches: Batch, rngs: chex.PRNGKey
-    ) -> tuple[Params | None, Metrics]:
-        """From the classifier as it is after the last step, on all of that step's clean batch."""
+        state: TrainState, main: MainState, batches: Batch
+    ) -> tuple[Params | None, tuple[Any, Metrics]]:
+        """Gradient in the meta params, what the method keeps, and metrics; `main` is the newest."""
+        if auxiliary is None:
+            return None, (state.extra, {})
+        rngs = core.step_rngs(state.rng, state.step - replayed, num_steps_of(batches), axis)
         batch, rng = core.at_step((batches, rngs), -1)
-        clean = clean_part(batch).clean_inner
-        if auxiliary is None or clean is None or clean.given is None:
-            return None, {}
+        clean = cast(Labelled, clean_part(batch).clean_inner)
         rng = jax.random.fold_in(rng, _AUXILIARY_STREAM)
         inputs = binding.prepare(clean.inputs)
         logits, features, _ = problem.apply(main.params, main.batch_stats, inputs, rng)
+        seen = core.evidence_of(problem, Output(logits, features), inputs, rng)
         grad = jax.grad(auxiliary, has_aux=True)
-        result: tuple[Params, Metrics] = grad(meta_params, Output(logits, features), clean)
-        return core.pmean(result, binding.axis_name)
+        meta_params = cast(MetaState, state.meta).params
+        result: tuple[Params, Any] = grad(meta_params, state.extra, seen, logits, clean)
+        return core.pmean(result, axis)
 
     def train_step(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         estimator = ESTIMATORS[method.estimator.name]
         (meta_grads, main, metrics), past = look(estimator, state, batches)
         meta = cast(MetaState, state.meta)
-        last = core.step_rngs(state.rng, state.step - replayed, num_steps_of(batches), axis)
-        beside, of_beside = auxiliary_grads(meta.params, main, batches, last)
+        beside, (extra, of_beside) = auxiliary_grads(state, main, batches)
         updates, opt_state = meta_tx.update(
             meta_grads, meta.opt_state, meta.params, auxiliary=beside
         )
@@ -394,7 +362,9 @@ def bilevel_method(
             "meta_update_norm": optax.tree.norm(updates),
         }
         step = state.step + stride
-        return state.replace(step=step, main=main, meta=meta, past=past), metrics
+        return TrainState(step, state.rng, main, meta, extra, past), metrics
 
     phases = (Phase(binding.num_steps, train_step),)
-    return BoundMethod(init, phases, correct_labels, None if method.goes_on else window)
+    return BoundMethod(
+        init, phases, correct_labels, None if method.goes_on else window, evidence=evidence
+    )

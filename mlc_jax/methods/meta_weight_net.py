@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from mlc_jax.core import InnerLoss, MetaState, Params, TrainState, losses
-from mlc_jax.methods.blocks import PLAIN, BilevelMethod, bilevel_method, classifier_labels
-from mlc_jax.methods.types import Binding, BoundMethod
+from mlc_jax.methods.blocks import PLAIN, bilevel_method, classifier_labels
+from mlc_jax.methods.types import BilevelMethod, Binding, BoundMethod
 from mlc_jax.models import WeightNet
 
 
@@ -37,9 +37,9 @@ class MetaWeightNet(BilevelMethod):
     inner_loss: InnerLoss = PLAIN
 
     def build(self, binding: Binding) -> BoundMethod:
-        def init_weight_net(rng: chex.PRNGKey, num_features: int) -> Params:
-            del num_features
-            return self.weight_net.init(rng, jnp.zeros((1,)))["params"]
+        def init_weight_net(rng: chex.PRNGKey, features: jax.Array) -> tuple[Params, None]:
+            del features
+            return self.weight_net.init(rng, jnp.zeros((1,)))["params"], None
 
         def weights(meta_params: Params, logits: jax.Array, labels: jax.Array) -> jax.Array:
             """`V(L_i; Theta)` of the loss on the given label, `[B]`."""

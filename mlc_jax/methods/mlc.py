@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mlc_jax.core import InnerLoss, Labelled, MetaState, Metrics, Output, Params, TrainState, pmean
-from mlc_jax.methods.blocks import PLAIN, BilevelMethod, bilevel_method
-from mlc_jax.methods.types import Binding, BoundMethod
+from mlc_jax.core import InnerLoss, Labelled, MetaState, Metrics, Params, TrainState, pmean
+from mlc_jax.methods.blocks import PLAIN, bilevel_method
+from mlc_jax.methods.types import BilevelMethod, Binding, BoundMethod
 
 # Weights as Tanaka et al. (2018) have them for symmetric noise.
 ROBUST = InnerLoss(mixup=1.0, prior_weight=1.2, entropy_weight=0.8, hand_over=True)
@@ -37,10 +37,9 @@ class MLC(BilevelMethod):
     pair_weight: float = 0.0
 
     def build(self, binding: Binding) -> BoundMethod:
-        def init_lcn(rng: chex.PRNGKey, num_features: int) -> Params:
-            features, labels = jnp.zeros((1, num_features)), jnp.zeros((1,), jnp.int32)
-            logits = jnp.zeros((1, binding.num_classes))
-            return self.lcn.init(rng, features, labels, logits)["params"]
+        def init_lcn(rng: chex.PRNGKey, features: jax.Array) -> tuple[Params, None]:
+            labels, logits = jnp.zeros((1,), jnp.int32), jnp.zeros((1, binding.num_classes))
+            return self.lcn.init(rng, features, labels, logits)["params"], None
 
         def targets(
             meta_params: Params, features: jax.Array, logits: jax.Array, labels: jax.Array
@@ -56,17 +55,19 @@ class MLC(BilevelMethod):
             return targets(cast(MetaState, state.meta).params, features, logits, labels)
 
         def pair_loss(
-            meta_params: Params, output: Output, clean: Labelled
-        ) -> tuple[jax.Array, Metrics]:
+            meta_params: Params, extra: None, features: jax.Array, logits: jax.Array,
+            clean: Labelled,
+        ) -> tuple[jax.Array, tuple[None, Metrics]]:  # fmt: skip
             """Of this device's slice; the mean over devices is that over all pairs."""
-            assert clean.given is not None
-            said = targets(meta_params, output.features, output.logits, jnp.maximum(clean.given, 0))
+            if clean.given is None:
+                return jnp.zeros(()), (extra, {})
+            said = targets(meta_params, features, logits, jnp.maximum(clean.given, 0))
             known = (clean.given >= 0).astype(said.dtype)
             true = jnp.take_along_axis(said, clean.labels[:, None], axis=1)[:, 0]
             per_pair = -jnp.log(jnp.maximum(true, jnp.finfo(said.dtype).tiny))
             share = pmean(jnp.mean(known), binding.axis_name)
             loss = jnp.mean(known * per_pair) / jnp.where(share > 0, share, 1)
-            return self.pair_weight * loss, {"pair_loss": loss}
+            return self.pair_weight * loss, (extra, {"pair_loss": loss})
 
         return bilevel_method(
             self, binding, targets, init_lcn, correct_labels,

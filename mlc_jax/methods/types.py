@@ -16,13 +16,18 @@ import optax
 from flax import linen as nn
 
 from mlc_jax.core import (
+    OVERLAPPING,
     Batch,
     Estimator,
+    EstimatorSpec,
+    Evidence,
     Inputs,
     Metrics,
+    Output,
     Params,
     TrainState,
     Window,
+    features_of,
     has_convolutions,
     optimizers,
     resolve_unroll,
@@ -33,10 +38,10 @@ from mlc_jax.models import over_axis
 from mlc_jax.models.pretrained import load_params
 
 Prepare = Callable[[Inputs], Inputs]
-# (state, inputs [B, ...] as stored) -> (logits [B, C], features [B, F]), in evaluation mode.
-Classify = Callable[[TrainState, Inputs], tuple[jax.Array, jax.Array]]
+# (state, inputs [B, ...] as stored) -> (logits [B, C], evidence), in evaluation mode.
+Classify = Callable[[TrainState, Inputs], tuple[jax.Array, Any]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-CorrectLabels = Callable[[TrainState, jax.Array, jax.Array, jax.Array], jax.Array]
+CorrectLabels = Callable[[TrainState, Any, jax.Array, jax.Array], jax.Array]
 # (state, batch `[B, ...]`, key) -> (state, metrics of this device's slice); must not advance
 # `state.step`.
 InnerStep = Callable[[TrainState, Batch, chex.PRNGKey], tuple[TrainState, Metrics]]
@@ -99,7 +104,7 @@ class BoundMethod(NamedTuple):
     Attributes:
       init: (typed key, one input `[1, ...]` as stored) -> the state before the first step.
       phases: one after the other; the last one's classifier is the method's.
-      correct_labels: (state, features `[B, F]`, logits `[B, C]`, given labels `[B]`) -> soft labels
+      correct_labels: (state, evidence, logits `[B, C]`, given labels `[B]`) -> soft labels
         `[B, C]`: what the method holds the labels to be.
       window: (estimator, state, batches) -> what `train_step` would see of that estimator, the
         state left alone; None for methods without a meta model, and where there is no window to see
@@ -109,6 +114,7 @@ class BoundMethod(NamedTuple):
         None for the soft label's probability of it.
       learned_labels: state -> soft labels `[N, C]` of the noisy set, for methods that learn one for
         each example; they stand for what `correct_labels` says of it.
+      evidence: what `correct_labels` and `label_quality` see of examples beside the logits.
       classify: the classifier in evaluation mode; `Method.bind` provides it.
     """
 
@@ -119,6 +125,7 @@ class BoundMethod(NamedTuple):
     uses_clean: bool = True
     label_quality: CorrectLabels | None = None
     learned_labels: Callable[[TrainState], jax.Array] | None = None
+    evidence: Evidence = features_of
     classify: Classify | None = None
 
     @property
@@ -266,12 +273,16 @@ class Method(abc.ABC):
             axis_name=axis_name,
         )
 
-        def classify(state: TrainState, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-            variables = {"params": state.main.params, "batch_stats": state.main.batch_stats}
-            outputs: Any = binding.model.apply(variables, prepare(inputs), train=False)
-            return outputs
+        bound = self.build(binding)
 
-        return self.build(binding)._replace(classify=classify)
+        def classify(state: TrainState, inputs: Inputs) -> tuple[jax.Array, Any]:
+            variables = {"params": state.main.params, "batch_stats": state.main.batch_stats}
+            prepared = prepare(inputs)
+            outputs: Any = binding.model.apply(variables, prepared, train=False)
+            output = Output(*outputs)
+            return output.logits, bound.evidence(output, prepared, None)
+
+        return bound._replace(classify=classify)
 
     @abc.abstractmethod
     def build(self, binding: Binding) -> BoundMethod:
@@ -287,3 +298,51 @@ class TwoPhaseMethod(Method):
     """
 
     first_phase_epochs: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BilevelMethod(Method):
+    """A method with a meta model that is learned from the clean loss.
+
+    Attributes:
+      meta_tx: the meta model's optimizer: a spec, or any optax transformation, whose schedules
+        count its updates.
+      estimator: of the meta-gradient, such as `mlc_jax.estimators.exact()`.
+      update_every: s, inner steps between updates of the meta model, each by the gradient through
+        the last k. 0 is k: one window begins where the one before ends. A smaller one must divide
+        k; windows then overlap, see `core.overlap`.
+    """
+
+    meta_tx: Optimizer = dataclasses.field(default_factory=lambda: optimizers.adam(1e-3))
+    estimator: EstimatorSpec = dataclasses.field(default_factory=EstimatorSpec)
+    update_every: int = 0
+
+    def __post_init__(self) -> None:
+        k, s = self.num_inner_steps, self.update_every
+        expect(
+            isinstance(s, int) and s >= 0 and (s == 0 or k % s == 0),
+            "update_every",
+            s,
+            f"0, or a divisor of num_inner_steps, which is {k}",
+        )
+        name = self.estimator.name
+        expect(
+            s in (0, k) or name in OVERLAPPING,
+            "update_every",
+            s,
+            f"0 with {name}, which sees the window's end alone; {', '.join(OVERLAPPING)} go with "
+            "less than num_inner_steps",
+        )
+
+    @property
+    def stride(self) -> int:
+        return self.update_every or self.num_inner_steps
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the paper's recursion goes on from update to update, without replay or reset."""
+        return self.estimator.name == "approximate" and self.stride < self.num_inner_steps
+
+    @property
+    def num_replayed(self) -> int:
+        return 0 if self.goes_on else self.num_inner_steps - self.stride

@@ -127,10 +127,10 @@ def create_predict(bound: BoundMethod, *, num_runs: int = 1) -> PredictFn:
 
     def body(state: TrainState, examples: tuple[Inputs, jax.Array]) -> Prediction:
         inputs, labels = examples
-        logits, features = classify(state, inputs)
-        soft_labels = bound.correct_labels(state, features, logits, labels)
+        logits, evidence = classify(state, inputs)
+        soft_labels = bound.correct_labels(state, evidence, logits, labels)
         if bound.label_quality:
-            quality = bound.label_quality(state, features, logits, labels)
+            quality = bound.label_quality(state, evidence, logits, labels)
         else:
             quality = jnp.take_along_axis(soft_labels, labels[:, None], axis=1)[:, 0]
         gather = partial(jax.lax.all_gather, axis_name=AXIS_NAME, tiled=True)
