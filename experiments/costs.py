@@ -43,13 +43,14 @@ from mlc_jax.data.source import num_examples
 from mlc_jax.errors import expect
 from mlc_jax.methods import METHODS, BoundMethod, Method
 from mlc_jax.methods.blocks import supervised
-from mlc_jax.methods.types import Binding
+from mlc_jax.methods.types import Binding, TwoPhaseMethod
 
 PLAIN = "plain"
 _WITH_BACKWARD = ("exact", "truncated")
 STEPS = (
     PLAIN,
-    "cross_entropy",
+    # Methods of one phase, whose step is the whole of them.
+    *(name for name, kind in METHODS.items() if not issubclass(kind, TwoPhaseMethod)),
     *ESTIMATORS,
     *(f"{name}:{backward}" for name in _WITH_BACKWARD for backward in BACKWARDS),
 )
