@@ -302,7 +302,7 @@ def test_settings_survive_json(name):
         "num_inner_steps": 3,
         "tx": mlc.sgd(0.1, schedule="step", milestones=(3, 4), groups=(("bias", 0.5),)),
     }
-    if name == "mlc":
+    if name in ("mlc", "robust_mlc"):
         settings["lcn"] = mlc.models.LabelCorrectionNetwork(10, skip_link=True)
     if name in ("mlc", "meta_weight_net"):
         settings["estimator"] = mlc.estimators.truncated(4)
