@@ -15,13 +15,13 @@ PYTHON_NEWEST ?= env PYENV_VERSION=3.13 python3.13
 VENV_NEWEST := .venv-newest
 # What stands directly on JAX, Flax, optax and orbax.
 TESTS_NEWEST := $(addprefix tests/,$(addsuffix _test.py,\
-  checkpoint devices losses meta_gradients models optimizers overlap reference))
+  checkpoint devices inner_loss losses meta_gradients models optimizers overlap reference))
 
 .PHONY: help demo test test-all test-tpu test-newest test-with-newest lint clean
 
 help:
 	@echo "make demo      set up .venv and train MLC beside two baselines on digits (3 minutes)"
-	@echo "make test      set up .venv and run the tests that prove the most (6 to 10 minutes)"
+	@echo "make test      set up .venv and run the tests that prove the most (9 minutes)"
 	@echo "make test-all  all tests"
 	@echo "make test-tpu  of these, what compiles for a TPU (5 minutes; no TPU needed)"
 	@echo "make test-newest  of these, the core, on Python 3.13 with the newest JAX"
