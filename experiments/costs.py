@@ -353,7 +353,7 @@ def window_flops(
     """FLOPs of one window, all turns of all loops counted.
 
     Small windows are compiled without loops. What a long one costs follows from them: FLOPs are
-    linear in the number of steps from two on. So they are in the steps before those that
+    linear in the number of steps from two or three on. So they are in the steps before those that
     `truncated` goes back through, in the segments of `two_level` (see `core.unroll`) and in the
     terms of `neumann`. A turn of `conjugate_gradient`'s loop cannot be had without the loop: it
     counts as a term of `neumann`, one product with the Hessian too, which leaves out what the two
@@ -391,16 +391,19 @@ def window_flops(
         deep, shallow = (window_flops(config, exact, n, count=count) for n in (depth, small))
         return base + (k - depth - 1) * (longer - base) + deep - shallow
     backward = backward if estimator == "exact" else ""
-    # A window of two steps ends outside of a loop, where `remat` finds other things to save.
-    start = 3 if backward in ("remat", "two_level") else 2
+    if backward == "two_level":
+        if k <= 7:
+            return count(name, k)
+        # All but the last step of a segment are computed again. Of 5, 6 and 7 steps the segments
+        # after the first step are 2 2, 2 2 1 and 2 2 2; those of one step alone are another matter.
+        last, other = (count(name, n + 1) - count(name, n) for n in (5, 6))
+        segments = _num_segments(k)
+        return count(name, 5) + (segments - 2) * last + (k - 3 - segments) * other
+    # Of two steps nothing is in a loop: `remat` finds other things to save, and XLA to share.
+    start = 2 if backward in ("", "store") else 3
     if k <= start + 1:
         return count(name, k)
-    if backward != "two_level":
-        return count(name, start) + (k - start) * (count(name, start + 1) - count(name, start))
-    # Windows of 3 and of 5 steps have two segments, one of 4 has three.
-    step = (count(name, 5) - count(name, 3)) / 2
-    segment = count(name, 4) - count(name, 3) - step
-    return count(name, 3) + (k - 3) * step + (_num_segments(k) - 2) * segment
+    return count(name, start) + (k - start) * (count(name, start + 1) - count(name, start))
 
 
 def _overlapping_flops(

@@ -93,13 +93,13 @@ SLOW = pytest.mark.slow  # Many compilations.
     ("name", "k"),
     [
         ("plain", 4),
-        ("exact:forward_over_reverse", 4),
+        ("exact:forward_over_reverse", 5),
         ("neumann", 3),
         pytest.param("approximate", 4, marks=SLOW),
         pytest.param("cross_entropy", 4, marks=SLOW),
         pytest.param("exact:store", 4, marks=SLOW),
         pytest.param("exact:remat", 5, marks=SLOW),
-        pytest.param("exact:two_level", 6, marks=SLOW),  # Segments of 2, 2, 1 after the first step.
+        pytest.param("exact:two_level", 9, marks=SLOW),  # Segments of 2, 2, 2, 2.
         pytest.param("truncated:store", 5, marks=SLOW),
         pytest.param("truncated:two_level", 5, marks=SLOW),
         pytest.param("one_step", 4, marks=SLOW),
