@@ -387,6 +387,21 @@ def test_without_pairs_their_weight_changes_nothing(x64, batch):
         jax.tree.map(np.testing.assert_array_equal, got.meta.params, want.meta.params)
 
 
+@pytest.mark.parametrize("form", ["posterior", "both"])
+def test_pairs_are_counted_before_the_first_step(form):
+    lcn = LabelCorrectionNetwork(C, hidden_size=4, embedding_size=4, form=form)
+    bound = _bound("robust_mlc", lcn=lcn)
+    state, before = _init(bound), bound.phases[0].before
+    assert before.examples == "clean"
+    labels, given = jnp.array([0, 0, 1, 2]), jnp.array([0, 1, -1, 2])
+    counted = before.update(state, Seen(_example(), labels=labels, given=given))
+    want = lcn.start_from_pairs(state.meta.params, labels, given)
+    jax.tree.map(np.testing.assert_array_equal, counted.meta.params, want)
+    assert np.any(want["transition"] != state.meta.params["transition"])
+    assert before.update(state, Seen(_example(), labels=labels)) is state
+    assert _bound("robust_mlc").phases[0].before is None
+
+
 def test_robust_mlc_is_a_preset_of_mlc(batch):
     robust, mlc = _method("robust_mlc"), _method("mlc")
     assert isinstance(robust, type(mlc))

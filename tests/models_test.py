@@ -314,6 +314,23 @@ def test_a_posterior_starts_near_the_given_label():
     np.testing.assert_allclose(soft_label, np.array([np.e**2, 1, 1, 1, 1]) / (np.e**2 + 4), 1e-5)
 
 
+@pytest.mark.parametrize("form", ["posterior", "both", "network"])
+def test_a_matrix_starts_from_the_pairs_that_are_known(form):
+    lcn = LabelCorrectionNetwork(3, form=form)
+    example = jnp.zeros((1, 6)), jnp.zeros(1, jnp.int32), jnp.zeros((1, 3))
+    params = lcn.init(jax.random.key(0), *example)["params"]
+    # Of class 2 no pair is known, of class 1 one of its two rows.
+    labels, given = jnp.array([0, 0, 0, 1, 1, 2]), jnp.array([0, 1, 1, 2, -1, -1])
+    started = lcn.start_from_pairs(params, labels, given)
+    assert started.keys() == params.keys()
+    if form == "network":
+        return
+    got = jax.nn.softmax(30.0 * started["transition"])
+    np.testing.assert_allclose(got[0], np.array([1.3, 2.3, 0.3]) / 3.9, rtol=1e-5)
+    np.testing.assert_allclose(got[1], np.array([0.3, 0.3, 1.3]) / 1.9, rtol=1e-5)
+    np.testing.assert_array_equal(started["transition"][2], params["transition"][2])
+
+
 def test_unknown_form_of_an_lcn():
     with pytest.raises(InputError, match=r"lcn\.form: got 'matrix', expected one of network"):
         LabelCorrectionNetwork(5, form="matrix").init(jax.random.key(0), jnp.zeros((1, 6)), 0)

@@ -13,7 +13,8 @@ from flax import linen as nn
 
 from mlc_jax.core import InnerLoss, Labelled, MetaState, Metrics, Params, TrainState, pmean
 from mlc_jax.methods.blocks import PLAIN, bilevel_method
-from mlc_jax.methods.types import BilevelMethod, Binding, BoundMethod
+from mlc_jax.methods.types import BilevelMethod, Binding, BoundMethod, Hook, Seen
+from mlc_jax.models import LabelCorrectionNetwork
 
 # Weights as Tanaka et al. (2018) have them for symmetric noise.
 ROBUST = InnerLoss(mixup=1.0, prior_weight=1.2, entropy_weight=0.8, hand_over=True)
@@ -69,10 +70,23 @@ class MLC(BilevelMethod):
             loss = jnp.mean(known * per_pair) / jnp.where(share > 0, share, 1)
             return self.pair_weight * loss, (extra, {"pair_loss": loss})
 
-        return bilevel_method(
+        bound = bilevel_method(
             self, binding, targets, init_lcn, correct_labels,
             rule=self.inner_loss, auxiliary=pair_loss if self.pair_weight else None,
         )  # fmt: skip
+        if not isinstance(self.lcn, LabelCorrectionNetwork) or self.lcn.form == "network":
+            return bound
+        lcn = self.lcn
+
+        def count_pairs(state: TrainState, seen: Seen) -> TrainState:
+            if seen.given is None:
+                return state
+            meta = cast(MetaState, state.meta)
+            params = lcn.start_from_pairs(meta.params, seen.labels, seen.given)
+            return state.replace(meta=meta.replace(params=params))
+
+        (phase,) = bound.phases
+        return bound._replace(phases=(phase._replace(before=Hook("clean", count_pairs)),))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mlc_jax.core import losses
+from mlc_jax.core import Params, losses
 from mlc_jax.errors import expect
 
 _XAVIER_NORMAL = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
@@ -16,6 +16,7 @@ FORMS = ("network", "posterior", "both")
 # than a network, by the same learning rate.
 _TRANSITION_SCALE = 30.0
 _TRANSITION_START = 2.0  # Logits of the diagonal: the identity, but for a doubt.
+_UNSEEN_PAIRS = 0.3  # Of every kind, beside those that were counted.
 
 
 class LabelCorrectionNetwork(nn.Module):
@@ -24,7 +25,8 @@ class LabelCorrectionNetwork(nn.Module):
     Embedding of the label, joined to the features; two tanh layers; a softmax ("LCN architecture"
     in the paper). That is the form `network`. `posterior` is Bayes' rule, `softmax(log p + log
     T[:, y'])`: `p` are the classifier's own probabilities, `T[i, j]` a learned P(given label j |
-    true label i), as GLC measures it once. `both` adds the network's logits to that.
+    true label i), as GLC measures it once. `both` adds the network's logits to that. `T` starts
+    at the identity, or at the counts of clean rows whose given label is known.
 
     Attributes:
       num_classes: C.
@@ -67,6 +69,23 @@ class LabelCorrectionNetwork(nn.Module):
         if self.form == "both":
             log_posterior += self._network(features, labels)[0]
         return nn.softmax(log_posterior)
+
+    def start_from_pairs(self, params: Params, labels: jax.Array, given: jax.Array) -> Params:
+        """Params whose matrix `T` is what pairs of labels say; a class without pairs keeps its row.
+
+        Args:
+          params: of the network; without a matrix (`network`) they stay as they are.
+          labels: `[M]`, true.
+          given: `[M]`, as given where that is known, negative elsewhere.
+        """
+        if "transition" not in params:
+            return params
+        old = params["transition"]
+        members, others = (jax.nn.one_hot(x, self.num_classes) for x in (labels, given))
+        pairs = members.T @ others
+        counted = jnp.log(pairs + _UNSEEN_PAIRS) / _TRANSITION_SCALE
+        known = jnp.sum(pairs, axis=1, keepdims=True) > 0
+        return {**params, "transition": jnp.where(known, counted, old)}
 
     def _network(self, features: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Logits and soft labels, `[B, C]`."""
