@@ -234,7 +234,9 @@ def load(
                 "again: mlc_jax.load(workdir, prepare=...)"
             )
     elif method is None:
-        method = build.create_method(config.complete(ConfigDict(described)), num_classes)
+        complete = config.complete(ConfigDict(described))
+        paired = sizes.get("paired", False)  # Of an older workdir it says nothing, and needs not.
+        method = build.create_method(complete, num_classes, paired=paired)
     assert method is not None
     stored = sizes["prepare"]
     bound = method.bind(

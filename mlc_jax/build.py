@@ -56,8 +56,13 @@ def create_estimator(config: ConfigDict) -> EstimatorSpec:
     )
 
 
-def create_method(config: ConfigDict, num_classes: int) -> Method:
+def create_method(config: ConfigDict, num_classes: int, *, paired: bool = False) -> Method:
     """Builds `config.method` with all of its settings.
+
+    Args:
+      config: see `mlc_jax.config`.
+      num_classes: C.
+      paired: whether the given labels of clean rows are known, too; of some at least.
 
     Raises:
       InputError: settings that do not suit each other.
@@ -75,6 +80,7 @@ def create_method(config: ConfigDict, num_classes: int) -> Method:
         pair_weight = lcn.pop("pair_weight")
         if pair_weight is not None:
             settings["pair_weight"] = pair_weight
+        lcn["form"] = lcn["form"] or kind.default_form(paired=paired)
         settings["lcn"] = LabelCorrectionNetwork(num_classes, **lcn)
     preset = getattr(kind, "inner_loss", None)
     if preset is not None:

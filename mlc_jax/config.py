@@ -309,11 +309,12 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "skip_link": Setting(False, flag(), "Mix the given label back in by a learned weight."),
             "sparsemax": Setting(False, flag(), "In place of softmax."),
             "tie_embeddings": Setting(False, flag(), "Needs hidden_size == embedding_size."),
-            "form": Setting(
-                "network",
+            "form": _preset(
+                str,
                 one_of(*LCN_FORMS),
                 "network (the paper's); posterior (Bayes' rule: the classifier's prediction and a "
-                "learned matrix of wrong labels); both (their product).",
+                "learned matrix of wrong labels); both (their product). None is network, and for "
+                "robust_mlc posterior where given labels of clean rows are known.",
             ),
             "pair_weight": _preset(
                 float,

@@ -19,7 +19,7 @@ import mlc_jax as mlc
 from mlc_jax import description
 from mlc_jax.errors import CheckpointError, InputError
 from mlc_jax.methods import METHODS
-from mlc_jax.training import checkpoint, report
+from mlc_jax.training import checkpoint, report, train
 
 NAMES = np.array(list("abcdefghij"))
 ROOT = pathlib.Path(__file__).parents[1]
@@ -143,6 +143,16 @@ def test_load_of_a_run_of_the_command(trained):
     images = load_digits().images[..., None].astype(np.uint8)
     right = np.mean(loaded.predict(images) == load_digits().target)
     assert right > 0.3  # One in ten is right by chance.
+
+
+def test_load_of_a_run_with_pairs(tiny_config, tmp_path, standard_promotion):
+    """Whose LCN has another form than without them."""
+    config = tiny_config(method="robust_mlc", num_epochs=1, **{"dataset.paired": True})
+    train.train_and_evaluate(config, str(tmp_path), show_progress=False)
+    loaded = mlc.load(tmp_path)
+    assert set(loaded.state.meta.params) == {"transition"}
+    rows = jax.nn.softmax(30.0 * loaded.state.meta.params["transition"])
+    assert np.ptp(np.diag(rows)) > 0.1  # Without pairs they start equal.
 
 
 @pytest.mark.parametrize(

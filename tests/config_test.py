@@ -49,7 +49,7 @@ BAD_VALUES = [
     ("method", "mcl", f"one of {', '.join(METHODS)}"),
     ("dataset.name", "mnist", "one of digits, cifar10, cifar100, arrays"),
     ("noise.type", "gauss", "one of uniform, flip, flip_any, instance, human, none"),
-    ("lcn.form", "matrix", "one of network, posterior, both"),
+    ("lcn.form", "matrix", "one of network, posterior, both, or None"),
     ("lcn.pair_weight", -1.0, f"{NOT_NEGATIVE}, or None"),
     ("inner_loss.mixup", -0.1, f"{NOT_NEGATIVE}, or None"),
     ("inner_loss.prior_weight", INF, f"{NOT_NEGATIVE}, or None"),

@@ -413,6 +413,22 @@ def test_robust_mlc_is_a_preset_of_mlc(batch):
     )
 
 
+@pytest.mark.parametrize(
+    ("method", "paired", "form"),
+    [
+        ("mlc", False, "network"),
+        ("mlc", True, "network"),
+        ("robust_mlc", False, "network"),
+        ("robust_mlc", True, "posterior"),
+    ],
+)
+def test_the_form_of_an_lcn_goes_by_method_and_pairs(tiny_config, method, paired, form):
+    config = tiny_config(method=method)
+    assert build.create_method(config, C, paired=paired).lcn.form == form
+    chosen = tiny_config(method=method, **{"lcn.form": "both"})
+    assert build.create_method(chosen, C, paired=paired).lcn.form == "both"
+
+
 _NEW = ("meta_tx", "tx")  # Specs of equal values.
 
 

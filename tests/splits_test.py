@@ -170,6 +170,7 @@ def test_pairs_of_labels_change_nothing_else(load, kind):
         if name != "clean":
             np.testing.assert_array_equal(one.given, other.given)
     np.testing.assert_array_equal(alone.clean.given, UNKNOWN)
+    assert paired.paired and not alone.paired
     given, truth = paired.clean.given, paired.clean.truth
     assert given.min() >= 0 and given.max() <= 9
     # Of 600 labels; five deviations are 0.1.

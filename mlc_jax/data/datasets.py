@@ -57,6 +57,11 @@ class Dataset:
         noisy = self.noisy
         return float(np.mean(noisy.given != noisy.truth)) if noisy.has_truth else None
 
+    @property
+    def paired(self) -> bool:
+        """Whether the given labels of clean examples are known, of some at least."""
+        return bool((self.clean.given != UNKNOWN).any())
+
     def clean_labels_spent(self, *, trained_on: bool) -> int:
         """Trusted labels that a run uses for anything but the test.
 

@@ -37,6 +37,16 @@ class MLC(BilevelMethod):
     inner_loss: InnerLoss = PLAIN
     pair_weight: float = 0.0
 
+    @classmethod
+    def default_form(cls, *, paired: bool) -> str:
+        """The form of a `LabelCorrectionNetwork` that goes with the method, as a config makes it.
+
+        Args:
+          paired: whether given labels of clean rows are known.
+        """
+        del paired
+        return "network"
+
     def build(self, binding: Binding) -> BoundMethod:
         def init_lcn(rng: chex.PRNGKey, features: jax.Array) -> tuple[Params, None]:
             labels, logits = jnp.zeros((1,), jnp.int32), jnp.zeros((1, binding.num_classes))
@@ -100,3 +110,8 @@ class RobustMLC(MLC):
     name: ClassVar[str] = "robust_mlc"
     inner_loss: InnerLoss = ROBUST
     pair_weight: float = 0.1
+
+    @classmethod
+    def default_form(cls, *, paired: bool) -> str:
+        """Bayes' rule where its matrix can start from counts; the paper's network elsewhere."""
+        return "posterior" if paired else "network"

@@ -17,7 +17,6 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from mlc_jax.core import Batch, TrainState
-from mlc_jax.data import UNKNOWN
 from mlc_jax.data.loader import batches_of
 from mlc_jax.errors import Preempted
 from mlc_jax.methods.types import Hook, Phase, Seen
@@ -176,8 +175,8 @@ class Loop:
             labels = [dataset.trained_on(hook.examples)[1] for dataset in datasets]
             of_runs = zip(seen, predictions, labels, strict=True)
             seen = [x._replace(probs=p.logits, labels=y) for x, p, y in of_runs]
-            pairs = [dataset.clean.given for dataset in datasets]
-            if hook.examples == "clean" and any((given != UNKNOWN).any() for given in pairs):
+            if hook.examples == "clean" and any(dataset.paired for dataset in datasets):
+                pairs = [dataset.clean.given for dataset in datasets]
                 seen = [x._replace(given=given) for x, given in zip(seen, pairs, strict=True)]
         updated: TrainState = self._hooks[id(hook)](state, stack.for_all_devices(seen))
         return updated

@@ -102,6 +102,7 @@ class Run:
             "class_names": list(self.dataset.class_names),
             "names_labels": self.dataset.names_labels,
             "num_noisy": len(self.dataset.noisy),
+            "paired": self.dataset.paired,
             "steps_per_epoch": self.pipeline.steps_per_epoch,
             "num_epochs": self.num_epochs,
             "example": jax.tree.map(leaf, self.example),
@@ -118,7 +119,7 @@ def build_run(config: ConfigDict) -> Run:
         description=json.loads(config.to_json()),
         prefix="config.",
         dataset=dataset,
-        method=build.create_method(config, dataset.num_classes),
+        method=build.create_method(config, dataset.num_classes, paired=dataset.paired),
         settings=Settings(**fields),
         augment=config.dataset.augment,
     )
