@@ -35,7 +35,9 @@ OPTIMIZERS = ("sgd", "adam", "amsgrad", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "linear")
 CLASSIFIERS = ("mlp", "resnet")
 DTYPES = ("float32", "bfloat16")
-DATASETS = ("digits", "cifar10", "cifar100", "arrays")
+TEXT_BENCHMARKS = ("ag_news", "yelp5", "amazon5", "yahoo")
+OWN_FILES = ("arrays", "text")  # Datasets that a user's files make.
+DATASETS = ("digits", "cifar10", "cifar100", *TEXT_BENCHMARKS, *OWN_FILES)
 NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human", "none")
 
 _INFINITY = float("inf")
@@ -206,21 +208,51 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "data_dir": Setting(
                 None,
                 text(),
-                "Directory of TensorFlow Datasets; None is its own default, ~/tensorflow_datasets.",
+                "Directory of TensorFlow Datasets; None is its own default, ~/tensorflow_datasets. "
+                "Text benchmarks: of the published train.csv and test.csv.",
             ),
             "download": Setting(False, flag(), "Let TensorFlow Datasets fetch what is missing."),
+            "tfds_name": Setting(
+                None,
+                text(),
+                "ag_news: read a builder of TensorFlow Datasets, such as ag_news_subset, in place "
+                "of the published files.",
+            ),
             "data": Setting(
                 None,
                 text(),
-                "arrays: one .npz file with inputs, labels and checked_labels; or, without "
-                "checked_labels, a benchmark whose labels are all true.",
+                "One file. arrays: an .npz with inputs, labels and checked_labels. text: a .csv, "
+                ".jsonl or .parquet with columns text, label and checked_label, and maybe id. "
+                "Without checked labels it is a benchmark whose labels are all true.",
             ),
-            "noisy": Setting(None, text(), "arrays: .npz file of inputs and labels as given."),
+            "noisy": Setting(
+                None,
+                text(),
+                "In place of data, with clean. arrays: .npz file of inputs and labels as given. "
+                "text: columns text and label.",
+            ),
             "clean": Setting(
-                None, text(), "arrays: .npz file of inputs and true labels; given_labels if known."
+                None,
+                text(),
+                "arrays: .npz file of inputs and true labels; given_labels if known. text: columns "
+                "text and label; given_label if known.",
             ),
             "test": Setting(
-                None, text(), "arrays: .npz file of inputs and true labels to judge by."
+                None,
+                text(),
+                "arrays: .npz file of inputs and true labels to judge by. text: columns text and "
+                "label.",
+            ),
+            "tokenizer": Setting(
+                None,
+                text(),
+                "Texts: a directory with a tokenizer.json, or a name on the Hugging Face hub.",
+            ),
+            "max_length": Setting(
+                128, whole(8), "Texts: tokens of an input; longer texts are cut off."
+            ),
+            "cache_dir": Setting(
+                None, text(), "Texts: where tokens are kept; None is ~/.cache/mlc_jax/tokens."
             ),
             "standardize": Setting(
                 False,
@@ -625,7 +657,8 @@ def _relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tupl
         (
             "dataset.standardize",
             not values["dataset.standardize"] or values["dataset.name"] in ("arrays", "digits"),
-            "False for images: they are normalised by their published mean and deviation",
+            "False for images, which are normalised by their published mean and deviation, and for "
+            "texts",
         ),
         (
             "meta_optimizer.normalize",
@@ -636,6 +669,7 @@ def _relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tupl
         *_overlap(values),
         *_inner_loss(values),
         *_own_data(values),
+        *_texts(values),
     ]
     if num_devices is not None:
         relations += _batches(values, num_devices)
@@ -684,7 +718,7 @@ def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
     data, noisy, clean, test = (
         values[f"dataset.{name}"] for name in ("data", "noisy", "clean", "test")
     )
-    if values["dataset.name"] != "arrays":
+    if values["dataset.name"] not in OWN_FILES:
         return [
             (f"dataset.{name}", not value, "None with a dataset that has its own files")
             for name, value in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
@@ -704,7 +738,36 @@ def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
         (
             "noise.type",
             values["noise.type"] != "human",
-            "another: the given labels of arrays are in their own file",
+            "another: the given labels are in their own file",
+        ),
+    ]
+
+
+def _texts(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
+    """What texts need, and what is for them alone."""
+    name, directory = values["dataset.name"], values["dataset.data_dir"]
+    builder, is_benchmark = values["dataset.tfds_name"], name in TEXT_BENCHMARKS
+    is_text = is_benchmark or name == "text"
+    return [
+        (
+            "dataset.tfds_name",
+            not builder or name == "ag_news",
+            "None: TensorFlow Datasets has ag_news alone of these",
+        ),
+        (
+            "dataset.data_dir",
+            bool(directory or builder) or not is_benchmark,
+            "a directory with the published train.csv and test.csv",
+        ),
+        (
+            "dataset.tokenizer",
+            bool(values["dataset.tokenizer"]) or not is_text,
+            "a directory with a tokenizer.json, or a name on the Hugging Face hub",
+        ),
+        (
+            "noise.type",
+            not is_text or values["noise.type"] != "instance",
+            "another: tokens are no vector of features",
         ),
     ]
 

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from mlc_jax.core import identity
 from mlc_jax.data import UNKNOWN, ArraySource, Dataset, IndexedSource, Source, Subset
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.data.source import num_examples, read_rows
 from mlc_jax.errors import InputError, expect
 from mlc_jax.methods import Method
-from mlc_jax.methods.types import identity
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

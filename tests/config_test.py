@@ -416,8 +416,7 @@ def test_noise_of_arrays_is_their_own():
     with pytest.raises(InputError) as error:
         validate(config)
     assert str(error.value) == (
-        "config.noise.type: got 'human', expected another: the given labels of arrays are in their "
-        "own file"
+        "config.noise.type: got 'human', expected another: the given labels are in their own file"
     )
 
 

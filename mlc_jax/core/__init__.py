@@ -51,6 +51,7 @@ from mlc_jax.core.types import (
     Metrics,
     Params,
     TrainState,
+    identity,
     num_params,
 )
 from mlc_jax.core.window import Estimator, EstimatorSpec, Options, Window
@@ -87,6 +88,7 @@ __all__ = [
     "features_of",
     "given_labels",
     "has_convolutions",
+    "identity",
     "inner_grads",
     "inner_grads_vjp",
     "inner_loss",

@@ -1,30 +1,18 @@
 """Own data in `.npz` files: inputs, labels as given, and labels that somebody checked."""
 
 import pathlib
-from typing import NamedTuple
 
 import numpy as np
 
 from mlc_jax.data.benchmarks import Benchmark
+from mlc_jax.data.own import FIELD, LabelledFile, Labels, OwnData, combine
 from mlc_jax.data.prepare import Normalize, standardize
 from mlc_jax.data.source import UNKNOWN, ArraySource, Subset
 from mlc_jax.errors import InputError
 
-_FIELD = "config.dataset."
-
-
-class OwnData(NamedTuple):
-    """What a run on own data is built from; the truth of noisy rows is not known."""
-
-    class_names: tuple[str, ...]
-    noisy: Subset
-    clean: Subset
-    test: Subset | None
-    prepare: Normalize
-
 
 def load(
-    data: str | None, noisy: str | None, clean: str | None, test: str | None, *, standardized: bool
+    data: str | None, noisy: str | None, clean: str | None, test: str | None, standardized: bool
 ) -> OwnData | Benchmark:
     """Reads one file, or two, and maybe one to judge by.
 
@@ -44,23 +32,14 @@ def load(
         for name, path in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
         if path
     }
-    class_names = _class_names(files)
+    named = _check_kinds(files)
     for file in files.values():
         file.check_shape_of(next(iter(files.values())))
-    judged = files["test"].subset(class_names, truth="labels") if test else None
-    if data:
-        file = files["data"]
-        if "checked_labels" not in file.arrays:
-            return _benchmark(file, judged, class_names)
-        everything = file.subset(class_names, given="labels", truth="checked_labels")
-        checked = everything.truth != UNKNOWN
-        doubtful, trusted = (everything.take(np.flatnonzero(x)) for x in (~checked, checked))
-    else:
-        doubtful = files["noisy"].subset(class_names, given="labels")
-        trusted = files["clean"].subset(class_names, given="given_labels", truth="labels")
-    _check_classes(doubtful, trusted, class_names, "data" if data else "clean")
-    prepare = standardized_of(doubtful) if standardized else Normalize()
-    return OwnData(class_names, doubtful, trusted, judged, prepare)
+    labelled = {name: file.labelled() for name, file in files.items()}
+    own = combine(labelled, Normalize(), order=str if named else int)
+    if standardized and isinstance(own, OwnData):
+        return own._replace(prepare=standardized_of(own.noisy))
+    return own
 
 
 def standardized_of(noisy: Subset) -> Normalize:
@@ -69,27 +48,11 @@ def standardized_of(noisy: Subset) -> Normalize:
     return standardize(noisy.source.inputs[noisy.rows])
 
 
-def _benchmark(file: "_File", judged: Subset | None, class_names: tuple[str, ...]) -> Benchmark:
-    subset = file.subset(class_names, truth="labels")
-    return Benchmark(
-        name=pathlib.Path(file.path).stem,
-        class_names=class_names,
-        train=subset.source,
-        train_labels=subset.truth,
-        published_rows=subset.rows,
-        num_published=len(subset),
-        test=judged.source if judged else None,
-        test_labels=judged.truth if judged else np.zeros(0, np.int32),
-        prepare=Normalize(),
-        names_labels=True,
-    )
-
-
 class _File:
     """One `.npz` file, checked."""
 
     def __init__(self, name: str, path: str):
-        self.field, self.path = _FIELD + name, path
+        self.field, self.path = FIELD + name, path
         self.arrays = _read(self.field, path)
         for key in ("inputs", "labels"):
             if key not in self.arrays:
@@ -119,15 +82,6 @@ class _File:
     def fail(self, problem: str) -> None:
         raise InputError(f"{self.field}: {self.path!r} {problem}")
 
-    def names(self, key: str) -> np.ndarray:
-        """Labels `[N]` as text; empty where there is none."""
-        labels = self.arrays[key]
-        if np.issubdtype(labels.dtype, np.str_):
-            return labels
-        if not np.issubdtype(labels.dtype, np.integer):
-            self.fail(f"[{key!r}] holds {labels.dtype}, expected whole numbers or names")
-        return np.where(labels == UNKNOWN, "", labels.astype(str))
-
     def check_shape_of(self, other: "_File") -> None:
         ours, theirs = self.arrays["inputs"], other.arrays["inputs"]
         if ours.shape[1:] != theirs.shape[1:] or ours.dtype != theirs.dtype:
@@ -136,24 +90,32 @@ class _File:
                 f"{other.path!r}, {list(theirs.shape[1:])} of {theirs.dtype}"
             )
 
-    def subset(
-        self, class_names: tuple[str, ...], given: str | None = None, truth: str | None = None
-    ) -> Subset:
-        """All rows, with labels from the arrays of these names; what is not there is unknown."""
-        numbers = {name: i for i, name in enumerate(class_names)} | {"": UNKNOWN}
-        size = len(self.arrays["inputs"])
+    def labelled(self) -> LabelledFile:
+        inputs, ids = self.arrays["inputs"], self.arrays.get("ids")
+        labels = self._labels("labels")
+        assert labels is not None
+        missing = np.flatnonzero(labels.numbers == UNKNOWN)
+        if len(missing):
+            self.fail(f"['labels'] row {missing[0]} is empty or -1; expected a label")
+        return LabelledFile(
+            field=self.field,
+            path=self.path,
+            labels=labels,
+            checked=self._labels("checked_labels"),
+            given=self._labels("given_labels"),
+            name_row=lambda row: f"checked row {str(row if ids is None else ids[row])!r}",
+            create_source=lambda: ArraySource(inputs, ids),
+        )
 
-        def labels(key: str | None) -> np.ndarray:
-            if key is None or key not in self.arrays:
-                return np.full(size, UNKNOWN, np.int32)
-            names = self.names(key)
-            missing = np.flatnonzero(names == "")
-            if len(missing) and key == "labels":
-                self.fail(f"['labels'] row {missing[0]} is empty or -1; expected a label")
-            return np.array([numbers[name] for name in names], np.int32)
-
-        source = ArraySource(self.arrays["inputs"], self.arrays.get("ids"))
-        return Subset(source, np.arange(size), labels(given), labels(truth))
+    def _labels(self, key: str) -> Labels | None:
+        if key not in self.arrays:
+            return None
+        labels = self.arrays[key]
+        if np.issubdtype(labels.dtype, np.str_):
+            return Labels.of(labels)
+        if not np.issubdtype(labels.dtype, np.integer):
+            self.fail(f"[{key!r}] holds {labels.dtype}, expected whole numbers or names")
+        return Labels.of(np.where(labels == UNKNOWN, "", labels.astype(str)))
 
 
 def _read(field: str, path: str) -> dict[str, np.ndarray]:
@@ -171,39 +133,16 @@ def _read(field: str, path: str) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _class_names(files: dict[str, _File]) -> tuple[str, ...]:
-    """All labels of all files in their order: numbers as numbers, names as text."""
-    keys = ("labels", "checked_labels", "given_labels")
-    columns = [f.arrays[key] for f in files.values() for key in keys if key in f.arrays]
-    if len({np.issubdtype(column.dtype, np.str_) for column in columns}) > 1:
-        kinds = ", ".join(
-            f"{f.path}[{key!r}] {f.arrays[key].dtype}"
-            for f in files.values()
-            for key in keys
-            if key in f.arrays
-        )
-        raise InputError(f"{_FIELD}data: labels are numbers here and names there ({kinds})")
-    if np.issubdtype(columns[0].dtype, np.str_):
-        names = np.unique(np.concatenate(columns))
-        return tuple(str(name) for name in names if name)
-    for file in files.values():
-        for key in keys:
-            if key in file.arrays:
-                file.names(key)  # Refuses what is no whole number.
-    numbers = np.unique(np.concatenate(columns))
-    return tuple(str(number) for number in numbers if number != UNKNOWN)
-
-
-def _check_classes(noisy: Subset, clean: Subset, class_names: tuple[str, ...], name: str) -> None:
-    if not len(clean):
-        raise InputError(f"{_FIELD}{name}: no row is checked; expected some of every class")
-    if not len(noisy):
-        raise InputError(f"{_FIELD}{name}: all rows are checked; expected some to correct")
-    # Such as a misspelt name: a class that no label was ever given for.
-    strange = np.setdiff1d(clean.truth, noisy.given)
-    if len(strange):
-        row = int(np.flatnonzero(clean.truth == strange[0])[0])
-        raise InputError(
-            f"{_FIELD}{name}: checked row {str(clean.ids[row])!r} has label "
-            f"{class_names[strange[0]]!r}, which no row was given; expected one of those that were"
-        )
+def _check_kinds(files: dict[str, _File]) -> bool:
+    """Whether labels are names rather than numbers; of all files alike."""
+    columns = [
+        (file.path, key, file.arrays[key].dtype)
+        for file in files.values()
+        for key in ("labels", "checked_labels", "given_labels")
+        if key in file.arrays
+    ]
+    named = {np.issubdtype(dtype, np.str_) for _, _, dtype in columns}
+    if len(named) > 1:
+        kinds = ", ".join(f"{path}[{key!r}] {dtype}" for path, key, dtype in columns)
+        raise InputError(f"{FIELD}data: labels are numbers here and names there ({kinds})")
+    return named.pop()

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class Benchmark:
     num_published: int
     test: Source | None
     test_labels: np.ndarray
-    prepare: Normalize
+    prepare: Callable[[Any], Any]
     names_labels: bool = False
 
     @property
@@ -95,30 +96,17 @@ def cifar(name: str, data_dir: str | None, *, download: bool) -> Benchmark:
     Raises:
       InputError: data that are not there, or damaged.
     """
-    import tensorflow_datasets as tfds
-
-    if data_dir is not None:
-        data_dir = str(pathlib.Path(data_dir).expanduser())
-        if not download and not pathlib.Path(data_dir).is_dir():
-            raise InputError(f"config.dataset.data_dir: no directory {data_dir!r}. {_how_to(name)}")
-    where = data_dir or "~/tensorflow_datasets (the default)"
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except Exception as error:  # TensorFlow and protobuf raise a dozen types for what is damaged.
-        raise InputError(_damaged(name, where, error)) from error
-    if download:
-        builder.download_and_prepare()
-    try:
-        train, test = (_read_tfds(builder, split) for split in ("train", "test"))
-    except (AssertionError, FileNotFoundError, tfds.core.DatasetNotFoundError) as error:
-        raise InputError(
-            f"config.dataset.data_dir: no prepared {name!r} in {where}. {_how_to(name)}"
-        ) from error
-    except Exception as error:
-        raise InputError(_damaged(name, where, error)) from error
+    info, train, test = read_tfds(
+        name,
+        data_dir,
+        _read_images,
+        download=download,
+        folder=f"{name}/3.0.2/",
+        content=f"the id, image [32, 32, 3] and label of the published {name}",
+    )
     return Benchmark(
         name=name,
-        class_names=tuple(builder.info.features["label"].names),
+        class_names=tuple(info.features["label"].names),
         train=ArraySource(
             train["image"], train["id"], num_draws=_CIFAR_DRAWS, augment=_crop_and_flip
         ),
@@ -131,49 +119,95 @@ def cifar(name: str, data_dir: str | None, *, download: bool) -> Benchmark:
     )
 
 
+def read_tfds(
+    name: str,
+    data_dir: str | None,
+    read: Callable[[Any, str], Any],
+    *,
+    download: bool,
+    folder: str,
+    content: str,
+) -> tuple[Any, Any, Any]:
+    """What TensorFlow Datasets says of a dataset, and its splits `train` and `test`.
+
+    Args:
+      name, data_dir, download: see `cifar`.
+      read: (builder, split) -> the split.
+      folder: what a `data_dir` should hold, for messages.
+      content: what a dataset should hold, for messages.
+
+    Raises:
+      InputError: data that are not there, or damaged.
+    """
+    import tensorflow_datasets as tfds
+
+    how = (
+        "Let TensorFlow Datasets fetch it with --config.dataset.download=True, or point "
+        f"--config.dataset.data_dir at a directory that holds {folder}"
+    )
+    if data_dir is not None:
+        data_dir = str(pathlib.Path(data_dir).expanduser())
+        if not download and not pathlib.Path(data_dir).is_dir():
+            raise InputError(f"config.dataset.data_dir: no directory {data_dir!r}. {how}")
+    where = data_dir or "~/tensorflow_datasets (the default)"
+
+    def damaged(error: Exception) -> InputError:
+        # TensorFlow wraps the reason in the names of its graph's nodes.
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = re.sub(r"^\{\{.*?\}\} |Error in .* iterator: \S+ | \[Op:.*$", "", lines[0])
+        return InputError(
+            f"config.dataset.data_dir: {name!r} in {where} is damaged or something else "
+            f"({reason}); expected {content}. Move it away. {how}"
+        )
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except Exception as error:  # TensorFlow and protobuf raise a dozen types for what is damaged.
+        raise damaged(error) from error
+    if download:
+        builder.download_and_prepare()
+    try:
+        train, test = (read(builder, split) for split in ("train", "test"))
+    except (AssertionError, FileNotFoundError, tfds.core.DatasetNotFoundError) as error:
+        raise InputError(
+            f"config.dataset.data_dir: no prepared {name!r} in {where}. {how}"
+        ) from error
+    except Exception as error:
+        raise damaged(error) from error
+    return builder.info, train, test
+
+
+def read_columns(builder: Any, split: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns of one split, with `label`, int32, as they lie on the disk."""
+    import tensorflow_datasets as tfds
+
+    one_by_one = tfds.ReadConfig(interleave_cycle_length=1)  # File by file: always in one order.
+    dataset = builder.as_dataset(split=split, shuffle_files=False, read_config=one_by_one)
+    batches = list(tfds.as_numpy(dataset.batch(_TFDS_READ_BATCH)))
+    if not batches:
+        raise FileNotFoundError(f"split {split!r} is empty")
+    columns = {key: np.concatenate([b[key] for b in batches]) for key in (*names, "label")}
+    labels = columns["label"].astype(np.int32)
+    if labels.min() < 0 or labels.max() >= builder.info.features["label"].num_classes:
+        raise ValueError(f"{split} has labels from {labels.min()} to {labels.max()}")
+    return columns | {"label": labels}
+
+
 def _crop_and_flip(images: Tree, draws: Any) -> Tree:
     from mlc_jax.data.loader import augment_images  # Imports TensorFlow.
 
     return augment_images(images, draws)
 
 
-def _how_to(name: str) -> str:
-    return (
-        "Let TensorFlow Datasets fetch it with --config.dataset.download=True, or point "
-        f"--config.dataset.data_dir at a directory that holds {name}/3.0.2/"
-    )
-
-
-def _damaged(name: str, where: str, error: Exception) -> str:
-    # TensorFlow wraps the reason in the names of its graph's nodes.
-    lines = str(error).splitlines() or [type(error).__name__]
-    reason = re.sub(r"^\{\{.*?\}\} |Error in .* iterator: \S+ | \[Op:.*$", "", lines[0])
-    return (
-        f"config.dataset.data_dir: {name!r} in {where} is damaged or something else ({reason}); "
-        f"expected the id, image [32, 32, 3] and label of the published {name}. Move it away. "
-        + _how_to(name)
-    )
-
-
-def _read_tfds(builder: Any, split: str) -> dict[str, np.ndarray]:
+def _read_images(builder: Any, split: str) -> dict[str, np.ndarray]:
     """Reads one split and sorts it by the number in the TFDS id (`train_00042` is 42)."""
-    import tensorflow_datasets as tfds
-
-    dataset = builder.as_dataset(split=split, shuffle_files=False)
-    batches = list(tfds.as_numpy(dataset.batch(_TFDS_READ_BATCH)))
-    if not batches:
-        raise FileNotFoundError(f"split {split!r} is empty")
-    columns = {key: np.concatenate([b[key] for b in batches]) for key in ("id", "image", "label")}
+    columns = read_columns(builder, split, ["id", "image"])
     ids = columns["id"].astype(str)
     rows = np.array([int(name.rsplit("_", 1)[-1]) for name in ids])
-    labels = columns["label"].astype(np.int32)
-    num_classes = builder.info.features["label"].num_classes
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"{split} has labels from {labels.min()} to {labels.max()}")
     order = np.argsort(rows, kind="stable")
     return {
         "id": ids[order],
         "row": rows[order],
         "image": columns["image"][order],
-        "label": labels[order],
+        "label": columns["label"][order],
     }

@@ -10,14 +10,20 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mlc_jax.data import arrays, benchmarks, noise
+from mlc_jax.data import arrays, benchmarks, noise, text_files
 from mlc_jax.data.benchmarks import Benchmark
+from mlc_jax.data.own import OwnData
 from mlc_jax.data.source import UNKNOWN, Source, Subset, read_rows
 from mlc_jax.data.splits import Rows, split_rows
 from mlc_jax.errors import InputError
 
 # Streams of the seeds, so that equal seeds for different purposes do not draw the same numbers.
 _SPLIT_STREAM, _MATRIX_STREAM, _SAMPLE_STREAM = 1, 2, 3
+# Kinds of own files: how they are read, and what their column of checked labels is called.
+_OWN: dict[str, tuple[Callable[..., OwnData | Benchmark], str]] = {
+    "arrays": (arrays.load, "checked_labels"),
+    "text": (text_files.load, "checked_label"),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,19 +96,26 @@ def load(config: ConfigDict) -> Dataset:
     c = config.dataset
     if c.name == "digits":
         return _corrupted(benchmarks.digits(), config)
-    if c.name != "arrays":
+    tokens = text_files.Settings(c.tokenizer, c.max_length, c.cache_dir)
+    if c.name in text_files.LAYOUTS:
+        benchmark = text_files.published(
+            c.name, c.data_dir, tokens, tfds_name=c.tfds_name, download=c.download
+        )
+        return _corrupted(benchmark, config)
+    if c.name not in _OWN:
         return _corrupted(benchmarks.cifar(c.name, c.data_dir, download=c.download), config)
     files = (c.data, c.noisy, c.clean, c.test)
-    own = _own_data(files, tuple(_stamp(file) for file in files), c.standardize)
+    options = tokens if c.name == "text" else c.standardize
+    own = _own_data(c.name, files, tuple(_stamp(file) for file in files), options)
     if isinstance(own, Benchmark):
         return _corrupted(own, config)
     if config.noise.type != "none":
         raise InputError(
             f"config.noise.type: got {config.noise.type!r}, expected none: the labels of "
-            f"{c.data!r} are taken as they are, since it has checked_labels"
+            f"{c.data!r} are taken as they are, since it has {_OWN[c.name][1]}"
         )
     return Dataset(
-        name="arrays",
+        name=c.name,
         class_names=own.class_names,
         noisy=own.noisy,
         clean=own.clean,
@@ -122,12 +135,12 @@ def _stamp(path: str | None) -> tuple[int, int] | None:
     return stat.st_mtime_ns, stat.st_size
 
 
-@functools.lru_cache(maxsize=1)  # Runs of one process share their arrays.
+@functools.lru_cache(maxsize=1)  # Runs of one process share their data.
 def _own_data(
-    files: tuple[str | None, ...], stamps: tuple[Any, ...], standardized: bool
-) -> arrays.OwnData | Benchmark:
+    name: str, files: tuple[str | None, ...], stamps: tuple[Any, ...], options: Any
+) -> OwnData | Benchmark:
     del stamps
-    return arrays.load(*files, standardized=standardized)
+    return _OWN[name][0](*files, options)
 
 
 def _corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:

@@ -29,6 +29,7 @@ from mlc_jax.core import (
     Window,
     features_of,
     has_convolutions,
+    identity,
     optimizers,
     resolve_unroll,
 )
@@ -45,11 +46,6 @@ CorrectLabels = Callable[[TrainState, Any, jax.Array, jax.Array], jax.Array]
 # (state, batch `[B, ...]`, key) -> (state, metrics of this device's slice); must not advance
 # `state.step`.
 InnerStep = Callable[[TrainState, Batch, chex.PRNGKey], tuple[TrainState, Metrics]]
-
-
-def identity(inputs: Inputs) -> Inputs:
-    """The `prepare` of inputs that are stored as the model takes them."""
-    return inputs
 
 
 class Seen(NamedTuple):

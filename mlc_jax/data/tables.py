@@ -1,0 +1,221 @@
+"""Files of named columns, read row by row: CSV, JSON lines, Parquet. Every value is a text.
+
+Nothing is guessed: `NA` and `None` are texts like others, and `001` stays `001`.
+"""
+
+import csv
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+from mlc_jax.errors import InputError
+
+# A longer field is most likely a quote that was never closed. Python's own limit is 131,072.
+MAX_FIELD_CHARACTERS = 2**24
+_PARQUET_ROWS = 4_096  # Held in memory at once.
+
+Row = tuple[int, list[str | None]]
+
+
+class Table:
+    """A file with a row for each example; what it is, the end of its name says.
+
+    Args:
+      field: the setting that names the file, for messages: `config.dataset.noisy`.
+      path: of a `.csv` (RFC 4180), `.jsonl` (one object per line) or `.parquet` file. Text is
+        UTF-8, with or without a byte order mark.
+      header: columns of a CSV file whose first line does not name them.
+
+    Raises:
+      InputError: there is no such file, or its name has another ending.
+    """
+
+    def __init__(self, field: str, path: str, header: Sequence[str] | None = None):
+        self.field, self.path = field, path
+        self._header = header
+        endings = {".csv": self._csv, ".jsonl": self._json, ".parquet": self._parquet}
+        kinds = f"{', '.join([*endings][:-1])} or {[*endings][-1]}"
+        file = pathlib.Path(path).expanduser()
+        if not file.is_file():
+            raise InputError(f"{field}: no file {path!r}; expected one that ends in {kinds}")
+        if file.suffix.lower() not in endings:
+            raise InputError(f"{field}: got {path!r}, expected a file that ends in {kinds}")
+        self._file, self._kind = file, file.suffix.lower()
+        self._read: Callable[..., Iterator[Row]] = endings[self._kind]
+
+    def rows(self, required: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
+        """Yields where a row stands (see `place`), and its values in the order of the columns.
+
+        Every call reads the file anew, and holds a few rows of it.
+
+        Args:
+          required: columns that the file must have; a value that is missing is "".
+          optional: columns that it may have; None where it does not.
+
+        Raises:
+          InputError: naming the file, the line, what is wrong and what would be right.
+        """
+        try:
+            yield from self._read([*required], [*optional])
+        except UnicodeDecodeError:
+            self._fail_at_bytes()
+        except OSError as error:
+            self.fail(f"cannot be read ({error.strerror or error})")
+
+    def fail(self, problem: str, number: int | None = None) -> NoReturn:
+        """Raises an InputError on the file, or on one of its rows."""
+        where = "" if number is None else f" {self.place(number)}:"
+        raise InputError(f"{self.field}: {self.path!r}{where} {problem}")
+
+    def place(self, number: int) -> str:
+        """What an editor calls the place of a row: its first line; of Parquet its row, from 1."""
+        return f"{'row' if self._kind == '.parquet' else 'line'} {number}"
+
+    def _csv(self, required: list[str], optional: list[str]) -> Iterator[Row]:
+        csv.field_size_limit(max(MAX_FIELD_CHARACTERS, csv.field_size_limit()))  # Of the process.
+        header = self._header
+        columns = None if header is None else self._find(header, required, optional)
+        with self._file.open(encoding="utf-8-sig", newline="") as stream:
+            reader, line = csv.reader(stream, strict=True), 1
+            try:
+                for fields in reader:
+                    first, line = line, reader.line_num + 1
+                    if not fields:  # A blank line.
+                        continue
+                    if header is None or columns is None:
+                        header = fields
+                        columns = self._find(header, required, optional)
+                        continue
+                    if len(fields) != len(header):
+                        self.fail(
+                            f"has {_count(len(fields), 'field')}, expected {len(header)}: "
+                            + ", ".join(header),
+                            first,
+                        )
+                    yield first, [None if i is None else fields[i] for i in columns]
+            except csv.Error as error:
+                self.fail(_csv_problem(str(error)), line)
+        if columns is None:
+            self.fail(f"is empty, expected a first line that names {_names(required)}")
+
+    def _json(self, required: list[str], optional: list[str]) -> Iterator[Row]:
+        with self._file.open(encoding="utf-8-sig", newline="\n") as stream:
+            for line, text in enumerate(stream, 1):
+                if not text.strip():
+                    continue
+                try:
+                    row = json.loads(text)
+                except (ValueError, RecursionError) as error:
+                    self.fail(f"is no JSON ({error}); expected one object per line", line)
+                if not isinstance(row, dict):
+                    self.fail(f"is {type(row).__name__}, expected an object with columns", line)
+                self._find([*row], required, optional, line)
+                names = [*required, *optional]
+                values = [self._json_text(row[x], x, line) if x in row else None for x in names]
+                if "\\u" in text and any(not _is_unicode(value) for value in values):
+                    self.fail("has half of a surrogate pair, expected text", line)
+                yield line, values
+
+    def _json_text(self, value: Any, name: str, line: int) -> str:
+        if isinstance(value, str):
+            return value
+        if value is None:
+            return ""
+        if isinstance(value, int):  # Of bool, too: `true`.
+            return json.dumps(value)
+        return self.fail(f"{name!r} is {value!r}, expected a text or a whole number", line)
+
+    def _parquet(self, required: list[str], optional: list[str]) -> Iterator[Row]:
+        import pyarrow
+        import pyarrow.parquet
+
+        number = 0
+        try:
+            with pyarrow.parquet.ParquetFile(self._file) as file:
+                schema = file.schema_arrow
+                places = self._find(schema.names, required, optional)
+                there = [schema.names[i] for i in places if i is not None]
+                for name in there:
+                    self._check_type(name, schema.field(name).type)
+                for batch in file.iter_batches(_PARQUET_ROWS, columns=there):
+                    texts = {x: batch.column(x).cast(pyarrow.string()).to_pylist() for x in there}
+                    columns = [texts.get(name) for name in (*required, *optional)]
+                    for row in range(batch.num_rows):
+                        number += 1
+                        yield number, [None if x is None else x[row] or "" for x in columns]
+        except pyarrow.ArrowException as error:
+            self.fail(f"is no readable Parquet file ({str(error).splitlines()[0]})")
+
+    def _check_type(self, name: str, stored: Any) -> None:
+        from pyarrow import types
+
+        kind = stored.value_type if types.is_dictionary(stored) else stored
+        tests = ("string", "large_string", "string_view", "integer", "boolean", "null")
+        if not any(getattr(types, f"is_{test}")(kind) for test in tests):
+            self.fail(f"column {name!r} holds {stored}, expected texts or whole numbers")
+
+    def _find(
+        self,
+        header: Sequence[str],
+        required: list[str],
+        optional: list[str],
+        number: int | None = None,
+    ) -> list[int | None]:
+        """Where columns stand; None for an optional one that is not there."""
+        for name in required:
+            if name not in header:
+                self.fail(f"has no column {name!r}, only {_names(header)}", number)
+        for name in (*required, *optional):
+            if header.count(name) > 1:
+                self.fail(f"has column {name!r} {header.count(name)} times, expected it once")
+        return [header.index(x) if x in header else None for x in (*required, *optional)]
+
+    def _fail_at_bytes(self) -> NoReturn:
+        """Says where the first bytes are that are no UTF-8."""
+        offset = 0
+        with self._file.open("rb") as stream:
+            for line, data in enumerate(stream, 1):
+                try:
+                    data.decode()
+                except UnicodeDecodeError as error:
+                    self.fail(
+                        f"is not UTF-8: byte {data[error.start]:#04x} at offset "
+                        f"{offset + error.start} of the file; expected it saved as UTF-8",
+                        line,
+                    )
+                offset += len(data)
+        self.fail("was written while it was read; expected it to stay as it is")
+
+
+def _csv_problem(error: str) -> str:
+    """What Python's csv module means."""
+    if "unexpected end" in error:
+        return 'a quote " in this row is never closed; expected one at the end of the field'
+    if "field limit" in error:
+        return (
+            f"a field of this row has more than {MAX_FIELD_CHARACTERS:,} characters; expected "
+            'fewer, or a quote " that closes it'
+        )
+    if "expected after" in error:
+        return (
+            'in this row text follows a quote " that closes a field; expected a comma, and a quote '
+            'within a field written twice, ""'
+        )
+    return f"this row is no CSV ({error})"
+
+
+def _names(columns: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in columns)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _is_unicode(value: str | None) -> bool:
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError:
+        return False
+    return True

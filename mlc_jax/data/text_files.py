@@ -1,0 +1,263 @@
+"""Texts: the benchmarks of Zhang, Zhao and LeCun (2015), as published, and files of one's own."""
+
+import functools
+import pathlib
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlc_jax.core import identity
+from mlc_jax.data.benchmarks import Benchmark, read_columns, read_tfds
+from mlc_jax.data.own import FIELD, LabelledFile, Labels, OwnData, combine
+from mlc_jax.data.source import UNKNOWN, Source
+from mlc_jax.data.tables import Table
+from mlc_jax.data.tokens import Texts, Tokenizer, create_source
+
+_STARS = ("1 star", "2 stars", "3 stars", "4 stars", "5 stars")
+# The README of the published files knows \n alone; reviews have \" as well. In AG News no backslash
+# escapes anything: each stands where a line was broken (`dwindling\band of ultra-cynics`).
+_ESCAPES = (("\\n", "\n"), ('\\"', '"'))
+_BROKEN_LINES = (("\\", "\n"),)
+
+
+class Layout(NamedTuple):
+    """A published benchmark: files without a header, whose first column is the class, from 1.
+
+    Attributes:
+      class_names: in their order.
+      columns: after the first; joined by a blank, they are the text.
+      num_published: training examples.
+      escapes: (as written, what it means).
+    """
+
+    class_names: tuple[str, ...]
+    columns: tuple[str, ...]
+    num_published: int
+    escapes: tuple[tuple[str, str], ...]
+
+
+LAYOUTS = {
+    "ag_news": Layout(
+        ("World", "Sports", "Business", "Sci/Tech"),
+        ("title", "description"),
+        120_000,
+        _BROKEN_LINES,
+    ),
+    "yelp5": Layout(_STARS, ("text",), 650_000, _ESCAPES),
+    "amazon5": Layout(_STARS, ("title", "text"), 3_000_000, _ESCAPES),
+    "yahoo": Layout(
+        (
+            "Society & Culture", "Science & Mathematics", "Health", "Education & Reference",
+            "Computers & Internet", "Sports", "Business & Finance", "Entertainment & Music",
+            "Family & Relationships", "Politics & Government",
+        ),
+        ("question title", "question", "answer"),
+        1_400_000,
+        _ESCAPES,
+    ),
+}  # fmt: skip
+
+
+class Settings(NamedTuple):
+    """How texts become tokens; see `tokens.create_source`."""
+
+    tokenizer: str
+    max_length: int
+    cache_dir: str | None
+
+    def source_maker(self) -> Callable[..., Source]:
+        """`tokens.create_source` of (texts, ids or id_format); reads the tokenizer at once."""
+        tokenizer = Tokenizer.load(self.tokenizer)
+        return functools.partial(
+            create_source, tokenizer=tokenizer, max_length=self.max_length, cache_dir=self.cache_dir
+        )
+
+
+def load(
+    data: str | None, noisy: str | None, clean: str | None, test: str | None, settings: Settings
+) -> OwnData | Benchmark:
+    """Reads one file, or two, and maybe one to judge by; `.csv`, `.jsonl` or `.parquet`.
+
+    Args:
+      data: columns `text`, `label` as given, `checked_label` (empty where nobody looked), and maybe
+        `id`. Without `checked_label` all labels count as true, and the file is a benchmark.
+      noisy, clean: in place of `data`: `text` and `label`; the clean file's are the true ones, and
+        its `given_label`, if there, the old ones.
+      test: `text` and true `label`.
+      settings: see `Settings`.
+
+    Raises:
+      InputError: a file that cannot be read, or labels that do not fit together.
+    """
+    make_source = settings.source_maker()
+    files = {
+        name: _read_own(Table(FIELD + name, path), make_source)
+        for name, path in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
+        if path
+    }
+    return combine(files, identity)
+
+
+@functools.lru_cache(maxsize=1)  # Runs of one process share their labels and caches.
+def published(
+    name: str,
+    data_dir: str | None,
+    settings: Settings,
+    *,
+    tfds_name: str | None = None,
+    download: bool = False,
+) -> Benchmark:
+    """A published benchmark.
+
+    Args:
+      name: a key of `LAYOUTS`.
+      data_dir: a directory with `train.csv` and `test.csv`; with `tfds_name`, one of TensorFlow
+        Datasets, None for its default.
+      settings: see `Settings`.
+      tfds_name: a builder of TensorFlow Datasets to read in place of the files, with the features
+        `text`, or `title` and `description`, and `label`.
+      download: whether TensorFlow Datasets may fetch what is missing.
+
+    Raises:
+      InputError: data that are not there, or not what they should be.
+    """
+    layout, make_source = LAYOUTS[name], settings.source_maker()
+    if tfds_name is None:
+        assert data_dir is not None
+        train, test = (_read_published(layout, data_dir, x) for x in ("train", "test"))
+    else:
+        _, train, test = read_tfds(
+            tfds_name,
+            data_dir,
+            functools.partial(_read_builder, layout),
+            download=download,
+            folder=f"{tfds_name}/",
+            content=f"text, or title and description, and {len(layout.class_names)} labels",
+        )
+    labels = train[1]
+    return Benchmark(
+        name=name,
+        class_names=layout.class_names,
+        train=make_source(train[0], id_format="train_{:06d}"),
+        train_labels=labels,
+        published_rows=np.arange(len(labels)),
+        num_published=len(labels) if tfds_name else layout.num_published,
+        test=make_source(test[0], id_format="test_{:06d}"),
+        test_labels=test[1],
+        prepare=identity,
+    )
+
+
+def _read_published(layout: Layout, directory: str, split: str) -> tuple[Texts, np.ndarray]:
+    path = pathlib.Path(directory).expanduser() / f"{split}.csv"
+    table = Table(f"{FIELD}data_dir", str(path), header=["class", *layout.columns])
+    numbers = {str(i + 1): i for i in range(len(layout.class_names))}
+    labels = array("i")
+
+    def texts_with_labels() -> Iterator[str]:
+        for line, (number, *parts) in table.rows(["class", *layout.columns]):
+            if number not in numbers:
+                table.fail(f"class is {number!r}, expected 1 to {len(numbers)}", line)
+            labels.append(numbers[str(number)])
+            yield _joined(parts, layout)
+
+    def read() -> Iterator[str]:
+        return (_joined(parts, layout) for _, parts in table.rows(layout.columns))
+
+    texts = Texts.scan(read, texts_with_labels())
+    if not texts.size:
+        table.fail("has no row, expected one for each example")
+    return texts, np.array(labels, np.int32)
+
+
+def _read_builder(layout: Layout, builder: Any, split: str) -> tuple[Texts, np.ndarray]:
+    features = builder.info.features
+    if features["label"].num_classes != len(layout.class_names):
+        raise ValueError(f"{features['label'].num_classes} classes")
+    names = ["text"] if "text" in features else ["title", "description"]
+    columns = read_columns(builder, split, names)
+
+    def read() -> Iterator[str]:
+        for parts in zip(*(columns[name] for name in names), strict=True):
+            yield _joined([part.decode() for part in parts], layout)
+
+    return Texts.scan(read), columns["label"]
+
+
+def _joined(parts: list[str | None], layout: Layout) -> str:
+    text = " ".join(part for part in parts if part)
+    for written, meant in layout.escapes:
+        text = text.replace(written, meant)
+    return text
+
+
+class _Column:
+    """Labels as they are read, each name kept once."""
+
+    def __init__(self) -> None:
+        self._there = False
+        self._numbers = {"": UNKNOWN}
+        self._rows = array("i")
+
+    def append(self, name: str | None) -> None:
+        """None for a row without such a column."""
+        self._there |= name is not None
+        self._rows.append(self._numbers.setdefault(name or "", len(self._numbers) - 1))
+
+    def labels(self) -> Labels | None:
+        """None if no row had the column."""
+        names = tuple(name for name in self._numbers if name)
+        return Labels(names, np.array(self._rows, np.int32)) if self._there else None
+
+
+def _read_own(table: Table, make_source: Callable[..., Source]) -> LabelledFile:
+    """Keeps labels and ids, and where the rows stand; texts are read again when they are needed."""
+    label, checked, given = (_Column() for _ in range(3))
+    ids: list[str | None] = []
+    lines = array("q")
+
+    def texts_with_labels() -> Iterator[str]:
+        optional = ["checked_label", "given_label", "id"]
+        for line, (text, *labels, identifier) in table.rows(["text", "label"], optional):
+            for name, value in (("text", text), ("label", labels[0])):
+                if not value or value.isspace():
+                    table.fail(f"{name} is empty, expected a {name} in each row", line)
+            for column, value in zip((label, checked, given), labels, strict=True):
+                column.append(value)
+            ids.append(identifier)
+            lines.append(line)
+            yield text or ""
+
+    def read() -> Iterator[str]:
+        return (text or "" for _, (text,) in table.rows(["text"]))
+
+    texts = Texts.scan(read, texts_with_labels())
+    labels = label.labels()
+    if labels is None:
+        table.fail("has no row, expected one for each example")
+    return LabelledFile(
+        field=table.field,
+        path=table.path,
+        labels=labels,
+        checked=checked.labels(),
+        given=given.labels(),
+        name_row=lambda row: f"{table.path!r} {table.place(lines[row])}",
+        create_source=functools.partial(make_source, texts, ids=_checked_ids(table, ids, lines)),
+    )
+
+
+def _checked_ids(table: Table, ids: list[str | None], lines: Sequence[int]) -> np.ndarray | None:
+    """Ids `[N]`, each of which is there and there once; None without such a column."""
+    if all(x is None for x in ids):
+        return None
+    array = np.array([x or "" for x in ids])
+    _, first, places = np.unique(array, return_index=True, return_inverse=True)
+    earlier = first[places]  # Of each row the first with its id.
+    for row in np.flatnonzero((array == "") | (earlier != np.arange(len(array))))[:1]:
+        if not array[row]:
+            table.fail("id is empty, expected one in each row, or no such column", lines[row])
+        other = table.place(lines[earlier[row]])
+        table.fail(f"id {ids[row]!r} is that of {other}, too; expected one each", lines[row])
+    return array
