@@ -145,6 +145,11 @@ def _slope(
 
 
 def _is_costly(primitive: Any, *avals: Any, **params: Any) -> bool:
-    """Matrix products, convolutions, and averages over devices."""
-    is_product: bool = jax.checkpoint_policies.dots_saveable(primitive, *avals, **params)
-    return is_product or primitive.name.startswith("psum")
+    """Matrix products, convolutions, and averages over devices.
+
+    Not products with a batch dimension, which are attention's: the weights between all pairs of
+    tokens would be most of what is kept, and are a small part of the work.
+    """
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    is_product: bool = policy(primitive, *avals, **params)
+    return is_product or primitive.name.startswith(("conv_general_dilated", "psum"))

@@ -6,12 +6,21 @@ Flax module that does can be used in its place.
 
 from flax import linen as nn
 
+from mlc_jax.models.bert import Bert, BertConfig
 from mlc_jax.models.label_correction import LabelCorrectionNetwork
 from mlc_jax.models.mlp import MLP
 from mlc_jax.models.resnet import ResNet
 from mlc_jax.models.weight_net import WeightNet
 
-__all__ = ["MLP", "LabelCorrectionNetwork", "ResNet", "WeightNet", "over_axis"]
+__all__ = [
+    "MLP",
+    "Bert",
+    "BertConfig",
+    "LabelCorrectionNetwork",
+    "ResNet",
+    "WeightNet",
+    "over_axis",
+]
 
 
 def over_axis(model: nn.Module, axis_name: str | None) -> nn.Module:
