@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from mlc_jax import build, config, description
 from mlc_jax.core import TrainState
-from mlc_jax.data import Dataset, Subset
+from mlc_jax.data import Dataset, Source, Subset
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.errors import InputError, expect
 from mlc_jax.examples import (
@@ -49,6 +49,7 @@ class Result:
       figures: of the run, as in `results.json`; None where truth or a test set is not there.
       state: the trained state.
       bound: the method's functions.
+      read: inputs as a user has them -> a source of what the classifier was trained on.
     """
 
     labels: np.ndarray
@@ -60,12 +61,18 @@ class Result:
     figures: dict[str, Any]
     state: TrainState
     bound: BoundMethod
+    read: Callable[[Any], Source] = create_source
 
     def predict_proba(self, x: Any, *, batch_size: int = 1000) -> np.ndarray:
-        """The classifier's probabilities `[n, C]` for inputs like those it was trained on."""
+        """The classifier's probabilities `[n, C]` for inputs like those it was trained on.
+
+        Args:
+          x: as in `Examples`; texts for a run of the command that was given texts.
+          batch_size: over all devices.
+        """
         from mlc_jax.training import evaluate
 
-        subset = Subset.whole(create_source(x))
+        subset = Subset.whole(self.read(x))
         labels = np.zeros(len(subset), np.int32)
         reader = evaluate.create_reader([subset], [labels], batch_size=batch_size)
         predict = evaluate.create_predict(self.bound)
@@ -216,7 +223,7 @@ def load(
       InputError: there is no finished run, or it cannot be made again without `method`.
       CheckpointError: its checkpoint cannot be read, or is of another method.
     """
-    from mlc_jax.training import checkpoint, report, stack
+    from mlc_jax.training import checkpoint, encoding, report, stack
     from mlc_jax.training import run as runs
     from mlc_jax.training.workdir import CONFIG_FILE, DATASET_FILE
 
@@ -225,6 +232,7 @@ def load(
         _read_json(path, name) for name in (CONFIG_FILE, DATASET_FILE, report.RESULTS_FILE)
     )
     num_classes = len(sizes["class_names"])
+    read: Callable[[Any], Source] = create_source
     if described.get("made_by") == _FIT:
         settings = {k: v for k, v in described["method"].items() if k != "name"}
         method = method or description.rebuild(settings)
@@ -236,8 +244,12 @@ def load(
     elif method is None:
         complete = config.complete(ConfigDict(described))
         paired = sizes.get("paired", False)  # Of an older workdir it says nothing, and needs not.
+        if complete.model.name == "bert":
+            read = encoding.text_reader(complete, path)
+            complete.model.bert.checkpoint = str(path / encoding.FOLDER)
         method = build.create_method(complete, num_classes, paired=paired)
     assert method is not None
+    method = dataclasses.replace(method, initial_params=None)  # The checkpoint has them all.
     stored = sizes["prepare"]
     bound = method.bind(
         num_noisy=sizes["num_noisy"],
@@ -275,6 +287,7 @@ def load(
         figures=figures,
         state=restored[0],
         bound=bound,
+        read=read,
     )
 
 

@@ -8,11 +8,13 @@ from ml_collections import ConfigDict
 
 from mlc_jax.core import EstimatorSpec
 from mlc_jax.core.optimizers import OptimizerSpec
-from mlc_jax.errors import InputError
+from mlc_jax.errors import InputError, expect
 from mlc_jax.methods import METHODS, BilevelMethod, Method
 from mlc_jax.methods.mlc import MLC
 from mlc_jax.methods.types import TwoPhaseMethod
-from mlc_jax.models import MLP, LabelCorrectionNetwork, ResNet, WeightNet
+from mlc_jax.models import MLP, Bert, LabelCorrectionNetwork, ResNet, WeightNet
+from mlc_jax.models.bert import FROZEN
+from mlc_jax.models.bert_checkpoint import load_config
 
 
 def create_classifier(config: ConfigDict, num_classes: int) -> nn.Module:
@@ -25,11 +27,39 @@ def create_classifier(config: ConfigDict, num_classes: int) -> nn.Module:
             dropout_rate=config.mlp.dropout_rate,
             dtype=dtype,
         )
+    if config.name == "bert":
+        return _create_bert(config, num_classes)
     return ResNet(
         num_classes=num_classes,
         depth=config.resnet.depth,
         dtype=dtype,
         sync_batch_norm=config.resnet.sync_batch_norm,
+    )
+
+
+def _create_bert(config: ConfigDict, num_classes: int) -> nn.Module:
+    """With the whole encoder frozen: the head, which is trained on what the encoder says."""
+    head = tuple(config.mlp.hidden_sizes)
+    if config.bert.num_frozen_layers == -1:
+        return MLP(num_classes, head, config.mlp.dropout_rate, jnp.dtype(config.dtype))
+    shape, rate = load_config(config.bert.checkpoint), config.bert.dropout_rate
+    if rate is not None:
+        shape = dataclasses.replace(shape, dropout_rate=rate, attention_dropout_rate=rate)
+    most = config.bert.num_frozen_layers
+    expect(
+        most <= shape.num_layers,
+        "config.model.bert.num_frozen_layers",
+        most,
+        f"at most {shape.num_layers}, the checkpoint's layers, or -1",
+    )
+    return Bert(
+        shape,
+        num_classes,
+        feature=config.bert.feature,
+        hidden_sizes=head,
+        num_frozen_layers=config.bert.num_frozen_layers,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.bert.remat,
     )
 
 
@@ -88,12 +118,21 @@ def create_method(config: ConfigDict, num_classes: int, *, paired: bool = False)
         settings["inner_loss"] = dataclasses.replace(preset, **chosen)
     if config.method == "meta_weight_net":
         settings["weight_net"] = WeightNet(**config.weight_net)
+    model, tx = (
+        create_classifier(config.model, num_classes),
+        create_optimizer(config, "main_optimizer"),
+    )
+    start = config.model.initial_params
+    if isinstance(model, Bert):
+        start = start or config.model.bert.checkpoint
+        if model.num_frozen_layers:
+            tx = dataclasses.replace(tx, groups=((FROZEN, 0.0, None), *tx.groups))
     return kind(
-        model=create_classifier(config.model, num_classes),
-        tx=create_optimizer(config, "main_optimizer"),
+        model=model,
+        tx=tx,
         num_inner_steps=config.meta_gradient.num_inner_steps,
         mix_clean=config.meta_gradient.mix_clean,
         unroll=config.meta_gradient.unroll,
-        initial_params=config.model.initial_params,
+        initial_params=start,
         **settings,
     )

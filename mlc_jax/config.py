@@ -33,7 +33,8 @@ OVERLAPPING = ("exact", "truncated", "first_order", "approximate")
 BACKWARDS = ("store", "remat", "forward_over_reverse", "two_level")
 OPTIMIZERS = ("sgd", "adam", "amsgrad", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "linear")
-CLASSIFIERS = ("mlp", "resnet")
+CLASSIFIERS = ("mlp", "resnet", "bert")
+BERT_FEATURES = ("mean", "cls", "pooler")
 DTYPES = ("float32", "bfloat16")
 TEXT_BENCHMARKS = ("ag_news", "yelp5", "amazon5", "yahoo")
 OWN_FILES = ("arrays", "text")  # Datasets that a user's files make.
@@ -132,10 +133,7 @@ _DEPTH = Check(
     lambda value: _is_whole(value) and value >= 8 and (value - 2) % 6 == 0,
     "6n + 2 with n >= 1: 8, 14, ...",
 )
-_WIDTHS = Check(
-    lambda value: _are_whole(value) and len(value) > 0,
-    "one or more positive widths, such as (128, 64)",
-)
+_WIDTHS = Check(_are_whole, "positive widths, such as (128, 64)")
 _MILESTONES = Check(
     lambda value: _are_whole(value) and list(value) == sorted(set(value)),
     "whole epochs from 1 on, each later than the one before, such as (80, 100)",
@@ -246,13 +244,17 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "tokenizer": Setting(
                 None,
                 text(),
-                "Texts: a directory with a tokenizer.json, or a name on the Hugging Face hub.",
+                "Texts: a directory with a tokenizer.json, or a name on the Hugging Face hub. None "
+                "is model.bert.checkpoint.",
             ),
             "max_length": Setting(
                 128, whole(8), "Texts: tokens of an input; longer texts are cut off."
             ),
             "cache_dir": Setting(
-                None, text(), "Texts: where tokens are kept; None is ~/.cache/mlc_jax/tokens."
+                None,
+                text(),
+                "Texts: where tokens and a frozen encoder's features are kept; None is "
+                "~/.cache/mlc_jax.",
             ),
             "standardize": Setting(
                 False,
@@ -304,7 +306,7 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
     (
         "model",
         {
-            "name": Setting("resnet", one_of(*CLASSIFIERS), "mlp, resnet."),
+            "name": Setting("resnet", one_of(*CLASSIFIERS), "mlp, resnet, bert (texts)."),
             "dtype": Setting("float32", one_of(*DTYPES), "Of the computation. Params are float32."),
             "initial_params": Setting(
                 None,
@@ -329,8 +331,44 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
     (
         "model.mlp",
         {
-            "hidden_sizes": Setting((128, 64), _WIDTHS, "Widths; the last one is the features'."),
+            "hidden_sizes": Setting(
+                (128, 64),
+                _WIDTHS,
+                "Widths; the last one is the features'. Of bert's head, too: () is none.",
+            ),
             "dropout_rate": Setting(0.0, number(0, 0.99), "Of the hidden activations."),
+        },
+    ),
+    (
+        "model.bert",
+        {
+            "checkpoint": Setting(
+                None,
+                text(),
+                "Pretrained BERT, RoBERTa or DistilBERT: a directory with config.json, "
+                "model.safetensors and tokenizer.json, or a name on the Hugging Face hub.",
+            ),
+            "feature": Setting(
+                "mean",
+                one_of(*BERT_FEATURES),
+                "What it says of a text: mean of the last layer's tokens, cls (the first of them), "
+                "pooler.",
+            ),
+            "num_frozen_layers": Setting(
+                0,
+                whole(-1),
+                "N: the embeddings and the first N layers stay as they are. -1: the whole encoder, "
+                "whose features are then computed once, and model.mlp is trained on them.",
+            ),
+            "dropout_rate": Setting(
+                None,
+                optional(number(0, 0.99)),
+                "Of the encoder in training, attention included; None is the checkpoint's own.",
+                kind=float,
+            ),
+            "remat": Setting(
+                False, flag(), "Compute each layer's activations again in the backward pass."
+            ),
         },
     ),
     (
@@ -747,7 +785,10 @@ def _texts(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
     """What texts need, and what is for them alone."""
     name, directory = values["dataset.name"], values["dataset.data_dir"]
     builder, is_benchmark = values["dataset.tfds_name"], name in TEXT_BENCHMARKS
-    is_text = is_benchmark or name == "text"
+    is_text, is_bert = is_benchmark or name == "text", values["model.name"] == "bert"
+    frozen = values["model.bert.num_frozen_layers"] == -1
+    mixes = values["method"] in ("robust_mlc", "self_training")
+    mixup = values["inner_loss.mixup"]
     return [
         (
             "dataset.tfds_name",
@@ -759,15 +800,24 @@ def _texts(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
             bool(directory or builder) or not is_benchmark,
             "a directory with the published train.csv and test.csv",
         ),
+        ("model.name", is_bert == is_text, "bert for texts, and another for anything else"),
         (
-            "dataset.tokenizer",
-            bool(values["dataset.tokenizer"]) or not is_text,
-            "a directory with a tokenizer.json, or a name on the Hugging Face hub",
+            "model.bert.checkpoint",
+            bool(values["model.bert.checkpoint"]) or not is_bert,
+            "a directory with config.json, model.safetensors and tokenizer.json, or a name on the "
+            "Hugging Face hub",
+        ),
+        (
+            "inner_loss.mixup",
+            not is_text or frozen or mixup == 0 or (mixup is None and not mixes),
+            "0 with tokens, which cannot be mixed; with model.bert.num_frozen_layers=-1 features "
+            "are",
         ),
         (
             "noise.type",
-            not is_text or values["noise.type"] != "instance",
-            "another: tokens are no vector of features",
+            not is_text or frozen or values["noise.type"] != "instance",
+            "another: tokens are no vector of features; those of a frozen encoder are "
+            "(model.bert.num_frozen_layers=-1)",
         ),
     ]
 

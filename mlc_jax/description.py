@@ -22,6 +22,8 @@ _OWN = {
         EstimatorSpec,
         InnerLoss,
         OptimizerSpec,
+        models.Bert,
+        models.BertConfig,
         models.LabelCorrectionNetwork,
         models.MLP,
         models.ResNet,

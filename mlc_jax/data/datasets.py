@@ -15,6 +15,7 @@ from mlc_jax.data.benchmarks import Benchmark
 from mlc_jax.data.own import OwnData
 from mlc_jax.data.source import UNKNOWN, Source, Subset, read_rows
 from mlc_jax.data.splits import Rows, split_rows
+from mlc_jax.data.tokens import TokenSource
 from mlc_jax.errors import InputError
 
 # Streams of the seeds, so that equal seeds for different purposes do not draw the same numbers.
@@ -87,8 +88,12 @@ class Dataset:
         return hashlib.blake2b("\n".join(texts).encode(), digest_size=8).hexdigest()
 
 
-def load(config: ConfigDict) -> Dataset:
+def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = None) -> Dataset:
     """Builds the dataset of `config.dataset` and `config.noise`; a pure function of the two.
+
+    Args:
+      config: see `mlc_jax.config`.
+      encode: from the tokens of texts to what is trained on; None keeps tokens.
 
     Raises:
       InputError: naming the field or file, what was given and what would be right.
@@ -96,7 +101,8 @@ def load(config: ConfigDict) -> Dataset:
     c = config.dataset
     if c.name == "digits":
         return _corrupted(benchmarks.digits(), config)
-    tokens = text_files.Settings(c.tokenizer, c.max_length, c.cache_dir)
+    tokenizer = c.tokenizer or config.model.bert.checkpoint
+    tokens = text_files.Settings(tokenizer, c.max_length, c.cache_dir, encode)
     if c.name in text_files.LAYOUTS:
         benchmark = text_files.published(
             c.name, c.data_dir, tokens, tfds_name=c.tfds_name, download=c.download

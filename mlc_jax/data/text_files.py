@@ -13,7 +13,7 @@ from mlc_jax.data.benchmarks import Benchmark, read_columns, read_tfds
 from mlc_jax.data.own import FIELD, LabelledFile, Labels, OwnData, combine
 from mlc_jax.data.source import UNKNOWN, Source
 from mlc_jax.data.tables import Table
-from mlc_jax.data.tokens import Texts, Tokenizer, create_source
+from mlc_jax.data.tokens import Texts, Tokenizer, TokenSource, create_source
 
 _STARS = ("1 star", "2 stars", "3 stars", "4 stars", "5 stars")
 # The README of the published files knows \n alone; reviews have \" as well. In AG News no backslash
@@ -61,18 +61,28 @@ LAYOUTS = {
 
 
 class Settings(NamedTuple):
-    """How texts become tokens; see `tokens.create_source`."""
+    """How texts become tokens, see `tokens.create_source`, and what is trained on in their place.
+
+    Attributes:
+      encode: from a source of tokens to the one that is read.
+    """
 
     tokenizer: str
     max_length: int
     cache_dir: str | None
+    encode: Callable[[TokenSource], Source] | None = None
 
     def source_maker(self) -> Callable[..., Source]:
-        """`tokens.create_source` of (texts, ids or id_format); reads the tokenizer at once."""
+        """(texts, ids or id_format) -> what is read; the tokenizer is loaded at once."""
         tokenizer = Tokenizer.load(self.tokenizer)
-        return functools.partial(
-            create_source, tokenizer=tokenizer, max_length=self.max_length, cache_dir=self.cache_dir
-        )
+
+        def make(texts: Texts, **names: Any) -> Source:
+            source = create_source(
+                texts, tokenizer, max_length=self.max_length, cache_dir=self.cache_dir, **names
+            )
+            return source if self.encode is None else self.encode(source)
+
+        return make
 
 
 def load(

@@ -35,8 +35,7 @@ from mlc_jax.core import (
 )
 from mlc_jax.core.optimizers import Optimizer
 from mlc_jax.errors import expect
-from mlc_jax.models import over_axis
-from mlc_jax.models.pretrained import load_params
+from mlc_jax.models import initial_params, over_axis
 
 Prepare = Callable[[Inputs], Inputs]
 # (state, inputs [B, ...] as stored) -> (logits [B, C], evidence), in evaluation mode.
@@ -209,8 +208,9 @@ class Method(abc.ABC):
         outer loss. Without it the whole clean batch is the outer loss.
       unroll: inner steps that one turn of the compiled loop holds. 0 chooses: k for convolutions on
         CPU, where XLA runs their gradients in a loop body on a slow path; 1 otherwise.
-      initial_params: a `.safetensors` file of parameters to start from, see `models.pretrained`;
-        what it does not have starts at random. Methods that train twice start from it twice.
+      initial_params: a `.safetensors` file of parameters to start from, see `models.pretrained`,
+        or for a `Bert` a checkpoint as Hugging Face stores them; what it does not have starts at
+        random. Methods that train twice start from it twice.
     """
 
     name: ClassVar[str]
@@ -260,7 +260,7 @@ class Method(abc.ABC):
             tx=self.tx,
             stride=self.stride,
             unroll=self.unroll,
-            loaded=load_params(self.initial_params) if self.initial_params else {},
+            loaded=initial_params(self.model, self.initial_params),
             num_noisy=num_noisy,
             num_classes=num_classes,
             steps_per_epoch=steps_per_epoch,

@@ -4,11 +4,14 @@ Every classifier maps `inputs [B, ...]` to `(logits [B, C], features [B, F])` an
 Flax module that does can be used in its place.
 """
 
+import numpy as np
 from flax import linen as nn
 
 from mlc_jax.models.bert import Bert, BertConfig
+from mlc_jax.models.bert_checkpoint import bert_params, load_bert
 from mlc_jax.models.label_correction import LabelCorrectionNetwork
 from mlc_jax.models.mlp import MLP
+from mlc_jax.models.pretrained import load_params
 from mlc_jax.models.resnet import ResNet
 from mlc_jax.models.weight_net import WeightNet
 
@@ -19,8 +22,26 @@ __all__ = [
     "LabelCorrectionNetwork",
     "ResNet",
     "WeightNet",
+    "initial_params",
     "over_axis",
 ]
+
+
+def initial_params(model: nn.Module, source: str | None) -> dict[str, np.ndarray]:
+    """Parameters to start from, by path; see `pretrained.with_initial`.
+
+    Args:
+      model: a `Bert` also starts from a checkpoint as Hugging Face stores them.
+      source: a `.safetensors` file; for a `Bert` also a directory, or a name on the hub.
+
+    Raises:
+      InputError: it cannot be read, or is of another kind of model.
+    """
+    if source is None:
+        return {}
+    if isinstance(model, Bert) and not source.endswith(".safetensors"):
+        return bert_params(model, load_bert(source)[1])
+    return load_params(source)
 
 
 def over_axis(model: nn.Module, axis_name: str | None) -> nn.Module:

@@ -17,6 +17,7 @@ from mlc_jax.errors import InputError, expect
 from mlc_jax.models.mlp import MLP
 
 FEATURES = ("mean", "cls", "pooler")
+FROZEN = "encoder/frozen_"  # What paths of frozen parameters begin with.
 # Names as in Hugging Face's configs.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),

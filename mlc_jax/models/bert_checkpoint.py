@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -101,6 +102,28 @@ def load_bert(source: str | os.PathLike[str]) -> tuple[BertConfig, dict[str, np.
         return config, _arranged(_read_weights(directory), config, settings["model_type"])
     except InputError as error:
         raise InputError(f"BERT {os.fspath(source)!r}: {error}") from error
+
+
+def load_config(source: str | os.PathLike[str]) -> BertConfig:
+    """The shape alone; arguments and errors as for `load_bert`."""
+    try:
+        return BertConfig.from_json(_read_json(_directory(os.fspath(source)) / _CONFIG))
+    except InputError as error:
+        raise InputError(f"BERT {os.fspath(source)!r}: {error}") from error
+
+
+def copy_checkpoint(
+    source: str | os.PathLike[str], directory: str | os.PathLike[str], *, weights: bool
+) -> None:
+    """Copies `config.json`, and the weights if they are wanted, for `load_bert` to read there."""
+    place = _directory(os.fspath(source))
+    shards = [_INDEX, *(path.name for path in place.glob(_SHARDS))]
+    files = [_WEIGHTS] if (place / _WEIGHTS).exists() else shards
+    for name in [
+        *(files if weights else []),
+        _CONFIG,
+    ]:  # The shape last: it says that all is there.
+        shutil.copyfile(place / name, pathlib.Path(directory) / name)
 
 
 def bert_params(model: Bert, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mlc_jax import config as settings
 from mlc_jax.core import TrainState
 from mlc_jax.errors import InputError, NonFiniteLossError
-from mlc_jax.training import checkpoint, report, stack
+from mlc_jax.training import checkpoint, encoding, report, stack
 from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.loop import Loop
 from mlc_jax.training.preemption import PreemptionFlag, sigterm_noticed
@@ -79,6 +79,9 @@ def train_together(
     results: dict[str, dict[str, Any] | NonFiniteLossError] = {}
     with contextlib.ExitStack() as contexts:
         paths = [contexts.enter_context(locked_workdir(workdir)) for workdir in runs]
+        if len(built) == 1 and jax.process_index() == 0:
+            (config,) = runs.values()
+            encoding.save(config, built[0].dataset, paths[0])
         recorders, _, predictions = train_runs(
             built, paths, formerly=settings.formerly(), show_progress=show_progress
         )

@@ -1,0 +1,218 @@
+"""Texts as a frozen encoder sees them: computed once, kept in a file, trained on in their place."""
+
+import functools
+import hashlib
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from flax import traverse_util
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from mlc_jax.data import Dataset
+from mlc_jax.data.source import ArraySource, Source, read_rows
+from mlc_jax.data.tokens import Texts, Tokenizer, TokenSource, create_source
+from mlc_jax.errors import InputError, expect
+from mlc_jax.models.bert import Bert, BertConfig
+from mlc_jax.models.bert_checkpoint import bert_params, copy_checkpoint, load_bert, load_config
+
+CACHE_DIR = "~/.cache/mlc_jax"
+FOLDER = "encoder"  # In a workdir: what it takes to read texts later.
+
+_BATCH = 64  # Texts at once, on one device.
+_STEP = 16  # Lengths are rounded up to a multiple of it: few programs, little padding.
+
+
+class FrozenEncoder:
+    """Token sources to sources of features.
+
+    Args:
+      checkpoint: a directory or a name on the Hugging Face hub, see `load_bert`.
+      feature: see `Bert`.
+      dtype: of the computation.
+      cache_dir: where features are kept, in `features`; None is `CACHE_DIR`.
+
+    Attributes:
+      fingerprint: of weights, feature and dtype.
+
+    Raises:
+      InputError: the checkpoint cannot be read, or has no such feature.
+    """
+
+    def __init__(
+        self, checkpoint: str, *, feature: str = "mean", dtype: str = "float32",
+        cache_dir: str | None = None,
+    ):  # fmt: skip
+        shape, weights = load_bert(checkpoint)
+        self.model = Bert(shape, 1, feature=feature, num_frozen_layers=-1, dtype=dtype)
+        params = bert_params(self.model, weights)
+        self._params = jax.device_put(traverse_util.unflatten_dict(params, sep="/"))
+        self._cache = pathlib.Path(cache_dir or CACHE_DIR).expanduser() / "features"
+        digest = hashlib.blake2b(f"{shape} {feature} {dtype}".encode(), digest_size=16)
+        for name in sorted(params):
+            digest.update(np.ascontiguousarray(params[name]).data)
+        self.fingerprint = digest.hexdigest()
+
+        def encode(params: Any, inputs: Any) -> jax.Array:
+            encode = functools.partial(self.model.apply, train=False, method="encode")
+            outputs: Any = encode({"params": params}, inputs)
+            pooled: jax.Array = outputs[1]
+            return pooled
+
+        self._encode = jax.jit(encode)
+
+    def __call__(self, source: TokenSource) -> "EncodedSource":
+        """Features `[N, H]` float32 of all texts, from the cache if it has them.
+
+        They are written beside their place and moved there when they are whole.
+
+        Raises:
+          InputError: the tokens are not this encoder's, or the cache cannot be written.
+        """
+        check_tokens(source, self.model.config)
+        key = f"{source.fingerprint()} {self.fingerprint}"
+        key = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+        path = self._cache / f"{key}.npy"
+        if _opened(path, len(source)) is None:
+            try:
+                self._cache.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(".part", dir=self._cache) as part:
+                    file = pathlib.Path(part) / path.name
+                    np.save(file, self.encode(source))
+                    file.replace(path)
+            except OSError as error:
+                raise InputError(
+                    f"config.dataset.cache_dir: cannot write to {str(self._cache)!r} "
+                    f"({error.strerror}); expected a directory with room that this user may write "
+                    "to"
+                ) from error
+        features = _opened(path, len(source))
+        assert features is not None
+        return EncodedSource(features, source, key)
+
+    def encode(self, source: TokenSource) -> np.ndarray:
+        """Features `[N, H]` float32, computed; the longest texts first."""
+        size, longest = self.model.config.hidden_size, int(source.lengths.max())
+        features = np.empty((len(source), size), np.float32)
+        order = np.argsort(-source.lengths, kind="stable")
+        bar = tqdm(total=len(order), desc="Encoding", unit=" texts", disable=None, delay=2)
+        with bar:
+            for start in range(0, len(order), _BATCH):
+                rows = order[start : start + _BATCH]
+                filled = np.resize(rows, _BATCH)  # One shape for the last batch, too.
+                length = -(-int(source.lengths[rows[0]]) // _STEP) * _STEP
+                tokens = read_rows(source, filled)
+                cut = jax.tree.map(lambda x: x[:, : max(1, min(length, longest))], tokens)  # noqa: B023
+                features[rows] = np.asarray(self._encode(self._params, cut))[: len(rows)]
+                bar.update(len(rows))
+        return features
+
+
+class EncodedSource(ArraySource):
+    """Features of texts; names and fingerprint are the texts'.
+
+    Attributes:
+      tokenizer: of the texts.
+    """
+
+    def __init__(self, features: np.ndarray, source: TokenSource, fingerprint: str):
+        super().__init__(features)
+        self.tokenizer, self._source, self._key = source.tokenizer, source, fingerprint
+
+    def ids(self, rows: np.ndarray) -> np.ndarray:
+        return self._source.ids(rows)
+
+    def fingerprint(self) -> str:
+        return self._key
+
+
+def frozen_encoder(config: ConfigDict) -> FrozenEncoder | None:
+    """That of a config, if it has one: a BERT that is frozen as a whole."""
+    model = config.model
+    if model.name != "bert" or model.bert.num_frozen_layers != -1:
+        return None
+    return _load(model.bert.checkpoint, model.bert.feature, model.dtype, config.dataset.cache_dir)
+
+
+@functools.lru_cache(maxsize=1)  # Runs of one process share it, and the features it made.
+def _load(checkpoint: str, feature: str, dtype: str, cache_dir: str | None) -> FrozenEncoder:
+    return FrozenEncoder(checkpoint, feature=feature, dtype=dtype, cache_dir=cache_dir)
+
+
+def check_dataset(config: ConfigDict, dataset: Dataset) -> None:
+    """Raises InputError where a trained BERT has no row for a token or a position of the texts."""
+    subsets = (dataset.noisy, dataset.clean, dataset.validation, dataset.test)
+    sources = [subset.source for subset in subsets if subset is not None]
+    for source in sources:
+        if isinstance(source, TokenSource):
+            check_tokens(source, load_config(config.model.bert.checkpoint))
+
+
+def save(config: ConfigDict, dataset: Dataset, workdir: epath.Path) -> None:
+    """Copies tokenizer and shape of an encoder into a workdir, and a frozen one's weights.
+
+    They are in `FOLDER`, and read by `text_reader`. A trained encoder's weights are in the run's
+    checkpoint. Nothing is done for runs without texts.
+    """
+    source = dataset.clean.source
+    if not isinstance(source, TokenSource | EncodedSource):
+        return
+    folder = pathlib.Path(workdir / FOLDER)
+    if (folder / "config.json").exists():  # Which is copied last.
+        return
+    folder.mkdir(exist_ok=True)
+    source.tokenizer.save(folder / "tokenizer.json")
+    frozen = isinstance(source, EncodedSource)
+    copy_checkpoint(config.model.bert.checkpoint, folder, weights=frozen)
+
+
+def text_reader(config: ConfigDict, workdir: epath.Path) -> Callable[[Any], Source]:
+    """Texts -> what a run's classifier reads of them, from what `save` left in its workdir."""
+    folder = str(workdir / FOLDER)
+    tokenizer = Tokenizer.load(folder, "workdir")
+    bert, length = config.model.bert, config.dataset.max_length
+    encoder = None
+    if bert.num_frozen_layers == -1:
+        encoder = FrozenEncoder(folder, feature=bert.feature, dtype=config.model.dtype)
+
+    def read(texts: Any) -> Source:
+        texts = [str(text) for text in texts]
+        with tempfile.TemporaryDirectory() as cache:
+            source = create_source(
+                Texts.scan(lambda: texts), tokenizer, max_length=length, cache_dir=cache
+            )
+        return source if encoder is None else ArraySource(encoder.encode(source))
+
+    return read
+
+
+def check_tokens(source: TokenSource, shape: BertConfig) -> None:
+    """Raises InputError unless an encoder has a row for every token and every position."""
+    vocab_size, rows = source.tokenizer.vocab_size, shape.vocab_size
+    expect(
+        vocab_size <= rows,
+        "config.dataset.tokenizer",
+        f"{vocab_size} ids",
+        f"at most {rows}, the rows of the checkpoint's embedding: its own tokenizer",
+    )
+    length = int(source.lengths.max())
+    expect(
+        length <= shape.max_length,
+        "config.dataset.max_length",
+        f"texts of {length} tokens",
+        f"at most {shape.max_length}, the positions of the checkpoint",
+    )
+
+
+def _opened(path: pathlib.Path, size: int) -> np.ndarray | None:
+    """The features, or None where they are not there or were cut off."""
+    try:
+        features: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return features if features.ndim == 2 and len(features) == size else None
