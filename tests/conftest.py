@@ -167,6 +167,32 @@ def trained(tmp_path_factory, tiny_config, compilation_cache):
     return get
 
 
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory):
+    """A directory with a WordPiece tokenizer of letters and a few words, `tokenizer.json`.
+
+    Like MiniLM's it asks for padding and truncation to 128 ids.
+    """
+    import string
+
+    import tokenizers
+    from tokenizers import models, normalizers, pre_tokenizers, processors
+
+    letters = string.ascii_lowercase + string.digits + string.punctuation
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "news", "text", *letters]
+    vocab = {word: i for i, word in enumerate([*words, *(f"##{x}" for x in letters)])}
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = [(word, vocab[word]) for word in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, special)
+    tokenizer.enable_padding(length=128)
+    tokenizer.enable_truncation(128)
+    directory = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return str(directory)
+
+
 @pytest.fixture
 def load_program():
     """(module) -> a program, imported anew.
