@@ -35,9 +35,10 @@ OPTIMIZERS = ("sgd", "adam", "amsgrad", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "linear")
 CLASSIFIERS = ("mlp", "resnet")
 DTYPES = ("float32", "bfloat16")
+CIFAR = ("cifar10", "cifar100")
 TEXT_BENCHMARKS = ("ag_news", "yelp5", "amazon5", "yahoo")
 OWN_FILES = ("arrays", "text")  # Datasets that a user's files make.
-DATASETS = ("digits", "cifar10", "cifar100", *TEXT_BENCHMARKS, *OWN_FILES)
+DATASETS = ("digits", *CIFAR, *TEXT_BENCHMARKS, *OWN_FILES)
 NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human", "none")
 
 _INFINITY = float("inf")
@@ -655,9 +656,8 @@ def _relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tupl
         ),
         (
             "dataset.standardize",
-            not values["dataset.standardize"] or values["dataset.name"] in ("arrays", "digits"),
-            "False for images, which are normalised by their published mean and deviation, and for "
-            "texts",
+            not values["dataset.standardize"] or values["dataset.name"] not in CIFAR,
+            "False for images: they are normalised by their published mean and deviation",
         ),
         (
             "meta_optimizer.normalize",
@@ -762,6 +762,11 @@ def _texts(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
             "dataset.tokenizer",
             bool(values["dataset.tokenizer"]) or not is_text,
             "a directory with a tokenizer.json, or a name on the Hugging Face hub",
+        ),
+        (
+            "dataset.standardize",
+            not is_text or not values["dataset.standardize"],
+            "False for texts: their inputs are the numbers of tokens",
         ),
         (
             "noise.type",

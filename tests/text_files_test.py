@@ -504,8 +504,8 @@ def test_published_files_that_are_not_there(load, tmp_path):
         ),
         (
             {"data": "x.csv", "standardize": True},
-            "dataset.standardize: got True, expected False for images, which are normalised by "
-            "their published mean and deviation, and for texts",
+            "dataset.standardize: got True, expected False for texts: their inputs are the numbers "
+            "of tokens",
         ),
         (
             {"data": "x.csv", "max_length": 7},
