@@ -36,9 +36,10 @@ SCHEDULES = ("constant", "step", "cosine", "linear")
 CLASSIFIERS = ("mlp", "resnet", "bert")
 BERT_FEATURES = ("mean", "cls", "pooler")
 DTYPES = ("float32", "bfloat16")
+CIFAR = ("cifar10", "cifar100")
 TEXT_BENCHMARKS = ("ag_news", "yelp5", "amazon5", "yahoo")
 OWN_FILES = ("arrays", "text")  # Datasets that a user's files make.
-DATASETS = ("digits", "cifar10", "cifar100", *TEXT_BENCHMARKS, *OWN_FILES)
+DATASETS = ("digits", *CIFAR, *TEXT_BENCHMARKS, *OWN_FILES)
 NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human", "none")
 
 _INFINITY = float("inf")
@@ -694,9 +695,8 @@ def _relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tupl
         ),
         (
             "dataset.standardize",
-            not values["dataset.standardize"] or values["dataset.name"] in ("arrays", "digits"),
-            "False for images, which are normalised by their published mean and deviation, and for "
-            "texts",
+            not values["dataset.standardize"] or values["dataset.name"] not in CIFAR,
+            "False for images: they are normalised by their published mean and deviation",
         ),
         (
             "meta_optimizer.normalize",
@@ -812,6 +812,11 @@ def _texts(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
             not is_text or frozen or mixup == 0 or (mixup is None and not mixes),
             "0 with tokens, which cannot be mixed; with model.bert.num_frozen_layers=-1 features "
             "are",
+        ),
+        (
+            "dataset.standardize",
+            not is_text or not values["dataset.standardize"],
+            "False for texts: their inputs are the numbers of tokens",
         ),
         (
             "noise.type",

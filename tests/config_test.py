@@ -47,7 +47,11 @@ ARRAYS = "dataset.data=FILE, or both dataset.noisy=FILE and dataset.clean=FILE"
 # Field, value, what the message expects. Batches are of eight devices.
 BAD_VALUES = [
     ("method", "mcl", f"one of {', '.join(METHODS)}"),
-    ("dataset.name", "mnist", "one of digits, cifar10, cifar100, arrays"),
+    (
+        "dataset.name",
+        "mnist",
+        "one of digits, cifar10, cifar100, ag_news, yelp5, amazon5, yahoo, arrays, text",
+    ),
     ("noise.type", "gauss", "one of uniform, flip, flip_any, instance, human, none"),
     ("lcn.form", "matrix", "one of network, posterior, both, or None"),
     ("lcn.pair_weight", -1.0, f"{NOT_NEGATIVE}, or None"),
@@ -266,6 +270,7 @@ def test_value_of_another_type(tiny_config, field, value, expected):
 def test_no_field_can_be_none_but_where_data_and_labels_are(tiny_config):
     nullable = {
         *(f"dataset.{name}" for name in ("data_dir", "data", "noisy", "clean", "test")),
+        *(f"dataset.{name}" for name in ("tfds_name", "tokenizer", "cache_dir")),
         "noise.file", "noise.key", "model.initial_params",
         # Where each method has its own default.
         "lcn.pair_weight",

@@ -61,7 +61,7 @@ class Table:
         except UnicodeDecodeError:
             self._fail_at_bytes()
         except OSError as error:
-            self.fail(f"cannot be read ({error.strerror or error})")
+            self.fail(f"cannot be read ({error.strerror or _line(error)})")
 
     def fail(self, problem: str, number: int | None = None) -> NoReturn:
         """Raises an InputError on the file, or on one of its rows."""
@@ -144,8 +144,8 @@ class Table:
                     for row in range(batch.num_rows):
                         number += 1
                         yield number, [None if x is None else x[row] or "" for x in columns]
-        except pyarrow.ArrowException as error:
-            self.fail(f"is no readable Parquet file ({str(error).splitlines()[0]})")
+        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+            self.fail(f"is no readable Parquet file ({_line(error)})")
 
     def _check_type(self, name: str, stored: Any) -> None:
         from pyarrow import types
@@ -211,6 +211,10 @@ def _names(columns: Sequence[str]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _is_unicode(value: str | None) -> bool:

@@ -14,6 +14,7 @@ from mlc_jax.data.own import FIELD, LabelledFile, Labels, OwnData, combine
 from mlc_jax.data.source import UNKNOWN, Source
 from mlc_jax.data.tables import Table
 from mlc_jax.data.tokens import Texts, Tokenizer, TokenSource, create_source
+from mlc_jax.errors import InputError
 
 _STARS = ("1 star", "2 stars", "3 stars", "4 stars", "5 stars")
 # The README of the published files knows \n alone; reviews have \" as well. In AG News no backslash
@@ -136,7 +137,14 @@ def published(
     layout, make_source = LAYOUTS[name], settings.source_maker()
     if tfds_name is None:
         assert data_dir is not None
-        train, test = (_read_published(layout, data_dir, x) for x in ("train", "test"))
+        files = [pathlib.Path(data_dir).expanduser() / f"{x}.csv" for x in ("train", "test")]
+        for file in files:
+            if not file.is_file():
+                raise InputError(
+                    f"{FIELD}data_dir: no file {str(file)!r}; expected the train.csv and test.csv "
+                    f"of the published {name}"
+                )
+        train, test = (_read_published(layout, str(file)) for file in files)
     else:
         _, train, test = read_tfds(
             tfds_name,
@@ -160,9 +168,8 @@ def published(
     )
 
 
-def _read_published(layout: Layout, directory: str, split: str) -> tuple[Texts, np.ndarray]:
-    path = pathlib.Path(directory).expanduser() / f"{split}.csv"
-    table = Table(f"{FIELD}data_dir", str(path), header=["class", *layout.columns])
+def _read_published(layout: Layout, path: str) -> tuple[Texts, np.ndarray]:
+    table = Table(f"{FIELD}data_dir", path, header=["class", *layout.columns])
     numbers = {str(i + 1): i for i in range(len(layout.class_names))}
     labels = array("i")
 
