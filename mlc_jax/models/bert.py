@@ -253,7 +253,7 @@ class _Encoder(nn.Module):
         expect(
             isinstance(inputs, Mapping) and {"input_ids", "attention_mask"} <= set(inputs),
             "inputs",
-            sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__,
+            sorted(inputs) if isinstance(inputs, Mapping) else "an array",
             "a dict with input_ids and attention_mask",
         )
         length, most = inputs["input_ids"].shape[1], self.config.max_length
