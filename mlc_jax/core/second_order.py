@@ -145,11 +145,16 @@ def _slope(
 
 
 def _is_costly(primitive: Any, *avals: Any, **params: Any) -> bool:
-    """Matrix products, convolutions, and averages over devices.
+    """Matrix products, convolutions, averages over devices, and what a model gives a name.
 
     Not products with a batch dimension, which are attention's: the weights between all pairs of
-    tokens would be most of what is kept, and are a small part of the work.
+    tokens would be most of what is kept, and are a small part of the work. A model names, by
+    `checkpoint_name`, what no gradient passes through and much was computed for.
     """
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     is_product: bool = policy(primitive, *avals, **params)
-    return is_product or primitive.name.startswith(("conv_general_dilated", "psum"))
+    return (
+        is_product
+        or primitive.name in ("conv_general_dilated", "name")
+        or primitive.name.startswith("psum")
+    )

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from mlc_jax.errors import InputError, expect
@@ -108,17 +109,22 @@ class BertConfig:
         """Reads what a Hugging Face `config.json` holds.
 
         Args:
-          settings: the file's content; `model_type` is one of bert, roberta and distilbert.
+          settings: the file's content; `model_type` is one of bert, roberta and distilbert. Old files
+          leave `layer_norm_eps` to its default.
 
         Raises:
           InputError: a field is missing, or asks for what this encoder cannot do.
         """
-        model_type = settings.get("model_type")
+        model_type = settings.get("model_type", "bert")  # Left out when there was no other.
         expect(model_type in _NAMES, "config.json: model_type", model_type, f"one of {[*_NAMES]}")
         for name, value in _FIXED.items():
             expect(settings.get(name, value) == value, f"config.json: {name}", settings.get(name),
                    f"{value!r}: no other is supported")  # fmt: skip
-        names = _NAMES[str(model_type)]
+        names = {
+            field: name
+            for field, name in _NAMES[str(model_type)].items()
+            if field != "layer_norm_eps" or name in settings
+        }
         missing = [name for name in names.values() if name not in settings]
         if missing:
             raise InputError(f"config.json: {', '.join(missing)} missing, expected a value of each")
@@ -217,6 +223,8 @@ class _Encoder(nn.Module):
         x = part(_Embeddings, "embeddings", frozen=num_frozen > 0)(inputs)
         if num_frozen:
             x, _ = part(_stack(_Layer, num_frozen), "layers", frozen=True)(x, mask)
+            # Whoever computes activations again in a backward pass keeps these: see `second_order`.
+            x = checkpoint_name(x, "frozen")
         if num_trained:
             layer = nn.remat(_Layer, prevent_cse=False) if self.remat else _Layer
             x, _ = part(_stack(layer, num_trained), "layers", frozen=False)(x, mask)
@@ -254,7 +262,7 @@ class _Encoder(nn.Module):
         expect(
             isinstance(inputs, Mapping) and {"input_ids", "attention_mask"} <= set(inputs),
             "inputs",
-            sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__,
+            sorted(inputs) if isinstance(inputs, Mapping) else "an array",
             "a dict with input_ids and attention_mask",
         )
         length, most = inputs["input_ids"].shape[1], self.config.max_length

@@ -99,7 +99,8 @@ def load_bert(source: str | os.PathLike[str]) -> tuple[BertConfig, dict[str, np.
         directory = _directory(os.fspath(source))
         settings = _read_json(directory / _CONFIG)
         config = BertConfig.from_json(settings)
-        return config, _arranged(_read_weights(directory), config, settings["model_type"])
+        model_type = settings.get("model_type", "bert")
+        return config, _arranged(_read_weights(directory), config, model_type)
     except InputError as error:
         raise InputError(f"BERT {os.fspath(source)!r}: {error}") from error
 
