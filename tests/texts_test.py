@@ -234,7 +234,7 @@ def test_instance_noise_wants_features(kind, ok):
     if ok:
         validate(config)
         return
-    with pytest.raises(InputError, match="noise.type: got 'instance', expected another: tokens"):
+    with pytest.raises(InputError, match=r"noise\.type: got 'instance', expected another: tokens"):
         validate(config)
 
 

@@ -109,8 +109,8 @@ class BertConfig:
         """Reads what a Hugging Face `config.json` holds.
 
         Args:
-          settings: the file's content; `model_type` is one of bert, roberta and distilbert. Old files
-          leave `layer_norm_eps` to its default.
+          settings: the file's content; `model_type` is one of bert, roberta and distilbert. Old
+            files leave `layer_norm_eps` to its default.
 
         Raises:
           InputError: a field is missing, or asks for what this encoder cannot do.
