@@ -135,25 +135,7 @@ def published(
       InputError: data that are not there, or not what they should be.
     """
     layout, make_source = LAYOUTS[name], settings.source_maker()
-    if tfds_name is None:
-        assert data_dir is not None
-        files = [pathlib.Path(data_dir).expanduser() / f"{x}.csv" for x in ("train", "test")]
-        for file in files:
-            if not file.is_file():
-                raise InputError(
-                    f"{FIELD}data_dir: no file {str(file)!r}; expected the train.csv and test.csv "
-                    f"of the published {name}"
-                )
-        train, test = (_read_published(layout, str(file)) for file in files)
-    else:
-        _, train, test = read_tfds(
-            tfds_name,
-            data_dir,
-            functools.partial(_read_builder, layout),
-            download=download,
-            folder=f"{tfds_name}/",
-            content=f"text, or title and description, and {len(layout.class_names)} labels",
-        )
+    train, test = read_published(name, data_dir, tfds_name=tfds_name, download=download)
     labels = train[1]
     return Benchmark(
         name=name,
@@ -166,6 +148,36 @@ def published(
         test_labels=test[1],
         prepare=identity,
     )
+
+
+def read_published(
+    name: str, data_dir: str | None, *, tfds_name: str | None = None, download: bool = False
+) -> tuple[tuple[Texts, np.ndarray], tuple[Texts, np.ndarray]]:
+    """Texts and labels `[N]` int32, to train and to test on.
+
+    Args and errors are those of `published`.
+    """
+    layout = LAYOUTS[name]
+    if tfds_name is None:
+        assert data_dir is not None
+        files = [pathlib.Path(data_dir).expanduser() / f"{x}.csv" for x in ("train", "test")]
+        for file in files:
+            if not file.is_file():
+                raise InputError(
+                    f"{FIELD}data_dir: no file {str(file)!r}; expected the train.csv and test.csv "
+                    f"of the published {name}"
+                )
+        train, test = (_read_published(layout, str(file)) for file in files)
+        return train, test
+    _, train, test = read_tfds(
+        tfds_name,
+        data_dir,
+        functools.partial(_read_builder, layout),
+        download=download,
+        folder=f"{tfds_name}/",
+        content=f"text, or title and description, and {len(layout.class_names)} labels",
+    )
+    return train, test
 
 
 def _read_published(layout: Layout, path: str) -> tuple[Texts, np.ndarray]:
