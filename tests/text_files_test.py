@@ -35,6 +35,7 @@ def create_config(tiny_tokenizer, tmp_path):
         config = settings.get_config()
         config.update_from_flattened_dict(
             {"dataset.name": name, "noise.type": noise, "dataset.max_length": 16}
+            | {"model.name": "bert", "model.bert.checkpoint": "no matter"}
             | {f"dataset.{key}": value for key, value in fields.items()}
         )
         return config
@@ -494,13 +495,9 @@ def test_published_files_that_are_not_there(load, tmp_path):
             "these",
         ),
         (
-            {"data": "x.csv", "tokenizer": None},
-            "dataset.tokenizer: got None, expected a directory with a tokenizer.json, or a name on "
-            "the Hugging Face hub",
-        ),
-        (
             {"data": "x.csv", "noise": "instance"},
-            "noise.type: got 'instance', expected another: tokens are no vector of features",
+            "noise.type: got 'instance', expected another: tokens are no vector of features; those "
+            "of a frozen encoder are (model.bert.num_frozen_layers=-1)",
         ),
         (
             {"data": "x.csv", "standardize": True},
