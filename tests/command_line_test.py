@@ -158,7 +158,7 @@ def test_bad_values_are_told_together(run_main):
     assert (code, out) == (2, "")
     assert err.splitlines() == [
         "error: config.noise.level: got -1.0, expected a number from 0 to 1",
-        "config.model.name: got 'cnn', expected one of mlp, resnet",
+        "config.model.name: got 'cnn', expected one of mlp, resnet, bert",
     ]
 
 
