@@ -172,6 +172,7 @@ def test_run_leaves_what_is_needed_to_use_it(trained):
         "class_names": [str(digit) for digit in range(10)],
         "names_labels": False,
         "num_noisy": 1367,
+        "paired": False,
         "steps_per_epoch": 21,
         "num_epochs": 4,
         "example": {"shape": [1, 8, 8, 1], "dtype": "uint8"},
