@@ -23,6 +23,10 @@ def get_config(kind: str = "frozen") -> ConfigDict:
     config.dataset.name = "text"
     config.dataset.clean_per_class = 10
     config.noise.type = "none"
+    if (
+        kind == "frozen"
+    ):  # Plain MLC falls behind a few checked texts alone: docs/results/ag_news.md.
+        config.method = "robust_mlc"
     return _trained(config, kind)
 
 

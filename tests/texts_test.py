@@ -109,7 +109,8 @@ def create(checkpoint, files, tmp_path):
 
 
 def test_a_frozen_encoder_is_asked_once(create, tmp_path, monkeypatch, standard_promotion):
-    config = create("frozen", **{"model.mlp.hidden_sizes": (8,), "num_epochs": 20})
+    fields = {"model.mlp.hidden_sizes": (8,), "num_epochs": 20}
+    config = create("frozen", method="mlc", **fields)
     results = train.train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)
     assert results["last_test_accuracy"] > 0.9  # Of two classes, by a word each has.
     encoding._load.cache_clear()

@@ -97,17 +97,16 @@ class FrozenEncoder:
 
     def encode(self, source: TokenSource) -> np.ndarray:
         """Features `[N, H]` float32, computed; the longest texts first."""
-        size, longest = self.model.config.hidden_size, int(source.lengths.max())
-        features = np.empty((len(source), size), np.float32)
+        features = np.empty((len(source), self.model.config.hidden_size), np.float32)
         order = np.argsort(-source.lengths, kind="stable")
         bar = tqdm(total=len(order), desc="Encoding", unit=" texts", disable=None, delay=2)
         with bar:
             for start in range(0, len(order), _BATCH):
                 rows = order[start : start + _BATCH]
                 filled = np.resize(rows, _BATCH)  # One shape for the last batch, too.
-                length = -(-int(source.lengths[rows[0]]) // _STEP) * _STEP
+                length = max(1, -(-int(source.lengths[rows[0]]) // _STEP)) * _STEP
                 tokens = read_rows(source, filled)
-                cut = jax.tree.map(lambda x: x[:, : max(1, min(length, longest))], tokens)  # noqa: B023
+                cut = {name: x[:, :length] for name, x in tokens.items()}
                 features[rows] = np.asarray(self._encode(self._params, cut))[: len(rows)]
                 bar.update(len(rows))
         return features
@@ -165,10 +164,16 @@ def save(config: ConfigDict, dataset: Dataset, workdir: epath.Path) -> None:
     folder = pathlib.Path(workdir / FOLDER)
     if (folder / "config.json").exists():  # Which is copied last.
         return
-    folder.mkdir(exist_ok=True)
-    source.tokenizer.save(folder / "tokenizer.json")
     frozen = isinstance(source, EncodedSource)
-    copy_checkpoint(config.model.bert.checkpoint, folder, weights=frozen)
+    try:
+        folder.mkdir(exist_ok=True)
+        source.tokenizer.save(folder / "tokenizer.json")
+        copy_checkpoint(config.model.bert.checkpoint, folder, weights=frozen)
+    except OSError as error:
+        raise InputError(
+            f"--workdir: cannot write to {str(folder)!r} ({error.strerror}); expected a directory "
+            "with room for the encoder"
+        ) from error
 
 
 def text_reader(config: ConfigDict, workdir: epath.Path) -> Callable[[Any], Source]:
