@@ -104,7 +104,7 @@ def test_formats_agree(load, tmp_path):
     files = [_write(tmp_path / f"all.{ending}", ROWS) for ending in ("csv", "jsonl", "parquet")]
     fingerprints = {load(data=file).fingerprint() for file in files}
     assert len(fingerprints) == 1
-    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
+    assert len([path for path in (tmp_path / "cache" / "tokens").iterdir() if path.is_dir()]) == 1
 
 
 def test_two_files_and_one_to_judge_by(load, tmp_path, tiny_tokenizer):

@@ -72,7 +72,7 @@ def _same(source, other):
 
 
 def _cache(tmp_path):
-    (directory,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    (directory,) = (path for path in (tmp_path / "cache" / "tokens").iterdir() if path.is_dir())
     return directory
 
 
@@ -200,7 +200,7 @@ def test_interrupted_while_tokenising(create, tmp_path, monkeypatch, chunk):
         patch.setattr(Tokenizer, "encode", interrupted)
         with pytest.raises(KeyboardInterrupt):
             create()
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert [path.suffix for path in (tmp_path / "cache" / "tokens").iterdir()] == [".lock"]
     _same(create(), create())
 
 
@@ -233,9 +233,9 @@ def test_killed_while_the_cache_was_made(create, tmp_path, tiny_tokenizer, encod
         whole = _cache(tmp_path)
         whole.rename(whole.with_name(f"{whole.name}.abc.part"))
         encoded.clear()
-    assert sorted(path.suffix for path in cache.iterdir()) == [".lock", ".part"]
+    assert sorted(path.suffix for path in (cache / "tokens").iterdir()) == [".lock", ".part"]
     source = create(texts)
-    assert sorted(path.suffix for path in cache.iterdir()) == ["", ".lock"]
+    assert sorted(path.suffix for path in (cache / "tokens").iterdir()) == ["", ".lock"]
     assert len(encoded) == NUM_CHUNKS and (source.lengths == 4).all()
 
 
@@ -270,7 +270,10 @@ def test_a_file_system_without_locks(create, encoded, monkeypatch, tmp_path):
     assert len(encoded) > NUM_CHUNKS
     for other in others:
         _same(first, other)
-    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == ["", ".lock"]
+    assert sorted(path.suffix for path in (tmp_path / "cache" / "tokens").iterdir()) == [
+        "",
+        ".lock",
+    ]
 
 
 def test_cache_directory_that_cannot_be_written(create, tmp_path):
@@ -279,7 +282,7 @@ def test_cache_directory_that_cannot_be_written(create, tmp_path):
     with pytest.raises(InputError) as error:
         create(cache_dir=str(file / "cache"))
     assert str(error.value) == (
-        f"config.dataset.cache_dir: cannot write to {str(file / 'cache')!r} (Not a directory); "
+        f"config.dataset.cache_dir: cannot write to {str(file / 'cache' / 'tokens')!r} (Not a directory); "
         "expected a directory with room that this user may write to"
     )
 
@@ -289,7 +292,7 @@ def test_texts_that_change_while_they_are_read(tokenizer, tmp_path):
     texts = Texts.scan(lambda: next(versions))
     with pytest.raises(InputError, match=r"^inputs: the texts changed while they were read"):
         create_source(texts, tokenizer, max_length=8, cache_dir=str(tmp_path))
-    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+    assert [path.suffix for path in (tmp_path / "tokens").iterdir()] == [".lock"]
 
 
 def test_the_cache_is_in_the_users_own_directory(create, tmp_path, monkeypatch):

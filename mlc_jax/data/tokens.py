@@ -24,7 +24,7 @@ from tqdm import tqdm
 from mlc_jax.data.source import IndexedSource
 from mlc_jax.errors import InputError
 
-CACHE_DIR = "~/.cache/mlc_jax/tokens"
+CACHE_DIR = "~/.cache/mlc_jax"  # Of tokens, and of what is computed from them.
 
 _FORMAT = 1  # Of the cache; another number for another content.
 _CHUNK = 1_024  # Texts that are tokenised at once: enough for every core, and a few MB.
@@ -230,7 +230,7 @@ def create_source(
       texts: at least one.
       tokenizer: see `Tokenizer.load`.
       max_length: T, tokens of an input; longer texts are cut off, and their share is logged.
-      cache_dir: where caches lie; None is `CACHE_DIR`.
+      cache_dir: where caches lie, in `tokens`; None is `CACHE_DIR`.
       ids, id_format: see `TokenSource`.
 
     Raises:
@@ -238,7 +238,7 @@ def create_source(
     """
     parts = json.dumps([_FORMAT, texts.fingerprint, tokenizer.fingerprint, max_length])
     key = hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
-    root = pathlib.Path(cache_dir or CACHE_DIR).expanduser()
+    root = pathlib.Path(cache_dir or CACHE_DIR).expanduser() / "tokens"
     open_cache = functools.partial(TokenCache, root / key, max_length, tokenizer.pad_id)
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -16,12 +16,11 @@ from tqdm import tqdm
 
 from mlc_jax.data import Dataset
 from mlc_jax.data.source import ArraySource, Source, read_rows
-from mlc_jax.data.tokens import Texts, Tokenizer, TokenSource, create_source
+from mlc_jax.data.tokens import CACHE_DIR, Texts, Tokenizer, TokenSource, create_source
 from mlc_jax.errors import InputError, expect
 from mlc_jax.models.bert import Bert, BertConfig
 from mlc_jax.models.bert_checkpoint import bert_params, copy_checkpoint, load_bert, load_config
 
-CACHE_DIR = "~/.cache/mlc_jax"
 FOLDER = "encoder"  # In a workdir: what it takes to read texts later.
 
 _BATCH = 64  # Texts at once, on one device.
