@@ -282,8 +282,8 @@ def test_cache_directory_that_cannot_be_written(create, tmp_path):
     with pytest.raises(InputError) as error:
         create(cache_dir=str(file / "cache"))
     assert str(error.value) == (
-        f"config.dataset.cache_dir: cannot write to {str(file / 'cache' / 'tokens')!r} (Not a directory); "
-        "expected a directory with room that this user may write to"
+        f"config.dataset.cache_dir: cannot write to {str(file / 'cache' / 'tokens')!r} "
+        "(Not a directory); expected a directory with room that this user may write to"
     )
 
 
