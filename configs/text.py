@@ -15,6 +15,7 @@ ones. The encoder stays as it is, and a small head is trained on its features;
 from ml_collections import ConfigDict
 
 from configs import default
+from mlc_jax.errors import expect
 
 
 def get_config(kind: str = "frozen") -> ConfigDict:
@@ -53,8 +54,7 @@ def _trained(config: ConfigDict, kind: str) -> ConfigDict:
         config.lcn.hidden_size = 768
         config.num_epochs = 3
         return config
-    if kind != "frozen":
-        raise ValueError(f"got {kind!r}, expected finetuned or frozen")
+    expect(kind == "frozen", "--config", f"...:{kind}", "...:frozen or ...:finetuned")
     config.model.bert.num_frozen_layers = -1
     config.main_optimizer.weight_decay = 0.0
     config.main_optimizer.schedule = "constant"

@@ -245,8 +245,7 @@ def load(
         complete = config.complete(ConfigDict(described))
         paired = sizes.get("paired", False)  # Of an older workdir it says nothing, and needs not.
         if complete.model.name == "bert":
-            read = encoding.text_reader(complete, path)
-            complete.model.bert.checkpoint = str(path / encoding.FOLDER)
+            read = encoding.text_reader(encoding.from_workdir(complete, path))
         method = build.create_method(complete, num_classes, paired=paired)
     assert method is not None
     method = dataclasses.replace(method, initial_params=None)  # The checkpoint has them all.

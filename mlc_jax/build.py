@@ -19,15 +19,16 @@ from mlc_jax.models.bert_checkpoint import load_config
 
 def create_classifier(config: ConfigDict, num_classes: int) -> nn.Module:
     """Builds `config.model`."""
-    dtype = jnp.dtype(config.dtype)
-    if config.name == "mlp":
+    dtype, is_bert = jnp.dtype(config.dtype), config.name == "bert"
+    # On top of an encoder that is frozen as a whole, only this is trained: on what that says.
+    if config.name == "mlp" or (is_bert and config.bert.num_frozen_layers == -1):
         return MLP(
             num_classes=num_classes,
             hidden_sizes=tuple(config.mlp.hidden_sizes),
             dropout_rate=config.mlp.dropout_rate,
             dtype=dtype,
         )
-    if config.name == "bert":
+    if is_bert:
         return _create_bert(config, num_classes)
     return ResNet(
         num_classes=num_classes,
@@ -38,26 +39,22 @@ def create_classifier(config: ConfigDict, num_classes: int) -> nn.Module:
 
 
 def _create_bert(config: ConfigDict, num_classes: int) -> nn.Module:
-    """With the whole encoder frozen: the head, which is trained on what the encoder says."""
-    head = tuple(config.mlp.hidden_sizes)
-    if config.bert.num_frozen_layers == -1:
-        return MLP(num_classes, head, config.mlp.dropout_rate, jnp.dtype(config.dtype))
     shape, rate = load_config(config.bert.checkpoint), config.bert.dropout_rate
     if rate is not None:
         shape = dataclasses.replace(shape, dropout_rate=rate, attention_dropout_rate=rate)
-    most = config.bert.num_frozen_layers
+    num_frozen = config.bert.num_frozen_layers
     expect(
-        most <= shape.num_layers,
+        num_frozen <= shape.num_layers,
         "config.model.bert.num_frozen_layers",
-        most,
+        num_frozen,
         f"at most {shape.num_layers}, the checkpoint's layers, or -1",
     )
     return Bert(
         shape,
         num_classes,
         feature=config.bert.feature,
-        hidden_sizes=head,
-        num_frozen_layers=config.bert.num_frozen_layers,
+        hidden_sizes=tuple(config.mlp.hidden_sizes),
+        num_frozen_layers=num_frozen,
         dtype=jnp.dtype(config.dtype),
         remat=config.bert.remat,
     )
@@ -118,10 +115,8 @@ def create_method(config: ConfigDict, num_classes: int, *, paired: bool = False)
         settings["inner_loss"] = dataclasses.replace(preset, **chosen)
     if config.method == "meta_weight_net":
         settings["weight_net"] = WeightNet(**config.weight_net)
-    model, tx = (
-        create_classifier(config.model, num_classes),
-        create_optimizer(config, "main_optimizer"),
-    )
+    model = create_classifier(config.model, num_classes)
+    tx = create_optimizer(config, "main_optimizer")
     start = config.model.initial_params
     if isinstance(model, Bert):
         start = start or config.model.bert.checkpoint

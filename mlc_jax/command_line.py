@@ -55,7 +55,9 @@ def _parse(argv: list[str]) -> list[str]:
             getattr(flags.FLAGS["config"].value, "lock", None)
         return rest
     except flags.Error as error:
-        sys.exit(_fail(f"{error}\n--help lists the flags.", EXIT_BAD_INPUT))
+        # A config file's own error comes with its traceback, in the message.
+        text = str(error).rpartition(f"{InputError.__module__}.{InputError.__name__}: ")[2].strip()
+        sys.exit(_fail(f"{text}\n--help lists the flags.", EXIT_BAD_INPUT))
     except OSError as error:
         sys.exit(_fail(f"--config: {str(error).splitlines()[-1].strip()}", EXIT_BAD_INPUT))
     except (AttributeError, KeyError, TypeError) as error:

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -133,8 +136,19 @@ def test_a_workdir_is_all_that_predictions_need(
     probs = loaded.predict_proba(texts)
     assert probs.shape == (5, 2) and set(loaded.predict(texts)) <= set(WORDS)
     np.testing.assert_allclose(loaded.predict_proba(texts[:2]), probs[:2], atol=1e-5)
+    for bad in ("a text", []):
+        with pytest.raises(InputError, match=r"^x: got"):
+            loaded.predict(bad)
     has_weights = (tmp_path / "run" / encoding.FOLDER / "model.safetensors").exists()
     assert has_weights == (kind == "frozen")
+
+
+def test_runs_that_are_trained_together_keep_no_encoder(create, tmp_path, standard_promotion):
+    configs = {str(tmp_path / f"seed{i}"): create("frozen", seed=i, method="mlc") for i in (0, 1)}
+    train.train_together(configs, show_progress=False)
+    assert not (tmp_path / "seed1" / encoding.FOLDER).exists()
+    loaded = mlc.load(tmp_path / "seed1")  # From the checkpoint where it was.
+    assert loaded.predict_proba(["good news"]).shape == (1, 2)
 
 
 def test_frozen_layers_stay_and_others_learn(create, checkpoint, tmp_path, standard_promotion):
@@ -243,3 +257,14 @@ def test_more_frozen_layers_than_there_are(create, tmp_path):
     config = create("finetuned", **{"model.bert.num_frozen_layers": 4})
     with pytest.raises(InputError, match=r"num_frozen_layers: got 4, expected at most 3"):
         train.train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)
+
+
+def test_a_config_file_says_which_kinds_it_has():
+    command = [sys.executable, "-m", "mlc_jax.main", "--config=configs/text.py:partly"]
+    root = pathlib.Path(__file__).parents[1]
+    result = subprocess.run([*command, "--workdir=x"], capture_output=True, text=True, cwd=root)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-2:] == [
+        "error: --config: got '...:partly', expected ...:frozen or ...:finetuned",
+        "--help lists the flags.",
+    ]

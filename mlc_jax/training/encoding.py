@@ -154,7 +154,7 @@ def check_dataset(config: ConfigDict, dataset: Dataset) -> None:
 def save(config: ConfigDict, dataset: Dataset, workdir: epath.Path) -> None:
     """Copies tokenizer and shape of an encoder into a workdir, and a frozen one's weights.
 
-    They are in `FOLDER`, and read by `text_reader`. A trained encoder's weights are in the run's
+    They are in `FOLDER`, see `from_workdir`. A trained encoder's weights are in the run's
     checkpoint. Nothing is done for runs without texts.
     """
     source = dataset.clean.source
@@ -175,17 +175,25 @@ def save(config: ConfigDict, dataset: Dataset, workdir: epath.Path) -> None:
         ) from error
 
 
-def text_reader(config: ConfigDict, workdir: epath.Path) -> Callable[[Any], Source]:
-    """Texts -> what a run's classifier reads of them, from what `save` left in its workdir."""
-    folder = str(workdir / FOLDER)
-    tokenizer = Tokenizer.load(folder, "workdir")
-    bert, length = config.model.bert, config.dataset.max_length
-    encoder = None
-    if bert.num_frozen_layers == -1:
-        encoder = FrozenEncoder(folder, feature=bert.feature, dtype=config.model.dtype)
+def from_workdir(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
+    """The config of a run, with the encoder that `save` left in its workdir.
+
+    Runs that were trained together leave none: theirs stay as they are.
+    """
+    if (workdir / FOLDER / "config.json").exists():
+        config.model.bert.checkpoint = config.dataset.tokenizer = str(workdir / FOLDER)
+    return config
+
+
+def text_reader(config: ConfigDict) -> Callable[[Any], Source]:
+    """Texts -> what a run's classifier reads of them."""
+    tokenizer = Tokenizer.load(config.dataset.tokenizer or config.model.bert.checkpoint)
+    encoder, length = frozen_encoder(config), config.dataset.max_length
 
     def read(texts: Any) -> Source:
+        expect(not isinstance(texts, str), "x", "one text", "a list of texts")
         texts = [str(text) for text in texts]
+        expect(len(texts) > 0, "x", texts, "at least one text")
         with tempfile.TemporaryDirectory() as cache:
             source = create_source(
                 Texts.scan(lambda: texts), tokenizer, max_length=length, cache_dir=cache
