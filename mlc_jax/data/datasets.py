@@ -100,21 +100,21 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
     """
     c = config.dataset
     if c.name == "digits":
-        return _corrupted(benchmarks.digits(), config)
+        return corrupted(benchmarks.digits(), config)
     tokenizer = c.tokenizer or config.model.bert.checkpoint
     tokens = text_files.Settings(tokenizer, c.max_length, c.cache_dir, encode)
     if c.name in text_files.LAYOUTS:
         benchmark = text_files.published(
             c.name, c.data_dir, tokens, tfds_name=c.tfds_name, download=c.download
         )
-        return _corrupted(benchmark, config)
+        return corrupted(benchmark, config)
     if c.name not in _OWN:
-        return _corrupted(benchmarks.cifar(c.name, c.data_dir, download=c.download), config)
+        return corrupted(benchmarks.cifar(c.name, c.data_dir, download=c.download), config)
     files = (c.data, c.noisy, c.clean, c.test)
     options = tokens if c.name == "text" else c.standardize
     own = _own_data(c.name, files, tuple(_stamp(file) for file in files), options)
     if isinstance(own, Benchmark):
-        return _corrupted(own, config)
+        return corrupted(own, config)
     if config.noise.type != "none":
         raise InputError(
             f"config.noise.type: got {config.noise.type!r}, expected none: the labels of "
@@ -149,8 +149,8 @@ def _own_data(
     return _OWN[name][0](*files, options)
 
 
-def _corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
-    """Splits a benchmark, and makes labels of its noisy part wrong."""
+def corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
+    """Splits a benchmark, and makes labels of its noisy part wrong, as `config` says."""
     c, truth = config.dataset, benchmark.train_labels
     sizes = (c.clean_per_class, c.validation_per_class, c.num_noisy, c.imbalance)
     rows = _split(benchmark, *sizes, c.split_seed)
