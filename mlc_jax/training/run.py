@@ -36,6 +36,7 @@ class Settings:
     num_steps: int = 0
     noisy_batch_size: int = 100
     clean_batch_size: int = 100
+    length_buckets: int = 2
     eval_batch_size: int = 1000
     eval_every_epochs: int = 1
     log_every_steps: int = 50
@@ -159,6 +160,7 @@ def create_run(
         augment=augment,
         seed=settings.seed,
         num_replayed=method.num_replayed,
+        length_buckets=settings.length_buckets,
     )
     pipeline.check()
     unchecked = np.setdiff1d(dataset.noisy.given, dataset.clean.truth)
