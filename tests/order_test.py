@@ -135,7 +135,9 @@ def test_batch_is_a_function_of_seed_and_step(by_row, monkeypatch):
         _assert_equal(_take([pipeline], 9 - start, start), from_start[start:])
     _assert_equal(_take([_pipeline(num_inner_steps=3)], 9), from_start)
     other = _take([dataclasses.replace(pipeline, seed=1)], 9)
-    assert any(np.any(x.noisy.labels != y.noisy.labels) for x, y in zip(other, from_start))
+    assert any(
+        np.any(x.noisy.labels != y.noisy.labels) for x, y in zip(other, from_start, strict=True)
+    )
 
 
 def test_devices_and_processes_pad_to_one_length():
@@ -152,7 +154,8 @@ def test_stacked_runs_have_their_own_batches_padded_alike():
     alone = [_take([pipeline], 12, 1) for pipeline in pipelines]
     lengths = []
     for t, batch in enumerate(together):
-        for part, *parts in zip(_parts(batch), *(_parts(of_run[t]) for of_run in alone)):
+        of_runs = [_parts(of_run[t]) for of_run in alone]
+        for part, *parts in zip(_parts(batch), *of_runs, strict=True):
             tokens = part.inputs["tokens"]
             ends = [x.inputs["tokens"].shape[-1] for x in parts]
             assert tokens.shape[-1] == max(ends)

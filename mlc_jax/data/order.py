@@ -1,10 +1,10 @@
 """Which examples are in which batch: a pure function of (seed, epoch).
 
-The order of an epoch is a permutation keyed by (seed, epoch). Examples of different lengths, such as
-texts, are padded to one length in a batch. So that little of it is padding, their lengths are put
-into a few buckets, and batches are made of examples of one bucket: drawn from all of it, in windows
-of batches of one bucket, and the windows shuffled. Which bucket comes when is the same for all
-seeds, so that runs trained together are padded alike.
+The order of an epoch is a permutation keyed by (seed, epoch). Examples of different lengths, such
+as texts, are padded to one length in a batch. So that little of it is padding, their lengths are
+put into a few buckets, and batches are made of examples of one bucket: drawn from all of it, in
+windows of batches of one bucket, and the windows shuffled. Which bucket comes when is the same for
+all seeds, so that runs trained together are padded alike.
 """
 
 import dataclasses
