@@ -6,8 +6,9 @@
 
 For every k and every `length_buckets`, the loader's batches of one epoch are read: how many of
 their tokens are padding, and how often each pair of lengths (noisy, clean) comes. Then the training
-step of every pair is compiled and timed, in turn over all of them, so that whatever else the machine
-does weighs on all alike. A step's seconds are the medians by pair, weighed by how often each comes.
+step of every pair is compiled and timed, in turn over all of them, so that whatever else the
+machine does weighs on all alike. A step's seconds are the medians by pair, weighed by how often
+each comes.
 """
 
 import copy
