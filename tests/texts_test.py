@@ -20,48 +20,13 @@ from mlc_jax.data.text_files import LAYOUTS
 from mlc_jax.errors import InputError
 from mlc_jax.training import encoding, train
 
-SIZE, LAYERS = 16, 3
+LAYERS = 3  # Of the tiny BERT.
 WORDS = {"good": ("good", "news"), "bad": ("bad", "text")}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, tiny_tokenizer):
-    """A BERT of 16 units that was never trained, as Hugging Face stores it."""
-    directory = tmp_path_factory.mktemp("checkpoint")
-    shutil.copy(f"{tiny_tokenizer}/tokenizer.json", directory)
-    with open(f"{tiny_tokenizer}/tokenizer.json") as file:
-        vocab_size = len(json.load(file)["model"]["vocab"])
-    shape = {
-        "model_type": "bert", "vocab_size": vocab_size, "hidden_size": SIZE,
-        "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": 32,
-        "max_position_embeddings": 24, "type_vocab_size": 2, "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "layer_norm_eps": 1e-12,
-    }  # fmt: skip
-    (directory / "config.json").write_text(json.dumps(shape))
-    rng = np.random.default_rng(0)
-    weights = {}
-
-    def add(name, *shape):
-        # PyTorch's names of a dense layer and of a norm are the same.
-        weights[f"{name}.weight"] = rng.normal(0, 0.3, shape).astype(np.float32)
-
-    for name, rows in (("word", vocab_size), ("position", 24), ("token_type", 2)):
-        add(f"embeddings.{name}_embeddings", rows, SIZE)
-    dense = {
-        "attention.self.query": (SIZE, SIZE), "attention.self.key": (SIZE, SIZE),
-        "attention.self.value": (SIZE, SIZE), "attention.output.dense": (SIZE, SIZE),
-        "intermediate.dense": (32, SIZE), "output.dense": (SIZE, 32),
-    }  # fmt: skip
-    for i in range(LAYERS):
-        for name, (out, size) in dense.items():
-            add(f"encoder.layer.{i}.{name}", out, size)
-            weights[f"encoder.layer.{i}.{name}.bias"] = np.zeros(out, np.float32)
-    norms = [f"encoder.layer.{i}.{x}output" for i in range(LAYERS) for x in ("attention.", "")]
-    for name in ("embeddings", *norms):
-        weights[f"{name}.LayerNorm.weight"] = np.ones(SIZE, np.float32)
-        weights[f"{name}.LayerNorm.bias"] = np.zeros(SIZE, np.float32)
-    safetensors.numpy.save_file(weights, directory / "model.safetensors")
-    return directory
+@pytest.fixture
+def checkpoint(tiny_bert):
+    return tiny_bert
 
 
 def _rows(number, seed):

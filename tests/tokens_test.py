@@ -204,7 +204,6 @@ def test_a_cache_of_other_content_is_made_again(create, encoded, tmp_path, name)
     np.testing.assert_equal(read_rows(again, ROWS), want)
     create()
     assert len(encoded) == 2 * NUM_CHUNKS
-    assert len(encoded) == 2 * NUM_CHUNKS
 
 
 @pytest.mark.parametrize("chunk", range(NUM_CHUNKS))
