@@ -108,6 +108,53 @@ def test_a_workdir_is_all_that_predictions_need(
     assert has_weights == (kind == "frozen")
 
 
+def _examples(number, seed):
+    texts, labels = zip(*_rows(number, seed), strict=True)
+    return mlc.Examples(list(texts), list(labels))
+
+
+def _method(checkpoint, frozen):
+    lcn = mlc.models.LabelCorrectionNetwork(2, 8, 8)
+    settings = {"lcn": lcn, "tx": mlc.sgd(0.1, momentum=0.9), "meta_tx": mlc.amsgrad(1e-3)}
+    if frozen:
+        return mlc.methods.mlc(model=mlc.models.MLP(2, (8,)), **settings)
+    bert = mlc.models.Bert(mlc.models.load_bert_config(checkpoint), 2)
+    return mlc.methods.mlc(model=bert, initial_params=str(checkpoint), **settings)
+
+
+@pytest.mark.parametrize("frozen", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_texts_in_python(frozen, checkpoint, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    reader = mlc.TextReader(
+        str(copy), frozen=frozen, max_length=24, cache_dir=str(tmp_path / "cache")
+    )
+    noisy, clean, test = _examples(64, 0), _examples(16, 1), _examples(32, 2)
+    result = mlc.fit(
+        _method(copy, frozen), noisy, clean, test=test, reader=reader, num_epochs=20,
+        batch_size=16, workdir=tmp_path / "run", progress=False,
+    )  # fmt: skip
+    assert result.figures["last_test_accuracy"] > 0.7
+    assert set(result.labels) == set(WORDS)
+    texts = np.array(test.x)  # An array of them will do, too.
+    probs = result.predict_proba(texts)
+    assert np.mean(result.predict(texts) == test.labels) == result.figures["last_test_accuracy"]
+    # Neither the checkpoint nor the cache is needed any more.
+    shutil.rmtree(copy)
+    shutil.rmtree(tmp_path / "cache")
+    np.testing.assert_allclose(
+        mlc.load(tmp_path / "run").predict_proba(texts), probs, rtol=0, atol=1e-5
+    )
+
+
+def test_texts_without_a_reader(checkpoint):
+    noisy, clean = _examples(64, 0), _examples(16, 1)
+    with pytest.raises(InputError, match=r"^x: got 'texts', expected numbers; texts need fit\("):
+        mlc.fit(_method(checkpoint, frozen=True), noisy, clean)
+    with pytest.raises(InputError, match=r"^config.dataset.tokenizer: no directory '/nowhere'"):
+        reader = mlc.TextReader("/nowhere")
+        mlc.fit(_method(checkpoint, frozen=True), noisy, clean, reader=reader)
+
+
 def test_runs_that_are_trained_together_keep_no_encoder(create, tmp_path, standard_promotion):
     configs = {str(tmp_path / f"seed{i}"): create("frozen", seed=i, method="mlc") for i in (0, 1)}
     train.train_together(configs, show_progress=False)
