@@ -23,6 +23,7 @@ _PLACES = {
     "Examples": "mlc_jax.examples",
     "InnerLoss": "mlc_jax.core",
     "Result": "mlc_jax.api",
+    "TextReader": "mlc_jax.training.encoding",
     "fit": "mlc_jax.api",
     "load": "mlc_jax.api",
     "adam": "mlc_jax.core.optimizers",
@@ -36,6 +37,7 @@ __all__ = [
     "Examples",
     "InnerLoss",
     "Result",
+    "TextReader",
     "__version__",
     "adam",
     "adamw",
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from mlc_jax.core import InnerLoss
     from mlc_jax.core.optimizers import adam, adamw, amsgrad, sgd
     from mlc_jax.examples import Examples
+    from mlc_jax.training.encoding import TextReader
 
 
 def __getattr__(name: str) -> Any:

@@ -27,9 +27,12 @@ from mlc_jax.examples import (
     prepare_for,
 )
 from mlc_jax.methods import BoundMethod, Method
+from mlc_jax.models import Bert
 
 if TYPE_CHECKING:
     import pandas
+
+    from mlc_jax.training.encoding import TextReader
 
 _FIT = "fit"  # In a description: made by `fit`, not from a config.
 
@@ -67,7 +70,7 @@ class Result:
         """The classifier's probabilities `[n, C]` for inputs like those it was trained on.
 
         Args:
-          x: as in `Examples`; texts for a run of the command that was given texts.
+          x: as in `Examples`; texts for a run that was given texts.
           batch_size: over all devices.
         """
         from mlc_jax.training import evaluate
@@ -115,6 +118,7 @@ def fit(
     clean_batch_size: int | None = None,
     seed: int = 0,
     prepare: Callable[[Any], Any] | None = None,
+    reader: "TextReader | None" = None,
     workdir: str | pathlib.Path | None = None,
     progress: bool = True,
     **settings: Any,
@@ -135,6 +139,7 @@ def fit(
       seed: of everything that is drawn.
       prepare: from inputs as they are, `[B, ...]`, to what the model takes; part of the step. None
         makes whole numbers of a single array float32, and leaves everything else as it is.
+      reader: of inputs that are texts; None takes them as they are.
       workdir: a directory for checkpoints, metrics and the report; the same call goes on from the
         newest checkpoint there. None keeps everything in memory.
       progress: whether to draw a progress bar.
@@ -146,7 +151,7 @@ def fit(
       NonFiniteLossError: training diverged.
       Preempted: SIGTERM with a workdir; the same call goes on.
     """
-    from mlc_jax.training import report, train
+    from mlc_jax.training import encoding, report, train
     from mlc_jax.training import run as runs
     from mlc_jax.training.workdir import locked_workdir
 
@@ -161,11 +166,15 @@ def fit(
             "seed": seed,
         }
     )
-    dataset = create_dataset(method, noisy, clean, validation, test, prepare)
+    read = create_source if reader is None else reader.cached
+    dataset = create_dataset(method, noisy, clean, validation, test, prepare, read)
+    if isinstance(method.model, Bert):
+        encoding.check_dataset(dataset, method.model.config)
     described = {
         "made_by": _FIT,
         "method": {"name": method.name} | description.describe(method),
         "prepare": description.describe(prepare),
+        "reader": None if reader is None else reader.to_json(),
         **dataclasses.asdict(chosen),
     }
     run = runs.create_run(
@@ -177,10 +186,13 @@ def fit(
         augment=False,
     )
     formerly = config.flatten(
-        {"method": description.defaults(method)} | dataclasses.asdict(runs.Settings())
+        {"method": description.defaults(method), "reader": None}
+        | dataclasses.asdict(runs.Settings())
     )
     with contextlib.ExitStack() as contexts:
         path = None if workdir is None else contexts.enter_context(locked_workdir(str(workdir)))
+        if path is not None and reader is not None and jax.process_index() == 0:
+            encoding.save(reader.checkpoint, dataset, path)
         recorders, state, predictions = train.train_runs(
             [run], [path], formerly=formerly, show_progress=progress
         )
@@ -203,6 +215,7 @@ def fit(
         figures=figures,
         state=state,
         bound=run.bound,
+        read=reader or create_source,
     )
 
 
@@ -236,6 +249,8 @@ def load(
     if described.get("made_by") == _FIT:
         settings = {k: v for k, v in described["method"].items() if k != "name"}
         method = method or description.rebuild(settings)
+        if described.get("reader"):
+            read = encoding.reader_from_workdir(described["reader"], path)
         if described["prepare"] is not None and prepare is None:
             raise InputError(
                 f"prepare: {path} was made with {described['prepare']}; expected the same function "

@@ -569,6 +569,14 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "clean_batch_size": Setting(
                 100, whole(1), "Over all devices; fewer if there are fewer."
             ),
+            "length_buckets": Setting(
+                1,
+                whole(1, 8),
+                "Texts, if the encoder is trained: batches are of texts of like length, padded to "
+                "one of so many lengths, noisy and clean ones each; for every pair of lengths a "
+                "step is compiled. 1 pads all to dataset.max_length, and so do windows that "
+                "overlap.",
+            ),
             "eval_batch_size": Setting(1000, whole(1), "Over all devices."),
             "eval_every_epochs": Setting(1, whole(1), "Epochs between evaluations."),
             "log_every_steps": Setting(50, whole(1), "Inner steps between rows of metrics."),

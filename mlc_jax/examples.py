@@ -21,7 +21,8 @@ class Examples:
 
     Attributes:
       x: an array `[N, ...]`, a dict of arrays, or anything with `len` and `x[rows]`, where `rows`
-        is a sorted NumPy array of row numbers: a memory map, an HDF5 dataset, your own class.
+        is a sorted NumPy array of row numbers: a memory map, an HDF5 dataset, your own class. Or a
+        list of texts, if `fit` is given a `reader` of them.
       labels: `[N]`, numbers from 0 or names. As given for noisy examples, the true ones for clean.
       given: `[N]`, of clean examples: the labels as given before somebody checked them. None where
         they are not known; -1 or "" in a row where they are not.
@@ -60,6 +61,9 @@ def create_source(x: Any, ids: Any = None) -> Source:
     in_memory = (np.ndarray, jax.Array)
     if all(isinstance(leaf, in_memory) and not isinstance(leaf, np.memmap) for leaf in leaves):
         arrays = jax.tree.map(np.asarray, x)
+        texts = any(array.dtype.kind in "OSU" for array in jax.tree.leaves(arrays))
+        reader = "numbers; texts need fit(..., reader=mlc_jax.TextReader(...))"
+        expect(not texts, "x", "texts", reader)
         single = lambda a: a.astype(np.float32) if a.dtype == np.float64 else a  # noqa: E731
         return ArraySource(jax.tree.map(single, arrays), ids)
     expect(hasattr(x, "__getitem__") and hasattr(x, "__len__"), "x", type(x), "x[rows] and len(x)")
@@ -73,8 +77,9 @@ def create_dataset(
     validation: Examples | None,
     test: Examples | None,
     prepare: Callable[[Any], Any] | None,
+    read: Callable[..., Source] = create_source,
 ) -> Dataset:
-    """Labels to numbers, inputs to sources.
+    """Labels to numbers, inputs to sources, by `read` (inputs as given, their ids).
 
     Raises:
       InputError: labels, inputs and the method's model do not go together.
@@ -82,7 +87,7 @@ def create_dataset(
     parts = {"noisy": noisy, "clean": clean, "validation": validation, "test": test}
     present = {name: part for name, part in parts.items() if part is not None}
     names = _names(present)
-    sources = {name: create_source(part.x, part.ids) for name, part in present.items()}
+    sources = {name: read(part.x, part.ids) for name, part in present.items()}
     example = read_rows(sources["clean"], np.zeros(1, np.int64))
     prepare = prepare or prepare_for(example)
     num_classes = _num_classes(method, prepare, example)

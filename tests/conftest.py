@@ -193,6 +193,53 @@ def tiny_tokenizer(tmp_path_factory):
     return str(directory)
 
 
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory, tiny_tokenizer):
+    """A directory with a BERT of 3 layers of 16 units, never trained, as Hugging Face stores it."""
+    import json
+    import shutil
+
+    import numpy as np
+    import safetensors.numpy
+
+    size, layers = 16, 3
+    directory = tmp_path_factory.mktemp("checkpoint")
+    shutil.copy(f"{tiny_tokenizer}/tokenizer.json", directory)
+    with open(f"{tiny_tokenizer}/tokenizer.json") as file:
+        vocab_size = len(json.load(file)["model"]["vocab"])
+    shape = {
+        "model_type": "bert", "vocab_size": vocab_size, "hidden_size": size,
+        "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 32,
+        "max_position_embeddings": 24, "type_vocab_size": 2, "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "layer_norm_eps": 1e-12,
+    }  # fmt: skip
+    (directory / "config.json").write_text(json.dumps(shape))
+    rng = np.random.default_rng(0)
+    weights = {}
+
+    def add(name, *shape):
+        # PyTorch's names of a dense layer and of a norm are the same.
+        weights[f"{name}.weight"] = rng.normal(0, 0.3, shape).astype(np.float32)
+
+    for name, rows in (("word", vocab_size), ("position", 24), ("token_type", 2)):
+        add(f"embeddings.{name}_embeddings", rows, size)
+    dense = {
+        "attention.self.query": (size, size), "attention.self.key": (size, size),
+        "attention.self.value": (size, size), "attention.output.dense": (size, size),
+        "intermediate.dense": (32, size), "output.dense": (size, 32),
+    }  # fmt: skip
+    for i in range(layers):
+        for name, (out, into) in dense.items():
+            add(f"encoder.layer.{i}.{name}", out, into)
+            weights[f"encoder.layer.{i}.{name}.bias"] = np.zeros(out, np.float32)
+    norms = [f"encoder.layer.{i}.{x}output" for i in range(layers) for x in ("attention.", "")]
+    for name in ("embeddings", *norms):
+        weights[f"{name}.LayerNorm.weight"] = np.ones(size, np.float32)
+        weights[f"{name}.LayerNorm.bias"] = np.zeros(size, np.float32)
+    safetensors.numpy.save_file(weights, directory / "model.safetensors")
+    return directory
+
+
 @pytest.fixture
 def load_program():
     """(module) -> a program, imported anew.

@@ -20,48 +20,13 @@ from mlc_jax.data.text_files import LAYOUTS
 from mlc_jax.errors import InputError
 from mlc_jax.training import encoding, train
 
-SIZE, LAYERS = 16, 3
+LAYERS = 3  # Of the tiny BERT.
 WORDS = {"good": ("good", "news"), "bad": ("bad", "text")}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, tiny_tokenizer):
-    """A BERT of 16 units that was never trained, as Hugging Face stores it."""
-    directory = tmp_path_factory.mktemp("checkpoint")
-    shutil.copy(f"{tiny_tokenizer}/tokenizer.json", directory)
-    with open(f"{tiny_tokenizer}/tokenizer.json") as file:
-        vocab_size = len(json.load(file)["model"]["vocab"])
-    shape = {
-        "model_type": "bert", "vocab_size": vocab_size, "hidden_size": SIZE,
-        "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": 32,
-        "max_position_embeddings": 24, "type_vocab_size": 2, "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "layer_norm_eps": 1e-12,
-    }  # fmt: skip
-    (directory / "config.json").write_text(json.dumps(shape))
-    rng = np.random.default_rng(0)
-    weights = {}
-
-    def add(name, *shape):
-        # PyTorch's names of a dense layer and of a norm are the same.
-        weights[f"{name}.weight"] = rng.normal(0, 0.3, shape).astype(np.float32)
-
-    for name, rows in (("word", vocab_size), ("position", 24), ("token_type", 2)):
-        add(f"embeddings.{name}_embeddings", rows, SIZE)
-    dense = {
-        "attention.self.query": (SIZE, SIZE), "attention.self.key": (SIZE, SIZE),
-        "attention.self.value": (SIZE, SIZE), "attention.output.dense": (SIZE, SIZE),
-        "intermediate.dense": (32, SIZE), "output.dense": (SIZE, 32),
-    }  # fmt: skip
-    for i in range(LAYERS):
-        for name, (out, size) in dense.items():
-            add(f"encoder.layer.{i}.{name}", out, size)
-            weights[f"encoder.layer.{i}.{name}.bias"] = np.zeros(out, np.float32)
-    norms = [f"encoder.layer.{i}.{x}output" for i in range(LAYERS) for x in ("attention.", "")]
-    for name in ("embeddings", *norms):
-        weights[f"{name}.LayerNorm.weight"] = np.ones(SIZE, np.float32)
-        weights[f"{name}.LayerNorm.bias"] = np.zeros(SIZE, np.float32)
-    safetensors.numpy.save_file(weights, directory / "model.safetensors")
-    return directory
+@pytest.fixture
+def checkpoint(tiny_bert):
+    return tiny_bert
 
 
 def _rows(number, seed):
@@ -141,6 +106,53 @@ def test_a_workdir_is_all_that_predictions_need(
             loaded.predict(bad)
     has_weights = (tmp_path / "run" / encoding.FOLDER / "model.safetensors").exists()
     assert has_weights == (kind == "frozen")
+
+
+def _examples(number, seed):
+    texts, labels = zip(*_rows(number, seed), strict=True)
+    return mlc.Examples(list(texts), list(labels))
+
+
+def _method(checkpoint, frozen):
+    lcn = mlc.models.LabelCorrectionNetwork(2, 8, 8)
+    settings = {"lcn": lcn, "tx": mlc.sgd(0.1, momentum=0.9), "meta_tx": mlc.amsgrad(1e-3)}
+    if frozen:
+        return mlc.methods.mlc(model=mlc.models.MLP(2, (8,)), **settings)
+    bert = mlc.models.Bert(mlc.models.load_bert_config(checkpoint), 2)
+    return mlc.methods.mlc(model=bert, initial_params=str(checkpoint), **settings)
+
+
+@pytest.mark.parametrize("frozen", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_texts_in_python(frozen, checkpoint, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    reader = mlc.TextReader(
+        str(copy), frozen=frozen, max_length=24, cache_dir=str(tmp_path / "cache")
+    )
+    noisy, clean, test = _examples(64, 0), _examples(16, 1), _examples(32, 2)
+    result = mlc.fit(
+        _method(copy, frozen), noisy, clean, test=test, reader=reader, num_epochs=20,
+        batch_size=16, workdir=tmp_path / "run", progress=False,
+    )  # fmt: skip
+    assert result.figures["last_test_accuracy"] > 0.7
+    assert set(result.labels) == set(WORDS)
+    texts = np.array(test.x)  # An array of them will do, too.
+    probs = result.predict_proba(texts)
+    assert np.mean(result.predict(texts) == test.labels) == result.figures["last_test_accuracy"]
+    # Neither the checkpoint nor the cache is needed any more.
+    shutil.rmtree(copy)
+    shutil.rmtree(tmp_path / "cache")
+    np.testing.assert_allclose(
+        mlc.load(tmp_path / "run").predict_proba(texts), probs, rtol=0, atol=1e-5
+    )
+
+
+def test_texts_without_a_reader(checkpoint):
+    noisy, clean = _examples(64, 0), _examples(16, 1)
+    with pytest.raises(InputError, match=r"^x: got 'texts', expected numbers; texts need fit\("):
+        mlc.fit(_method(checkpoint, frozen=True), noisy, clean)
+    with pytest.raises(InputError, match=r"^config.dataset.tokenizer: no directory '/nowhere'"):
+        reader = mlc.TextReader("/nowhere")
+        mlc.fit(_method(checkpoint, frozen=True), noisy, clean, reader=reader)
 
 
 def test_runs_that_are_trained_together_keep_no_encoder(create, tmp_path, standard_promotion):

@@ -29,6 +29,7 @@ import tensorflow as tf
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlc_jax.core import Batch, Labelled
+from mlc_jax.data.order import Order, bucket_lengths, fold, uniform
 from mlc_jax.data.source import UNKNOWN, Layout, Source, Subset, Tree, input_errors, layout_of
 from mlc_jax.data.source import augment_images as augment_images  # To be found here, too.
 from mlc_jax.data.source import read_rows as read_rows
@@ -42,7 +43,7 @@ _BYTES_AT_ONCE = 16 * 2**20
 _MAX_BLOCKS = 64  # Of s steps, in one element of tf.data.
 _PREFETCHED = 2
 _NOISY_KEY, _CLEAN_KEY = 1, 2
-_ORDER_KEY, _AUGMENT_KEY = 1, 2
+_AUGMENT_KEY = 2  # Beside those of `order`.
 
 _not_converted = tf.autograph.experimental.do_not_convert  # It takes longer to read than to run.
 
@@ -62,6 +63,9 @@ class Pipeline:
       augment: whether sources change their examples at random, if they know how to.
       seed: of the order and of the augmentation.
       num_replayed: k - s, steps of a window that the one before has, too.
+      length_buckets: lengths that batches are padded to, at most, where the source knows its
+        examples' lengths; 1 pads all alike. Windows that overlap are padded alike anyway: what is
+        replayed must draw the same dropout.
     """
 
     noisy: Subset
@@ -73,6 +77,7 @@ class Pipeline:
     augment: bool
     seed: int
     num_replayed: int = 0
+    length_buckets: int = 1
 
     @property
     def stride(self) -> int:
@@ -112,7 +117,8 @@ class Pipeline:
         Window i ends with step (i + 1) * s; for steps before the first, its first s steps' batches
         stand in. Arrays are `[num_devices, k, B / (num_devices * process_count), ...]`: process p
         holds the examples `[p * B / process_count, (p + 1) * B / process_count)` of the global
-        batch, and reads only those. `Labelled.rows` are positions in the subset.
+        batch, and reads only those. `Labelled.rows` are positions in the subset. Inputs of a source
+        with `lengths` are cut off where the longest example of the window ends, or a little after.
 
         Raises:
           InputError: while reading; files or objects that cannot be read.
@@ -204,12 +210,14 @@ def _blocks_of(
     if any(source.by_row for source in sources.values()):
         at_once = 1
     start_step = start_block * first.stride
+    orders = {name: _order(pipelines, name, layouts[name]) for name in sources}
 
     def stream(name: str, start: int, stop: int) -> tf.data.Dataset:
         # This process' share of [start, stop) in a global batch.
         share = np.array_split(np.arange(start, stop), process_count)[process_index]
         steps = at_once * first.stride
-        return _stream(pipelines, name, layouts[name], share, start_step, steps)
+        order = orders[name][0]
+        return _stream(pipelines, name, layouts[name], order, share, start_step, steps)
 
     size, half = first.clean_batch_size, first.clean_batch_size // 2
     streams = {"noisy": stream("noisy", 0, first.noisy_batch_size)}
@@ -223,19 +231,54 @@ def _blocks_of(
     paired = any((pipeline.clean.given != UNKNOWN).any() for pipeline in pipelines)
     with contextlib.closing(_elements(dataset, *sources.values())) as elements:
         for element in elements:
-            dealt = {
-                name: [_deal(x, first.stride, num_devices) for x in part]
-                for name, part in element.items()
-            }
+            parts = {name: _dealt(x, first.stride, num_devices) for name, x in element.items()}
             for block in range(at_once):
-                parts = {}
-                for name, arrays in dealt.items():
+                made = {}
+                for name, (buckets, arrays) in parts.items():
+                    side = name.partition("_")[0]
                     *leaves, labels, rows, given = [array[block] for array in arrays]
-                    structure = layouts[name.partition("_")[0]].structure
-                    inputs = jax.tree.unflatten(structure, leaves)
-                    pairs = given if paired and name.startswith("clean") else None
-                    parts[name] = Labelled(inputs, labels, rows, pairs)
-                yield Batch(**(dict.fromkeys(Batch._fields) | parts))
+                    lengths = orders[side][1]
+                    if lengths is not None:
+                        leaves = _cut(leaves, layouts[side], lengths[buckets[block]])
+                    inputs = jax.tree.unflatten(layouts[side].structure, leaves)
+                    pairs = given if paired and side == "clean" else None
+                    made[name] = Labelled(inputs, labels, rows, pairs)
+                yield Batch(**(dict.fromkeys(Batch._fields) | made))
+
+
+def _order(
+    pipelines: Sequence[Pipeline], name: str, layout: Layout
+) -> tuple[Order, np.ndarray | None]:
+    """Which examples are in which batch, and what the buckets are padded to, if there are any."""
+    first = pipelines[0]
+    subsets, _, (batch_size, *_), (key, *_) = zip(*(x._part(name) for x in pipelines), strict=True)
+    source, size = subsets[0].source, len(subsets[0])
+    order = Order([x.seed for x in pipelines], key, size, batch_size, first.stride)
+    lengths = getattr(source, "lengths", None)
+    if lengths is None or first.length_buckets == 1 or first.num_replayed:
+        return order, None
+    # As many as an epoch has windows: in a set of fewer, all lengths meet in every window.
+    num = min(first.length_buckets, max(1, order.num_batches // order.window))
+    padded = bucket_lengths(lengths, num, most=layout.shapes[0][0])
+    buckets = np.stack([np.searchsorted(padded, lengths[subset.rows]) for subset in subsets])
+    return dataclasses.replace(order, buckets=buckets if len(padded) > 1 else None), padded
+
+
+def _dealt(
+    element: tuple[np.ndarray, ...], stride: int, num_devices: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The bucket of each block, `[blocks]`, and the arrays, see `_deal`."""
+    buckets, *arrays = element
+    return buckets.reshape(-1, stride).max(axis=1), [_deal(x, stride, num_devices) for x in arrays]
+
+
+def _cut(leaves: list[np.ndarray], layout: Layout, length: int) -> list[np.ndarray]:
+    """Leaves `[..., T, ...]` without what lies after `length` in the first axis of the examples."""
+    axes = [x.ndim - len(shape) for x, shape in zip(leaves, layout.shapes, strict=True)]
+    cut = [
+        x[(slice(None),) * axis + (slice(length),)] for x, axis in zip(leaves, axes, strict=True)
+    ]
+    return [np.ascontiguousarray(x) for x in cut]
 
 
 def _deal(array: np.ndarray, stride: int, num_devices: int) -> np.ndarray:
@@ -253,14 +296,15 @@ def _stream(
     pipelines: Sequence[Pipeline],
     name: str,
     layout: Layout,
+    order: Order,
     share: np.ndarray,
     start_step: int,
     steps_at_once: int,
 ) -> tf.data.Dataset:
     """`share` of the shuffled batches from `start_step` on, `steps_at_once` at a time.
 
-    Elements are leaves of inputs, labels, positions and labels as given, `[steps_at_once, runs,
-    len(share), ...]`.
+    Elements are buckets `[steps_at_once]`, see `Order.longest`, and leaves of inputs, labels,
+    positions and labels as given, `[steps_at_once, runs, len(share), ...]`.
     """
     subsets, labels_per_run, (batch_size, *_), (key, *_) = zip(
         *(pipeline._part(name) for pipeline in pipelines), strict=True
@@ -268,10 +312,8 @@ def _stream(
     source, num_runs, size = subsets[0].source, len(subsets), len(subsets[0])
     if any(subset.source is not source or len(subset) != size for subset in subsets):
         raise ValueError(f"{name}: runs of one program must share one source object and one length")
-    num_batches = size // batch_size
-    first_epoch, skipped = divmod(start_step, num_batches)
-    order_seeds = [_fold(pipeline.seed, key, _ORDER_KEY) for pipeline in pipelines]
-    augment_seeds = [_fold(pipeline.seed, key, _AUGMENT_KEY) for pipeline in pipelines]
+    first_epoch, skipped = divmod(start_step, order.num_batches)
+    augment_seeds = [fold(pipeline.seed, key, _AUGMENT_KEY) for pipeline in pipelines]
     # Runs one after the other: position p of run r is at place r * size + p.
     rows = np.concatenate([subset.rows for subset in subsets])
     labels = tf.constant(np.concatenate(labels_per_run), tf.int32)
@@ -279,23 +321,28 @@ def _stream(
     offsets = np.arange(num_runs)[:, None] * size
 
     @_not_converted
-    def order(epoch: tf.Tensor) -> tf.data.Dataset:
-        draws = tf.stack([_uniform([size], [seed, epoch]) for seed in order_seeds])
-        kept = tf.argsort(draws, stable=True)[:, : num_batches * batch_size]
-        batches = tf.reshape(kept, [num_runs, num_batches, batch_size])
-        mine = tf.transpose(tf.gather(batches, share, axis=2), [1, 0, 2])
+    def places_of(epoch: tf.Tensor) -> tf.data.Dataset:
+        mine = tf.gather(order.batches(epoch), share, axis=2)
         places = tf.cast(mine, tf.int64) + offsets
-        return tf.data.Dataset.from_tensor_slices(tf.reshape(places, [num_batches, -1]))
+        return tf.data.Dataset.from_tensor_slices(tf.reshape(places, [order.num_batches, -1]))
+
+    @_not_converted
+    def buckets_of(epoch: tf.Tensor) -> tf.data.Dataset:
+        zeros = tf.zeros([order.num_batches], tf.int32)
+        longest = zeros if order.buckets is None else order.longest(epoch)
+        return tf.data.Dataset.from_tensor_slices(longest)
 
     @_not_converted
     def draw(step: tf.Tensor) -> tf.Tensor:
         # For whole batches, so that the share of a process does not change the numbers.
         shape = [batch_size, source.num_draws]
-        draws = tf.stack([_uniform(shape, [seed, step]) for seed in augment_seeds])
+        draws = tf.stack([uniform(shape, [seed, step]) for seed in augment_seeds])
         return tf.gather(draws, share, axis=1)
 
     @_not_converted
-    def finish(steps: tf.Tensor, read: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+    def finish(
+        steps: tf.Tensor, buckets: tf.Tensor, read: tuple[tf.Tensor, ...]
+    ) -> tuple[tf.Tensor, ...]:
         places, *leaves = read
         if pipelines[0].augment and source.num_draws:
             draws = tf.map_fn(draw, steps, fn_output_signature=tf.float32)
@@ -305,14 +352,15 @@ def _stream(
         rows_in_subset = tf.cast(places % size, tf.int32)
         flat = (*leaves, tf.gather(labels, places), rows_in_subset, tf.gather(given, places))
         lead = [steps_at_once, num_runs, len(share)]
-        return tuple(tf.reshape(x, [*lead, *x.shape[1:]]) for x in flat)
+        return buckets, *(tf.reshape(x, [*lead, *x.shape[1:]]) for x in flat)
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-    orders = epochs.flat_map(order).skip(skipped)
+    places, buckets = (epochs.flat_map(x).skip(skipped) for x in (places_of, buckets_of))
     steps = tf.data.Dataset.counter(start_step).batch(steps_at_once)
     num_read = steps_at_once * num_runs * len(share)
-    inputs = _read(source, layout, orders, rows, num_read, steps_at_once)
-    return tf.data.Dataset.zip(steps, inputs).map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+    inputs = _read(source, layout, places, rows, num_read, steps_at_once)
+    zipped = tf.data.Dataset.zip(steps, buckets.batch(steps_at_once), inputs)
+    return zipped.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 class EvaluationReader:
@@ -447,14 +495,3 @@ def to_devices(batches: Iterator[Batch], devices: Sequence[jax.Device]) -> Itera
         if len(queue) > _DEVICE_BUFFER:
             yield queue.popleft()
     yield from queue
-
-
-def _fold(*keys: int) -> int:
-    """One 31-bit seed from several numbers."""
-    return int(np.random.SeedSequence(keys).generate_state(1)[0] >> 1)
-
-
-def _uniform(shape: list[int], seed: list[Any]) -> tf.Tensor:
-    seed = tf.stack([tf.cast(part, tf.int64) for part in seed])
-    # The algorithm is named so that the numbers do not depend on the device that draws them.
-    return tf.random.stateless_uniform(shape, seed, alg="philox")

@@ -38,6 +38,8 @@ class Source(Protocol):
       by_row: whether `read` takes one row at a time. Files do: tf.data then reads and decodes many
         rows in parallel. Memory does not: it is gathered in blocks of batches, which costs least.
       num_draws: how many uniform numbers `augment` needs per example; 0 for no augmentation.
+    A source whose examples are padded may also have `lengths`, `[N]` int32: what lies after an
+    example's length, in the first axis of each of its arrays, changes nothing and may be cut off.
     """
 
     by_row: bool

@@ -13,6 +13,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ CACHE_DIR = "~/.cache/mlc_jax"  # Of tokens, and of what is computed from them.
 _FORMAT = 1  # Of the cache; another number for another content.
 _CHUNK = 1_024  # Texts that are tokenised at once: enough for every core, and a few MB.
 _IDS, _LENGTHS, _INFO = "ids.bin", "lengths.npy", "info.json"
+_CHECKED_AT_ONCE = 16 * 2**20  # Ids whose checksum is taken.
 _PADDING = ("[PAD]", "<pad>")  # What the tokenizers of BERT and of RoBERTa call it.
 
 
@@ -160,6 +162,12 @@ class TokenCache:
         if there != (size * dtype.itemsize, info["num_texts"]):
             raise ValueError("files of other sizes than they were written with")
         self._ids = np.memmap(directory / _IDS, dtype, "r") if size else np.zeros(0, dtype)
+        # A flipped bit would be another text. A GB takes a second or less; it is read anyway.
+        checksum = 0
+        for start in range(0, size, _CHECKED_AT_ONCE):
+            checksum = zlib.crc32(self._ids[start : start + _CHECKED_AT_ONCE].data, checksum)
+        if zlib.crc32(self.lengths.data, checksum) != info["checksum"]:
+            raise ValueError("files of other content than they were written with")
         self._starts = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
         self._max_length, self._pad_id = max_length, pad_id
 
@@ -290,7 +298,7 @@ def _make(
 
 def _write(directory: pathlib.Path, texts: Texts, tokenizer: Tokenizer, max_length: int) -> None:
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
-    lengths, num_truncated = array("i"), 0
+    lengths, num_truncated, checksum = array("i"), 0, 0
     digest = hashlib.blake2b(digest_size=16)
     remaining = iter(texts.read())
     bar = tqdm(total=texts.size, desc="Tokenising", unit=" texts", disable=None, delay=2)
@@ -302,7 +310,9 @@ def _write(directory: pathlib.Path, texts: Texts, tokenizer: Tokenizer, max_leng
             ids = [encoding.ids for encoding in encodings]
             lengths.extend(map(len, ids))
             num_truncated += sum(bool(encoding.overflowing) for encoding in encodings)
-            np.fromiter(itertools.chain.from_iterable(ids), dtype).tofile(file)
+            content = np.fromiter(itertools.chain.from_iterable(ids), dtype)
+            content.tofile(file)
+            checksum = zlib.crc32(content.data, checksum)
             bar.update(len(chunk))
         _sync(file)
     if digest.hexdigest() != texts.fingerprint:
@@ -310,7 +320,12 @@ def _write(directory: pathlib.Path, texts: Texts, tokenizer: Tokenizer, max_leng
     with (directory / _LENGTHS).open("wb") as file:
         np.save(file, np.array(lengths, np.int32))
         _sync(file)
-    info = {"num_texts": len(lengths), "num_truncated": num_truncated, "dtype": dtype.name}
+    info = {
+        "num_texts": len(lengths),
+        "num_truncated": num_truncated,
+        "dtype": dtype.name,
+        "checksum": zlib.crc32(np.array(lengths, np.int32).data, checksum),
+    }
     with (directory / _INFO).open("wb") as file:
         file.write(json.dumps(info).encode())
         _sync(file)

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from mlc_jax.models.bert import Bert, BertConfig
 from mlc_jax.models.bert_checkpoint import bert_params, load_bert
+from mlc_jax.models.bert_checkpoint import load_config as load_bert_config
 from mlc_jax.models.label_correction import LabelCorrectionNetwork
 from mlc_jax.models.mlp import MLP
 from mlc_jax.models.pretrained import load_params
@@ -23,6 +24,7 @@ __all__ = [
     "ResNet",
     "WeightNet",
     "initial_params",
+    "load_bert_config",
     "over_axis",
 ]
 

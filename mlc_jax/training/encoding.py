@@ -1,10 +1,10 @@
 """Texts as a frozen encoder sees them: computed once, kept in a file, trained on in their place."""
 
+import dataclasses
 import functools
 import hashlib
 import pathlib
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from mlc_jax.data.source import ArraySource, Source, read_rows
 from mlc_jax.data.tokens import CACHE_DIR, Texts, Tokenizer, TokenSource, create_source
 from mlc_jax.errors import InputError, expect
 from mlc_jax.models.bert import Bert, BertConfig
-from mlc_jax.models.bert_checkpoint import bert_params, copy_checkpoint, load_bert, load_config
+from mlc_jax.models.bert_checkpoint import bert_params, copy_checkpoint, load_bert
 
 FOLDER = "encoder"  # In a workdir: what it takes to read texts later.
 
@@ -129,6 +129,63 @@ class EncodedSource(ArraySource):
         return self._key
 
 
+@dataclasses.dataclass(frozen=True)
+class TextReader:
+    """Texts -> what a classifier reads of them.
+
+    Attributes:
+      checkpoint: pretrained BERT, RoBERTa or DistilBERT: a directory, or a name on the Hugging Face
+        hub.
+      frozen: whether its encoder stays as it is. Texts are its features then, `[N, H]` float32, for
+        a model that takes vectors, such as `mlc_jax.models.MLP`. Otherwise they are tokens, for a
+        `mlc_jax.models.Bert` that starts from the checkpoint (`initial_params=`).
+      max_length: T, tokens of a text; longer ones are cut off.
+      feature, dtype: of the frozen encoder, see `mlc_jax.models.Bert`.
+      tokenizer: a directory with a `tokenizer.json`, or a name on the hub; None is `checkpoint`.
+      cache_dir: where tokens and features are kept; None is ~/.cache/mlc_jax.
+    """
+
+    checkpoint: str
+    frozen: bool = True
+    max_length: int = 128
+    feature: str = "mean"
+    dtype: str = "float32"
+    tokenizer: str | None = None
+    cache_dir: str | None = None
+
+    def __call__(self, texts: Any) -> Source:
+        """A source of a few texts, of which nothing is kept.
+
+        Raises:
+          InputError: no list of texts, or a checkpoint that cannot be read.
+        """
+        with tempfile.TemporaryDirectory() as cache:
+            source = self._tokens(texts, None, cache)
+        return ArraySource(self._encoder().encode(source)) if self.frozen else source
+
+    def cached(self, texts: Any, ids: Any = None) -> Source:
+        """The same, from the cache if it has them; `ids` are names of the texts, or None."""
+        source = self._tokens(texts, ids, self.cache_dir)
+        return self._encoder()(source) if self.frozen else source
+
+    def to_json(self) -> dict[str, Any]:
+        """What a workdir remembers; see `reader_from_workdir`."""
+        return {k: x for k, x in dataclasses.asdict(self).items() if k != "cache_dir"}
+
+    def _tokens(self, texts: Any, ids: Any, cache_dir: str | None) -> TokenSource:
+        expect(not isinstance(texts, str), "x", "one text", "a list of texts")
+        texts = [str(text) for text in texts]
+        expect(len(texts) > 0, "x", texts, "at least one text")
+        tokenizer = _load_tokenizer(self.tokenizer or self.checkpoint)
+        return create_source(
+            Texts.scan(lambda: texts), tokenizer,
+            max_length=self.max_length, cache_dir=cache_dir, ids=ids,
+        )  # fmt: skip
+
+    def _encoder(self) -> FrozenEncoder:
+        return _load(self.checkpoint, self.feature, self.dtype, self.cache_dir)
+
+
 def frozen_encoder(config: ConfigDict) -> FrozenEncoder | None:
     """That of a config, if it has one: a BERT that is frozen as a whole."""
     model = config.model
@@ -142,16 +199,21 @@ def _load(checkpoint: str, feature: str, dtype: str, cache_dir: str | None) -> F
     return FrozenEncoder(checkpoint, feature=feature, dtype=dtype, cache_dir=cache_dir)
 
 
-def check_dataset(config: ConfigDict, dataset: Dataset) -> None:
+@functools.lru_cache(maxsize=1)
+def _load_tokenizer(name: str) -> Tokenizer:
+    return Tokenizer.load(name)
+
+
+def check_dataset(dataset: Dataset, shape: BertConfig) -> None:
     """Raises InputError where a trained BERT has no row for a token or a position of the texts."""
     subsets = (dataset.noisy, dataset.clean, dataset.validation, dataset.test)
     sources = [subset.source for subset in subsets if subset is not None]
     for source in sources:
         if isinstance(source, TokenSource):
-            check_tokens(source, load_config(config.model.bert.checkpoint))
+            check_tokens(source, shape)
 
 
-def save(config: ConfigDict, dataset: Dataset, workdir: epath.Path) -> None:
+def save(checkpoint: str, dataset: Dataset, workdir: epath.Path) -> None:
     """Copies tokenizer and shape of an encoder into a workdir, and a frozen one's weights.
 
     They are in `FOLDER`, see `from_workdir`. A trained encoder's weights are in the run's
@@ -167,7 +229,7 @@ def save(config: ConfigDict, dataset: Dataset, workdir: epath.Path) -> None:
     try:
         folder.mkdir(exist_ok=True)
         source.tokenizer.save(folder / "tokenizer.json")
-        copy_checkpoint(config.model.bert.checkpoint, folder, weights=frozen)
+        copy_checkpoint(checkpoint, folder, weights=frozen)
     except OSError as error:
         raise InputError(
             f"--workdir: cannot write to {str(folder)!r} ({error.strerror}); expected a directory "
@@ -185,22 +247,24 @@ def from_workdir(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     return config
 
 
-def text_reader(config: ConfigDict) -> Callable[[Any], Source]:
+def text_reader(config: ConfigDict) -> TextReader:
     """Texts -> what a run's classifier reads of them."""
-    tokenizer = Tokenizer.load(config.dataset.tokenizer or config.model.bert.checkpoint)
-    encoder, length = frozen_encoder(config), config.dataset.max_length
+    model, dataset = config.model, config.dataset
+    return TextReader(
+        checkpoint=model.bert.checkpoint,
+        frozen=model.bert.num_frozen_layers == -1,
+        max_length=dataset.max_length,
+        feature=model.bert.feature,
+        dtype=model.dtype,
+        tokenizer=dataset.tokenizer,
+        cache_dir=dataset.cache_dir,
+    )
 
-    def read(texts: Any) -> Source:
-        expect(not isinstance(texts, str), "x", "one text", "a list of texts")
-        texts = [str(text) for text in texts]
-        expect(len(texts) > 0, "x", texts, "at least one text")
-        with tempfile.TemporaryDirectory() as cache:
-            source = create_source(
-                Texts.scan(lambda: texts), tokenizer, max_length=length, cache_dir=cache
-            )
-        return source if encoder is None else ArraySource(encoder.encode(source))
 
-    return read
+def reader_from_workdir(described: dict[str, Any], workdir: epath.Path) -> TextReader:
+    """The reader that `fit` was given, with the encoder that `save` left in its workdir."""
+    folder = str(workdir / FOLDER)
+    return TextReader(**described | {"checkpoint": folder, "tokenizer": folder})
 
 
 def check_tokens(source: TokenSource, shape: BertConfig) -> None:

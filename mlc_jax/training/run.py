@@ -20,6 +20,7 @@ from mlc_jax.data.prepare import Normalize
 from mlc_jax.data.source import Subset
 from mlc_jax.errors import CheckpointError, InputError
 from mlc_jax.methods import BoundMethod, Method
+from mlc_jax.models.bert_checkpoint import load_config
 from mlc_jax.training import encoding, stack
 from mlc_jax.training.checkpoint import Checkpointer
 
@@ -36,6 +37,7 @@ class Settings:
     num_steps: int = 0
     noisy_batch_size: int = 100
     clean_batch_size: int = 100
+    length_buckets: int = 2
     eval_batch_size: int = 1000
     eval_every_epochs: int = 1
     log_every_steps: int = 50
@@ -113,7 +115,8 @@ class Run:
 def build_run(config: ConfigDict) -> Run:
     """Builds what a config says; raises InputError for what the data do not allow."""
     dataset = data.load(config, encoding.frozen_encoder(config))
-    encoding.check_dataset(config, dataset)
+    if config.model.name == "bert":
+        encoding.check_dataset(dataset, load_config(config.model.bert.checkpoint))
     fields = {field.name: config.get(field.name) for field in dataclasses.fields(Settings)}
     fields["diagnose_every"] = config.meta_gradient.diagnose_every
     return create_run(
@@ -159,6 +162,7 @@ def create_run(
         augment=augment,
         seed=settings.seed,
         num_replayed=method.num_replayed,
+        length_buckets=settings.length_buckets,
     )
     pipeline.check()
     unchecked = np.setdiff1d(dataset.noisy.given, dataset.clean.truth)

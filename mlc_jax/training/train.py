@@ -81,7 +81,7 @@ def train_together(
         paths = [contexts.enter_context(locked_workdir(workdir)) for workdir in runs]
         if len(built) == 1 and jax.process_index() == 0:
             (config,) = runs.values()
-            encoding.save(config, built[0].dataset, paths[0])
+            encoding.save(config.model.bert.checkpoint, built[0].dataset, paths[0])
         recorders, _, predictions = train_runs(
             built, paths, formerly=settings.formerly(), show_progress=show_progress
         )
