@@ -220,9 +220,11 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "data": Setting(
                 None,
                 text(),
-                "One file. arrays: an .npz with inputs, labels and checked_labels. text: a .csv, "
-                ".jsonl or .parquet with columns text, label and checked_label, and maybe id. "
-                "Without checked labels it is a benchmark whose labels are all true.",
+                "One file. arrays: an .npz with inputs, labels and checked_labels, and maybe ids "
+                "and splits; or inputs in an .npy and the rest in a .csv of the same name. text: a "
+                ".csv, .jsonl or .parquet with columns text, label and checked_label, and maybe id "
+                "and split (test for rows that only judge). Without checked labels it is a "
+                "benchmark whose labels are all true.",
             ),
             "noisy": Setting(
                 None,
@@ -242,6 +244,18 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "arrays: .npz file of inputs and true labels to judge by. text: columns text and "
                 "label.",
             ),
+            "checked": Setting(
+                None,
+                text(),
+                "Beside data: FILE[,FILE...] with columns id and checked_label, such as the "
+                "to_check.csv of the run before, once it is filled in.",
+            ),
+            "holdout_per_class": Setting(
+                0,
+                whole(0),
+                "Own files without test rows: checked rows per class to judge by instead of "
+                "training with them; a class that would not keep twice as many keeps all.",
+            ),
             "tokenizer": Setting(
                 None,
                 text(),
@@ -258,10 +272,14 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "~/.cache/mlc_jax.",
             ),
             "standardize": Setting(
-                False,
-                flag(),
+                None,
+                optional(flag()),
                 "arrays, digits: each feature to mean 0 and deviation 1 over the noisy set; a "
-                "constant one stays as it is.",
+                "constant one stays as it is. None, of own files: pixels (unsigned whole numbers) "
+                "are divided by the largest, what lies in [0, 1] stays, the rest is standardised; "
+                "of others: False.",
+                formerly=False,
+                kind=bool,
             ),
             "clean_per_class": Setting(100, whole(1), "Trusted labels per class, to train with."),
             "validation_per_class": Setting(
@@ -753,13 +771,16 @@ def _inner_loss(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
 
 def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
     """Which files go together, and what cannot be asked of labels whose truth is not known."""
-    data, noisy, clean, test = (
-        values[f"dataset.{name}"] for name in ("data", "noisy", "clean", "test")
-    )
+    names = ("data", "noisy", "clean", "test", "checked")
+    data, noisy, clean, *_ = (values[f"dataset.{name}"] for name in names)
     if values["dataset.name"] not in OWN_FILES:
         return [
-            (f"dataset.{name}", not value, "None with a dataset that has its own files")
-            for name, value in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
+            (
+                f"dataset.{x}",
+                not values[f"dataset.{x}"],
+                "None with a dataset that has its own files",
+            )
+            for x in names
         ]
     files = "dataset.data=FILE, or both dataset.noisy=FILE and dataset.clean=FILE"
     return [
@@ -767,6 +788,12 @@ def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
         ("dataset.noisy", not (data and noisy), f"None beside dataset.data: either {files}"),
         ("dataset.clean", not (data and clean), f"None beside dataset.data: either {files}"),
         ("dataset.noisy", bool(noisy) or not clean, f"a file beside dataset.clean: {files}"),
+        (
+            "dataset.checked",
+            bool(data) or not values["dataset.checked"],
+            "None without dataset.data: rows of the noisy file that were checked go into the clean "
+            "file",
+        ),
         ("dataset.clean", bool(clean) or not noisy, f"a file beside dataset.noisy: {files}"),
         (
             "noise.type",

@@ -13,6 +13,7 @@ from mlc_jax.errors import InputError
 
 # A longer field is most likely a quote that was never closed. Python's own limit is 131,072.
 MAX_FIELD_CHARACTERS = 2**24
+ENDINGS = (".csv", ".jsonl", ".parquet")  # Of files' names, which say what they are.
 _PARQUET_ROWS = 4_096  # Held in memory at once.
 
 Row = tuple[int, list[str | None]]
@@ -34,15 +35,16 @@ class Table:
     def __init__(self, field: str, path: str, header: Sequence[str] | None = None):
         self.field, self.path = field, path
         self._header = header
-        endings = {".csv": self._csv, ".jsonl": self._json, ".parquet": self._parquet}
-        kinds = f"{', '.join([*endings][:-1])} or {[*endings][-1]}"
+        readers = (self._csv, self._json, self._parquet)
+        endings: dict[str, Callable[..., Iterator[Row]]] = dict(zip(ENDINGS, readers, strict=True))
+        kinds = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
         file = pathlib.Path(path).expanduser()
         if not file.is_file():
             raise InputError(f"{field}: no file {path!r}; expected one that ends in {kinds}")
         if file.suffix.lower() not in endings:
             raise InputError(f"{field}: got {path!r}, expected a file that ends in {kinds}")
         self._file, self._kind = file, file.suffix.lower()
-        self._read: Callable[..., Iterator[Row]] = endings[self._kind]
+        self._read = endings[self._kind]
 
     def rows(self, required: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
         """Yields where a row stands (see `place`), and its values in the order of the columns.
