@@ -38,7 +38,7 @@ BERT_FEATURES = ("mean", "cls", "pooler")
 DTYPES = ("float32", "bfloat16")
 CIFAR = ("cifar10", "cifar100")
 TEXT_BENCHMARKS = ("ag_news", "yelp5", "amazon5", "yahoo")
-OWN_FILES = ("arrays", "text")  # Datasets that a user's files make.
+OWN_FILES = ("arrays", "table", "text")  # Datasets that a user's files make.
 DATASETS = ("digits", *CIFAR, *TEXT_BENCHMARKS, *OWN_FILES)
 NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human", "none")
 
@@ -256,6 +256,12 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "Own files without test rows: checked rows per class to judge by instead of "
                 "training with them; a class that would not keep twice as many keeps all.",
             ),
+            "features": Setting(
+                None,
+                text(),
+                "table: NAME[,NAME...] of columns that become features: numbers as they are, texts "
+                "one-hot. None is every column of numbers.",
+            ),
             "tokenizer": Setting(
                 None,
                 text(),
@@ -274,10 +280,10 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "standardize": Setting(
                 None,
                 optional(flag()),
-                "arrays, digits: each feature to mean 0 and deviation 1 over the noisy set; a "
-                "constant one stays as it is. None, of own files: pixels (unsigned whole numbers) "
-                "are divided by the largest, what lies in [0, 1] stays, the rest is standardised; "
-                "of others: False.",
+                "arrays, table, digits: each feature to mean 0 and deviation 1 over the noisy set; "
+                "a constant one stays as it is. None, of own files: pixels (unsigned whole "
+                "numbers) are divided by the largest, what lies in [0, 1] stays, the rest is "
+                "standardised; of others: False.",
                 formerly=False,
                 kind=bool,
             ),
@@ -839,6 +845,11 @@ def _texts(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
             not is_text or frozen or mixup == 0 or (mixup is None and not mixes),
             "0 with tokens, which cannot be mixed; with model.bert.num_frozen_layers=-1 features "
             "are",
+        ),
+        (
+            "dataset.features",
+            name == "table" or not values["dataset.features"],
+            "None: only a table has columns to choose from",
         ),
         (
             "dataset.standardize",

@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 from mlc_jax.data.benchmarks import Benchmark
+from mlc_jax.data.columns import Columns
 from mlc_jax.data.source import UNKNOWN, Source, Subset
 from mlc_jax.errors import InputError
 
@@ -76,6 +77,7 @@ class OwnData(NamedTuple):
     Attributes:
       class_names, noisy, clean, test, prepare: as in `Dataset`.
       looked_up: `[len(clean)]` bool, rows that somebody chose to check because of what a run said.
+      columns: how a table's columns became inputs.
     """
 
     class_names: tuple[str, ...]
@@ -84,6 +86,7 @@ class OwnData(NamedTuple):
     test: Subset | None
     prepare: Callable[[Any], Any]
     looked_up: np.ndarray
+    columns: Columns | None = None
 
 
 def combine(
