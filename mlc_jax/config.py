@@ -43,6 +43,7 @@ DATASETS = ("digits", *CIFAR, *TEXT_BENCHMARKS, *OWN_FILES)
 NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human", "none")
 
 _INFINITY = float("inf")
+_BY_SIZE = "0 chooses by the sizes of the data."
 
 
 class Check(NamedTuple):
@@ -197,7 +198,13 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 _SEED,
                 "Initialisation, batch order and augmentation. Splits and noise have their own.",
             ),
-            "method": Setting("mlc", one_of(*METHODS), "How to train: " + ", ".join(METHODS) + "."),
+            "method": Setting("mlc", one_of(*METHODS), f"How to train: {', '.join(METHODS)}."),
+            "compare": Setting(
+                False,
+                flag(),
+                "Train cross_entropy and clean_only as well, in compare/ of the workdir, and say "
+                "in the final table and the report what they reach.",
+            ),
         },
     ),
     (
@@ -399,8 +406,8 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
     (
         "lcn",
         {
-            "hidden_size": Setting(128, whole(1), "Paper 64 for images; its code 128."),
-            "embedding_size": Setting(128, whole(1), "Of the given label."),
+            "hidden_size": Setting(128, whole(0), f"Paper 64 for images; its code 128. {_BY_SIZE}"),
+            "embedding_size": Setting(128, whole(0), f"Of the given label. {_BY_SIZE}"),
             "skip_link": Setting(False, flag(), "Mix the given label back in by a learned weight."),
             "sparsemax": Setting(False, flag(), "In place of softmax."),
             "tie_embeddings": Setting(False, flag(), "Needs hidden_size == embedding_size."),
@@ -577,7 +584,7 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
     (
         "",
         {
-            "num_epochs": Setting(120, whole(1), "Passes over the noisy set."),
+            "num_epochs": Setting(120, whole(0), f"Passes over the noisy set. {_BY_SIZE}"),
             "num_steps": Setting(
                 0, whole(0), "Inner steps, in place of num_epochs; 0 goes by num_epochs."
             ),
@@ -588,10 +595,10 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "distillation); 0 is as many as the second's.",
             ),
             "noisy_batch_size": Setting(
-                100, whole(1), "Over all devices; fewer if there are fewer."
+                100, whole(0), f"Over all devices; fewer if there are fewer. {_BY_SIZE}"
             ),
             "clean_batch_size": Setting(
-                100, whole(1), "Over all devices; fewer if there are fewer."
+                100, whole(0), f"Over all devices; fewer if there are fewer. {_BY_SIZE}"
             ),
             "eval_batch_size": Setting(1000, whole(1), "Over all devices."),
             "eval_every_epochs": Setting(1, whole(1), "Epochs between evaluations."),
@@ -876,7 +883,7 @@ def _batches(values: dict[str, Any], num_devices: int) -> Sequence[tuple[str, bo
         halves = "two halves, " if parts == 2 else ""
         relations.append((
             field,
-            _is_whole(size) and size > 0 and size % per == 0,
+            _is_whole(size) and size % per == 0,
             f"a positive multiple of {per} ({halves}{num_devices} devices)",
         ))  # fmt: skip
     return relations
