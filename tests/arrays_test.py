@@ -402,6 +402,20 @@ def test_an_example_is_in_one_file_alone(refused, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("=1+1", "'=1+1"), ("+", "'+"), ("-x", "'-x"), ("@a", "'@a"), ("\t=1", "'\t=1"),
+        ("-3", "-3"), ("+1e5", "+1e5"), ("cat", "cat"), ("", ""), ("'quoted'", "'quoted'"),
+        ("'=1", "''=1"), ("''=1", "'''=1"), ("'-3", "''-3"),
+    ],
+)  # fmt: skip
+def test_a_spreadsheet_runs_nothing(text, written):
+    """And what it was is found again."""
+    assert label_columns.for_spreadsheet(text) == written
+    assert label_columns.from_spreadsheet(written) == text
+
+
 # --- Memory-mapped.
 
 

@@ -45,7 +45,8 @@ def train_and_compare(
             "hold some out (dataset.holdout_per_class)."
         )
         return train.train_and_evaluate(config, workdir, show_progress=show_progress)
-    configs = {name: _of_rival(config, name) for name in rivals}
+    filled = settings.complete(ConfigDict(run.description))  # With what the data's sizes chose.
+    configs = {name: _of_rival(filled, name) for name in rivals}
     runs = {name: build_run(of_rival) for name, of_rival in configs.items()}
     with locked_workdir(workdir) as path:
         places = {name: path / FOLDER / name for name in rivals}
@@ -63,9 +64,7 @@ def train_and_compare(
                 compared[name] = None
             else:
                 compared[name] = other.results["last_test_accuracy"]
-        results = report.add_comparison(
-            run, finished.results, finished.progress, finished.of_noisy, compared, path
-        )
+        results = report.add_comparison(run, finished.results, finished.of_noisy, compared, path)
     return results | {"workdir": str(path)}
 
 

@@ -12,7 +12,7 @@ from etils import epath
 
 from mlc_jax.data.label_columns import for_spreadsheet
 from mlc_jax.data.source import UNKNOWN, Subset
-from mlc_jax.training import plots
+from mlc_jax.training import page, plots
 from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.metrics import read_metrics
 from mlc_jax.training.run import Run
@@ -21,6 +21,7 @@ RESULTS_FILE = "results.json"
 LABELS_FILE = "corrected_labels.csv"
 SOFT_LABELS_FILE = "corrected_labels.npz"
 PICTURE_FILE = "training.png"
+PAGE_FILE = "report.html"
 TO_CHECK_FILE = "to_check.csv"
 NUM_TO_CHECK = 100
 # What others are trained on that a run is compared with.
@@ -40,14 +41,15 @@ def write(
     Files: `results.json`; `corrected_labels.csv` (id, given_label, corrected_label, confidence: the
     soft label's largest entry, label_quality: of the given label, is_label_issue: whether it was
     corrected), in the order of the data; `corrected_labels.npz` with the same, the full soft labels
-    `[N, C]`, and the true labels for judging it, -1 where they are not known; `training.png`.
+    `[N, C]`, and the true labels for judging it, -1 where they are not known; `training.png`;
+    `report.html`; where truth is not known, `to_check.csv`.
 
     Args:
       run: what was trained.
       progress: of the loop.
       of_noisy: what is said of the noisy examples that the run exports.
       workdir: written to.
-      picture: whether to draw `training.png`.
+      picture: whether to draw `training.png` and write `report.html`.
 
     Returns:
       The results, with the table for the terminal under `table`. All processes get them, the first
@@ -68,6 +70,8 @@ def write(
                 _title(results),
             )
             _write_bytes(workdir / PICTURE_FILE, drawn)
+            page_ = page.render(run, results, format_table(results), of_noisy, drawn)
+            _write_bytes(workdir / PAGE_FILE, page_)
         _write_results(results, workdir)
     return results | {"table": format_table(results)}
 
@@ -75,7 +79,6 @@ def write(
 def add_comparison(
     run: Run,
     results: dict[str, Any],
-    progress: dict[str, Any],
     of_noisy: Prediction,
     compared: dict[str, float | None],
     workdir: epath.Path,
@@ -83,7 +86,7 @@ def add_comparison(
     """Says in a report that is written what other methods reach on the same data.
 
     Args:
-      run, progress, of_noisy, workdir: see `write`.
+      run, of_noisy, workdir: see `write`.
       results: that `write` returned.
       compared: last test accuracy by method; None where training diverged.
 
@@ -92,9 +95,12 @@ def add_comparison(
     """
     figures = {name: results[name] for name in results if name not in ("table", "workdir")}
     figures["compared"] = compared
+    table = format_table(figures)
     if jax.process_index() == 0:
+        drawn = (workdir / PICTURE_FILE).read_bytes()
+        _write_bytes(workdir / PAGE_FILE, page.render(run, figures, table, of_noisy, drawn))
         _write_results(figures, workdir)
-    return results | figures | {"table": format_table(figures)}
+    return results | figures | {"table": table}
 
 
 def _write_results(figures: dict[str, Any], workdir: epath.Path) -> None:
@@ -265,14 +271,10 @@ def _csv(columns: dict[str, Any]) -> bytes:
 def _to_check(run: Run, of_noisy: Prediction) -> bytes:
     """The rows most worth a look, the first ones first, with a column to fill in."""
     rows = worth_a_look(of_noisy)[:NUM_TO_CHECK]
-    columns = label_columns(run.exported.take(rows), _taken(of_noisy, rows))
-    shown = _shown(run, columns)
+    columns = label_columns(run.exported, of_noisy)
+    shown = _shown(run, {name: column[rows] for name, column in columns.items()})
     del shown["is_label_issue"]
     return _csv(shown | {"checked_label": [""] * len(rows)})
-
-
-def _taken(of_noisy: Prediction, rows: np.ndarray) -> Prediction:
-    return Prediction(*(array[rows] for array in of_noisy))
 
 
 def worth_a_look(of_noisy: Prediction) -> np.ndarray:

@@ -103,12 +103,10 @@ class Finished(NamedTuple):
 
     Attributes:
       results: as in `results.json`, with the table.
-      progress: of the loop.
       of_noisy: what is said of the noisy examples that the run exports.
     """
 
     results: dict[str, Any]
-    progress: dict[str, Any]
     of_noisy: Prediction
 
 
@@ -129,7 +127,7 @@ def train_one(
         assert recorder.failure is not None
         return recorder.failure
     results = report.write(run, recorder.progress, of_noisy, workdir)
-    return Finished(results | {"workdir": str(workdir)}, recorder.progress, of_noisy)
+    return Finished(results | {"workdir": str(workdir)}, of_noisy)
 
 
 def train_runs(
