@@ -106,9 +106,8 @@ class Run:
             "steps_per_epoch": self.pipeline.steps_per_epoch,
             "num_epochs": self.num_epochs,
             "example": jax.tree.map(leaf, self.example),
-            "columns": columns.to_json() if columns else None,
             "prepare": prepare.to_json() if isinstance(prepare, Normalize) else None,
-        }
+        } | ({"columns": columns.to_json()} if columns else {})
 
 
 def build_run(config: ConfigDict) -> Run:
