@@ -335,7 +335,8 @@ def _settings(fields: dict[str, Any]) -> Any:
     for name, value in fields.items():
         expect(name in known, "fit", name, f"settings among {', '.join(known)}")
         setting = config.SETTINGS.get(name) or config.SETTINGS[f"meta_gradient.{name}"]
-        expect(setting.check.ok(value), name, value, setting.check.expected)
+        check = config.whole(1) if name in config.SIZED else setting.check
+        expect(check.ok(value), name, value, check.expected)
     return Settings(**fields)
 
 

@@ -5,6 +5,7 @@ import math
 from absl import logging
 from ml_collections import ConfigDict
 
+from mlc_jax.config import SIZED
 from mlc_jax.data import Dataset
 
 # Digits' own settings, 60 epochs of 1,387 noisy examples, with steps growing as the square root of
@@ -35,6 +36,7 @@ def fill(config: ConfigDict, dataset: Dataset) -> ConfigDict:
         "lcn.hidden_size": width,
         "lcn.embedding_size": width,
     }
+    assert chosen.keys() == set(SIZED)
     filled = config.copy_and_resolve_references()
     flat = {name: x for name, x in chosen.items() if not _get(config, name)}
     if flat:
