@@ -38,11 +38,17 @@ BERT_FEATURES = ("mean", "cls", "pooler")
 DTYPES = ("float32", "bfloat16")
 CIFAR = ("cifar10", "cifar100")
 TEXT_BENCHMARKS = ("ag_news", "yelp5", "amazon5", "yahoo")
-OWN_FILES = ("arrays", "text")  # Datasets that a user's files make.
+OWN_FILES = ("arrays", "table", "text")  # Datasets that a user's files make.
 DATASETS = ("digits", *CIFAR, *TEXT_BENCHMARKS, *OWN_FILES)
 NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human", "none")
 
+# Of these 0 is "by the sizes of the data", see `training.sizing`; only a config may say it.
+SIZED = (
+    "num_epochs", "noisy_batch_size", "clean_batch_size", "lcn.hidden_size", "lcn.embedding_size",
+)  # fmt: skip
+
 _INFINITY = float("inf")
+_BY_SIZE = "Own files: 0 chooses by the sizes of the data."
 
 
 class Check(NamedTuple):
@@ -145,6 +151,7 @@ _GROUPS = Check(
     '(("bias$", 1.0, 0.0), ("hidden1/", 0.0, None))',
 )
 _SEED = whole(0, 2**32 - 1)
+_SIZE = Check(whole(0).ok, whole(1).expected)  # 0 is for own files: `_own_data`.
 _POWER = Check(
     lambda value: _is_number(value) and (value == 0 or value >= 1), "0, or a number from 1 on"
 )
@@ -197,7 +204,13 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 _SEED,
                 "Initialisation, batch order and augmentation. Splits and noise have their own.",
             ),
-            "method": Setting("mlc", one_of(*METHODS), "How to train: " + ", ".join(METHODS) + "."),
+            "method": Setting("mlc", one_of(*METHODS), f"How to train: {', '.join(METHODS)}."),
+            "compare": Setting(
+                False,
+                flag(),
+                "Train cross_entropy and clean_only as well, in compare/ of the workdir, and say "
+                "in the final table and the report what they reach.",
+            ),
         },
     ),
     (
@@ -220,9 +233,11 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "data": Setting(
                 None,
                 text(),
-                "One file. arrays: an .npz with inputs, labels and checked_labels. text: a .csv, "
-                ".jsonl or .parquet with columns text, label and checked_label, and maybe id. "
-                "Without checked labels it is a benchmark whose labels are all true.",
+                "One file. arrays: an .npz with inputs, labels and checked_labels, and maybe ids "
+                "and splits; or inputs in an .npy and the rest in a .csv of the same name. text: a "
+                ".csv, .jsonl or .parquet with columns text, label and checked_label, and maybe id "
+                "and split (test for rows that only judge). Without checked labels it is a "
+                "benchmark whose labels are all true.",
             ),
             "noisy": Setting(
                 None,
@@ -242,6 +257,24 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "arrays: .npz file of inputs and true labels to judge by. text: columns text and "
                 "label.",
             ),
+            "checked": Setting(
+                None,
+                text(),
+                "Beside data: FILE[,FILE...] with columns id and checked_label, such as the "
+                "to_check.csv of the run before, once it is filled in.",
+            ),
+            "holdout_per_class": Setting(
+                0,
+                whole(0),
+                "Own files without test rows: checked rows per class to judge by instead of "
+                "training with them; a class that would not keep twice as many keeps all.",
+            ),
+            "features": Setting(
+                None,
+                text(),
+                "table: NAME[,NAME...] of columns that become features: numbers as they are, texts "
+                "one-hot. None is every column of numbers.",
+            ),
             "tokenizer": Setting(
                 None,
                 text(),
@@ -258,10 +291,14 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "~/.cache/mlc_jax.",
             ),
             "standardize": Setting(
-                False,
-                flag(),
-                "arrays, digits: each feature to mean 0 and deviation 1 over the noisy set; a "
-                "constant one stays as it is.",
+                None,
+                optional(flag()),
+                "arrays, table, digits: each feature to mean 0 and deviation 1 over the noisy set; "
+                "a constant one stays as it is. None, of own files: pixels (unsigned whole "
+                "numbers) are divided by the largest, what lies in [0, 1] stays, the rest is "
+                "standardised; of others: False.",
+                formerly=False,
+                kind=bool,
             ),
             "clean_per_class": Setting(100, whole(1), "Trusted labels per class, to train with."),
             "validation_per_class": Setting(
@@ -375,8 +412,8 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
     (
         "lcn",
         {
-            "hidden_size": Setting(128, whole(1), "Paper 64 for images; its code 128."),
-            "embedding_size": Setting(128, whole(1), "Of the given label."),
+            "hidden_size": Setting(128, _SIZE, f"Paper 64 for images; its code 128. {_BY_SIZE}"),
+            "embedding_size": Setting(128, _SIZE, f"Of the given label. {_BY_SIZE}"),
             "skip_link": Setting(False, flag(), "Mix the given label back in by a learned weight."),
             "sparsemax": Setting(False, flag(), "In place of softmax."),
             "tie_embeddings": Setting(False, flag(), "Needs hidden_size == embedding_size."),
@@ -553,7 +590,7 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
     (
         "",
         {
-            "num_epochs": Setting(120, whole(1), "Passes over the noisy set."),
+            "num_epochs": Setting(120, _SIZE, f"Passes over the noisy set. {_BY_SIZE}"),
             "num_steps": Setting(
                 0, whole(0), "Inner steps, in place of num_epochs; 0 goes by num_epochs."
             ),
@@ -564,10 +601,10 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "distillation); 0 is as many as the second's.",
             ),
             "noisy_batch_size": Setting(
-                100, whole(1), "Over all devices; fewer if there are fewer."
+                100, _SIZE, f"Over all devices; fewer if there are fewer. {_BY_SIZE}"
             ),
             "clean_batch_size": Setting(
-                100, whole(1), "Over all devices; fewer if there are fewer."
+                100, _SIZE, f"Over all devices; fewer if there are fewer. {_BY_SIZE}"
             ),
             "length_buckets": Setting(
                 1,
@@ -761,13 +798,13 @@ def _inner_loss(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
 
 def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
     """Which files go together, and what cannot be asked of labels whose truth is not known."""
-    data, noisy, clean, test = (
-        values[f"dataset.{name}"] for name in ("data", "noisy", "clean", "test")
-    )
+    names = ("data", "noisy", "clean", "test", "checked")
+    data, noisy, clean, *_ = (values[f"dataset.{name}"] for name in names)
     if values["dataset.name"] not in OWN_FILES:
+        expected = "None with a dataset that has its own files"
         return [
-            (f"dataset.{name}", not value, "None with a dataset that has its own files")
-            for name, value in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
+            *((f"dataset.{x}", not values[f"dataset.{x}"], expected) for x in names),
+            *((field, values[field] != 0, whole(1).expected) for field in SIZED),
         ]
     files = "dataset.data=FILE, or both dataset.noisy=FILE and dataset.clean=FILE"
     return [
@@ -775,6 +812,12 @@ def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
         ("dataset.noisy", not (data and noisy), f"None beside dataset.data: either {files}"),
         ("dataset.clean", not (data and clean), f"None beside dataset.data: either {files}"),
         ("dataset.noisy", bool(noisy) or not clean, f"a file beside dataset.clean: {files}"),
+        (
+            "dataset.checked",
+            bool(data) or not values["dataset.checked"],
+            "None without dataset.data: rows of the noisy file that were checked go into the clean "
+            "file",
+        ),
         ("dataset.clean", bool(clean) or not noisy, f"a file beside dataset.noisy: {files}"),
         (
             "noise.type",
@@ -822,6 +865,11 @@ def _texts(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
             "are",
         ),
         (
+            "dataset.features",
+            name == "table" or not values["dataset.features"],
+            "None: only a table has columns to choose from",
+        ),
+        (
             "dataset.standardize",
             not is_text or not values["dataset.standardize"],
             "False for texts: their inputs are the numbers of tokens",
@@ -846,7 +894,7 @@ def _batches(values: dict[str, Any], num_devices: int) -> Sequence[tuple[str, bo
         halves = "two halves, " if parts == 2 else ""
         relations.append((
             field,
-            _is_whole(size) and size > 0 and size % per == 0,
+            _is_whole(size) and size % per == 0,
             f"a positive multiple of {per} ({halves}{num_devices} devices)",
         ))  # fmt: skip
     return relations

@@ -23,6 +23,7 @@ from mlc_jax.errors import InputError
 
 UNKNOWN = -1  # A label that nobody knows.
 _HASHED_BYTES = 64 * 2**20  # Of an array; of a larger one every n-th row is hashed.
+_SHOWN_NUMBERS = 8
 _PAD = 4  # Pixels of reflected border that a random crop moves within, as in the published code.
 _GRAPH_NAMES = re.compile(r"\{\{.*?\}\} |Error in .*? iterator: \S+ |\s*\[\[.*| \[Op:.*")
 
@@ -192,6 +193,7 @@ class IndexedSource:
       ids: text `[N]`; None numbers the rows.
 
     Attributes:
+      inputs: that object.
       failure: why reading failed last, if it ever did; `input_errors` raises it.
 
     Raises:
@@ -202,13 +204,13 @@ class IndexedSource:
     num_draws = 0
 
     def __init__(self, inputs: Any, ids: Sequence[str] | np.ndarray | None = None):
-        self._inputs = inputs
+        self.inputs = inputs
         self._ids = None if ids is None else np.asarray(ids)
         self.failure: InputError | None = None
         self._layout = _layout_of_arrays(self._take(np.zeros(1, np.int64)))
 
     def __len__(self) -> int:
-        return len(self._inputs)
+        return len(self.inputs)
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
         return rows.astype(str) if self._ids is None else self._ids[rows]
@@ -225,7 +227,7 @@ class IndexedSource:
         """Inputs of sorted, unique rows."""
         try:
             with _one_at_a_time:
-                inputs = jax.tree.map(np.asarray, self._inputs[rows])
+                inputs = jax.tree.map(np.asarray, self.inputs[rows])
         except Exception as error:
             text = "".join(traceback.format_exception_only(error))
             raise self._failed(f"raised {' '.join(text.split())}", error) from error
@@ -249,7 +251,7 @@ class IndexedSource:
         return jax.tree.unflatten(expected.structure, taken)
 
     def _failed(self, problem: str, cause: Exception | None = None) -> InputError:
-        failure = InputError(f"inputs: {type(self._inputs).__name__}[rows] {problem}")
+        failure = InputError(f"inputs: {type(self.inputs).__name__}[rows] {problem}")
         failure.__cause__ = cause
         # Kept, since on its way through TensorFlow only the text of an error survives.
         self.failure = failure
@@ -335,6 +337,31 @@ def read_rows(source: Source, rows: np.ndarray) -> Tree:
             return jax.tree.map(np.asarray, source.read(tf.constant(rows, tf.int64)))
         trees = [source.read(tf.constant(row, tf.int64)) for row in rows]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def show(source: Source, rows: np.ndarray) -> list[str | np.ndarray]:
+    """Examples for a reader: texts, or pictures, uint8 `[H, W, 3]`.
+
+    A source that has a method `show`, of the same arguments and results, says it itself.
+    """
+    if hasattr(source, "show"):
+        shown: list[str | np.ndarray] = source.show(rows)
+        return shown
+    inputs = read_rows(source, rows)
+    if not isinstance(inputs, np.ndarray):
+        return [""] * len(rows)
+    if inputs.ndim == 4 and inputs.shape[-1] in (1, 3):
+        low, high = float(inputs.min()), float(inputs.max())
+        low = min(low, 0.0)
+        pixels = np.round((inputs - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+        return list(np.repeat(pixels, 3, axis=-1) if inputs.shape[-1] == 1 else pixels)
+    return [_numbers(x.reshape(-1)) for x in inputs]
+
+
+def _numbers(values: np.ndarray) -> str:
+    """The first of some numbers."""
+    more = f" … ({len(values)} numbers)" if len(values) > _SHOWN_NUMBERS else ""
+    return " ".join(f"{x:.4g}" for x in values[:_SHOWN_NUMBERS]) + more
 
 
 @contextlib.contextmanager

@@ -128,6 +128,9 @@ class EncodedSource(ArraySource):
     def fingerprint(self) -> str:
         return self._key
 
+    def show(self, rows: np.ndarray) -> list[str]:
+        return self._source.show(rows)
+
 
 @dataclasses.dataclass(frozen=True)
 class TextReader:

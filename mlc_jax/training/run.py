@@ -21,7 +21,7 @@ from mlc_jax.data.source import Subset
 from mlc_jax.errors import CheckpointError, InputError
 from mlc_jax.methods import BoundMethod, Method
 from mlc_jax.models.bert_checkpoint import load_config
-from mlc_jax.training import encoding, stack
+from mlc_jax.training import encoding, sizing, stack
 from mlc_jax.training.checkpoint import Checkpointer
 
 # Noisy examples whose labels are measured at every evaluation; all of them at the end.
@@ -97,7 +97,7 @@ class Run:
 
     def sizes(self) -> dict[str, Any]:
         """What `mlc_jax.load` needs of the data; JSON-like."""
-        prepare = self.dataset.prepare
+        prepare, columns = self.dataset.prepare, self.dataset.columns
         leaf = lambda x: {"shape": list(x.shape), "dtype": str(x.dtype)}  # noqa: E731
         return {
             "name": self.dataset.name,
@@ -109,7 +109,7 @@ class Run:
             "num_epochs": self.num_epochs,
             "example": jax.tree.map(leaf, self.example),
             "prepare": prepare.to_json() if isinstance(prepare, Normalize) else None,
-        }
+        } | ({"columns": columns.to_json()} if columns else {})
 
 
 def build_run(config: ConfigDict) -> Run:
@@ -117,6 +117,7 @@ def build_run(config: ConfigDict) -> Run:
     dataset = data.load(config, encoding.frozen_encoder(config))
     if config.model.name == "bert":
         encoding.check_dataset(dataset, load_config(config.model.bert.checkpoint))
+    config = sizing.fill(config, dataset)
     fields = {field.name: config.get(field.name) for field in dataclasses.fields(Settings)}
     fields["diagnose_every"] = config.meta_gradient.diagnose_every
     return create_run(
