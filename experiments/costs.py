@@ -498,15 +498,23 @@ def describe(config: ConfigDict) -> dict[str, Any]:
 
 def describe_step(config: ConfigDict) -> dict[str, Any]:
     """Dataset, model and batch sizes."""
-    name = config.model.name
     return {
         "dataset": config.dataset.name,
-        "model": f"resnet-{config.model.resnet.depth}" if name == "resnet" else name,
+        "model": _model_name(config.model),
         "dtype": config.model.dtype,
         "noisy batch": config.noisy_batch_size,
         "clean batch": config.clean_batch_size,
         "mix clean": config.meta_gradient.mix_clean,
     }
+
+
+def _model_name(config: ConfigDict) -> str:
+    """Of `config.model`, with its size where the name does not say it."""
+    if config.name == "resnet":
+        return f"resnet-{config.resnet.depth}"
+    if config.name == "resnet50":
+        return f"bottleneck resnet-{config.resnet50.depth}, width {config.resnet50.width}"
+    return str(config.name)
 
 
 def _with(config: ConfigDict, **meta_gradient: Any) -> ConfigDict:

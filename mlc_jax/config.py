@@ -33,7 +33,8 @@ OVERLAPPING = ("exact", "truncated", "first_order", "approximate")
 BACKWARDS = ("store", "remat", "forward_over_reverse", "two_level")
 OPTIMIZERS = ("sgd", "adam", "amsgrad", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "linear")
-CLASSIFIERS = ("mlp", "resnet", "bert")
+CLASSIFIERS = ("mlp", "resnet", "resnet50", "bert")
+RESNET50_DEPTHS = (26, 50, 101)
 BERT_FEATURES = ("mean", "cls", "pooler")
 DTYPES = ("float32", "bfloat16")
 CIFAR = ("cifar10", "cifar100")
@@ -307,7 +308,11 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
     (
         "model",
         {
-            "name": Setting("resnet", one_of(*CLASSIFIERS), "mlp, resnet, bert (texts)."),
+            "name": Setting(
+                "resnet",
+                one_of(*CLASSIFIERS),
+                "mlp, resnet (CIFAR's), resnet50 (bottleneck, for pictures), bert (texts).",
+            ),
             "dtype": Setting("float32", one_of(*DTYPES), "Of the computation. Params are float32."),
             "initial_params": Setting(
                 None,
@@ -326,6 +331,35 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 flag(),
                 "Average batch statistics over devices: then the device count does not change the "
                 "result.",
+            ),
+        },
+    ),
+    (
+        "model.resnet50",
+        {
+            "depth": Setting(
+                50,
+                Check(lambda value: value in RESNET50_DEPTHS, f"one of {RESNET50_DEPTHS}"),
+                "26, 50 or 101.",
+                kind=int,
+            ),
+            "width": Setting(
+                64,
+                whole(1),
+                "Channels of the first stage; 64 as published, less for small pictures.",
+            ),
+            "checkpoint": Setting(
+                None,
+                text(),
+                "Pretrained weights, all but the last layer's: torchvision's .pth (needs PyTorch: "
+                "the extra `torch`), or timm's .safetensors of the same network. None starts at "
+                "random.",
+            ),
+            "freeze_batch_norm": Setting(
+                False, flag(), "Normalise by the checkpoint's statistics, in training, too."
+            ),
+            "remat": Setting(
+                False, flag(), "Compute each block's activations again in the backward pass."
             ),
         },
     ),

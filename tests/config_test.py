@@ -62,7 +62,7 @@ BAD_VALUES = [
     ("inner_loss.prior", "flat", "one of uniform, targets, or None"),
     ("dataset.num_noisy", -1, COUNT_FROM_0),
     ("dataset.imbalance", 0.5, "a finite number, at least 1"),
-    ("model.name", "cnn", "one of mlp, resnet, bert"),
+    ("model.name", "cnn", "one of mlp, resnet, resnet50, bert"),
     ("model.dtype", "float16", "one of float32, bfloat16"),
     ("meta_gradient.estimator", "exat", f"one of {', '.join(ESTIMATORS)}"),
     ("main_optimizer.name", "SGD", OPTIMIZERS),
