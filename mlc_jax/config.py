@@ -738,6 +738,12 @@ def _relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tupl
             f"False with meta_optimizer.clip_norm={values['meta_optimizer.clip_norm']}: a norm of "
             "one needs no clipping",
         ),
+        (
+            "model.resnet50.freeze_batch_norm",
+            not values["model.resnet50.freeze_batch_norm"]
+            or bool(values["model.resnet50.checkpoint"] or values["model.initial_params"]),
+            "False without model.resnet50.checkpoint: there are no statistics to keep",
+        ),
         *_overlap(values),
         *_inner_loss(values),
         *_own_data(values),
