@@ -18,7 +18,6 @@ from configs import default
 def get_config() -> ConfigDict:
     config = default.get_config()
     config.dataset.name = "arrays"
-    config.dataset.standardize = True
     config.dataset.clean_per_class = 5
     config.dataset.augment = False
     config.noise.type = "none"

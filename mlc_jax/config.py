@@ -39,7 +39,7 @@ BERT_FEATURES = ("mean", "cls", "pooler")
 DTYPES = ("float32", "bfloat16")
 CIFAR = ("cifar10", "cifar100")
 TEXT_BENCHMARKS = ("ag_news", "yelp5", "amazon5", "yahoo")
-OWN_FILES = ("arrays", "text")  # Datasets that a user's files make.
+OWN_FILES = ("arrays", "table", "text")  # Datasets that a user's files make.
 DATASETS = ("digits", *CIFAR, *TEXT_BENCHMARKS, *OWN_FILES)
 NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human", "none")
 
@@ -221,9 +221,11 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "data": Setting(
                 None,
                 text(),
-                "One file. arrays: an .npz with inputs, labels and checked_labels. text: a .csv, "
-                ".jsonl or .parquet with columns text, label and checked_label, and maybe id. "
-                "Without checked labels it is a benchmark whose labels are all true.",
+                "One file. arrays: an .npz with inputs, labels and checked_labels, and maybe ids "
+                "and splits; or inputs in an .npy and the rest in a .csv of the same name. text: a "
+                ".csv, .jsonl or .parquet with columns text, label and checked_label, and maybe id "
+                "and split (test for rows that only judge). Without checked labels it is a "
+                "benchmark whose labels are all true.",
             ),
             "noisy": Setting(
                 None,
@@ -243,6 +245,24 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "arrays: .npz file of inputs and true labels to judge by. text: columns text and "
                 "label.",
             ),
+            "checked": Setting(
+                None,
+                text(),
+                "Beside data: FILE[,FILE...] with columns id and checked_label, such as the "
+                "to_check.csv of the run before, once it is filled in.",
+            ),
+            "holdout_per_class": Setting(
+                0,
+                whole(0),
+                "Own files without test rows: checked rows per class to judge by instead of "
+                "training with them; a class that would not keep twice as many keeps all.",
+            ),
+            "features": Setting(
+                None,
+                text(),
+                "table: NAME[,NAME...] of columns that become features: numbers as they are, texts "
+                "one-hot. None is every column of numbers.",
+            ),
             "tokenizer": Setting(
                 None,
                 text(),
@@ -259,10 +279,14 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "~/.cache/mlc_jax.",
             ),
             "standardize": Setting(
-                False,
-                flag(),
-                "arrays, digits: each feature to mean 0 and deviation 1 over the noisy set; a "
-                "constant one stays as it is.",
+                None,
+                optional(flag()),
+                "arrays, table, digits: each feature to mean 0 and deviation 1 over the noisy set; "
+                "a constant one stays as it is. None, of own files: pixels (unsigned whole "
+                "numbers) are divided by the largest, what lies in [0, 1] stays, the rest is "
+                "standardised; of others: False.",
+                formerly=False,
+                kind=bool,
             ),
             "clean_per_class": Setting(100, whole(1), "Trusted labels per class, to train with."),
             "validation_per_class": Setting(
@@ -793,13 +817,16 @@ def _inner_loss(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
 
 def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
     """Which files go together, and what cannot be asked of labels whose truth is not known."""
-    data, noisy, clean, test = (
-        values[f"dataset.{name}"] for name in ("data", "noisy", "clean", "test")
-    )
+    names = ("data", "noisy", "clean", "test", "checked")
+    data, noisy, clean, *_ = (values[f"dataset.{name}"] for name in names)
     if values["dataset.name"] not in OWN_FILES:
         return [
-            (f"dataset.{name}", not value, "None with a dataset that has its own files")
-            for name, value in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
+            (
+                f"dataset.{x}",
+                not values[f"dataset.{x}"],
+                "None with a dataset that has its own files",
+            )
+            for x in names
         ]
     files = "dataset.data=FILE, or both dataset.noisy=FILE and dataset.clean=FILE"
     return [
@@ -807,6 +834,12 @@ def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
         ("dataset.noisy", not (data and noisy), f"None beside dataset.data: either {files}"),
         ("dataset.clean", not (data and clean), f"None beside dataset.data: either {files}"),
         ("dataset.noisy", bool(noisy) or not clean, f"a file beside dataset.clean: {files}"),
+        (
+            "dataset.checked",
+            bool(data) or not values["dataset.checked"],
+            "None without dataset.data: rows of the noisy file that were checked go into the clean "
+            "file",
+        ),
         ("dataset.clean", bool(clean) or not noisy, f"a file beside dataset.noisy: {files}"),
         (
             "noise.type",
@@ -852,6 +885,11 @@ def _texts(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
             not is_text or frozen or mixup == 0 or (mixup is None and not mixes),
             "0 with tokens, which cannot be mixed; with model.bert.num_frozen_layers=-1 features "
             "are",
+        ),
+        (
+            "dataset.features",
+            name == "table" or not values["dataset.features"],
+            "None: only a table has columns to choose from",
         ),
         (
             "dataset.standardize",

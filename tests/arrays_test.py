@@ -7,18 +7,21 @@ import re
 
 import jax
 import numpy as np
+import pandas
 import pytest
 
 from configs import arrays as arrays_config
 from mlc_jax import data
-from mlc_jax.data import UNKNOWN
+from mlc_jax.data import UNKNOWN, label_columns
 from mlc_jax.data.benchmarks import digits
+from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
 from mlc_jax.training import report, train
 from mlc_jax.training.metrics import read_metrics
 
 CONFIG = f"--config={pathlib.Path(__file__).parents[1] / 'configs' / 'arrays.py'}"
 SMALL = {
+    "dataset.standardize": True,
     "model.mlp.hidden_sizes": (32, 16),
     "lcn.hidden_size": 16,
     "lcn.embedding_size": 16,
@@ -188,6 +191,27 @@ def test_a_benchmark_is_standardized_by_its_noisy_part(tmp_path, rows):
     np.testing.assert_allclose(ready[:, noisy.std(axis=0) > 0].std(axis=0), 1, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("change", "scaled"),
+    [
+        (lambda x: x, lambda x: x / 16),  # Pixels.
+        (lambda x: (x / 16).astype(np.float32), lambda x: x),
+        (lambda x: x.astype(np.float32), None),
+        (lambda x: x.astype(np.int16) - 3, None),
+    ],
+)
+def test_inputs_are_scaled_as_they_are_like(tmp_path, rows, change, scaled):
+    inputs, *others = rows
+    stored = change(inputs)
+    config = _config({"data": _one_file(tmp_path / "all.npz", (stored, *others), TOLD["names"])})
+    config.dataset.standardize = None
+    ready = data.load(config).prepare(stored)
+    if scaled is None:
+        config.dataset.standardize = True
+        scaled = data.load(config).prepare
+    np.testing.assert_allclose(ready, scaled(stored), rtol=1e-6)
+
+
 def test_a_file_that_was_written_again_is_read_again(tmp_path, rows):
     file = _one_file(tmp_path / "all.npz", rows, TOLD["names"])
     config = _config({"data": file})
@@ -242,6 +266,191 @@ def test_a_benchmark_is_split_and_made_noisy_as_ours_are(tiny_config, digits_fil
         np.testing.assert_array_equal(
             ours.prepare(one.source.inputs), theirs.prepare(other.source.inputs)
         )
+
+
+# --- Test rows, held-out rows, labels that are checked later.
+
+
+def test_rows_that_only_judge(tmp_path, rows):
+    _, truth, _, checked = rows
+    splits = np.where(np.isin(np.arange(NUM_ROWS), np.flatnonzero(checked)[:40]), "test", "")
+    file = _one_file(tmp_path / "all.npz", rows, TOLD["numbers"], splits=splits)
+    dataset = data.load(_config({"data": file}))
+    assert (len(dataset.test), len(dataset.clean)) == (40, NUM_CLEAN - 40)
+    np.testing.assert_array_equal(dataset.test.rows, np.flatnonzero(checked)[:40])
+    names = [dataset.class_names[i] for i in dataset.test.truth]
+    assert names == [str(x) for x in TOLD["numbers"](truth[checked][:40])]
+    assert len(dataset.noisy) == NUM_ROWS - NUM_CLEAN
+
+
+def test_clean_rows_are_held_out(tmp_path, rows):
+    """By class, of those with enough; the same whatever else is checked later."""
+    file = _one_file(tmp_path / "all.npz", rows, TOLD["names"])
+    everything = data.load(_config({"data": file}))
+    counts = np.bincount(everything.clean.truth, minlength=10)
+    assert counts.min() < 9 <= counts.max()  # Of a hundred rows, drawn regardless of class.
+    config = _config({"data": file}, **{"dataset.holdout_per_class": 3})
+    dataset = data.load(config)
+    expected = np.where(counts >= 9, 3, 0)
+    np.testing.assert_array_equal(np.bincount(dataset.test.truth, minlength=10), expected)
+    assert len(dataset.clean) == NUM_CLEAN - expected.sum()
+    assert not np.intersect1d(dataset.clean.rows, dataset.test.rows).size
+    config.dataset.checked = _checks(tmp_path / "more.csv", {0: "zero", 1: "one", 2: "two"})
+    later = data.load(config)
+    np.testing.assert_array_equal(later.test.rows, dataset.test.rows)
+    assert len(later.clean) == len(dataset.clean) + 3
+    config.dataset.split_seed = 1
+    assert not np.array_equal(data.load(config).test.rows, dataset.test.rows)
+
+
+def _checks(path, labels, key="id"):
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([key, "given_label", "checked_label"])
+        writer.writerows([row, "no matter", label] for row, label in labels.items())
+    return str(path)
+
+
+@pytest.mark.parametrize("has_ids", [False, True])
+def test_labels_that_are_checked_later(tmp_path, rows, has_ids):
+    _, truth, _, checked = rows
+    names = np.array([f"={i:03d}" if has_ids else str(i) for i in range(NUM_ROWS)])
+    more = {"ids": names} if has_ids else {}
+    file = _one_file(tmp_path / "all.npz", rows, TOLD["names"], **more)
+    new = np.flatnonzero(~checked)[:5]
+    written = {label_columns.for_spreadsheet(names[i]): NAMES[truth[i]] for i in new}
+    first = _checks(tmp_path / "1.csv", written | {names[new[4] + 20]: ""})
+    old = int(np.flatnonzero(checked)[0])
+    other = NAMES[(truth[new[0]] + 1) % 10]
+    second = _checks(tmp_path / "2.csv", {names[old]: NAMES[truth[old]], names[new[0]]: other})
+    config = _config({"data": file}, **{"dataset.checked": f"{first},{second}"})
+    with pytest.raises(InputError, match=rf"2\.csv' line 3: id '.*' is checked as '{other}', and"):
+        data.load(config)
+    _checks(tmp_path / "2.csv", {names[old]: NAMES[truth[old]]})
+    dataset = data.load(config)
+    assert list(dataset.clean.rows) == sorted([*np.flatnonzero(checked), *new])
+    assert not np.isin(new, dataset.noisy.rows).any()
+    got = [dataset.class_names[i] for i in dataset.clean.truth]
+    assert got == list(NAMES[truth[dataset.clean.rows]])
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        ({"9": "a"}, "line 2: id '9' is not in FILE; expected one of its ids"),
+        ({"2": "A"}, "line 2: checked_label is 'A', which no row was given; expected one of a, b"),
+        ({"0": "b"}, "line 2: id '0' is checked as 'b', and as 'a' in FILE row '0'; expected one "
+         "label"),
+        ({"7": "a"}, "line 2: id '7' is a test row; expected one to train with"),
+        ({"2": ""}, "has no checked_label; expected some that are filled in"),
+    ],
+)  # fmt: skip
+def test_bad_labels_that_are_checked_later(refused, tmp_path, labels, problem):
+    checked = np.array(["a", "b", "", "", "", "", "", "a"])
+    splits = np.array([*[""] * 7, "test"])
+    arrays = GOOD | {"checked_labels": checked, "splits": splits}
+    file = _save(tmp_path / "all.npz", **arrays)
+    checks = _checks(tmp_path / "round1.csv", labels)
+    line = refused({"data": file, "checked": checks})
+    assert line == f"dataset.checked: {checks!r} {problem.replace('FILE', repr(file))}"
+
+
+def test_a_file_of_labels_that_are_checked_later_needs_its_columns(refused, tmp_path):
+    file = _save(tmp_path / "all.npz", **GOOD)
+    checks = _checks(tmp_path / "round1.csv", {"2": "a"}, key="name")
+    assert refused({"data": file, "checked": checks}) == (
+        f"dataset.checked: {checks!r} has no column 'id', only 'name', 'given_label', "
+        "'checked_label'"
+    )
+    assert refused(_two(tmp_path) | {"checked": checks}) == (
+        f"dataset.checked: got {checks!r}, expected None without dataset.data: rows of the noisy "
+        "file that were checked go into the clean file"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"splits": np.array(["dev"] * 8)}, "['splits'] row 0 is 'dev', expected test, train or "
+         "nothing"),
+        ({"splits": np.arange(8)}, "['splits'] holds int64, expected texts: test, train or "
+         "nothing"),
+        ({"splits": np.array([*[""] * 7, "test"])}, "row '7' is a test row that nobody checked; "
+         "expected its true label"),
+        ({"splits": np.array(["test", *[""] * 7]), "checked_labels": None}, "row '0' is a test "
+         "row, but no row has a checked label; expected those, or the test rows of a benchmark in "
+         "dataset.test"),
+    ],
+)  # fmt: skip
+def test_bad_splits(refused, tmp_path, changes, problem):
+    arrays = {name: x for name, x in (GOOD | changes).items() if x is not None}
+    file = _save(tmp_path / "all.npz", **arrays)
+    assert refused({"data": file}) == f"dataset.data: {file!r} {problem}"
+
+
+def test_an_example_is_in_one_file_alone(refused, tmp_path):
+    files = _two(tmp_path, ids=np.array([7, 3]))
+    _save(tmp_path / "noisy.npz", **{name: GOOD[name] for name in ("inputs", "labels", "ids")})
+    assert refused(files) == (
+        f"dataset.clean: {files['clean']!r} has id '3', which {files['noisy']!r} has, too; "
+        "expected each example in one file"
+    )
+
+
+# --- Memory-mapped.
+
+
+def _mapped(directory, rows, told, **columns):
+    """The same rows as an `.npy` of inputs and a table."""
+    inputs, truth, given, checked = rows
+    np.save(directory / "all.npy", inputs)
+    table = {
+        "label": told(given), "checked_label": np.where(checked, told(truth).astype(str), ""),
+    } | columns  # fmt: skip
+    pandas.DataFrame(table).to_csv(directory / "all.csv", index=False)
+    return str(directory / "all.npy")
+
+
+def test_inputs_may_stay_on_disk(tmp_path, rows):
+    mapped = data.load(_config({"data": _mapped(tmp_path, rows, TOLD["names"])}))
+    plain = data.load(_config({"data": _one_file(tmp_path / "all.npz", rows, TOLD["names"])}))
+    assert isinstance(mapped.noisy.source.inputs, np.memmap)
+    assert mapped.class_names == plain.class_names
+    for name in ("noisy", "clean"):
+        one, other = getattr(mapped, name), getattr(plain, name)
+        for field in ("rows", "given", "truth", "ids"):
+            np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+        of_both = (read_rows(x.source, x.rows) for x in (one, other))
+        np.testing.assert_array_equal(*of_both)
+    np.testing.assert_allclose(mapped.prepare(rows[0]), plain.prepare(rows[0]), rtol=1e-6)
+
+
+def test_bad_memory_maps(refused, tmp_path, rows):
+    file = _mapped(tmp_path, rows, TOLD["names"])
+    table = tmp_path / "all.csv"
+    content = table.read_bytes()
+    table.write_bytes(content + b"one,\n")
+    assert refused({"data": file}) == (
+        f"dataset.data: {str(table)!r} has 701 rows, expected 700, one for each of {file!r}"
+    )
+    table.unlink()
+    stem = file.removesuffix(".npy")
+    assert refused({"data": file}) == (
+        f"dataset.data: {file!r} has no labels beside it; expected {stem}.csv, {stem}.jsonl or "
+        f"{stem}.parquet"
+    )
+    np.save(file, rows[0].astype(object), allow_pickle=True)
+    line = refused({"data": file})
+    assert line.startswith(f"dataset.data: {file!r} is not a readable .npy (Array can't be memory")
+    pathlib.Path(file).write_bytes(b"no array")
+    line = refused({"data": file})
+    assert line.startswith(f"dataset.data: {file!r} is not a readable .npy (")
+
+
+def test_files_in_the_home_directory(tmp_path, rows, monkeypatch):
+    _one_file(tmp_path / "all.npz", rows, TOLD["names"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(data.load(_config({"data": "~/all.npz"})).clean) == NUM_CLEAN
 
 
 # --- Whole runs.
@@ -461,14 +670,14 @@ def test_bad_array(refused, tmp_path, changes, problem):
         ),
         (
             {"checked_labels": np.array(["a", "bb", *[""] * 6])},
-            "checked row '1' has label 'bb', which no row was given; expected one of those that "
-            "were",
+            "FILE row '1' has label 'bb', which no row was given; expected one of those that were",
         ),
     ],
 )
 def test_labels_that_do_not_go_together(refused, tmp_path, changes, problem):
     file = _save(tmp_path / "all.npz", **GOOD | changes)
-    assert refused({"data": file}) == f"dataset.data: {problem.replace('FILE', file)}"
+    shown = repr(file) if problem.startswith("FILE") else file
+    assert refused({"data": file}) == f"dataset.data: {problem.replace('FILE', shown)}"
 
 
 def _two(tmp_path, **of_clean):
@@ -496,23 +705,31 @@ def test_files_have_inputs_of_one_kind(refused, tmp_path, inputs, given):
 
 def test_a_clean_label_that_no_row_was_given(refused, tmp_path):
     """A misspelt one, most likely; a class of its own would have no noisy example."""
-    assert refused(_two(tmp_path, labels=np.array(["a", "B"]))) == (
-        "dataset.clean: checked row '1' has label 'B', which no row was given; expected one of "
-        "those that were"
+    files = _two(tmp_path, labels=np.array(["a", "B"]))
+    assert refused(files) == (
+        f"dataset.clean: {files['clean']!r} row '1' has label 'B', which no row was given; "
+        "expected one of those that were"
+    )
+
+
+def test_a_test_label_that_no_row_was_given(refused, tmp_path):
+    files = _two(tmp_path)
+    files["test"] = _save(tmp_path / "test.npz", **_changes(labels=np.full(8, "c"))(GOOD))
+    assert refused(files) == (
+        f"dataset.test: {files['test']!r} row '0' has label 'c', which no row was given; expected "
+        "one of those that were"
     )
 
 
 def test_a_class_may_have_no_checked_row(tmp_path, rows):
-    """Of many classes somebody looked at some; others may be in the test set alone."""
+    """Of many classes somebody looked at some."""
     inputs, truth, given, checked = rows
     keep = checked & (truth != 4)
     file = _one_file(tmp_path / "all.npz", (inputs, truth, given, keep), TOLD["names"])
-    test = _save(tmp_path / "test.npz", inputs=inputs[:1], labels=np.array(["none of these"]))
-    dataset = data.load(_config({"data": file, "test": test}))
+    dataset = data.load(_config({"data": file}))
     assert len(dataset.clean) == keep.sum() < NUM_CLEAN
-    assert dataset.class_names == tuple(sorted([*NAMES, "none of these"]))
+    assert dataset.class_names == tuple(sorted(NAMES))
     assert "four" not in {dataset.class_names[label] for label in dataset.clean.truth}
-    assert dataset.class_names[dataset.test.truth[0]] == "none of these"
 
 
 def test_the_clean_file_needs_its_labels(refused, tmp_path):

@@ -50,7 +50,7 @@ BAD_VALUES = [
     (
         "dataset.name",
         "mnist",
-        "one of digits, cifar10, cifar100, ag_news, yelp5, amazon5, yahoo, arrays, text",
+        "one of digits, cifar10, cifar100, ag_news, yelp5, amazon5, yahoo, arrays, table, text",
     ),
     ("noise.type", "gauss", "one of uniform, flip, flip_any, instance, human, none"),
     ("lcn.form", "matrix", "one of network, posterior, both, or None"),
@@ -186,7 +186,6 @@ BAD_VALUES = [
     ("main_optimizer.nesterov", None, FLAG),
     ("main_optimizer.groups", None, GROUPS),
     ("dataset.paired", None, FLAG),
-    ("dataset.standardize", None, FLAG),
 ]
 
 # The same of another type: what ml_collections lets a file do once a field was None.
@@ -274,7 +273,8 @@ def test_value_of_another_type(tiny_config, field, value, expected):
 def test_no_field_can_be_none_but_where_data_and_labels_are(tiny_config):
     nullable = {
         *(f"dataset.{name}" for name in ("data_dir", "data", "noisy", "clean", "test")),
-        *(f"dataset.{name}" for name in ("tfds_name", "tokenizer", "cache_dir")),
+        *(f"dataset.{name}" for name in ("tfds_name", "tokenizer", "cache_dir", "checked")),
+        "dataset.features", "dataset.standardize",
         "noise.file", "noise.key", "model.initial_params",
         # Where each method has its own default.
         "lcn.form", "lcn.pair_weight",

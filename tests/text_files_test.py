@@ -99,6 +99,13 @@ def test_one_file(load, tmp_path, ending):
     assert dataset.noisy.source.lengths.tolist() == [4, 16, 4, 5]  # The second was cut off.
 
 
+def test_rows_that_only_judge(load, tmp_path):
+    rows = [row | {"split": "test" if row["id"] == "x" else ""} for row in ROWS]
+    dataset = load(data=_write(tmp_path / "all.csv", rows))
+    assert list(dataset.clean.ids) == ["1"] and list(dataset.test.ids) == ["x"]
+    assert _names(dataset, dataset.test.truth) == ["None"]
+
+
 def test_formats_agree(load, tmp_path):
     """Tokens, too: there is one cache for the three files."""
     files = [_write(tmp_path / f"all.{ending}", ROWS) for ending in ("csv", "jsonl", "parquet")]
@@ -116,16 +123,16 @@ def test_two_files_and_one_to_judge_by(load, tmp_path, tiny_tokenizer):
     dataset = load(
         noisy=_write(tmp_path / "noisy.csv", noisy),
         clean=_write(tmp_path / "clean.jsonl", clean),
-        test=_write(tmp_path / "test.parquet", [{"text": "news", "label": "c"}]),
+        test=_write(tmp_path / "test.parquet", [{"text": "news", "label": "b"}]),
     )
-    assert dataset.class_names == ("a", "b", "c")
+    assert dataset.class_names == ("a", "b")
     assert list(dataset.noisy.ids) == ["0", "1", "2", "3", "4"]
     assert _texts(dataset.noisy, tiny_tokenizer) == list("vwxyz")
     assert _texts(dataset.clean, tiny_tokenizer) == ["good", "bad"]
     assert _texts(dataset.test, tiny_tokenizer) == ["news"]
     assert _names(dataset, dataset.clean.truth) == ["b", "a"]
     assert _names(dataset, dataset.clean.given) == ["a", ""]
-    assert _names(dataset, dataset.test.truth) == ["c"]
+    assert _names(dataset, dataset.test.truth) == ["b"]
 
 
 def test_a_file_of_true_labels_is_a_benchmark(load, tmp_path):
@@ -243,6 +250,7 @@ BAD = {
         (b'text,label\n"a\nb",c\nd,e,f\n', "line 4: has 3 fields, expected 2: text, label"),
         (b"text,label\na,b\n,b\n", "line 3: text is empty, expected a text in each row"),
         (b"text,label\na,b\n\n \t,b\n", "line 4: text is empty, expected a text in each row"),
+        (b"text,label,split\na,b,dev\n", "line 2: split is 'dev', expected test, train or nothing"),
         (b"text,label\na,\n", "line 2: label is empty, expected a label in each row"),
         (
             "text,label\nä,b\ncafé,d\n".encode("latin-1"),

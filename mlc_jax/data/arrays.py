@@ -1,28 +1,44 @@
-"""Own data in `.npz` files: inputs, labels as given, and labels that somebody checked."""
+"""Own data in `.npz` and `.npy` files: inputs, labels as given, and labels that were checked."""
 
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
+from absl import logging
 
 from mlc_jax.data.benchmarks import Benchmark
+from mlc_jax.data.label_columns import NAMES, LabelColumns, read_checks
 from mlc_jax.data.own import FIELD, LabelledFile, Labels, OwnData, combine
-from mlc_jax.data.prepare import Normalize, standardize
-from mlc_jax.data.source import UNKNOWN, ArraySource, Subset
+from mlc_jax.data.prepare import Normalize, blocks, extremes, standardize
+from mlc_jax.data.source import UNKNOWN, ArraySource, IndexedSource, Subset
+from mlc_jax.data.tables import ENDINGS, Table
 from mlc_jax.errors import InputError
+
+_COLUMNS = ("labels", "checked_labels", "given_labels", "ids", "splits")
 
 
 def load(
-    data: str | None, noisy: str | None, clean: str | None, test: str | None, standardized: bool
+    data: str | None,
+    noisy: str | None,
+    clean: str | None,
+    test: str | None,
+    standardized: bool | None,
+    checked: Sequence[str] = (),
 ) -> OwnData | Benchmark:
     """Reads one file, or two, and maybe one to judge by.
 
+    An `.npz` holds all of a row. An `.npy` holds inputs and stays on disk; the other columns are in
+    a table of the same name beside it (`x.npy`, `x.csv`), a row for each row: `LabelColumns`.
+
     Args:
-      data: `inputs`, `labels` as given, `checked_labels` (-1 or empty where nobody looked). Without
-        `checked_labels` all labels count as true, and the file is a benchmark.
+      data: `inputs`, `labels` as given, `checked_labels` (-1 or empty where nobody looked), and
+        maybe `splits` (`test` for rows that only judge). Without `checked_labels` all labels count
+        as true, and the file is a benchmark.
       noisy, clean: in place of `data`: `inputs` and `labels`; the clean file's are the true ones,
         and its `given_labels`, if there, the old ones.
       test: `inputs` and true `labels`.
       standardized: see `config.dataset.standardize`.
+      checked: see `read_checks`.
 
     Raises:
       InputError: a file that cannot be read, or arrays that do not fit together.
@@ -36,42 +52,127 @@ def load(
     for file in files.values():
         file.check_shape_of(next(iter(files.values())))
     labelled = {name: file.labelled() for name, file in files.items()}
-    own = combine(labelled, Normalize(), order=str if named else int)
-    if standardized and isinstance(own, OwnData):
-        return own._replace(prepare=standardized_of(own.noisy))
-    return own
+    checks = read_checks(checked, labelled["data"]) if checked else None
+    own = combine(labelled, Normalize(), str if named else int, checks)
+    return (
+        own if isinstance(own, Benchmark) else own._replace(prepare=scale(own.noisy, standardized))
+    )
 
 
-def standardized_of(noisy: Subset) -> Normalize:
-    """`prepare` by mean and deviation of the noisy set, which must be arrays in memory."""
-    assert isinstance(noisy.source, ArraySource)
-    return standardize(noisy.source.inputs[noisy.rows])
+def scale(noisy: Subset, standardized: bool | None) -> Normalize:
+    """`prepare` for a noisy set of arrays, in memory or memory-mapped.
+
+    Args:
+      noisy: what mean and deviation are taken of.
+      standardized: whether each feature gets mean 0 and deviation 1. None chooses: pixels (unsigned
+        whole numbers) are divided by the largest, what lies in [0, 1] stays, and the rest is
+        standardised.
+    """
+    assert isinstance(noisy.source, ArraySource | IndexedSource)
+    inputs, rows = noisy.source.inputs, noisy.rows
+    if standardized is None:
+        low, high = extremes(inputs, rows)
+        if inputs.dtype.kind == "u":
+            logging.info("Inputs are divided by %d, the largest.", high)
+            return Normalize(scale=float(max(high, 1)))
+        standardized = low < 0 or high > 1
+        how = "standardised" if standardized else "left as they are, in [0, 1]"
+        logging.info("Inputs, from %.4g to %.4g, are %s.", low, high, how)
+    return standardize(inputs, rows) if standardized else Normalize()
+
+
+def open_npy(field: str, path: str) -> np.ndarray:
+    """A memory map of an `.npy` file.
+
+    Raises:
+      InputError: there is none, it is damaged, or it holds Python objects.
+    """
+    if not pathlib.Path(path).expanduser().is_file():
+        raise InputError(f"{field}: no file {path!r}; expected an .npy file")
+    try:
+        array: np.ndarray = np.load(
+            pathlib.Path(path).expanduser(), mmap_mode="r", allow_pickle=False
+        )
+        return array
+    except Exception as error:
+        raise InputError(f"{field}: {path!r} is not a readable .npy ({error})") from error
+
+
+def read_npz(field: str, path: str) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file.
+
+    Raises:
+      InputError: there is none, it is damaged, or it holds Python objects.
+    """
+    if not pathlib.Path(path).expanduser().is_file():
+        raise InputError(f"{field}: no file {path!r}; expected an .npz file")
+    try:
+        # Opened here: np.load leaves a damaged file open.
+        with (
+            open(pathlib.Path(path).expanduser(), "rb") as stream,
+            np.load(stream, allow_pickle=False) as file,
+        ):
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # NumPy, zipfile and zlib raise a dozen types for a damaged file.
+        hint = ". Texts are saved by numpy.asarray(texts).astype(str)"
+        raise InputError(
+            f"{field}: {path!r} is not a readable .npz ({error})"
+            + (hint if "allow_pickle" in str(error) else "")
+        ) from error
+
+
+def checked_inputs(field: str, path: str, key: str, inputs: np.ndarray) -> np.ndarray:
+    """Inputs `[N, ...]` as they are stored here: float32 in place of float64 and of bool.
+
+    A memory map stays one.
+
+    Args:
+      field, path, key: for messages; which array of the file it is.
+
+    Raises:
+      InputError: they are no finite numbers.
+    """
+
+    def fail(problem: str) -> None:
+        raise InputError(f"{field}: {path!r} {key}{problem}")
+
+    if inputs.dtype.kind not in "biuf":
+        fail(f"holds {inputs.dtype}, expected numbers")
+    if inputs.ndim < 2 or not len(inputs):
+        fail(f"has shape {inputs.shape}, expected [N, ...] with N at least 1")
+    if inputs.dtype.kind == "f":
+        row = 0
+        for block in blocks(inputs):
+            finite = np.isfinite(block.reshape(len(block), -1)).all(axis=1)
+            if not finite.all():
+                fail(f"row {row + int(np.argmin(finite))} is not finite; expected finite numbers")
+            row += len(block)
+    if inputs.dtype in (np.float64, bool) and not isinstance(inputs, np.memmap):
+        return inputs.astype(np.float32)
+    return inputs
 
 
 class _File:
-    """One `.npz` file, checked."""
+    """One `.npz` file, or an `.npy` with a table beside it; checked."""
 
     def __init__(self, name: str, path: str):
         self.field, self.path = FIELD + name, path
-        self.arrays = _read(self.field, path)
+        self.table: Table | None = None
+        self.arrays: dict[str, np.ndarray] = {}
+        if path.endswith(".npy"):
+            self.inputs = checked_inputs(self.field, path, "", open_npy(self.field, path))
+            self.table = Table(self.field, self._beside())
+            return
+        self.arrays = read_npz(self.field, path)
         for key in ("inputs", "labels"):
             if key not in self.arrays:
                 self.fail(f"has no array {key!r}, only {sorted(self.arrays)}")
-        inputs = self.arrays["inputs"]
-        if inputs.dtype.kind not in "biuf":
-            self.fail(f"['inputs'] holds {inputs.dtype}, expected numbers")
-        if inputs.ndim < 2 or not len(inputs):
-            self.fail(f"['inputs'] has shape {inputs.shape}, expected [N, ...] with N at least 1")
-        if np.issubdtype(inputs.dtype, np.floating) and not np.isfinite(inputs).all():
-            rows = np.flatnonzero(~np.isfinite(inputs.reshape(len(inputs), -1)).all(axis=1))
-            self.fail(f"['inputs'] row {rows[0]} is not finite; expected finite numbers")
-        if inputs.dtype in (np.float64, bool):
-            self.arrays["inputs"] = inputs.astype(np.float32)
-        for key in ("labels", "checked_labels", "given_labels", "ids"):
-            if key in self.arrays and self.arrays[key].shape != (len(inputs),):
+        self.inputs = checked_inputs(self.field, path, "['inputs'] ", self.arrays["inputs"])
+        for key in _COLUMNS:
+            if key in self.arrays and self.arrays[key].shape != (len(self.inputs),):
                 self.fail(
-                    f"[{key!r}] has shape {self.arrays[key].shape}, expected ({len(inputs)},), one "
-                    "for each input"
+                    f"[{key!r}] has shape {self.arrays[key].shape}, expected "
+                    f"({len(self.inputs)},), one for each input"
                 )
         ids = self.arrays.get("ids")
         if ids is not None and len(np.unique(ids)) < len(ids):
@@ -83,7 +184,7 @@ class _File:
         raise InputError(f"{self.field}: {self.path!r} {problem}")
 
     def check_shape_of(self, other: "_File") -> None:
-        ours, theirs = self.arrays["inputs"], other.arrays["inputs"]
+        ours, theirs = self.inputs, other.inputs
         if ours.shape[1:] != theirs.shape[1:] or ours.dtype != theirs.dtype:
             self.fail(
                 f"has inputs {list(ours.shape[1:])} of {ours.dtype}, expected those of "
@@ -91,7 +192,9 @@ class _File:
             )
 
     def labelled(self) -> LabelledFile:
-        inputs, ids = self.arrays["inputs"], self.arrays.get("ids")
+        if self.table is not None:
+            return self._labelled_by(self.table)
+        inputs, ids = self.inputs, self.arrays.get("ids")
         labels = self._labels("labels")
         assert labels is not None
         missing = np.flatnonzero(labels.numbers == UNKNOWN)
@@ -103,9 +206,45 @@ class _File:
             labels=labels,
             checked=self._labels("checked_labels"),
             given=self._labels("given_labels"),
-            name_row=lambda row: f"checked row {str(row if ids is None else ids[row])!r}",
+            judging=self._judging(),
+            ids=None if ids is None else ids.astype(str),
+            name_row=lambda row: f"row {str(row if ids is None else ids[row])!r}",
             create_source=lambda: ArraySource(inputs, ids),
         )
+
+    def _labelled_by(self, table: Table) -> LabelledFile:
+        columns, num_rows = LabelColumns(table), 0
+        for line, values in table.rows(["label"], NAMES[1:]):
+            columns.add(line, values)
+            num_rows += 1
+        file = columns.finish(lambda ids: IndexedSource(self.inputs, ids))
+        if num_rows != len(self.inputs):
+            table.fail(
+                f"has {num_rows} rows, expected {len(self.inputs)}, one for each of {self.path!r}"
+            )
+        return file
+
+    def _beside(self) -> str:
+        """The table of an `.npy` file's labels."""
+        places = [self.path.removesuffix(".npy") + ending for ending in ENDINGS]
+        for place in places:
+            if pathlib.Path(place).expanduser().is_file():
+                return place
+        self.fail(f"has no labels beside it; expected {', '.join(places[:-1])} or {places[-1]}")
+        raise AssertionError
+
+    def _judging(self) -> np.ndarray | None:
+        splits = self.arrays.get("splits")
+        if splits is None:
+            return None
+        if not np.issubdtype(splits.dtype, np.str_):
+            self.fail(f"['splits'] holds {splits.dtype}, expected texts: test, train or nothing")
+        for row in np.flatnonzero(~np.isin(splits, ["", "train", "test"]))[:1]:
+            self.fail(
+                f"['splits'] row {row} is {str(splits[row])!r}, expected test, train or nothing"
+            )
+        judging: np.ndarray = splits == "test"
+        return judging
 
     def _labels(self, key: str) -> Labels | None:
         if key not in self.arrays:
@@ -118,31 +257,17 @@ class _File:
         return Labels.of(np.where(labels == UNKNOWN, "", labels.astype(str)))
 
 
-def _read(field: str, path: str) -> dict[str, np.ndarray]:
-    if not pathlib.Path(path).is_file():
-        raise InputError(f"{field}: no file {path!r}; expected an .npz file")
-    try:
-        # Opened here: np.load leaves a damaged file open.
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as error:  # NumPy, zipfile and zlib raise a dozen types for a damaged file.
-        hint = ". Texts are saved by numpy.asarray(texts).astype(str)"
-        raise InputError(
-            f"{field}: {path!r} is not a readable .npz ({error})"
-            + (hint if "allow_pickle" in str(error) else "")
-        ) from error
-
-
 def _check_kinds(files: dict[str, _File]) -> bool:
-    """Whether labels are names rather than numbers; of all files alike."""
+    """Whether labels are names rather than numbers; of all files alike. A table's are names."""
     columns = [
-        (file.path, key, file.arrays[key].dtype)
+        (f"{file.path}[{key!r}]", file.arrays[key].dtype)
         for file in files.values()
         for key in ("labels", "checked_labels", "given_labels")
         if key in file.arrays
     ]
-    named = {np.issubdtype(dtype, np.str_) for _, _, dtype in columns}
+    columns += [(x.table.path, np.dtype(np.str_)) for x in files.values() if x.table is not None]
+    named = {np.issubdtype(dtype, np.str_) for _, dtype in columns}
     if len(named) > 1:
-        kinds = ", ".join(f"{path}[{key!r}] {dtype}" for path, key, dtype in columns)
+        kinds = ", ".join(f"{name} {dtype}" for name, dtype in columns)
         raise InputError(f"{FIELD}data: labels are numbers here and names there ({kinds})")
     return named.pop()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mlc_jax.data.columns import Columns
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.data.source import ArraySource, Source, Tree
 from mlc_jax.errors import InputError
@@ -38,6 +39,7 @@ class Benchmark:
       test_labels: int32, true.
       prepare: from inputs as stored to what a model takes.
       names_labels: whether labels are written by name, rather than by number.
+      columns: how a table's columns became inputs.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Benchmark:
     test_labels: np.ndarray
     prepare: Callable[[Any], Any]
     names_labels: bool = False
+    columns: Columns | None = None
 
     @property
     def num_classes(self) -> int:

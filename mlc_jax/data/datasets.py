@@ -10,19 +10,21 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mlc_jax.data import arrays, benchmarks, noise, text_files
+from mlc_jax.data import arrays, benchmarks, noise, table_files, text_files
 from mlc_jax.data.benchmarks import Benchmark
-from mlc_jax.data.own import OwnData
+from mlc_jax.data.columns import Columns
+from mlc_jax.data.own import OwnData, hold_out
 from mlc_jax.data.source import UNKNOWN, Source, Subset, read_rows
 from mlc_jax.data.splits import Rows, split_rows
 from mlc_jax.data.tokens import TokenSource
 from mlc_jax.errors import InputError
 
 # Streams of the seeds, so that equal seeds for different purposes do not draw the same numbers.
-_SPLIT_STREAM, _MATRIX_STREAM, _SAMPLE_STREAM = 1, 2, 3
+_SPLIT_STREAM, _MATRIX_STREAM, _SAMPLE_STREAM, _HOLDOUT_STREAM = 1, 2, 3, 4
 # Kinds of own files: how they are read, and what their column of checked labels is called.
 _OWN: dict[str, tuple[Callable[..., OwnData | Benchmark], str]] = {
     "arrays": (arrays.load, "checked_labels"),
+    "table": (table_files.load, "checked_label"),
     "text": (text_files.load, "checked_label"),
 }
 
@@ -42,6 +44,7 @@ class Dataset:
       prepare: from inputs as stored to what a model takes.
       noise: of the given labels, for a reader: `flip 0.4`.
       names_labels: whether labels are written by name, rather than by number.
+      columns: how a table's columns became inputs.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Dataset:
     prepare: Callable[[Any], Any]
     noise: str
     names_labels: bool = False
+    columns: Columns | None = None
 
     @property
     def num_classes(self) -> int:
@@ -110,11 +114,17 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
         return _corrupted(benchmark, config)
     if c.name not in _OWN:
         return _corrupted(benchmarks.cifar(c.name, c.data_dir, download=c.download), config)
-    files = (c.data, c.noisy, c.clean, c.test)
-    options = tokens if c.name == "text" else c.standardize
-    own = _own_data(c.name, files, tuple(_stamp(file) for file in files), options)
+    files, checked = (c.data, c.noisy, c.clean, c.test), _listed(c.checked)
+    stamps = tuple(_stamp(file) for file in (*files, *checked))
+    options: Any = {
+        "arrays": c.standardize,
+        "table": table_files.Options(_listed(c.features), c.standardize),
+        "text": tokens,
+    }[c.name]
+    own = _own_data(c.name, files, checked, stamps, options)
     if isinstance(own, Benchmark):
         return _corrupted(own, config)
+    own = hold_out(own, c.holdout_per_class, np.random.default_rng([c.split_seed, _HOLDOUT_STREAM]))
     if config.noise.type != "none":
         raise InputError(
             f"config.noise.type: got {config.noise.type!r}, expected none: the labels of "
@@ -130,7 +140,12 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
         prepare=own.prepare,
         noise="given",
         names_labels=True,
+        columns=own.columns,
     )
+
+
+def _listed(names: str | None) -> tuple[str, ...]:
+    return tuple(name for name in (names or "").split(",") if name)
 
 
 def _stamp(path: str | None) -> tuple[int, int] | None:
@@ -143,10 +158,14 @@ def _stamp(path: str | None) -> tuple[int, int] | None:
 
 @functools.lru_cache(maxsize=1)  # Runs of one process share their data.
 def _own_data(
-    name: str, files: tuple[str | None, ...], stamps: tuple[Any, ...], options: Any
+    name: str,
+    files: tuple[str | None, ...],
+    checked: tuple[str, ...],
+    stamps: tuple[Any, ...],
+    options: Any,
 ) -> OwnData | Benchmark:
     del stamps
-    return _OWN[name][0](*files, options)
+    return _OWN[name][0](*files, options, checked)
 
 
 def _corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
@@ -164,8 +183,9 @@ def _corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
 
     noisy, clean = subset(rows.noisy), subset(rows.clean)
     prepare = benchmark.prepare
-    if c.standardize:  # CIFAR's may not be: `config.validate`.
-        prepare = arrays.standardized_of(noisy)
+    # None leaves published data as they are. CIFAR's may not be: `config.validate`.
+    if c.standardize or (c.standardize is None and c.name in ("arrays", "table")):
+        prepare = arrays.scale(noisy, c.standardize)
     kind = config.noise.type
     level = {"human": config.noise.key, "none": ""}.get(kind, f"{config.noise.level:g}")
     return Dataset(
@@ -178,6 +198,7 @@ def _corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
         prepare=prepare,
         noise=f"{kind} {level}".strip(),
         names_labels=benchmark.names_labels,
+        columns=benchmark.columns,
     )
 
 

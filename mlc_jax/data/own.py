@@ -1,17 +1,23 @@
 """A user's own files, of whatever kind: labels as given, and labels that somebody checked."""
 
 import dataclasses
+import itertools
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
+from absl import logging
 
 from mlc_jax.data.benchmarks import Benchmark
+from mlc_jax.data.columns import Columns
 from mlc_jax.data.source import UNKNOWN, Source, Subset
 from mlc_jax.errors import InputError
 
 FIELD = "config.dataset."  # Of the settings that name files.
+
+# A class gives held-out rows only if it keeps this many times as many to train with.
+_KEPT_PER_HELD_OUT = 2
 
 
 class Labels(NamedTuple):
@@ -34,7 +40,7 @@ class Labels(NamedTuple):
         return cls(tuple(str(name) for name in names[empty:]), numbers)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class LabelledFile:
     """One file, read and checked but for its inputs.
 
@@ -44,7 +50,9 @@ class LabelledFile:
       labels: of every row.
       checked: of the rows that somebody checked; None if the file does not have such labels.
       given: the labels of checked rows as they were before; None if they are not known.
-      name_row: what messages call a row.
+      judging: `[N]` bool, the rows that only judge; None if the file does not say.
+      ids: text `[N]`, each once; None where rows are known by their numbers.
+      name_row: what messages call a row: `line 3`.
       create_source: of its inputs. Called once all labels are known to be right: it may take long.
     """
 
@@ -53,24 +61,39 @@ class LabelledFile:
     labels: Labels
     checked: Labels | None
     given: Labels | None
+    judging: np.ndarray | None
+    ids: np.ndarray | None
     name_row: Callable[[int], str]
     create_source: Callable[[], Source]
 
+    def fail(self, problem: str) -> NoReturn:
+        """Raises an InputError on the file."""
+        raise InputError(f"{self.field}: {self.path!r} {problem}")
+
 
 class OwnData(NamedTuple):
-    """What a run on own data is built from; the truth of noisy rows is not known."""
+    """What a run on own data is built from; the truth of noisy rows is not known.
+
+    Attributes:
+      class_names, noisy, clean, test, prepare: as in `Dataset`.
+      looked_up: `[len(clean)]` bool, rows that somebody chose to check because of what a run said.
+      columns: how a table's columns became inputs.
+    """
 
     class_names: tuple[str, ...]
     noisy: Subset
     clean: Subset
     test: Subset | None
     prepare: Callable[[Any], Any]
+    looked_up: np.ndarray
+    columns: Columns | None = None
 
 
 def combine(
     files: Mapping[str, LabelledFile],
     prepare: Callable[[Any], Any],
     order: Callable[[str], Any] = str,
+    checks: Labels | None = None,
 ) -> OwnData | Benchmark:
     """One file, or two, and maybe one to judge by.
 
@@ -79,76 +102,174 @@ def combine(
         benchmark. Or `noisy` and `clean`. Beside either, `test`.
       prepare: from inputs as stored to what a model takes.
       order: classes are sorted by this key of their names.
+      checks: of rows of `data`, labels that were checked later, and are in no file of these.
 
     Raises:
       InputError: labels that do not go together.
     """
+    _check_ids(files)
+    _check_judging(files)
     columns = [x for f in files.values() for x in (f.labels, f.checked, f.given) if x is not None]
-    class_names = tuple(sorted({name for column in columns for name in column.names}, key=order))
-    numbers = {name: i for i, name in enumerate(class_names)}
+    classes = _Classes(tuple(sorted({name for x in columns for name in x.names}, key=order)))
+    if "data" not in files:
+        own = _two_files(files["noisy"], files["clean"], classes, prepare)
+    elif files["data"].checked is None and checks is None:
+        return _benchmark(files["data"], files.get("test"), classes, prepare)
+    else:
+        own = _one_file(files["data"], checks, classes, prepare)
+    if "test" in files:
+        test = files["test"]
+        truth = classes.numbers(test, test.labels)
+        _check_names(test, np.concatenate([own.noisy.given, own.clean.truth]), truth, classes.names)
+        own = own._replace(test=Subset.whole(test.create_source(), truth=truth))
+    return own
 
-    def labels(file: LabelledFile, column: Labels | None) -> np.ndarray:
+
+def hold_out(own: OwnData, per_class: int, rng: np.random.Generator) -> OwnData:
+    """Sets some of the clean rows aside to judge by, if there are no others.
+
+    They are drawn from the rows that were clean from the start: those that were looked up because
+    they seemed wrong are no fair sample. A class that would not keep twice as many keeps them all.
+    """
+    if own.test is not None or not per_class:
+        return own
+    held, kept_whole = [], []
+    for number, name in enumerate(own.class_names):
+        of_class = own.clean.truth == number
+        rows = np.flatnonzero(of_class & ~own.looked_up)
+        if len(rows) < per_class or of_class.sum() < (1 + _KEPT_PER_HELD_OUT) * per_class:
+            kept_whole.append(f"{name} ({of_class.sum()})")
+        else:
+            held.append(rng.choice(rows, per_class, replace=False))
+    if kept_whole:
+        more = f" and {len(kept_whole) - 5} more" if len(kept_whole) > 5 else ""
+        logging.info(
+            "Nothing is held out of class %s%s: too few checked rows for holdout_per_class=%d, of "
+            "which a class keeps twice as many to train with.",
+            ", ".join(kept_whole[:5]), more, per_class,
+        )  # fmt: skip
+    if not held:
+        return own
+    rows = np.sort(np.concatenate(held))
+    kept = np.setdiff1d(np.arange(len(own.clean)), rows)
+    logging.info("%d checked rows are held out, to judge by.", len(rows))
+    return own._replace(
+        clean=own.clean.take(kept), test=own.clean.take(rows), looked_up=own.looked_up[kept]
+    )
+
+
+class _Classes:
+    """Names of classes in their order."""
+
+    def __init__(self, names: tuple[str, ...]):
+        self.names = names
+        self._numbers = {name: i for i, name in enumerate(names)}
+
+    def numbers(self, file: LabelledFile, column: Labels | None) -> np.ndarray:
+        """A column of labels `[N]` int32; UNKNOWN where there is none."""
         if column is None:
             return np.full(len(file.labels.numbers), UNKNOWN, np.int32)
         # UNKNOWN, -1, takes the last.
-        return np.array([*(numbers[x] for x in column.names), UNKNOWN], np.int32)[column.numbers]
+        numbers = [*(self._numbers[x] for x in column.names), UNKNOWN]
+        return np.array(numbers, np.int32)[column.numbers]
 
-    test = files.get("test")
-    if "data" in files:
-        file = files["data"]
-        if file.checked is None:
-            return _benchmark(file, labels(file, file.labels), test, labels, class_names, prepare)
-        given, truth = labels(file, file.labels), labels(file, file.checked)
-        checked = truth != UNKNOWN
-        _check_classes(file, given[~checked], truth, class_names)
-        everything = Subset(file.create_source(), np.arange(len(given)), given, truth)
-        doubtful, trusted = (everything.take(np.flatnonzero(x)) for x in (~checked, checked))
-    else:
-        noisy, clean = files["noisy"], files["clean"]
-        given, truth = labels(noisy, noisy.labels), labels(clean, clean.labels)
-        _check_classes(clean, given, truth, class_names)
-        doubtful = Subset.whole(noisy.create_source(), given=given)
-        trusted = Subset.whole(clean.create_source(), given=labels(clean, clean.given), truth=truth)
-    judged = Subset.whole(test.create_source(), truth=labels(test, test.labels)) if test else None
-    return OwnData(class_names, doubtful, trusted, judged, prepare)
+
+def _one_file(
+    file: LabelledFile, checks: Labels | None, classes: _Classes, prepare: Callable[[Any], Any]
+) -> OwnData:
+    given, truth, later = (classes.numbers(file, x) for x in (file.labels, file.checked, checks))
+    looked_up = (later != UNKNOWN) & (truth == UNKNOWN)
+    truth = np.where(looked_up, later, truth)
+    judging = np.zeros(len(given), bool) if file.judging is None else file.judging
+    clean, noisy = (truth != UNKNOWN) & ~judging, (truth == UNKNOWN) & ~judging
+    _check_sizes(file, int(clean.sum()), int(noisy.sum()))
+    _check_names(file, given, truth, classes.names)
+    everything = Subset(file.create_source(), np.arange(len(given)), given, truth)
+    parts = [everything.take(np.flatnonzero(part)) for part in (noisy, clean, judging)]
+    test = parts[2] if len(parts[2]) else None
+    return OwnData(classes.names, parts[0], parts[1], test, prepare, looked_up[clean])
+
+
+def _two_files(
+    noisy: LabelledFile, clean: LabelledFile, classes: _Classes, prepare: Callable[[Any], Any]
+) -> OwnData:
+    given = classes.numbers(noisy, noisy.labels)
+    truth, old = classes.numbers(clean, clean.labels), classes.numbers(clean, clean.given)
+    _check_sizes(clean, len(truth), len(given))
+    _check_names(clean, np.concatenate([given, old]), truth, classes.names)
+    doubtful = Subset.whole(noisy.create_source(), given=given)
+    trusted = Subset.whole(clean.create_source(), given=old, truth=truth)
+    return OwnData(classes.names, doubtful, trusted, None, prepare, np.zeros(len(truth), bool))
 
 
 def _benchmark(
     file: LabelledFile,
-    truth: np.ndarray,
     test: LabelledFile | None,
-    labels: Callable[[LabelledFile, Labels], np.ndarray],
-    class_names: tuple[str, ...],
+    classes: _Classes,
     prepare: Callable[[Any], Any],
 ) -> Benchmark:
+    truth = classes.numbers(file, file.labels)
+    none = np.zeros(0, np.int32)
     return Benchmark(
         name=pathlib.Path(file.path).stem,
-        class_names=class_names,
+        class_names=classes.names,
         train=file.create_source(),
         train_labels=truth,
         published_rows=np.arange(len(truth)),
         num_published=len(truth),
         test=test.create_source() if test else None,
-        test_labels=labels(test, test.labels) if test else np.zeros(0, np.int32),
+        test_labels=classes.numbers(test, test.labels) if test else none,
         prepare=prepare,
         names_labels=True,
     )
 
 
-def _check_classes(
-    file: LabelledFile, given: np.ndarray, truth: np.ndarray, class_names: tuple[str, ...]
-) -> None:
-    """Holds checked labels `truth`, of the file's rows, against `given` ones of the noisy set."""
-    checked = truth[truth != UNKNOWN]
-    if not len(checked):
+def _check_ids(files: Mapping[str, LabelledFile]) -> None:
+    """No example may be in two files: it would be noisy and clean, or judge what it taught."""
+    for one, other in itertools.combinations(files.values(), 2):
+        if one.ids is None or other.ids is None:
+            continue
+        shared = np.intersect1d(one.ids, other.ids)
+        if len(shared):
+            other.fail(
+                f"has id {str(shared[0])!r}, which {one.path!r} has, too; expected each example in "
+                "one file"
+            )
+
+
+def _check_judging(files: Mapping[str, LabelledFile]) -> None:
+    for name, file in files.items():
+        for row in np.flatnonzero(file.judging)[:1].tolist() if file.judging is not None else ():
+            if name != "data":
+                file.fail(f"{file.name_row(row)} is a test row; expected those in dataset.test")
+            if "test" in files:
+                file.fail(f"{file.name_row(row)} is a test row; expected none beside dataset.test")
+            if file.checked is None:
+                file.fail(
+                    f"{file.name_row(row)} is a test row, but no row has a checked label; expected "
+                    "those, or the test rows of a benchmark in dataset.test"
+                )
+            for row in np.flatnonzero(file.judging & (file.checked.numbers == UNKNOWN))[:1]:
+                file.fail(
+                    f"{file.name_row(row)} is a test row that nobody checked; expected its true "
+                    "label"
+                )
+
+
+def _check_sizes(file: LabelledFile, num_clean: int, num_noisy: int) -> None:
+    if not num_clean:
         raise InputError(f"{file.field}: no row is checked; expected some of every class")
-    if not len(given):
+    if not num_noisy:
         raise InputError(f"{file.field}: all rows are checked; expected some to correct")
-    # Such as a misspelt name: a class that no label was ever given for.
-    strange = np.setdiff1d(checked, given)
-    if len(strange):
-        row = int(np.flatnonzero(truth == strange[0])[0])
-        raise InputError(
-            f"{file.field}: {file.name_row(row)} has label {class_names[strange[0]]!r}, which no "
-            "row was given; expected one of those that were"
+
+
+def _check_names(
+    file: LabelledFile, given: np.ndarray, truth: np.ndarray, class_names: Sequence[str]
+) -> None:
+    """No true label may be one that no row was given: it is misspelt, most likely."""
+    for number in np.setdiff1d(truth[truth != UNKNOWN], given)[:1]:
+        row = int(np.flatnonzero(truth == number)[0])
+        file.fail(
+            f"{file.name_row(row)} has label {class_names[number]!r}, which no row was given; "
+            "expected one of those that were"
         )

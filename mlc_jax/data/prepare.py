@@ -1,9 +1,12 @@
 """From inputs as stored to what a model takes; on the device, part of the step."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+_BLOCK_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,8 +36,31 @@ class Normalize:
         }
 
 
-def standardize(inputs: np.ndarray) -> Normalize:
-    """Each feature of `[N, ...]` to mean 0 and deviation 1; a constant one stays as it is."""
-    mean, std = (f(inputs, axis=0, dtype=np.float64) for f in (np.mean, np.std))
+def standardize(inputs: np.ndarray, rows: np.ndarray | None = None) -> Normalize:
+    """Each feature of `[N, ...]` to mean 0 and deviation 1; a constant one stays as it is.
+
+    Args:
+      inputs: in memory or memory-mapped.
+      rows: that mean and deviation are taken of; None is all.
+    """
+    size = len(inputs) if rows is None else len(rows)
+    mean = sum(block.sum(axis=0, dtype=np.float64) for block in blocks(inputs, rows)) / size
+    squares = sum(((block - mean) ** 2).sum(axis=0) for block in blocks(inputs, rows))
+    std = np.sqrt(squares / size)
     constant = std == 0
     return Normalize(1.0, np.where(constant, 0.0, mean), np.where(constant, 1.0, std))
+
+
+def extremes(inputs: np.ndarray, rows: np.ndarray | None = None) -> tuple[Any, Any]:
+    """The smallest and the largest number; see `standardize`."""
+    pairs = [(block.min(), block.max()) for block in blocks(inputs, rows)]
+    return min(low for low, _ in pairs), max(high for _, high in pairs)
+
+
+def blocks(inputs: np.ndarray, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Rows `[n, ...]` of inputs, a few at a time: a memory map need not fit into memory."""
+    size = len(inputs) if rows is None else len(rows)
+    step = max(1, _BLOCK_BYTES // max(1, inputs[:1].nbytes))
+    for start in range(0, size, step):
+        part = slice(start, start + step)
+        yield inputs[part if rows is None else rows[part]]

@@ -190,6 +190,7 @@ class IndexedSource:
       ids: text `[N]`; None numbers the rows.
 
     Attributes:
+      inputs: that object.
       failure: why reading failed last, if it ever did; `input_errors` raises it.
 
     Raises:
@@ -200,13 +201,13 @@ class IndexedSource:
     num_draws = 0
 
     def __init__(self, inputs: Any, ids: Sequence[str] | np.ndarray | None = None):
-        self._inputs = inputs
+        self.inputs = inputs
         self._ids = None if ids is None else np.asarray(ids)
         self.failure: InputError | None = None
         self._layout = _layout_of_arrays(self._take(np.zeros(1, np.int64)))
 
     def __len__(self) -> int:
-        return len(self._inputs)
+        return len(self.inputs)
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
         return rows.astype(str) if self._ids is None else self._ids[rows]
@@ -223,7 +224,7 @@ class IndexedSource:
         """Inputs of sorted, unique rows."""
         try:
             with _one_at_a_time:
-                inputs = jax.tree.map(np.asarray, self._inputs[rows])
+                inputs = jax.tree.map(np.asarray, self.inputs[rows])
         except Exception as error:
             text = "".join(traceback.format_exception_only(error))
             raise self._failed(f"raised {' '.join(text.split())}", error) from error
@@ -247,7 +248,7 @@ class IndexedSource:
         return jax.tree.unflatten(expected.structure, taken)
 
     def _failed(self, problem: str, cause: Exception | None = None) -> InputError:
-        failure = InputError(f"inputs: {type(self._inputs).__name__}[rows] {problem}")
+        failure = InputError(f"inputs: {type(self.inputs).__name__}[rows] {problem}")
         failure.__cause__ = cause
         # Kept, since on its way through TensorFlow only the text of an error survives.
         self.failure = failure

@@ -3,6 +3,7 @@
 Nothing is guessed: `NA` and `None` are texts like others, and `001` stays `001`.
 """
 
+import contextlib
 import csv
 import json
 import pathlib
@@ -13,6 +14,7 @@ from mlc_jax.errors import InputError
 
 # A longer field is most likely a quote that was never closed. Python's own limit is 131,072.
 MAX_FIELD_CHARACTERS = 2**24
+ENDINGS = (".csv", ".jsonl", ".parquet")  # Of files' names, which say what they are.
 _PARQUET_ROWS = 4_096  # Held in memory at once.
 
 Row = tuple[int, list[str | None]]
@@ -34,17 +36,35 @@ class Table:
     def __init__(self, field: str, path: str, header: Sequence[str] | None = None):
         self.field, self.path = field, path
         self._header = header
-        endings = {".csv": self._csv, ".jsonl": self._json, ".parquet": self._parquet}
-        kinds = f"{', '.join([*endings][:-1])} or {[*endings][-1]}"
+        readers = (self._csv, self._json, self._parquet)
+        endings: dict[str, Callable[..., Iterator[Row]]] = dict(zip(ENDINGS, readers, strict=True))
+        kinds = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
         file = pathlib.Path(path).expanduser()
         if not file.is_file():
             raise InputError(f"{field}: no file {path!r}; expected one that ends in {kinds}")
         if file.suffix.lower() not in endings:
             raise InputError(f"{field}: got {path!r}, expected a file that ends in {kinds}")
         self._file, self._kind = file, file.suffix.lower()
-        self._read: Callable[..., Iterator[Row]] = endings[self._kind]
+        self._read = endings[self._kind]
 
-    def rows(self, required: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
+    def columns(self) -> list[str]:
+        """Names of columns; of JSON lines those of the first object, of Parquet the flat ones.
+
+        Raises:
+          InputError: as `rows`.
+        """
+        with self._explained():
+            if self._kind == ".parquet":
+                return [x.name for x in self._schema() if not _is_nested(x.type)]
+            rows = self._csv_rows() if self._kind == ".csv" else self._json_rows()
+            return [*next(rows, (0, []))[1]]
+
+    def rows(
+        self,
+        required: Sequence[str],
+        optional: Sequence[str] = (),
+        values: Sequence[str] = (),
+    ) -> Iterator[Row]:
         """Yields where a row stands (see `place`), and its values in the order of the columns.
 
         Every call reads the file anew, and holds a few rows of it.
@@ -52,16 +72,13 @@ class Table:
         Args:
           required: columns that the file must have; a value that is missing is "".
           optional: columns that it may have; None where it does not.
+          values: further columns that it must have, in which numbers need not be whole.
 
         Raises:
           InputError: naming the file, the line, what is wrong and what would be right.
         """
-        try:
-            yield from self._read([*required], [*optional])
-        except UnicodeDecodeError:
-            self._fail_at_bytes()
-        except OSError as error:
-            self.fail(f"cannot be read ({error.strerror or _line(error)})")
+        with self._explained():
+            yield from self._read([*required], [*optional], [*values])
 
     def fail(self, problem: str, number: int | None = None) -> NoReturn:
         """Raises an InputError on the file, or on one of its rows."""
@@ -72,34 +89,62 @@ class Table:
         """What an editor calls the place of a row: its first line; of Parquet its row, from 1."""
         return f"{'row' if self._kind == '.parquet' else 'line'} {number}"
 
-    def _csv(self, required: list[str], optional: list[str]) -> Iterator[Row]:
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except UnicodeDecodeError:
+            self._fail_at_bytes()
+        except OSError as error:
+            self.fail(f"cannot be read ({error.strerror or _line(error)})")
+
+    def _csv(self, required: list[str], optional: list[str], values: list[str]) -> Iterator[Row]:
+        header, columns = self._header, None
+        if header is not None:
+            columns = self._find(header, required, optional, values)
+        for line, fields in self._csv_rows():
+            if header is None or columns is None:
+                header = fields
+                columns = self._find(header, required, optional, values)
+                continue
+            if len(fields) != len(header):
+                self.fail(
+                    f"has {_count(len(fields), 'field')}, expected {len(header)}: "
+                    + ", ".join(header),
+                    line,
+                )
+            yield line, [None if i is None else fields[i] for i in columns]
+        if columns is None:
+            self.fail(f"is empty, expected a first line that names {_names(required)}")
+
+    def _csv_rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Lines as they are, the header among them."""
         csv.field_size_limit(max(MAX_FIELD_CHARACTERS, csv.field_size_limit()))  # Of the process.
-        header = self._header
-        columns = None if header is None else self._find(header, required, optional)
         with self._file.open(encoding="utf-8-sig", newline="") as stream:
             reader, line = csv.reader(stream, strict=True), 1
             try:
                 for fields in reader:
                     first, line = line, reader.line_num + 1
-                    if not fields:  # A blank line.
-                        continue
-                    if header is None or columns is None:
-                        header = fields
-                        columns = self._find(header, required, optional)
-                        continue
-                    if len(fields) != len(header):
-                        self.fail(
-                            f"has {_count(len(fields), 'field')}, expected {len(header)}: "
-                            + ", ".join(header),
-                            first,
-                        )
-                    yield first, [None if i is None else fields[i] for i in columns]
+                    if fields:  # Not a blank line.
+                        yield first, fields
             except csv.Error as error:
                 self.fail(_csv_problem(str(error)), line)
-        if columns is None:
-            self.fail(f"is empty, expected a first line that names {_names(required)}")
 
-    def _json(self, required: list[str], optional: list[str]) -> Iterator[Row]:
+    def _json(self, required: list[str], optional: list[str], values: list[str]) -> Iterator[Row]:
+        names = [*required, *optional, *values]
+        for line, row in self._json_rows():
+            self._find([*row], required, optional, values, line)
+            texts = [
+                self._json_text(row[x], x, line, whole=i < len(names) - len(values))
+                if x in row
+                else None
+                for i, x in enumerate(names)
+            ]
+            if any(not _is_unicode(text) for text in texts):
+                self.fail("has half of a surrogate pair, expected text", line)
+            yield line, texts
+
+    def _json_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         with self._file.open(encoding="utf-8-sig", newline="\n") as stream:
             for line, text in enumerate(stream, 1):
                 if not text.strip():
@@ -110,66 +155,76 @@ class Table:
                     self.fail(f"is no JSON ({error}); expected one object per line", line)
                 if not isinstance(row, dict):
                     self.fail(f"is {type(row).__name__}, expected an object with columns", line)
-                self._find([*row], required, optional, line)
-                names = [*required, *optional]
-                values = [self._json_text(row[x], x, line) if x in row else None for x in names]
-                if "\\u" in text and any(not _is_unicode(value) for value in values):
-                    self.fail("has half of a surrogate pair, expected text", line)
-                yield line, values
+                yield line, row
 
-    def _json_text(self, value: Any, name: str, line: int) -> str:
+    def _json_text(self, value: Any, name: str, line: int, *, whole: bool) -> str:
         if isinstance(value, str):
             return value
         if value is None:
             return ""
-        if isinstance(value, int):  # Of bool, too: `true`.
-            return json.dumps(value)
-        return self.fail(f"{name!r} is {value!r}, expected a text or a whole number", line)
+        if isinstance(value, int) or (isinstance(value, float) and not whole):
+            return json.dumps(value)  # Of bool, too: `true`.
+        expected = "a text or a whole number" if whole else "a text or a number"
+        return self.fail(f"{name!r} is {value!r}, expected {expected}", line)
 
-    def _parquet(self, required: list[str], optional: list[str]) -> Iterator[Row]:
+    def _parquet(
+        self, required: list[str], optional: list[str], values: list[str]
+    ) -> Iterator[Row]:
         import pyarrow
         import pyarrow.parquet
 
-        number = 0
+        number, schema = 0, self._schema()
         try:
             with pyarrow.parquet.ParquetFile(self._file) as file:
-                schema = file.schema_arrow
-                places = self._find(schema.names, required, optional)
+                places = self._find(schema.names, required, optional, values)
                 there = [schema.names[i] for i in places if i is not None]
                 for name in there:
-                    self._check_type(name, schema.field(name).type)
+                    self._check_type(name, schema.field(name).type, whole=name not in values)
                 for batch in file.iter_batches(_PARQUET_ROWS, columns=there):
                     texts = {x: batch.column(x).cast(pyarrow.string()).to_pylist() for x in there}
-                    columns = [texts.get(name) for name in (*required, *optional)]
+                    columns = [texts.get(name) for name in (*required, *optional, *values)]
                     for row in range(batch.num_rows):
                         number += 1
                         yield number, [None if x is None else x[row] or "" for x in columns]
         except (pyarrow.ArrowException, UnicodeDecodeError) as error:
             self.fail(f"is no readable Parquet file ({_line(error)})")
 
-    def _check_type(self, name: str, stored: Any) -> None:
+    def _schema(self) -> Any:
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            return pyarrow.parquet.read_schema(self._file)
+        except pyarrow.ArrowException as error:
+            return self.fail(f"is no readable Parquet file ({_line(error)})")
+
+    def _check_type(self, name: str, stored: Any, *, whole: bool) -> None:
         from pyarrow import types
 
         kind = stored.value_type if types.is_dictionary(stored) else stored
-        tests = ("string", "large_string", "string_view", "integer", "boolean", "null")
+        tests = ["string", "large_string", "string_view", "integer", "boolean", "null"]
+        tests += [] if whole else ["floating", "decimal", "date", "timestamp", "time"]
         if not any(getattr(types, f"is_{test}")(kind) for test in tests):
-            self.fail(f"column {name!r} holds {stored}, expected texts or whole numbers")
+            numbers = "whole numbers" if whole else "numbers"
+            self.fail(f"column {name!r} holds {stored}, expected texts or {numbers}")
 
     def _find(
         self,
         header: Sequence[str],
         required: list[str],
         optional: list[str],
+        values: list[str],
         number: int | None = None,
     ) -> list[int | None]:
         """Where columns stand; None for an optional one that is not there."""
-        for name in required:
+        names = [*required, *optional, *values]
+        for name in (*required, *values):
             if name not in header:
                 self.fail(f"has no column {name!r}, only {_names(header)}", number)
-        for name in (*required, *optional):
+        for name in names:
             if header.count(name) > 1:
                 self.fail(f"has column {name!r} {header.count(name)} times, expected it once")
-        return [header.index(x) if x in header else None for x in (*required, *optional)]
+        return [header.index(x) if x in header else None for x in names]
 
     def _fail_at_bytes(self) -> NoReturn:
         """Says where the first bytes are that are no UTF-8."""
@@ -186,6 +241,12 @@ class Table:
                     )
                 offset += len(data)
         self.fail("was written while it was read; expected it to stay as it is")
+
+
+def _is_nested(stored: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_nested(stored) or types.is_binary(stored) or types.is_large_binary(stored))
 
 
 def _csv_problem(error: str) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 
 from mlc_jax.core import identity
 from mlc_jax.data.benchmarks import Benchmark, read_columns, read_tfds
-from mlc_jax.data.own import FIELD, LabelledFile, Labels, OwnData, combine
-from mlc_jax.data.source import UNKNOWN, Source
+from mlc_jax.data.label_columns import NAMES, LabelColumns, read_checks
+from mlc_jax.data.own import FIELD, LabelledFile, OwnData, combine
+from mlc_jax.data.source import Source
 from mlc_jax.data.tables import Table
 from mlc_jax.data.tokens import Texts, Tokenizer, TokenSource, create_source
 from mlc_jax.errors import InputError
@@ -87,17 +88,24 @@ class Settings(NamedTuple):
 
 
 def load(
-    data: str | None, noisy: str | None, clean: str | None, test: str | None, settings: Settings
+    data: str | None,
+    noisy: str | None,
+    clean: str | None,
+    test: str | None,
+    settings: Settings,
+    checked: Sequence[str] = (),
 ) -> OwnData | Benchmark:
     """Reads one file, or two, and maybe one to judge by; `.csv`, `.jsonl` or `.parquet`.
 
     Args:
       data: columns `text`, `label` as given, `checked_label` (empty where nobody looked), and maybe
-        `id`. Without `checked_label` all labels count as true, and the file is a benchmark.
+        `id` and `split` (`test` for rows that only judge). Without `checked_label` all labels
+        count as true, and the file is a benchmark.
       noisy, clean: in place of `data`: `text` and `label`; the clean file's are the true ones, and
         its `given_label`, if there, the old ones.
       test: `text` and true `label`.
       settings: see `Settings`.
+      checked: see `read_checks`.
 
     Raises:
       InputError: a file that cannot be read, or labels that do not fit together.
@@ -108,7 +116,8 @@ def load(
         for name, path in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
         if path
     }
-    return combine(files, identity)
+    checks = read_checks(checked, files["data"]) if checked else None
+    return combine(files, identity, checks=checks)
 
 
 @functools.lru_cache(maxsize=1)  # Runs of one process share their labels and caches.
@@ -222,71 +231,19 @@ def _joined(parts: list[str | None], layout: Layout) -> str:
     return text
 
 
-class _Column:
-    """Labels as they are read, each name kept once."""
-
-    def __init__(self) -> None:
-        self._there = False
-        self._numbers = {"": UNKNOWN}
-        self._rows = array("i")
-
-    def append(self, name: str | None) -> None:
-        """None for a row without such a column."""
-        self._there |= name is not None
-        self._rows.append(self._numbers.setdefault(name or "", len(self._numbers) - 1))
-
-    def labels(self) -> Labels | None:
-        """None if no row had the column."""
-        names = tuple(name for name in self._numbers if name)
-        return Labels(names, np.array(self._rows, np.int32)) if self._there else None
-
-
 def _read_own(table: Table, make_source: Callable[..., Source]) -> LabelledFile:
     """Keeps labels and ids, and where the rows stand; texts are read again when they are needed."""
-    label, checked, given = (_Column() for _ in range(3))
-    ids: list[str | None] = []
-    lines = array("q")
+    columns = LabelColumns(table)
 
     def texts_with_labels() -> Iterator[str]:
-        optional = ["checked_label", "given_label", "id"]
-        for line, (text, *labels, identifier) in table.rows(["text", "label"], optional):
-            for name, value in (("text", text), ("label", labels[0])):
-                if not value or value.isspace():
-                    table.fail(f"{name} is empty, expected a {name} in each row", line)
-            for column, value in zip((label, checked, given), labels, strict=True):
-                column.append(value)
-            ids.append(identifier)
-            lines.append(line)
-            yield text or ""
+        for line, (text, *values) in table.rows(["text", "label"], NAMES[1:]):
+            if not text or text.isspace():
+                table.fail("text is empty, expected a text in each row", line)
+            columns.add(line, values)
+            yield text
 
     def read() -> Iterator[str]:
         return (text or "" for _, (text,) in table.rows(["text"]))
 
     texts = Texts.scan(read, texts_with_labels())
-    labels = label.labels()
-    if labels is None:
-        table.fail("has no row, expected one for each example")
-    return LabelledFile(
-        field=table.field,
-        path=table.path,
-        labels=labels,
-        checked=checked.labels(),
-        given=given.labels(),
-        name_row=lambda row: f"{table.path!r} {table.place(lines[row])}",
-        create_source=functools.partial(make_source, texts, ids=_checked_ids(table, ids, lines)),
-    )
-
-
-def _checked_ids(table: Table, ids: list[str | None], lines: Sequence[int]) -> np.ndarray | None:
-    """Ids `[N]`, each of which is there and there once; None without such a column."""
-    if all(x is None for x in ids):
-        return None
-    array = np.array([x or "" for x in ids])
-    _, first, places = np.unique(array, return_index=True, return_inverse=True)
-    earlier = first[places]  # Of each row the first with its id.
-    for row in np.flatnonzero((array == "") | (earlier != np.arange(len(array))))[:1]:
-        if not array[row]:
-            table.fail("id is empty, expected one in each row, or no such column", lines[row])
-        other = table.place(lines[earlier[row]])
-        table.fail(f"id {ids[row]!r} is that of {other}, too; expected one each", lines[row])
-    return array
+    return columns.finish(lambda ids: make_source(texts, ids=ids))

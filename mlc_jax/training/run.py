@@ -95,7 +95,7 @@ class Run:
 
     def sizes(self) -> dict[str, Any]:
         """What `mlc_jax.load` needs of the data; JSON-like."""
-        prepare = self.dataset.prepare
+        prepare, columns = self.dataset.prepare, self.dataset.columns
         leaf = lambda x: {"shape": list(x.shape), "dtype": str(x.dtype)}  # noqa: E731
         return {
             "name": self.dataset.name,
@@ -106,6 +106,7 @@ class Run:
             "steps_per_epoch": self.pipeline.steps_per_epoch,
             "num_epochs": self.num_epochs,
             "example": jax.tree.map(leaf, self.example),
+            "columns": columns.to_json() if columns else None,
             "prepare": prepare.to_json() if isinstance(prepare, Normalize) else None,
         }
 

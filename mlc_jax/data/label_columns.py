@@ -1,0 +1,208 @@
+"""The columns of a user's table that are not inputs: labels, ids, and which rows only judge."""
+
+import re
+from array import array
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mlc_jax.data.own import FIELD, LabelledFile, Labels
+from mlc_jax.data.source import UNKNOWN, Source
+from mlc_jax.data.tables import Table
+
+# Beside `label`, which each file has. All other columns are inputs, or nobody's business.
+OPTIONAL = ("checked_label", "given_label", "id", "split")
+NAMES = ("label", *OPTIONAL)
+
+# A spreadsheet runs a value that begins with one of these; files for people have a ' before it.
+_RUNS = re.compile(r"'*[=+\-@\t\r]")
+
+
+class LabelColumns:
+    """Labels, ids and split of one file, taken in row by row.
+
+    Args:
+      table: for its name, and for messages.
+    """
+
+    def __init__(self, table: Table):
+        self._table = table
+        self._label, self._checked, self._given, self._split = (_Column() for _ in range(4))
+        self._ids: list[str | None] = []
+        self._lines = array("q")
+
+    def add(self, line: int, values: Sequence[str | None]) -> None:
+        """One row.
+
+        Args:
+          line: see `Table.rows`.
+          values: of the columns `NAMES`.
+
+        Raises:
+          InputError: there is no label, or the split is none.
+        """
+        label, checked, given, identifier, split = values
+        if not label or label.isspace():
+            self._table.fail("label is empty, expected a label in each row", line)
+        if split not in (None, "", "train", "test"):
+            self._table.fail(f"split is {split!r}, expected test, train or nothing", line)
+        for column, value in (
+            (self._label, label), (self._checked, checked), (self._given, given),
+            (self._split, split),
+        ):  # fmt: skip
+            column.append(value)
+        self._ids.append(identifier)
+        self._lines.append(line)
+
+    def finish(self, create_source: Callable[[np.ndarray | None], Source]) -> LabelledFile:
+        """The file, once all rows are in.
+
+        Args:
+          create_source: ids -> its inputs; see `LabelledFile`.
+
+        Raises:
+          InputError: no row, or an id that is not there, or there twice.
+        """
+        labels = self._label.labels()
+        if labels is None:
+            self._table.fail("has no row, expected one for each example")
+        ids, table, lines, split = self._checked_ids(), self._table, self._lines, self._split
+        numbers = split.labels()
+        judging = None if numbers is None else numbers.numbers == split.number("test")
+        return LabelledFile(
+            field=table.field,
+            path=table.path,
+            labels=labels,
+            checked=self._checked.labels(),
+            given=self._given.labels(),
+            judging=judging,
+            ids=ids,
+            name_row=lambda row: table.place(lines[row]),
+            create_source=lambda: create_source(ids),
+        )
+
+    def _checked_ids(self) -> np.ndarray | None:
+        """Ids `[N]`, each of which is there and there once; None without such a column."""
+        if all(x is None for x in self._ids):
+            return None
+        array = np.array([x or "" for x in self._ids])
+        _, first, places = np.unique(array, return_index=True, return_inverse=True)
+        earlier = first[places]  # Of each row the first with its id.
+        for row in np.flatnonzero((array == "") | (earlier != np.arange(len(array))))[:1]:
+            if not array[row]:
+                self._table.fail(
+                    "id is empty, expected one in each row, or no such column", self._lines[row]
+                )
+            other = self._table.place(self._lines[earlier[row]])
+            self._table.fail(
+                f"id {self._ids[row]!r} is that of {other}, too; expected one each",
+                self._lines[row],
+            )
+        return array
+
+
+class _Column:
+    """Texts as they are read, each kept once."""
+
+    def __init__(self) -> None:
+        self._there = False
+        self._numbers = {"": UNKNOWN}
+        self._rows = array("i")
+
+    def append(self, name: str | None) -> None:
+        """None for a row without such a column."""
+        self._there |= name is not None
+        self._rows.append(self._numbers.setdefault(name or "", len(self._numbers) - 1))
+
+    def number(self, name: str) -> int:
+        """Of a text; one that no row has if it was never there."""
+        return self._numbers.get(name, len(self._numbers))
+
+    def labels(self) -> Labels | None:
+        """None if no row had the column."""
+        names = tuple(name for name in self._numbers if name)
+        return Labels(names, np.array(self._rows, np.int32)) if self._there else None
+
+
+def read_checks(paths: Sequence[str], file: LabelledFile) -> Labels:
+    """Labels of rows of a file that were checked later, `[N]`.
+
+    Args:
+      paths: tables with columns `id` and `checked_label`, which is empty where nobody looked; ids
+        are those of the file, or numbers of its rows, from 0, where it has none.
+      file: `config.dataset.data`.
+
+    Raises:
+      InputError: an id that the file does not have, a label that none of its rows was given, or
+        two labels of one row.
+    """
+    ids = [str(i) for i in range(len(file.labels.numbers))] if file.ids is None else file.ids
+    rows = {str(name): row for row, name in enumerate(ids)}
+    names = {name: number for number, name in enumerate(file.labels.names)}
+    numbers = np.full(len(rows), UNKNOWN, np.int32)
+    places: dict[int, str] = {}
+    if file.checked is not None:
+        for row in np.flatnonzero(file.checked.numbers != UNKNOWN).tolist():
+            name = file.checked.names[file.checked.numbers[row]]
+            if name in names:  # If not, it is refused when all labels are looked at.
+                numbers[row] = names[name]
+                places[row] = f"{file.path!r} {file.name_row(row)}"
+    for path in paths:
+        table, found = Table(f"{FIELD}checked", path), False
+        for line, (written, label) in table.rows(["id", "checked_label"]):
+            if not label or label.isspace():
+                continue
+            found = True
+            row, number = _checked_row(table, line, written or "", label, file, rows, names)
+            if row in places and numbers[row] != number:
+                table.fail(
+                    f"id {written!r} is checked as {label!r}, and as "
+                    f"{file.labels.names[numbers[row]]!r} in {places[row]}; expected one label",
+                    line,
+                )
+            numbers[row] = number
+            places.setdefault(row, f"{path!r} {table.place(line)}")
+        if not found:
+            table.fail("has no checked_label; expected some that are filled in")
+    return Labels(file.labels.names, numbers)
+
+
+def _checked_row(
+    table: Table,
+    line: int,
+    written: str,
+    label: str,
+    file: LabelledFile,
+    rows: dict[str, int],
+    names: dict[str, int],
+) -> tuple[int, int]:
+    """Of one row of a file of checked labels: a row of the data, and the number of its label."""
+    row = rows.get(from_spreadsheet(written), rows.get(written))
+    if row is None:
+        table.fail(f"id {written!r} is not in {file.path!r}; expected one of its ids", line)
+    if file.judging is not None and file.judging[row]:
+        table.fail(f"id {written!r} is a test row; expected one to train with", line)
+    number = names.get(from_spreadsheet(label), names.get(label))
+    if number is None:
+        table.fail(
+            f"checked_label is {label!r}, which no row was given; expected one of "
+            f"{', '.join(file.labels.names[:10])}{', ...' if len(names) > 10 else ''}",
+            line,
+        )
+    return row, number
+
+
+def for_spreadsheet(text: str) -> str:
+    """A text that a spreadsheet would run gets a ' before it; numbers stay as they are."""
+    if not _RUNS.match(text):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def from_spreadsheet(text: str) -> str:
+    """What `for_spreadsheet` was given."""
+    return text[1:] if text.startswith("'") and _RUNS.match(text) else text

@@ -1,0 +1,171 @@
+"""Own data in tables, CSV or Parquet: a column of labels, and columns that become features."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from mlc_jax.core import identity
+from mlc_jax.data.arrays import scale
+from mlc_jax.data.benchmarks import Benchmark
+from mlc_jax.data.columns import Columns, Survey, survey
+from mlc_jax.data.label_columns import NAMES, LabelColumns, read_checks
+from mlc_jax.data.own import FIELD, LabelledFile, Labels, OwnData, combine
+from mlc_jax.data.source import UNKNOWN, ArraySource, Source
+from mlc_jax.data.tables import Table
+
+# A column is held to determine the label if chance would do so more seldom than that.
+_CHANCE = 1e-6
+_LOGGED = 100  # Columns, by name.
+_UNNAMED = ("", "Unnamed: 0")  # pandas' row numbers.
+
+
+class Options(NamedTuple):
+    """What of a table is used, and how.
+
+    Attributes:
+      features: names of columns; none of them is all columns of numbers.
+      standardized: see `arrays.scale`.
+    """
+
+    features: tuple[str, ...]
+    standardized: bool | None
+
+
+def load(
+    data: str | None,
+    noisy: str | None,
+    clean: str | None,
+    test: str | None,
+    options: Options,
+    checked: Sequence[str] = (),
+) -> OwnData | Benchmark:
+    """Reads one file, or two, and maybe one to judge by; `.csv`, `.jsonl` or `.parquet`.
+
+    What becomes a feature is read from `data` or `noisy`, but for its test rows; the others must
+    have the same columns.
+
+    Args:
+      data, noisy, clean, test: see `text_files.load`, with the columns of features in place of
+        `text`.
+      options: see `Options`.
+      checked: see `read_checks`.
+
+    Raises:
+      InputError: a file that cannot be read, labels that do not fit together, or a column that
+        cannot be a feature.
+    """
+    paths = [("data", data), ("noisy", noisy), ("clean", clean), ("test", test)]
+    tables = [(name, Table(FIELD + name, path)) for name, path in paths if path]
+    (first, table), *others = tables
+    file, columns = _read_first(table, options.features)
+    files = {first: file} | {name: _read(other, columns) for name, other in others}
+    checks = read_checks(checked, file) if checked else None
+    own = combine(files, identity, checks=checks)
+    if isinstance(own, Benchmark):
+        return dataclasses.replace(own, columns=columns)
+    return own._replace(prepare=scale(own.noisy, options.standardized), columns=columns)
+
+
+class TableSource(ArraySource):
+    """Features of a table's rows."""
+
+    def __init__(self, features: np.ndarray, columns: Columns, ids: np.ndarray | None = None):
+        super().__init__(features, ids)
+        self._columns = columns
+
+    def show(self, rows: np.ndarray) -> list[str]:
+        return [self._columns.describe(self.inputs[row]) for row in rows]
+
+
+def _read_first(table: Table, chosen: Sequence[str]) -> tuple[LabelledFile, Columns]:
+    """The file that features are chosen by."""
+    names, unnamed = list(chosen), []
+    if not chosen:
+        there = [name for name in table.columns() if name not in NAMES]
+        names = [name for name in there if name not in _UNNAMED]
+        unnamed = [name for name in there if name in _UNNAMED]
+    labels = LabelColumns(table)
+
+    def rows() -> Iterator[tuple[int, Sequence[str | None]]]:
+        for line, values in table.rows(["label"], NAMES[1:], names):
+            labels.add(line, values[: len(NAMES)])
+            yield line, values[len(NAMES) :]
+
+    surveys = survey(table, names, rows())
+    file = labels.finish(lambda ids: _encoded(table, columns, ids))
+    taken = [x for x in surveys if chosen or x.is_numeric]
+    if not taken:
+        table.fail("has no column of numbers; expected some, or names of columns in "
+                   "dataset.features")  # fmt: skip
+    if not chosen:
+        _check_leaks(table, file, taken)
+    training = np.ones(len(file.labels.numbers), bool) if file.judging is None else ~file.judging
+    columns = Columns(tuple(x.column(table, training) for x in taken))
+    _log(columns, [x for x in surveys if x not in taken], unnamed)
+    return file, columns
+
+
+def _read(table: Table, columns: Columns) -> LabelledFile:
+    labels = LabelColumns(table)
+    for line, values in table.rows(["label"], NAMES[1:], columns.names):
+        labels.add(line, values[: len(NAMES)])
+    return labels.finish(lambda ids: _encoded(table, columns, ids))
+
+
+def _encoded(table: Table, columns: Columns, ids: np.ndarray | None) -> Source:
+    return TableSource(columns.encode(table, table.rows([], [], columns.names)), columns, ids)
+
+
+def _log(columns: Columns, left: Sequence[Survey], unnamed: Sequence[str]) -> None:
+    described = []
+    for column in columns.columns:
+        if column.categories is not None:
+            described.append(f"{column.name} ({len(column.categories)} categories)")
+        elif column.has_missing:
+            described.append(
+                f"{column.name} (missing: {column.median:g}, and a feature that says so)"
+            )
+        else:
+            described.append(column.name)
+    more = f" and {len(described) - _LOGGED} more" if len(described) > _LOGGED else ""
+    logging.info(
+        "%d features of columns %s%s.", len(columns.features), ", ".join(described[:_LOGGED]), more
+    )
+    reasons = [f"{x.name} ({'empty' if x.is_empty else 'texts'})" for x in left]
+    reasons += [f"{name!r} (row numbers)" for name in unnamed]
+    if reasons:
+        logging.info(
+            "Left out: %s. --config.dataset.features=NAME,NAME,... takes columns by name; texts "
+            "become categories.",
+            ", ".join(reasons),
+        )
+
+
+def _check_leaks(table: Table, file: LabelledFile, surveys: Sequence[Survey]) -> None:
+    """A column that says which label is right (or given) leaves nothing to learn."""
+    for name, labels in (("checked_label", file.checked), ("label", file.labels)):
+        for one in surveys if labels is not None else ():
+            assert labels is not None
+            if _determines(one.numbers, labels):
+                table.fail(
+                    f"column {one.name!r} determines {name}; expected no label among the "
+                    "features. Take it out, or name all that are meant in dataset.features"
+                )
+
+
+def _determines(values: np.ndarray, labels: Labels) -> bool:
+    """Whether equal values always have equal labels, more often than by chance."""
+    known = (labels.numbers != UNKNOWN) & ~np.isnan(values)
+    _, codes = np.unique(values[known], return_inverse=True)
+    if not len(codes):
+        return False
+    numbers = labels.numbers[known].astype(np.int64)
+    pairs = len(np.unique(codes * len(labels.names) + numbers))
+    num_values = int(codes.max()) + 1
+    if pairs > num_values or num_values < 2:
+        return False
+    agreeing = np.sum((np.bincount(numbers) / len(numbers)) ** 2)  # Two labels, by chance.
+    return bool(agreeing ** (len(codes) - num_values) < _CHANCE)

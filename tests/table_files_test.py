@@ -1,0 +1,248 @@
+"""Own tables: what becomes a feature, what is missing, and what can be wrong with them."""
+
+import logging
+
+import numpy as np
+import pandas
+import pytest
+
+from configs import table as table_config
+from mlc_jax import config as settings
+from mlc_jax import data
+from mlc_jax.data.columns import MAX_CATEGORIES, Columns
+from mlc_jax.data.source import read_rows
+from mlc_jax.data.tables import Table
+from mlc_jax.errors import InputError
+
+SIZE = 60
+
+
+@pytest.fixture
+def frame():
+    """Sixty rows: two classes, every sixth row checked; missing values, texts, row numbers."""
+    rng = np.random.default_rng(0)
+    truth = np.array(["no", "yes"])[rng.integers(2, size=SIZE)]
+    given = np.where(np.arange(SIZE) % 5 == 1, "yes", truth)
+    checked = np.arange(SIZE) % 6 == 0
+    return pandas.DataFrame({
+        "id": [f"{i:03d}" for i in range(SIZE)],
+        "label": given,
+        "checked_label": np.where(checked, truth, ""),
+        "age": [str(20 + i % 30) if i % 10 else "" for i in range(SIZE)],
+        "city": np.array(["Rome", "Bonn", ""])[np.arange(SIZE) % 3],
+        "height": rng.normal(size=SIZE).round(3),
+        "member": np.array(["True", "false"])[rng.integers(2, size=SIZE)],
+    })  # fmt: skip
+
+
+@pytest.fixture
+def load(tmp_path):
+    """(frames or contents by file, fields) -> the dataset; files are CSV unless they say so."""
+
+    def run(files, ending="csv", **fields):
+        config = table_config.get_config()
+        for name, content in files.items():
+            path = tmp_path / f"{name}.{ending}"
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            elif ending == "csv":
+                content.to_csv(path, index=False)
+            elif ending == "jsonl":
+                content.to_json(path, orient="records", lines=True)
+            else:
+                content.to_parquet(path)
+            config.dataset[name] = str(path)
+        config.update_from_flattened_dict({f"dataset.{k}": v for k, v in fields.items()})
+        settings.validate(config)
+        return data.load(config)
+
+    return run
+
+
+def _features(dataset, subset):
+    inputs = read_rows(subset.source, subset.rows)
+    return dict(zip(dataset.columns.features, inputs.T, strict=True))
+
+
+def test_columns_of_numbers_become_features(load, frame, caplog):
+    logging.getLogger("absl").setLevel(logging.INFO)
+    with caplog.at_level(logging.INFO, "absl"):
+        dataset = load({"data": frame})
+    assert dataset.columns.features == ["age", "age is missing", "height", "member"]
+    assert dataset.class_names == ("no", "yes")
+    noisy = _features(dataset, dataset.noisy)
+    rows = dataset.noisy.rows
+    there = frame["age"] != ""
+    median = frame["age"][there].astype(float).median()
+    want = np.where(there, pandas.to_numeric(frame["age"]), median)
+    np.testing.assert_array_equal(noisy["age"], want[rows].astype(np.float32))
+    np.testing.assert_array_equal(noisy["age is missing"], ~there[rows])
+    np.testing.assert_array_equal(noisy["height"], frame["height"][rows].astype(np.float32))
+    np.testing.assert_array_equal(noisy["member"], (frame["member"] == "True")[rows])
+    assert list(dataset.clean.ids) == [f"{i:03d}" for i in range(0, SIZE, 6)]
+    text = " ".join(record.getMessage() for record in caplog.records)
+    assert f"4 features of columns age (missing: {median:g}, and a feature that says so)" in text
+    assert "Left out: city (texts)" in text
+
+
+def test_named_columns_and_categories(load, frame):
+    dataset = load({"data": frame}, features="city,height")
+    assert dataset.columns.features == ["city=", "city=Bonn", "city=Rome", "height"]
+    noisy = _features(dataset, dataset.noisy)
+    for city in ("", "Bonn", "Rome"):
+        np.testing.assert_array_equal(noisy[f"city={city}"], (frame["city"] == city)[
+            dataset.noisy.rows])  # fmt: skip
+    shown = dataset.noisy.source.show(np.array([1]))
+    assert shown == [f"city=Bonn, height={frame['height'][1]:g}"]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_formats_agree(load, frame, ending):
+    typed = frame.assign(
+        age=pandas.to_numeric(frame["age"]).astype("Int64"), member=frame["member"] == "True"
+    )
+    one, other = load({"data": frame}), load({"data": typed}, ending)
+    assert one.columns == other.columns
+    np.testing.assert_array_equal(one.noisy.source.inputs, other.noisy.source.inputs)
+    assert one.fingerprint() == other.fingerprint()
+
+
+def test_row_numbers_are_no_feature(load, frame):
+    """pandas writes them under no name, and reads them back under one."""
+    numbered = pandas.concat([pandas.Series(range(SIZE), name=""), frame], axis=1)
+    numbered.insert(0, "Unnamed: 0", range(SIZE))
+    assert load({"data": numbered}).columns == load({"data": frame}).columns
+
+
+def test_test_rows_make_no_features(load, frame):
+    split = np.where(np.arange(SIZE) % 12 == 0, "test", "")
+    changed = frame.assign(split=split)
+    changed.loc[split == "test", "age"] = "1000"
+    changed.loc[split == "test", "city"] = "Oslo"
+    dataset = load({"data": changed}, features="age,city")
+    training = changed[split == ""]
+    median = pandas.to_numeric(training["age"]).median()
+    assert dataset.columns.columns[0].median == median < 100
+    assert dataset.columns.columns[1].categories == ("", "Bonn", "Rome")
+    test = _features(dataset, dataset.test)
+    np.testing.assert_array_equal(test["age"], 1000)
+    assert not any(test[f"city={city}"].any() for city in ("", "Bonn", "Rome"))
+
+
+def test_two_files_have_the_columns_of_the_noisy_one(load, frame):
+    checked = frame["checked_label"] != ""
+    noisy = frame[~checked].drop(columns="checked_label")
+    clean = frame[checked].assign(
+        given_label=frame["label"], label=frame["checked_label"]
+    ).drop(columns="checked_label")[::-1]  # fmt: skip
+    two = load({"noisy": noisy, "clean": clean[[*clean.columns[::-1]]]})
+    one = load({"data": frame})
+    assert two.columns.names == one.columns.names
+    np.testing.assert_array_equal(two.clean.truth[::-1], one.clean.truth)
+    np.testing.assert_array_equal(two.clean.given[::-1], one.clean.given)
+    np.testing.assert_array_equal(
+        read_rows(two.noisy.source, two.noisy.rows), read_rows(one.noisy.source, one.noisy.rows)
+    )
+    with pytest.raises(InputError, match=r"clean\.csv' has no column 'height', only 'id', 'label'"):
+        load({"noisy": noisy, "clean": clean.drop(columns="height")})
+
+
+def test_columns_survive_json(load, frame):
+    columns = load({"data": frame}, features="age,city,height").columns
+    import json
+
+    assert Columns.from_json(json.loads(json.dumps(columns.to_json()))) == columns
+
+
+# --- What is refused.
+
+
+@pytest.mark.parametrize("name", ["checked_label", "label"])
+def test_a_column_that_is_the_label(load, frame, name):
+    """Left in by accident: numbers of classes, known for the checked rows or for all."""
+    rng = np.random.default_rng(1)
+    truth = rng.integers(2, size=600)
+    given = np.where(rng.random(600) < 0.4, 1 - truth, truth)
+    frame = pandas.DataFrame({
+        "label": given, "checked_label": np.where(np.arange(600) % 10, "", truth.astype(str)),
+        "height": rng.normal(size=600), "shoes": rng.integers(30, 50, size=600),
+        "sex": rng.integers(2, size=600),
+        "target": truth if name == "checked_label" else given,
+    })  # fmt: skip
+    with pytest.raises(InputError) as error:
+        load({"data": frame})
+    assert str(error.value).endswith(
+        f"data.csv' column 'target' determines {name}; expected no label among the features. Take "
+        "it out, or name all that are meant in dataset.features"
+    )
+    assert load({"data": frame.drop(columns="target")}).columns.names == ["height", "shoes", "sex"]
+    assert load({"data": frame}, features="sex,target").columns.names == ["sex", "target"]
+
+
+HEADER = b"id,label,checked_label,age\n"
+GOOD = b"".join(b"%d,%s,%s,%d\n" % (i, b"ab"[i % 2 :][:1], b"a" if i == 0 else b"", i)
+                for i in range(20))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (HEADER + GOOD + b"20,a,,NaN\n", "line 22: age is 'NaN', expected a number, or nothing "
+         "where it is missing"),
+        (HEADER + GOOD + b"20,a,,1e999\n", "line 22: age is '1e999', expected a number, or nothing "
+         "where it is missing"),
+        (HEADER + b"x,a,,old\n" + GOOD, "line 2: age is 'old', expected a number, or nothing where "
+         "it is missing"),
+        (HEADER + GOOD + b"20,a,,1,\n", "line 22: has 5 fields, expected 4: id, label, "
+         "checked_label, age"),
+        (HEADER + GOOD + b"20,a,\n", "line 22: has 3 fields, expected 4: id, label, "
+         "checked_label, age"),
+        (HEADER + GOOD + b"20,,,1\n", "line 22: label is empty, expected a label in each row"),
+        (HEADER + GOOD + b"3,a,,1\n", "line 22: id '3' is that of line 5, too; expected one each"),
+        (HEADER + GOOD + b"20,\xe4,,1\n", "line 22: is not UTF-8: byte 0xe4 at offset 191 of the "
+         "file; expected it saved as UTF-8"),
+        (HEADER + GOOD + b"20,a,A,1\n", "line 22 has label 'A', which no row was given; expected "
+         "one of those that were"),
+        (b"id,checked_label,age\n1,a,2\n", "has no column 'label', only 'id', 'checked_label', "
+         "'age'"),
+        (b"", "is empty, expected a first line that names 'label'"),
+        (HEADER, "has no row, expected one for each example"),
+        (b"label,checked_label,name\na,a,x\nb,,y\n", "has no column of numbers; expected some, or "
+         "names of columns in dataset.features"),
+    ],
+)  # fmt: skip
+def test_bad_table(load, tmp_path, content, problem):
+    with pytest.raises(InputError) as error:
+        load({"data": content})
+    assert str(error.value) == f"config.dataset.data: {str(tmp_path / 'data.csv')!r} {problem}"
+
+
+def test_columns_that_cannot_be_features(load, frame):
+    with pytest.raises(InputError, match=r"has no column 'weight', only 'id', 'label'"):
+        load({"data": frame}, features="age,weight")
+    many = pandas.concat([frame] * 2, ignore_index=True)
+    many["id"] = many["name"] = [f"{i} Main St" for i in range(2 * SIZE)]
+    with pytest.raises(InputError) as error:
+        load({"data": many}, features="age,name")
+    assert str(error.value).endswith(
+        f"column 'name' has more than {MAX_CATEGORIES} different texts; expected numbers, or fewer "
+        "categories"
+    )
+    nested = frame.assign(vector=[[1.0, 2.0]] * SIZE)
+    assert "vector" not in load({"data": nested}, "parquet").columns.names
+    with pytest.raises(InputError, match=r"column 'vector' holds list<.*>, expected texts or numb"):
+        load({"data": nested}, "parquet", features="age,vector")
+
+
+def test_features_are_for_tables_alone(frame):
+    config = table_config.get_config()
+    config.dataset.update(name="arrays", data="x.npz", features="age")
+    with pytest.raises(InputError, match=r"features: got 'age', expected None: only a table has"):
+        settings.validate(config)
+
+
+def test_columns_of_a_file(tmp_path, frame):
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    assert Table("x", str(tmp_path / "x.csv")).columns() == list(frame.columns)
+    (tmp_path / "empty.csv").touch()
+    assert Table("x", str(tmp_path / "empty.csv")).columns() == []
