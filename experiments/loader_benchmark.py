@@ -54,14 +54,12 @@ class ImageFiles:
     def fingerprint(self) -> str:
         return "\n".join(self.paths)
 
-    def read(self, row: Any) -> Any:
+    def read(self, row: Any, draws: Any = None) -> Any:
         import tensorflow as tf
 
-        return read_image(tf.gather(self.paths, row), self._size)
-
-    def augment(self, inputs: Any, draws: Any) -> Any:
         del draws
-        return inputs
+
+        return read_image(tf.gather(self.paths, row), self._size)
 
 
 def read_image(path: Any, size: int) -> Any:

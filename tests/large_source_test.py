@@ -51,9 +51,6 @@ class ImagePaths:
         image = tf.image.resize(image, [SIZE, SIZE], antialias=True)
         return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
 
-    def augment(self, inputs, draws):
-        return inputs
-
 
 def _main(folder: str, num_paths: int, workdir: str) -> None:
     import mlc_jax as mlc
