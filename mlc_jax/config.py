@@ -39,8 +39,11 @@ BERT_FEATURES = ("mean", "cls", "pooler")
 DTYPES = ("float32", "bfloat16")
 CIFAR = ("cifar10", "cifar100")
 TEXT_BENCHMARKS = ("ag_news", "yelp5", "amazon5", "yahoo")
-OWN_FILES = ("arrays", "table", "text")  # Datasets that a user's files make.
+OWN_FILES = ("arrays", "table", "text", "image_folder")  # Datasets that a user's files make.
 DATASETS = ("digits", *CIFAR, *TEXT_BENCHMARKS, *OWN_FILES)
+IMAGE_FILES = ("image_folder",)  # Datasets of pictures in files.
+IMAGE_CROPS = ("resized", "plain")
+BAD_IMAGES = ("refuse", "leave_out")
 NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human", "none")
 
 _INFINITY = float("inf")
@@ -224,8 +227,9 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "One file. arrays: an .npz with inputs, labels and checked_labels, and maybe ids "
                 "and splits; or inputs in an .npy and the rest in a .csv of the same name. text: a "
                 ".csv, .jsonl or .parquet with columns text, label and checked_label, and maybe id "
-                "and split (test for rows that only judge). Without checked labels it is a "
-                "benchmark whose labels are all true.",
+                "and split (test for rows that only judge). image_folder: a directory with a "
+                "sub-directory for each class, or such a table with path in place of text. Without "
+                "checked labels it is a benchmark whose labels are all true.",
             ),
             "noisy": Setting(
                 None,
@@ -275,8 +279,8 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "cache_dir": Setting(
                 None,
                 text(),
-                "Texts: where tokens and a frozen encoder's features are kept; None is "
-                "~/.cache/mlc_jax.",
+                "Texts: where tokens and a frozen encoder's features are kept. Pictures: which "
+                "files are known to be good. None is ~/.cache/mlc_jax.",
             ),
             "standardize": Setting(
                 None,
@@ -308,7 +312,34 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "last; those between fall evenly by a factor. Clean and test set stay as they are.",
             ),
             "split_seed": Setting(0, _SEED, "Who is clean, and who noisy."),
-            "augment": Setting(True, flag(), "CIFAR: reflect-pad 4, random crop, horizontal flip."),
+            "image_size": Setting(
+                224, whole(8), "Pictures in files: pixels of the square that a model sees."
+            ),
+            "resize_size": Setting(
+                None,
+                optional(whole(8)),
+                "Pictures in files: pixels of the shorter side, before the middle square (or a "
+                "plain random crop) is taken. None is 8/7 of image_size.",
+                kind=int,
+            ),
+            "random_crop": Setting(
+                "resized",
+                one_of(*IMAGE_CROPS),
+                "Pictures in files, with augment: resized (8 to 100 % of the picture, stretched to "
+                "a square) or plain (a square of image_size, of the picture at resize_size).",
+            ),
+            "bad_images": Setting(
+                "refuse",
+                one_of(*BAD_IMAGES),
+                "Pictures in files that cannot be decoded to their end: refuse, or leave_out, and "
+                "list them in left_out.csv. All are looked at before training, once.",
+            ),
+            "augment": Setting(
+                True,
+                flag(),
+                "CIFAR: reflect-pad 4, random crop, horizontal flip. Pictures in files: "
+                "random_crop, horizontal flip.",
+            ),
         },
     ),
     (
@@ -772,6 +803,7 @@ def _relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tupl
         *_inner_loss(values),
         *_own_data(values),
         *_texts(values),
+        *_images(values),
     ]
     if num_devices is not None:
         relations += _batches(values, num_devices)
@@ -901,6 +933,23 @@ def _texts(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
             not is_text or frozen or values["noise.type"] != "instance",
             "another: tokens are no vector of features; those of a frozen encoder are "
             "(model.bert.num_frozen_layers=-1)",
+        ),
+    ]
+
+
+def _images(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
+    """What pictures in files need, and what is not for them."""
+    size, resized = values["dataset.image_size"], values["dataset.resize_size"]
+    return [
+        (
+            "dataset.resize_size",
+            not _is_whole(size) or not _is_whole(resized) or resized >= size,
+            f"at least dataset.image_size, {size}",
+        ),
+        (
+            "dataset.standardize",
+            values["dataset.name"] not in IMAGE_FILES or not values["dataset.standardize"],
+            "False for images: they are normalised by ImageNet's mean and deviation",
         ),
     ]
 

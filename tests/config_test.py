@@ -82,7 +82,8 @@ BAD_VALUES = [
     ("noise.level", None, SHARE),
     ("model.resnet50.depth", 34, "one of (26, 50, 101)"),
     (
-        "model.resnet50.freeze_batch_norm", True,
+        "model.resnet50.freeze_batch_norm",
+        True,
         "False without model.resnet50.checkpoint: there are no statistics to keep",
     ),
     ("model.resnet.depth", 33, DEPTHS),
@@ -280,6 +281,7 @@ def test_no_field_can_be_none_but_where_data_and_labels_are(tiny_config):
         "lcn.form", "lcn.pair_weight",
         # Where the checkpoint does.
         "model.bert.checkpoint", "model.bert.dropout_rate", "model.resnet50.checkpoint",
+        "dataset.resize_size",
         *(field for field in SETTINGS if field.startswith("inner_loss.")),
     }  # fmt: skip
     validate(tiny_config(**dict.fromkeys(nullable)), num_devices=8)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mlc_jax.data import arrays, benchmarks, noise, table_files, text_files
+from mlc_jax.data import arrays, benchmarks, image_folder, noise, table_files, text_files
 from mlc_jax.data.benchmarks import Benchmark
 from mlc_jax.data.columns import Columns
 from mlc_jax.data.own import OwnData, hold_out
+from mlc_jax.data.pictures import Geometry
 from mlc_jax.data.source import UNKNOWN, Source, Subset, read_rows
 from mlc_jax.data.splits import Rows, split_rows
 from mlc_jax.data.tokens import TokenSource
@@ -24,6 +25,7 @@ _SPLIT_STREAM, _MATRIX_STREAM, _SAMPLE_STREAM, _HOLDOUT_STREAM = 1, 2, 3, 4
 # Kinds of own files: how they are read, and what their column of checked labels is called.
 _OWN: dict[str, tuple[Callable[..., OwnData | Benchmark], str]] = {
     "arrays": (arrays.load, "checked_labels"),
+    "image_folder": (image_folder.load, "checked_label"),
     "table": (table_files.load, "checked_label"),
     "text": (text_files.load, "checked_label"),
 }
@@ -45,6 +47,7 @@ class Dataset:
       noise: of the given labels, for a reader: `flip 0.4`.
       names_labels: whether labels are written by name, rather than by number.
       columns: how a table's columns became inputs.
+      left_out: (id, what is wrong) of rows whose inputs cannot be read, and which are not there.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Dataset:
     noise: str
     names_labels: bool = False
     columns: Columns | None = None
+    left_out: tuple[tuple[str, str], ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -118,6 +122,7 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
     stamps = tuple(_stamp(file) for file in (*files, *checked))
     options: Any = {
         "arrays": c.standardize,
+        "image_folder": image_options(config),
         "table": table_files.Options(_listed(c.features), c.standardize),
         "text": tokens,
     }[c.name]
@@ -141,7 +146,15 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
         noise="given",
         names_labels=True,
         columns=own.columns,
+        left_out=own.left_out,
     )
+
+
+def image_options(config: ConfigDict) -> image_folder.Options:
+    """How pictures are read."""
+    c = config.dataset
+    geometry = Geometry(c.image_size, c.resize_size, c.random_crop)
+    return image_folder.Options(geometry, c.bad_images, c.cache_dir)
 
 
 def _listed(names: str | None) -> tuple[str, ...]:
@@ -199,6 +212,7 @@ def _corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
         noise=f"{kind} {level}".strip(),
         names_labels=benchmark.names_labels,
         columns=benchmark.columns,
+        left_out=benchmark.left_out,
     )
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from mlc_jax.data import Dataset
 from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.training import plots
 from mlc_jax.training.evaluate import Prediction
@@ -19,6 +20,7 @@ RESULTS_FILE = "results.json"
 LABELS_FILE = "corrected_labels.csv"
 SOFT_LABELS_FILE = "corrected_labels.npz"
 PICTURE_FILE = "training.png"
+LEFT_OUT_FILE = "left_out.csv"
 
 
 def write(
@@ -62,6 +64,17 @@ def write(
             _write_bytes(workdir / PICTURE_FILE, drawn)
         _write_bytes(workdir / RESULTS_FILE, (json.dumps(results, indent=2) + "\n").encode())
     return results | {"table": format_table(results)}
+
+
+def write_left_out(dataset: Dataset, workdir: epath.Path) -> None:
+    """Lists examples that cannot be read, id and what is wrong, if there are any."""
+    if not dataset.left_out or jax.process_index() != 0:
+        return
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("id", "problem"))
+    table.writerows(dataset.left_out)
+    _write_bytes(workdir / LEFT_OUT_FILE, text.getvalue().encode())
 
 
 def summarize(run: Run, progress: dict[str, Any], soft_labels: np.ndarray) -> dict[str, Any]:

@@ -82,6 +82,8 @@ def train_together(
         if len(built) == 1 and jax.process_index() == 0:
             (config,) = runs.values()
             encoding.save(config, built[0].dataset, paths[0])
+        for run, path in zip(built, paths, strict=True):
+            report.write_left_out(run.dataset, path)
         recorders, _, predictions = train_runs(
             built, paths, formerly=settings.formerly(), show_progress=show_progress
         )

@@ -1,0 +1,264 @@
+"""Own pictures: a directory with a sub-directory for each class, or a table of paths and labels."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from mlc_jax.data.benchmarks import Benchmark
+from mlc_jax.data.label_columns import NAMES, LabelColumns, read_checks
+from mlc_jax.data.own import FIELD, LabelledFile, Labels, OwnData, combine
+from mlc_jax.data.picture_check import check_pictures
+from mlc_jax.data.pictures import PREPARE, Files, Geometry, Pictures
+from mlc_jax.data.tables import Table
+from mlc_jax.errors import InputError
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_NAMED = 5  # Bad files in a message.
+
+
+class Options(NamedTuple):
+    """How pictures are read.
+
+    Attributes:
+      geometry: what is seen of them.
+      bad: what is done with those that cannot be decoded: `refuse` or `leave_out`.
+      cache_dir: see `check_pictures`.
+    """
+
+    geometry: Geometry
+    bad: str = "refuse"
+    cache_dir: str | None = None
+
+
+def load(
+    data: str | None,
+    noisy: str | None,
+    clean: str | None,
+    test: str | None,
+    options: Options,
+    checked: Sequence[str] = (),
+) -> OwnData | Benchmark:
+    """Reads one folder or table, or two, and maybe one to judge by.
+
+    A folder has a sub-directory for each class; files in it, at any depth, that end in one of
+    `ENDINGS` are pictures of that class, known by their paths. A table (`.csv`, `.jsonl`,
+    `.parquet`) has columns `path`, relative to it or absolute, and `label`; without a column `id`,
+    pictures are known by their paths as written.
+
+    Args:
+      data: a table with `checked_label`, or anything whose labels are all true: a benchmark.
+      noisy, clean, test: see `text_files.load`; folders or tables.
+      options: see `Options`.
+      checked: see `read_checks`.
+
+    Raises:
+      InputError: a file that cannot be read, or labels that do not fit together.
+    """
+    parts = {
+        name: _read(name, path)
+        for name, path in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
+        if path
+    }
+
+    def combined() -> OwnData | Benchmark:
+        files = {name: part.labelled(options.geometry) for name, part in parts.items()}
+        checks = read_checks(checked, files["data"]) if checked else None
+        return combine(files, PREPARE, checks=checks)
+
+    combined()  # What is wrong with labels is said at once: looking at pictures takes long.
+    left_out = []
+    for name, part in parts.items():
+        left_out += part.check(options)
+        if not len(part.names):
+            raise InputError(
+                f"{FIELD}{name}: {part.file.path!r} has no picture that can be decoded"
+            )
+    own = combined()
+    if isinstance(own, Benchmark):
+        return dataclasses.replace(own, left_out=tuple(left_out))
+    return own._replace(left_out=tuple(left_out))
+
+
+def unlabelled(path: str, options: Options, field: str) -> Pictures:
+    """All pictures below a directory, or those of a table's column `path`, to predict.
+
+    Args:
+      path: of either.
+      options: see `Options`; bad pictures are refused or left out, and logged.
+      field: what messages call it.
+    """
+    if pathlib.Path(path).expanduser().is_dir():
+        names = [os.fsencode(x) for x in sorted(_pictures_below(field, path, ""))]
+        root = str(pathlib.Path(path).expanduser())
+    else:
+        table = Table(field, path)
+        names = [os.fsencode(str(x)) for _, (x,) in table.rows(["path"])]
+        root = str(pathlib.Path(path).expanduser().parent)
+    if not names:
+        raise InputError(f"{field}: {path!r} has no picture, expected some ({', '.join(ENDINGS)})")
+    sizes, problems = check_pictures(root, np.array(names), options.cache_dir)
+    ids = np.array([os.fsdecode(name) for name in names])
+    keep = _kept(field, path, ids, problems, options)
+    return Pictures(Files(root, np.array(names)[keep], sizes[keep]), options.geometry, ids[keep])
+
+
+class _Part:
+    """One folder or table: labels, and the files that they are of.
+
+    Attributes:
+      file: its labels; its source is not made yet.
+      root: what names are relative to.
+      names: bytes `[N]`.
+      sizes: of the files, once they were looked at.
+    """
+
+    def __init__(self, file: LabelledFile, root: str, names: np.ndarray):
+        self.file, self.root, self.names = file, root, names
+        self.sizes = np.zeros(len(names), np.int64)
+
+    def labelled(self, geometry: Geometry) -> LabelledFile:
+        files = Files(self.root, self.names, self.sizes)
+        return dataclasses.replace(
+            self.file, create_source=lambda: Pictures(files, geometry, self.file.ids)
+        )
+
+    def check(self, options: Options) -> list[tuple[str, str]]:
+        """Looks at all pictures; returns (id, what is wrong) of those that are left out."""
+        file = self.file
+        self.sizes, problems = check_pictures(self.root, self.names, options.cache_dir)
+        assert file.ids is not None
+        keep = _kept(file.field, file.path, file.ids, problems, options)
+        left_out = [(str(file.ids[row]), problem) for row, problem in problems.items()]
+        if not left_out:
+            return []
+        self.names, self.sizes = self.names[keep], self.sizes[keep]
+
+        def kept(labels: Labels | None) -> Labels | None:
+            return labels and labels._replace(numbers=labels.numbers[keep])
+
+        rows, name_row = np.flatnonzero(keep), file.name_row
+        self.file = dataclasses.replace(
+            file,
+            labels=file.labels._replace(numbers=file.labels.numbers[keep]),
+            checked=kept(file.checked),
+            given=kept(file.given),
+            judging=None if file.judging is None else file.judging[keep],
+            ids=file.ids[keep],
+            name_row=lambda row: name_row(int(rows[row])),
+        )
+        return left_out
+
+
+def _kept(
+    field: str, path: str, ids: np.ndarray, problems: dict[int, str], options: Options
+) -> np.ndarray:
+    """`[N]` bool; raises InputError for bad pictures, if they are refused."""
+    keep = np.ones(len(ids), bool)
+    if not problems:
+        return keep
+    listed = "; ".join(f"{ids[row]!r} {problems[row]}" for row in [*problems][:_NAMED])
+    more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+    if options.bad == "refuse":
+        raise InputError(
+            f"{field}: {path!r}: {listed}{more}; expected pictures that can be decoded, or "
+            f"{FIELD}bad_images=leave_out, which goes on without these {len(problems)}"
+        )
+    logging.warning("%d of %d pictures are left out: %s%s", len(problems), len(ids), listed, more)
+    keep[[*problems]] = False
+    return keep
+
+
+def _read(name: str, path: str) -> _Part:
+    if pathlib.Path(path).expanduser().is_dir():
+        return _read_folder(FIELD + name, path)
+    return _read_table(Table(FIELD + name, path))
+
+
+def _read_table(table: Table) -> _Part:
+    columns, names = LabelColumns(table), []
+    for line, (path, *values) in table.rows(["path", "label"], NAMES[1:]):
+        if not path or path.isspace():
+            table.fail("path is empty, expected that of a picture", line)
+        place = NAMES.index("id")
+        values[place] = path if values[place] is None else values[place]
+        columns.add(line, values)
+        names.append(os.fsencode(path))
+
+    root = str(pathlib.Path(table.path).expanduser().parent)
+    return _Part(columns.finish(lambda ids: _not_yet()), root, np.array(names))
+
+
+def _read_folder(field: str, path: str) -> _Part:
+    root = str(pathlib.Path(path).expanduser())
+    classes = sorted(entry.name for entry in os.scandir(root) if _is_directory(entry))
+    names, labels = [], []
+    for label in classes:
+        below = sorted(_pictures_below(field, root, label))
+        names += below
+        labels += [label] * len(below)
+    if not names:
+        raise InputError(
+            f"{field}: {path!r} has no picture; expected a sub-directory for each class, with "
+            f"files that end in {', '.join(ENDINGS)}"
+        )
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{field}: {path!r} has a file whose name is not UTF-8 ({os.fsencode(name)!r}); "
+                "expected it renamed"
+            ) from None
+    ids = np.array([os.path.join(path, name) for name in names])
+    file = LabelledFile(
+        field=field,
+        path=path,
+        labels=Labels.of(np.array(labels)),
+        checked=None,
+        given=None,
+        judging=None,
+        ids=ids,
+        name_row=lambda row: f"picture {names[row]!r}",
+        create_source=_not_yet,
+    )
+    return _Part(file, root, np.array([os.fsencode(name) for name in names]))
+
+
+def _not_yet() -> Pictures:
+    raise AssertionError("a part's source is made by `_Part.labelled`")
+
+
+def _pictures_below(
+    field: str, root: str, folder: str, parents: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """Relative paths of pictures in a folder and below it."""
+    place = os.path.join(root, folder)
+    real = os.path.realpath(place)
+    if real in parents:
+        raise InputError(
+            f"{field}: {place!r} is a link to a directory that it lies in; expected none"
+        )
+    try:
+        entries = list(os.scandir(place))
+    except OSError as error:
+        raise InputError(
+            f"{field}: {place!r} cannot be read ({error.strerror}); expected a directory"
+        ) from error
+    for entry in entries:
+        name = os.path.join(folder, entry.name)
+        if _is_directory(entry):
+            yield from _pictures_below(field, root, name, (*parents, real))
+        elif entry.name.lower().endswith(ENDINGS):
+            yield name
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link that leads to itself.
+        return False
