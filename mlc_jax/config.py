@@ -40,8 +40,8 @@ DTYPES = ("float32", "bfloat16")
 CIFAR = ("cifar10", "cifar100")
 TEXT_BENCHMARKS = ("ag_news", "yelp5", "amazon5", "yahoo")
 OWN_FILES = ("arrays", "table", "text", "image_folder")  # Datasets that a user's files make.
-DATASETS = ("digits", *CIFAR, *TEXT_BENCHMARKS, *OWN_FILES)
-IMAGE_FILES = ("image_folder",)  # Datasets of pictures in files.
+DATASETS = ("digits", *CIFAR, "clothing1m", *TEXT_BENCHMARKS, *OWN_FILES)
+IMAGE_FILES = ("clothing1m", "image_folder")  # Datasets of pictures in files.
 IMAGE_CROPS = ("resized", "plain")
 BAD_IMAGES = ("refuse", "leave_out")
 NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human", "none")
@@ -212,7 +212,8 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 None,
                 text(),
                 "Directory of TensorFlow Datasets; None is its own default, ~/tensorflow_datasets. "
-                "Text benchmarks: of the published train.csv and test.csv.",
+                "Text benchmarks: of the published train.csv and test.csv. clothing1m: of images/, "
+                "key lists and labels, or packed by mlc_jax.data.pack.",
             ),
             "download": Setting(False, flag(), "Let TensorFlow Datasets fetch what is missing."),
             "tfds_name": Setting(
@@ -945,6 +946,16 @@ def _images(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
             "dataset.resize_size",
             not _is_whole(size) or not _is_whole(resized) or resized >= size,
             f"at least dataset.image_size, {size}",
+        ),
+        (
+            "dataset.data_dir",
+            values["dataset.name"] != "clothing1m" or bool(values["dataset.data_dir"]),
+            "a directory with images/, key lists and labels, or a packed one",
+        ),
+        (
+            "noise.type",
+            values["dataset.name"] != "clothing1m" or values["noise.type"] == "none",
+            "none with clothing1m: its labels are taken as they are",
         ),
         (
             "dataset.standardize",

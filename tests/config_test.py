@@ -50,7 +50,8 @@ BAD_VALUES = [
     (
         "dataset.name",
         "mnist",
-        "one of digits, cifar10, cifar100, ag_news, yelp5, amazon5, yahoo, arrays, table, text",
+        "one of digits, cifar10, cifar100, clothing1m, ag_news, yelp5, amazon5, yahoo, arrays, "
+        "table, text, image_folder",
     ),
     ("noise.type", "gauss", "one of uniform, flip, flip_any, instance, human, none"),
     ("lcn.form", "matrix", "one of network, posterior, both, or None"),
@@ -80,6 +81,9 @@ BAD_VALUES = [
     ("noise.level", NAN, SHARE),
     ("noise.level", INF, SHARE),
     ("noise.level", None, SHARE),
+    ("dataset.random_crop", "none", "one of resized, plain"),
+    ("dataset.bad_images", "skip", "one of refuse, leave_out"),
+    ("dataset.resize_size", 200, "at least dataset.image_size, 224"),
     ("model.resnet50.depth", 34, "one of (26, 50, 101)"),
     (
         "model.resnet50.freeze_batch_norm",

@@ -103,8 +103,37 @@ def unlabelled(path: str, options: Options, field: str) -> Pictures:
         raise InputError(f"{field}: {path!r} has no picture, expected some ({', '.join(ENDINGS)})")
     sizes, problems = check_pictures(root, np.array(names), options.cache_dir)
     ids = np.array([os.fsdecode(name) for name in names])
-    keep = _kept(field, path, ids, problems, options)
+    keep = kept(field, path, ids, problems, options)
     return Pictures(Files(root, np.array(names)[keep], sizes[keep]), options.geometry, ids[keep])
+
+
+def kept(
+    field: str, path: str, ids: np.ndarray, problems: dict[int, str], options: Options
+) -> np.ndarray:
+    """Which pictures stay, `[N]` bool, of those that were looked at.
+
+    Args:
+      field, path: for messages.
+      ids: `[N]`.
+      problems: see `check_pictures`.
+      options: what is done with bad ones.
+
+    Raises:
+      InputError: there are bad ones, and they are refused.
+    """
+    keep = np.ones(len(ids), bool)
+    if not problems:
+        return keep
+    listed = "; ".join(f"{str(ids[row])!r} {problems[row]}" for row in [*problems][:_NAMED])
+    more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+    if options.bad == "refuse":
+        raise InputError(
+            f"{field}: {path!r}: {listed}{more}; expected pictures that can be decoded, or "
+            f"{FIELD}bad_images=leave_out, which goes on without these {len(problems)}"
+        )
+    logging.warning("%d of %d pictures are left out: %s%s", len(problems), len(ids), listed, more)
+    keep[[*problems]] = False
+    return keep
 
 
 class _Part:
@@ -132,21 +161,21 @@ class _Part:
         file = self.file
         self.sizes, problems = check_pictures(self.root, self.names, options.cache_dir)
         assert file.ids is not None
-        keep = _kept(file.field, file.path, file.ids, problems, options)
+        keep = kept(file.field, file.path, file.ids, problems, options)
         left_out = [(str(file.ids[row]), problem) for row, problem in problems.items()]
         if not left_out:
             return []
         self.names, self.sizes = self.names[keep], self.sizes[keep]
 
-        def kept(labels: Labels | None) -> Labels | None:
+        def of_kept(labels: Labels | None) -> Labels | None:
             return labels and labels._replace(numbers=labels.numbers[keep])
 
         rows, name_row = np.flatnonzero(keep), file.name_row
         self.file = dataclasses.replace(
             file,
             labels=file.labels._replace(numbers=file.labels.numbers[keep]),
-            checked=kept(file.checked),
-            given=kept(file.given),
+            checked=of_kept(file.checked),
+            given=of_kept(file.given),
             judging=None if file.judging is None else file.judging[keep],
             ids=file.ids[keep],
             name_row=lambda row: name_row(int(rows[row])),
@@ -154,28 +183,14 @@ class _Part:
         return left_out
 
 
-def _kept(
-    field: str, path: str, ids: np.ndarray, problems: dict[int, str], options: Options
-) -> np.ndarray:
-    """`[N]` bool; raises InputError for bad pictures, if they are refused."""
-    keep = np.ones(len(ids), bool)
-    if not problems:
-        return keep
-    listed = "; ".join(f"{ids[row]!r} {problems[row]}" for row in [*problems][:_NAMED])
-    more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-    if options.bad == "refuse":
-        raise InputError(
-            f"{field}: {path!r}: {listed}{more}; expected pictures that can be decoded, or "
-            f"{FIELD}bad_images=leave_out, which goes on without these {len(problems)}"
-        )
-    logging.warning("%d of %d pictures are left out: %s%s", len(problems), len(ids), listed, more)
-    keep[[*problems]] = False
-    return keep
-
-
 def _read(name: str, path: str) -> _Part:
     if pathlib.Path(path).expanduser().is_dir():
         return _read_folder(FIELD + name, path)
+    if not pathlib.Path(path).expanduser().exists():
+        raise InputError(
+            f"{FIELD}{name}: no file or directory {path!r}; expected a directory with a "
+            "sub-directory for each class, or a table with columns path and label"
+        )
     return _read_table(Table(FIELD + name, path))
 
 

@@ -117,7 +117,7 @@ class Pictures:
     Args:
       store: where the pictures are.
       geometry: what of them is seen.
-      ids: text `[N]`; None numbers the rows.
+      ids: text `[N]`, or its bytes, which take a quarter of the memory; None numbers the rows.
     """
 
     by_row = True
@@ -130,7 +130,10 @@ class Pictures:
         return len(self.store)
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        return rows.astype(str) if self._ids is None else self._ids[rows]
+        if self._ids is None:
+            return rows.astype(str)
+        ids = self._ids[rows]
+        return np.char.decode(ids) if ids.dtype.kind == "S" else ids
 
     def fingerprint(self) -> str:
         return f"{self.store.fingerprint()} {self.geometry}"

@@ -104,7 +104,9 @@ def summarize(run: Run, progress: dict[str, Any], soft_labels: np.ndarray) -> di
         "last_validation_accuracy": validated[-1]["validation_accuracy"] if validated else None,
         "given_label_accuracy": None if noise_rate is None else 1 - noise_rate,
         "corrected_label_accuracy": (
-            float(np.mean(corrected == exported.truth)) if exported.has_truth else None
+            float(np.mean(corrected == exported.truth))
+            if exported.has_truth
+            else evals[-1]["corrected_label_accuracy"]  # Of what is judged by, if anything.
         ),
         "labels_changed": int(np.sum(corrected != exported.given)),
         "mean_confidence": float(np.mean(soft_labels.max(axis=-1), dtype=np.float64)),
