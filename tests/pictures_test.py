@@ -44,7 +44,7 @@ def _save(path, seed=0, kind=None, width=24, height=20, mode="RGB"):
 
 
 class _Memory:
-    """Encoded pictures in memory, a `Store`."""
+    """Encoded pictures in memory, read as a `Store` is."""
 
     def __init__(self, *encoded):
         self._encoded = encoded
@@ -195,9 +195,9 @@ def test_good_files_are_looked_at_once(tmp_path, monkeypatch):
     def check():
         return picture_check.check_pictures(str(tmp_path), names, str(tmp_path / "cache"))[1]
 
-    looked, problem = [], picture_check._problem
+    looked, problem = [], picture_check.problem_of
     monkeypatch.setattr(
-        picture_check, "_problem", lambda path: looked.append(path) or problem(path)
+        picture_check, "problem_of", lambda path: looked.append(path) or problem(path)
     )
     assert check() == {} and len(looked) == 2
     assert check() == {} and len(looked) == 2
@@ -365,7 +365,7 @@ def test_bad_folders(load, tmp_path):
         load(data=str(tmp_path / "none"))
     path = _folder(tmp_path / "loop", 1)
     (tmp_path / "loop" / "cat" / "again").symlink_to(tmp_path / "loop", target_is_directory=True)
-    with pytest.raises(InputError, match="cat/again/cat' is a link to a directory that it lies in"):
+    with pytest.raises(InputError, match="cat/again' is a link to a directory that it lies in"):
         load(data=path)
     with pytest.raises(InputError, match=r"no file or directory .*; expected a directory"):
         load(data=str(tmp_path / "nowhere"))

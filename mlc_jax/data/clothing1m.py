@@ -16,10 +16,9 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from absl import logging
 
-from mlc_jax.data.image_folder import Options, kept
+from mlc_jax.data.image_folder import Options, kept, open_store
 from mlc_jax.data.own import FIELD
-from mlc_jax.data.picture_check import check_pictures
-from mlc_jax.data.pictures import Files, Pictures
+from mlc_jax.data.pictures import Pictures
 from mlc_jax.data.source import UNKNOWN, Source, Subset
 from mlc_jax.errors import InputError
 
@@ -91,13 +90,13 @@ def load(data_dir: str, options: Options) -> Clothing1M:
                 root / name, f"has no label of {_text(everything[row])!r}, which is in {key_list}"
             )
     names = np.array(everything)
-    sizes, problems = check_pictures(str(root), names, options.cache_dir)
+    store, problems = open_store(f"{FIELD}data_dir", str(root), names, options)
     ids = np.char.decode(names) if problems else names  # A million texts take a while.
     keep = kept(f"{FIELD}data_dir", str(root), ids, problems, options)
     left_out = tuple((_text(everything[row]), problem) for row, problem in problems.items())
     del everything
-    names, sizes, part_of = names[keep], sizes[keep], part_of[keep]
-    source: Source = Pictures(Files(str(root), names, sizes), options.geometry, names)
+    names, part_of = names[keep], part_of[keep]
+    source: Source = Pictures(store.take(keep), options.geometry, names)
     rows = Subset(source, np.arange(len(names)), given[keep], truth[keep])
     parts = [rows.take(np.flatnonzero(part_of == i)) for i in range(len(keys))]
     for part, name in zip(parts, KEY_LISTS.values(), strict=True):

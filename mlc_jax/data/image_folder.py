@@ -12,8 +12,9 @@ from absl import logging
 from mlc_jax.data.benchmarks import Benchmark
 from mlc_jax.data.label_columns import NAMES, LabelColumns, read_checks
 from mlc_jax.data.own import FIELD, LabelledFile, Labels, OwnData, combine
+from mlc_jax.data.packed import Packed, is_packed
 from mlc_jax.data.picture_check import check_pictures
-from mlc_jax.data.pictures import PREPARE, Files, Geometry, Pictures
+from mlc_jax.data.pictures import PREPARE, Files, Geometry, Pictures, Store
 from mlc_jax.data.tables import Table
 from mlc_jax.errors import InputError
 
@@ -74,7 +75,7 @@ def load(
     left_out = []
     for name, part in parts.items():
         left_out += part.check(options)
-        if not len(part.names):
+        if not len(part.store):
             raise InputError(
                 f"{FIELD}{name}: {part.file.path!r} has no picture that can be decoded"
             )
@@ -93,7 +94,7 @@ def unlabelled(path: str, options: Options, field: str) -> Pictures:
       field: what messages call it.
     """
     if pathlib.Path(path).expanduser().is_dir():
-        names = [os.fsencode(x) for x in sorted(_pictures_below(field, path, ""))]
+        names = [os.fsencode(x) for x in sorted(pictures_below(field, path, ""))]
         root = str(pathlib.Path(path).expanduser())
     else:
         table = Table(field, path)
@@ -101,10 +102,28 @@ def unlabelled(path: str, options: Options, field: str) -> Pictures:
         root = str(pathlib.Path(path).expanduser().parent)
     if not names:
         raise InputError(f"{field}: {path!r} has no picture, expected some ({', '.join(ENDINGS)})")
-    sizes, problems = check_pictures(root, np.array(names), options.cache_dir)
+    store, problems = open_store(field, root, np.array(names), options)
     ids = np.array([os.fsdecode(name) for name in names])
     keep = kept(field, path, ids, problems, options)
-    return Pictures(Files(root, np.array(names)[keep], sizes[keep]), options.geometry, ids[keep])
+    return Pictures(store.take(keep), options.geometry, ids[keep])
+
+
+def open_store(
+    field: str, root: str, names: np.ndarray, options: Options
+) -> tuple[Store, dict[int, str]]:
+    """Pictures by name, in files or packed, and by row what is wrong with those that are bad.
+
+    Args:
+      field: for messages.
+      root: the directory that names are relative to.
+      names: bytes `[N]`.
+      options: how they are read.
+    """
+    if is_packed(root):  # All were looked at when they were packed.
+        packed = Packed(root, names, field)
+        return packed, packed.problems
+    sizes, problems = check_pictures(root, names, options.cache_dir)
+    return Files(root, names, sizes), problems
 
 
 def kept(
@@ -136,36 +155,58 @@ def kept(
     return keep
 
 
+def pictures_below(
+    field: str, root: str, folder: str, parents: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """Relative paths of pictures in a folder and below it."""
+    place = os.path.join(root, folder)
+    real = os.path.realpath(place)
+    if real in parents:
+        raise InputError(
+            f"{field}: {place!r} is a link to a directory that it lies in; expected none"
+        )
+    try:
+        entries = list(os.scandir(place))
+    except OSError as error:
+        raise InputError(
+            f"{field}: {place!r} cannot be read ({error.strerror}); expected a directory"
+        ) from error
+    for entry in entries:
+        name = os.path.join(folder, entry.name)
+        if _is_directory(entry):
+            yield from pictures_below(field, root, name, (*parents, real))
+        elif entry.name.lower().endswith(ENDINGS):
+            yield name
+
+
 class _Part:
     """One folder or table: labels, and the files that they are of.
 
     Attributes:
       file: its labels; its source is not made yet.
       root: what names are relative to.
-      names: bytes `[N]`.
-      sizes: of the files, once they were looked at.
+      store: of the pictures, which are looked at by `check`.
     """
 
     def __init__(self, file: LabelledFile, root: str, names: np.ndarray):
-        self.file, self.root, self.names = file, root, names
-        self.sizes = np.zeros(len(names), np.int64)
+        self.file, self.root = file, root
+        self.store: Store = Files(root, names, np.zeros(len(names), np.int64))
 
     def labelled(self, geometry: Geometry) -> LabelledFile:
-        files = Files(self.root, self.names, self.sizes)
         return dataclasses.replace(
-            self.file, create_source=lambda: Pictures(files, geometry, self.file.ids)
+            self.file, create_source=lambda: Pictures(self.store, geometry, self.file.ids)
         )
 
     def check(self, options: Options) -> list[tuple[str, str]]:
         """Looks at all pictures; returns (id, what is wrong) of those that are left out."""
         file = self.file
-        self.sizes, problems = check_pictures(self.root, self.names, options.cache_dir)
+        self.store, problems = open_store(file.field, self.root, self.store.names, options)
         assert file.ids is not None
         keep = kept(file.field, file.path, file.ids, problems, options)
         left_out = [(str(file.ids[row]), problem) for row, problem in problems.items()]
         if not left_out:
             return []
-        self.names, self.sizes = self.names[keep], self.sizes[keep]
+        self.store = self.store.take(keep)
 
         def of_kept(labels: Labels | None) -> Labels | None:
             return labels and labels._replace(numbers=labels.numbers[keep])
@@ -210,12 +251,17 @@ def _read_table(table: Table) -> _Part:
 
 def _read_folder(field: str, path: str) -> _Part:
     root = str(pathlib.Path(path).expanduser())
-    classes = sorted(entry.name for entry in os.scandir(root) if _is_directory(entry))
-    names, labels = [], []
-    for label in classes:
-        below = sorted(_pictures_below(field, root, label))
-        names += below
-        labels += [label] * len(below)
+    if is_packed(root):
+        below = [os.fsdecode(bytes(name)) for name in Packed(root, field=field).names]
+    else:
+        below = list(pictures_below(field, root, ""))
+    names = sorted(name for name in below if os.sep in name)
+    labels = [name.split(os.sep)[0] for name in names]
+    if len(names) < len(below):
+        logging.warning(
+            "%d pictures in %r itself are left out: they are in no sub-directory of a class.",
+            len(below) - len(names), path,
+        )  # fmt: skip
     if not names:
         raise InputError(
             f"{field}: {path!r} has no picture; expected a sub-directory for each class, with "
@@ -246,30 +292,6 @@ def _read_folder(field: str, path: str) -> _Part:
 
 def _not_yet() -> Pictures:
     raise AssertionError("a part's source is made by `_Part.labelled`")
-
-
-def _pictures_below(
-    field: str, root: str, folder: str, parents: tuple[str, ...] = ()
-) -> Iterator[str]:
-    """Relative paths of pictures in a folder and below it."""
-    place = os.path.join(root, folder)
-    real = os.path.realpath(place)
-    if real in parents:
-        raise InputError(
-            f"{field}: {place!r} is a link to a directory that it lies in; expected none"
-        )
-    try:
-        entries = list(os.scandir(place))
-    except OSError as error:
-        raise InputError(
-            f"{field}: {place!r} cannot be read ({error.strerror}); expected a directory"
-        ) from error
-    for entry in entries:
-        name = os.path.join(folder, entry.name)
-        if _is_directory(entry):
-            yield from _pictures_below(field, root, name, (*parents, real))
-        elif entry.name.lower().endswith(ENDINGS):
-            yield name
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:

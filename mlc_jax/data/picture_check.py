@@ -62,28 +62,8 @@ def check_pictures(
     return sizes, dict(sorted(problems.items()))
 
 
-class _Paths:
-    def __init__(self, root: str, names: np.ndarray):
-        self._root, self._names = os.fsencode(root), names
-
-    def __getitem__(self, row: int) -> bytes:
-        return os.path.join(self._root, bytes(self._names[row]))
-
-
-def _look_at(paths: _Paths, rows: Sequence[int]) -> dict[int, str]:
-    problems: dict[int, str] = {}
-    bar = tqdm(total=len(rows), desc="Looking at pictures", unit="", disable=None, delay=2)
-    with bar, ThreadPoolExecutor(os.cpu_count()) as threads:
-        for start in range(0, len(rows), _CHUNK):
-            chunk = rows[start : start + _CHUNK]
-            found = threads.map(lambda row: _problem(paths[row]), chunk)
-            problems |= {row: x for row, x in zip(chunk, found, strict=True) if x}
-            bar.update(len(chunk))
-    return problems
-
-
-def _problem(path: bytes) -> str:
-    """What is wrong with a file, or nothing."""
+def problem_of(path: bytes) -> str:
+    """What is wrong with a file that is decoded to its end; empty if nothing is."""
     import tensorflow as tf
 
     from mlc_jax.data.pictures import decode
@@ -98,6 +78,26 @@ def _problem(path: bytes) -> str:
             return "is empty"
         return "is no JPEG, PNG, WebP or BMP that can be decoded to its end"
     return ""
+
+
+class _Paths:
+    def __init__(self, root: str, names: np.ndarray):
+        self._root, self._names = os.fsencode(root), names
+
+    def __getitem__(self, row: int) -> bytes:
+        return os.path.join(self._root, bytes(self._names[row]))
+
+
+def _look_at(paths: _Paths, rows: Sequence[int]) -> dict[int, str]:
+    problems: dict[int, str] = {}
+    bar = tqdm(total=len(rows), desc="Looking at pictures", unit="", disable=None, delay=2)
+    with bar, ThreadPoolExecutor(os.cpu_count()) as threads:
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            found = threads.map(lambda row: problem_of(paths[row]), chunk)
+            problems |= {row: x for row, x in zip(chunk, found, strict=True) if x}
+            bar.update(len(chunk))
+    return problems
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -48,12 +48,22 @@ class Geometry:
 
 
 class Store(Protocol):
-    """Encoded pictures by row number: files, or packed records."""
+    """Encoded pictures by row number: files, or packed records.
+
+    Attributes:
+      names: bytes `[N]`, their paths below some directory.
+    """
+
+    names: np.ndarray
 
     def __len__(self) -> int: ...
 
     def fingerprint(self) -> str:
         """See `Source`."""
+        ...
+
+    def take(self, keep: np.ndarray) -> "Store":
+        """Those of a mask `[N]`."""
         ...
 
     def read(self, row: Any) -> Any:
@@ -78,8 +88,8 @@ class Files:
     def __len__(self) -> int:
         return len(self.names)
 
-    def path(self, row: int) -> str:
-        return os.path.join(self.root, os.fsdecode(bytes(self.names[row])))
+    def take(self, keep: np.ndarray) -> "Files":
+        return Files(self.root, self.names[keep], self.sizes[keep])
 
     def fingerprint(self) -> str:
         return self._fingerprint
@@ -152,7 +162,7 @@ class Pictures:
         image = decode(self.store.read(tf.constant(row, tf.int64)))
         size = [THUMBNAIL_SIZE, THUMBNAIL_SIZE]
         small = tf.image.resize(image, size, preserve_aspect_ratio=True, antialias=True)
-        encoded: bytes = tf.io.encode_jpeg(_to_uint8(small), quality=85).numpy()
+        encoded: bytes = tf.io.encode_jpeg(to_uint8(small), quality=85).numpy()
         return encoded
 
 
@@ -162,6 +172,13 @@ def decode(data: Any) -> Any:
 
     image = tf.io.decode_image(data, channels=3, expand_animations=False)
     return tf.ensure_shape(image, [None, None, 3])
+
+
+def to_uint8(image: Any) -> Any:
+    """Rounded and clipped: a cast alone would cut off and wrap around."""
+    import tensorflow as tf
+
+    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
 
 
 def _middle(image: Any, geometry: Geometry) -> Any:
@@ -223,16 +240,10 @@ def _window(image: Any, resized: Any, offset: Any, size: int) -> Any:
         images=image[None], size=[size, size], scale=scale, translation=-offset,
         kernel_type="triangle", antialias=True,
     )  # fmt: skip
-    return tf.ensure_shape(_to_uint8(square[0]), [size, size, 3])
+    return tf.ensure_shape(to_uint8(square[0]), [size, size, 3])
 
 
 def _mirror(image: Any, draws: Any) -> Any:
     import tensorflow as tf
 
     return tf.cond(draws[4] < 0.5, lambda: image, lambda: image[:, ::-1])
-
-
-def _to_uint8(image: Any) -> Any:
-    import tensorflow as tf
-
-    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
