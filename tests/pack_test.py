@@ -9,9 +9,9 @@ import pytest
 
 from configs import clothing1m as clothing1m_config
 from mlc_jax import data
-from mlc_jax.data import image_folder, pack, packed
+from mlc_jax.data import image_folder, packed
 from mlc_jax.data.loader import EvaluationReader, Pipeline
-from mlc_jax.data.packed import Packed
+from mlc_jax.data.packed import Packed, pack
 from mlc_jax.data.pictures import Geometry
 from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
@@ -24,7 +24,7 @@ def directories(tmp_path_factory):
     """(of files, packed, keys): one picture is bad."""
     root, output = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("packed")
     keys = clothing1m_replica.build(root, truncated=True)
-    pack.pack(str(root), str(output), **SETTINGS)
+    pack(str(root), str(output), **SETTINGS)
     return root, output, keys
 
 
@@ -70,7 +70,7 @@ def test_a_folder_of_classes_can_be_packed(tmp_path):
             (tmp_path / "in" / label).mkdir(parents=True, exist_ok=True)
             image = np.full((20, 30, 3), 80 * i, np.uint8)
             clothing1m_replica.Image.fromarray(image).save(tmp_path / "in" / label / f"{i}.png")
-    pack.pack(str(tmp_path / "in"), str(tmp_path / "out"), **SETTINGS)
+    pack(str(tmp_path / "in"), str(tmp_path / "out"), **SETTINGS)
     options = image_folder.Options(Geometry(16))
     one, other = (
         image_folder.load(str(tmp_path / x), None, None, None, options) for x in ("in", "out")
@@ -82,7 +82,7 @@ def test_a_folder_of_classes_can_be_packed(tmp_path):
 
 def test_packing_goes_on_where_it_was_stopped(directories, tmp_path, monkeypatch):
     root, output, _ = directories
-    smaller, calls = pack._smaller, []
+    smaller, calls = packed._smaller, []
 
     def stopping(path, size, quality):
         calls.append(path)
@@ -90,15 +90,15 @@ def test_packing_goes_on_where_it_was_stopped(directories, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return smaller(path, size, quality)
 
-    monkeypatch.setattr(pack, "_smaller", stopping)
+    monkeypatch.setattr(packed, "_smaller", stopping)
     with pytest.raises(KeyboardInterrupt):
-        pack.pack(str(root), str(tmp_path / "out"), **SETTINGS)
+        pack(str(root), str(tmp_path / "out"), **SETTINGS)
     assert not packed.is_packed(tmp_path / "out")
     with pytest.raises(InputError, match=r"begun with another .*\(size 72 then, 80 now\)"):
-        pack.pack(str(root), str(tmp_path / "out"), **SETTINGS | {"size": 80})
-    monkeypatch.setattr(pack, "_smaller", lambda *args: calls.append(args) or smaller(*args))
+        pack(str(root), str(tmp_path / "out"), **SETTINGS | {"size": 80})
+    monkeypatch.setattr(packed, "_smaller", lambda *args: calls.append(args) or smaller(*args))
     calls.clear()
-    pack.pack(str(root), str(tmp_path / "out"), **SETTINGS)
+    pack(str(root), str(tmp_path / "out"), **SETTINGS)
     assert len(calls) == 180 - 100  # Two shards were whole.
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == sorted(path.name for path in output.iterdir())
@@ -106,7 +106,15 @@ def test_packing_goes_on_where_it_was_stopped(directories, tmp_path, monkeypatch
         if name.endswith("array_record"):
             assert (tmp_path / "out" / name).read_bytes() == (output / name).read_bytes()
     with pytest.raises(InputError, match="is packed already"):
-        pack.pack(str(root), str(tmp_path / "out"), **SETTINGS)
+        pack(str(root), str(tmp_path / "out"), **SETTINGS)
+
+
+def test_the_program(run_program, directories, tmp_path):
+    arguments = [f"--input={directories[0]}", f"--output={tmp_path / 'out'}", "--size=72"]
+    code, _, err = run_program("mlc_jax.data.pack", *arguments, required=["input", "output"])
+    assert code == 0 and packed.is_packed(tmp_path / "out"), err
+    code, _, err = run_program("mlc_jax.data.pack", *arguments, required=["input", "output"])
+    assert code == 2 and "is packed already" in err
 
 
 def test_bad_inputs(directories, tmp_path):
@@ -114,9 +122,9 @@ def test_bad_inputs(directories, tmp_path):
     for place, message in (("nowhere", "no directory"), ("empty", "has no picture")):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(InputError, match=f"^--input: .*{message}"):
-            pack.pack(str(tmp_path / place), str(tmp_path / "out"), **SETTINGS)
+            pack(str(tmp_path / place), str(tmp_path / "out"), **SETTINGS)
     with pytest.raises(InputError, match="is not empty; expected a new directory"):
-        pack.pack(str(root), str(root), **SETTINGS)
+        pack(str(root), str(root), **SETTINGS)
     names = np.array([b"images/none.jpg", os.fsencode(keys["clean_val"][0])])
     assert Packed(str(output), names).problems == {0: "is not among the packed"}
     (tmp_path / "packed.json").write_text(json.dumps({"per_shard": 3}))

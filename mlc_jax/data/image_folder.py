@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +13,11 @@ from mlc_jax.data.benchmarks import Benchmark
 from mlc_jax.data.label_columns import NAMES, LabelColumns, read_checks
 from mlc_jax.data.own import FIELD, LabelledFile, Labels, OwnData, combine
 from mlc_jax.data.packed import Packed, is_packed
-from mlc_jax.data.picture_check import check_pictures
+from mlc_jax.data.picture_check import ENDINGS, check_pictures, pictures_below
 from mlc_jax.data.pictures import PREPARE, Files, Geometry, Pictures, Store
 from mlc_jax.data.tables import Table
 from mlc_jax.errors import InputError
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _NAMED = 5  # Bad files in a message.
 
 
@@ -155,30 +154,6 @@ def kept(
     return keep
 
 
-def pictures_below(
-    field: str, root: str, folder: str, parents: tuple[str, ...] = ()
-) -> Iterator[str]:
-    """Relative paths of pictures in a folder and below it."""
-    place = os.path.join(root, folder)
-    real = os.path.realpath(place)
-    if real in parents:
-        raise InputError(
-            f"{field}: {place!r} is a link to a directory that it lies in; expected none"
-        )
-    try:
-        entries = list(os.scandir(place))
-    except OSError as error:
-        raise InputError(
-            f"{field}: {place!r} cannot be read ({error.strerror}); expected a directory"
-        ) from error
-    for entry in entries:
-        name = os.path.join(folder, entry.name)
-        if _is_directory(entry):
-            yield from pictures_below(field, root, name, (*parents, real))
-        elif entry.name.lower().endswith(ENDINGS):
-            yield name
-
-
 class _Part:
     """One folder or table: labels, and the files that they are of.
 
@@ -292,10 +267,3 @@ def _read_folder(field: str, path: str) -> _Part:
 
 def _not_yet() -> Pictures:
     raise AssertionError("a part's source is made by `_Part.labelled`")
-
-
-def _is_directory(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # A link that leads to itself.
-        return False

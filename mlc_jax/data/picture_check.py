@@ -1,4 +1,4 @@
-"""Whether pictures can be decoded, all of them in full: found out before training, and remembered.
+"""Which pictures there are, and whether all can be decoded: found out before training, remembered.
 
 A crop may lie in the intact part of a damaged file, so what a random crop meets must not decide
 whether a picture is bad. Nor may the set of rows change on the way: it fixes the order of batches.
@@ -8,7 +8,7 @@ import hashlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from mlc_jax.data.tokens import CACHE_DIR
 from mlc_jax.errors import InputError
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 _CHUNK = 256  # Files that the threads have before them.
 
@@ -80,6 +82,30 @@ def problem_of(path: bytes) -> str:
     return ""
 
 
+def pictures_below(
+    field: str, root: str, folder: str, parents: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """Relative paths of pictures in a folder and below it."""
+    place = os.path.join(root, folder)
+    real = os.path.realpath(place)
+    if real in parents:
+        raise InputError(
+            f"{field}: {place!r} is a link to a directory that it lies in; expected none"
+        )
+    try:
+        entries = list(os.scandir(place))
+    except OSError as error:
+        raise InputError(
+            f"{field}: {place!r} cannot be read ({error.strerror}); expected a directory"
+        ) from error
+    for entry in entries:
+        name = os.path.join(folder, entry.name)
+        if _is_directory(entry):
+            yield from pictures_below(field, root, name, (*parents, real))
+        elif entry.name.lower().endswith(ENDINGS):
+            yield name
+
+
 class _Paths:
     def __init__(self, root: str, names: np.ndarray):
         self._root, self._names = os.fsencode(root), names
@@ -125,3 +151,10 @@ def _write(cache: pathlib.Path, good: np.ndarray) -> None:
             f"config.dataset.cache_dir: cannot write to {str(cache.parent)!r} ({error.strerror}); "
             "expected a directory with room that this user may write to"
         ) from error
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link that leads to itself.
+        return False

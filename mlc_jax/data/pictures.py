@@ -149,11 +149,7 @@ class Pictures:
         return f"{self.store.fingerprint()} {self.geometry}"
 
     def read(self, rows: Any, draws: Any = None) -> Any:
-        image = decode(self.store.read(rows))
-        if draws is None:
-            return _middle(image, self.geometry)
-        crop = _resized_crop if self.geometry.crop == "resized" else _plain_crop
-        return crop(image, self.geometry, draws)
+        return see(decode(self.store.read(rows)), self.geometry, draws)
 
     def thumbnail(self, row: int) -> bytes:
         """A small JPEG of a whole picture, encoded anew: nothing but pixels is kept of the file."""
@@ -172,6 +168,20 @@ def decode(data: Any) -> Any:
 
     image = tf.io.decode_image(data, channels=3, expand_animations=False)
     return tf.ensure_shape(image, [None, None, 3])
+
+
+def see(image: Any, geometry: Geometry, draws: Any = None) -> Any:
+    """What a model sees of a picture, in TensorFlow: uint8 `[image_size, image_size, 3]`.
+
+    Args:
+      image: uint8 `[H, W, 3]`.
+      geometry: how.
+      draws: float32 `[5]` in [0, 1) of a random crop; None is the middle.
+    """
+    if draws is None:
+        return _middle(image, geometry)
+    crop = _resized_crop if geometry.crop == "resized" else _plain_crop
+    return crop(image, geometry, draws)
 
 
 def to_uint8(image: Any) -> Any:
