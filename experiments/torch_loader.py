@@ -2,8 +2,8 @@
 
     PYTHON torch_loader.py '{"paths": [...], "size": 224, "batch_size": 96, "batches": 20, ...}'
 
-It imports nothing of this project, since PyTorch is installed elsewhere. Transforms are torchvision's
-of ImageNet: RandomResizedCrop, flip, to float, normalise; pictures are decoded by PIL.
+It imports nothing of this project, since PyTorch is installed elsewhere. Transforms are
+torchvision's of ImageNet: RandomResizedCrop, flip, to float, normalise; PIL decodes the pictures.
 """
 
 import json
