@@ -5,7 +5,7 @@ and the clean half that trains) with the same optimizer; `cross_entropy`, that b
 images of the batch; or after an estimator. `exact` and `truncated` have the config's backward pass,
 `exact:store` and so on the one that they name; `truncated:5` goes back five steps; with `@1` after
 it the LCN is updated every step (`update_every`). Batches are drawn at random from the dataset; for
-CIFAR, whose files may not be there, from random images.
+CIFAR and Clothing1M, whose files may not be there, from random images.
 
 On CPU, what XLA says of a program needs care:
 
@@ -55,8 +55,8 @@ STEPS = (
     *(f"{name}:{backward}" for name in _WITH_BACKWARD for backward in BACKWARDS),
 )
 # Published figures: CIFAR's files may not be there, and reading them takes TensorFlow.
-_CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
-_CIFAR_SHAPE = (32, 32, 3)
+_IMAGE_CLASSES = {"cifar10": 10, "cifar100": 100, "clothing1m": 14}
+_CIFAR_SIZE = 32
 _NUM_RANDOM_IMAGES = 100
 _NUM_TEXTS = 1_000  # Of which batches are drawn.
 MIN_SECONDS = 0.2  # Of one timing: a step of a millisecond is run many times for it.
@@ -264,10 +264,11 @@ def create_program(
 def load_pool(config: ConfigDict) -> Pool:
     """Of the config's dataset; imports no TensorFlow."""
     name = config.dataset.name
-    if name in _CIFAR_CLASSES:
-        shape = (_NUM_RANDOM_IMAGES, *_CIFAR_SHAPE)
+    if name in _IMAGE_CLASSES:
+        size = config.dataset.image_size if name == "clothing1m" else _CIFAR_SIZE
+        shape = (_NUM_RANDOM_IMAGES, size, size, 3)
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        return Pool(images, _CIFAR_CLASSES[name], Normalize(255.0, (0.5,) * 3, (0.25,) * 3))
+        return Pool(images, _IMAGE_CLASSES[name], Normalize(255.0, (0.5,) * 3, (0.25,) * 3))
     dataset = data.load(config)
     source = dataset.clean.source
     if isinstance(source, data.ArraySource):
@@ -503,15 +504,23 @@ def describe(config: ConfigDict) -> dict[str, Any]:
 
 def describe_step(config: ConfigDict) -> dict[str, Any]:
     """Dataset, model and batch sizes."""
-    name = config.model.name
     return {
         "dataset": config.dataset.name,
-        "model": f"resnet-{config.model.resnet.depth}" if name == "resnet" else name,
+        "model": _model_name(config.model),
         "dtype": config.model.dtype,
         "noisy batch": config.noisy_batch_size,
         "clean batch": config.clean_batch_size,
         "mix clean": config.meta_gradient.mix_clean,
     }
+
+
+def _model_name(config: ConfigDict) -> str:
+    """Of `config.model`, with its size where the name does not say it."""
+    if config.name == "resnet":
+        return f"resnet-{config.resnet.depth}"
+    if config.name == "resnet50":
+        return f"bottleneck resnet-{config.resnet50.depth}, width {config.resnet50.width}"
+    return str(config.name)
 
 
 def _with(config: ConfigDict, **meta_gradient: Any) -> ConfigDict:

@@ -1,17 +1,25 @@
-"""How fast the loader reads image files, beside bare tf.data that does the same work.
+"""How fast pictures are read, from files and packed, beside bare tf.data and torch's DataLoader.
 
-    python -m experiments.loader_benchmark --workdir=DIR --image_size=224 --rounds=5
+    python -m experiments.loader_benchmark --workdir=DIR --image_size=224 --rounds=5 \
+        --torch_python=PYTHON
 
-JPEG files of about 500 x 375 pixels are made of scikit-learn's two photographs. Both sides read,
-decode and resize them with the same function, in parallel and in order; the loader also draws its
-order from the seed, splits clean from noisy examples and deals them out. The two are timed in turn,
-each time from the start, so that whatever else the machine does weighs on both alike: on a shared
-machine the ratios are the message, that of CPU time most of all.
+JPEG files of about 500 x 375 pixels are made of scikit-learn's two photographs. All sides decode
+them, cut a random resized crop with antialiasing, mirror half of them, and give batches of 96. The
+loader and bare tf.data do it with the same function, in parallel and in order; the loader also
+draws its order and its crops from the seed, splits clean from noisy examples and deals them out.
+Packed pictures have a shorter side of 256 pixels at most. PYTHON is an interpreter with torch and
+torchvision; without it there is no such row.
+
+Sides are timed in turn, each time from the start, so that whatever else the machine does weighs on
+all alike: on a shared machine the ratios are the message.
 """
 
 import itertools
+import json
+import os
 import pathlib
 import statistics
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +30,8 @@ from tqdm import tqdm
 
 from experiments.tables import to_csv, to_markdown
 from mlc_jax import command_line
+from mlc_jax.data.pictures import Files, Geometry, Pictures, Store, decode, see
+from mlc_jax.errors import InputError
 from mlc_jax.training.workdir import locked_workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory for files and tables; made if need be.")
@@ -29,48 +39,16 @@ _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Pixels after resizing.", 
 _NUM_FILES = flags.DEFINE_integer("num_files", 500, "JPEG files to make.", lower_bound=96)
 _BATCHES = flags.DEFINE_integer("batches", 20, "Batches of 96 per timing.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timings of each side.", lower_bound=1)
+_TORCH_PYTHON = flags.DEFINE_string(
+    "torch_python", None, "An interpreter with torch and torchvision, to time its DataLoader."
+)
 
 _NOISY_BATCH, _CLEAN_BATCH = 64, 32
 _BATCH = _NOISY_BATCH + _CLEAN_BATCH
 _WARM_UP = 5  # Batches before a timing: tf.data's autotuning finds its way.
 _FILE_SHAPE = (375, 500)
-
-
-class ImageFiles:
-    """Image files as a `Source`: uint8 `[size, size, 3]`."""
-
-    by_row = True
-    num_draws = 0
-
-    def __init__(self, paths: list[str], size: int):
-        self.paths, self._size = np.array(paths), size
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def ids(self, rows: np.ndarray) -> np.ndarray:
-        return self.paths[rows]
-
-    def fingerprint(self) -> str:
-        return "\n".join(self.paths)
-
-    def read(self, row: Any) -> Any:
-        import tensorflow as tf
-
-        return read_image(tf.gather(self.paths, row), self._size)
-
-    def augment(self, inputs: Any, draws: Any) -> Any:
-        del draws
-        return inputs
-
-
-def read_image(path: Any, size: int) -> Any:
-    """Reads, decodes and resizes one file, in TensorFlow."""
-    import tensorflow as tf
-
-    image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
-    image = tf.image.resize(image, [size, size], antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+_BARE, _TORCH = "tf.data", "torch"
+_SPEED, _WORK = "images/s", "CPU ms/image"
 
 
 def make_files(folder: pathlib.Path, num_files: int) -> list[str]:
@@ -91,14 +69,15 @@ def make_files(folder: pathlib.Path, num_files: int) -> list[str]:
     return paths
 
 
-def loader_batches(paths: list[str], size: int, seed: int) -> Iterator[Any]:
+def loader_batches(store: Store, size: int, seed: int) -> Iterator[Any]:
     """Training batches of 64 noisy, 16 clean inner and 16 clean outer examples."""
     from mlc_jax.data.loader import Pipeline
     from mlc_jax.data.source import Subset
 
-    labels = np.zeros(len(paths), np.int32)
-    everything = Subset(ImageFiles(paths, size), np.arange(len(paths)), labels, labels)
-    num_clean = len(paths) // 3
+    labels = np.zeros(len(store), np.int32)
+    source = Pictures(store, Geometry(size))
+    everything = Subset(source, np.arange(len(store)), labels, labels)
+    num_clean = len(store) // 3
     pipeline = Pipeline(
         noisy=everything.take(slice(num_clean, None)),
         clean=everything.take(slice(num_clean)),
@@ -106,7 +85,7 @@ def loader_batches(paths: list[str], size: int, seed: int) -> Iterator[Any]:
         clean_batch_size=_CLEAN_BATCH,
         split_clean=True,
         num_inner_steps=1,
-        augment=False,
+        augment=True,
         seed=seed,
     )
     return pipeline.batches(0)
@@ -116,13 +95,14 @@ def bare_batches(paths: list[str], size: int, seed: int) -> Iterator[Any]:
     """Batches of 96 images, as one would write them by hand."""
     import tensorflow as tf
 
+    geometry = Geometry(size)
+
+    def read(path: Any) -> Any:
+        return see(decode(tf.io.read_file(path)), geometry, tf.random.uniform([5]))
+
     dataset = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths), seed).repeat()
-    dataset = dataset.map(lambda path: read_image(path, size), num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
     yield from dataset.batch(_BATCH).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
-
-
-_SIDES = {"loader": loader_batches, "tf.data": bare_batches}
-_UNITS = ("images/s", "CPU ms/image")
 
 
 def speed(batches: Any, num_batches: int) -> dict[str, float]:
@@ -135,22 +115,52 @@ def speed(batches: Any, num_batches: int) -> dict[str, float]:
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     batches.close()
     num_images = num_batches * _BATCH
-    return {"images/s": num_images / seconds, "CPU ms/image": 1e3 * cpu_seconds / num_images}
+    return {_SPEED: num_images / seconds, _WORK: 1e3 * cpu_seconds / num_images}
+
+
+def torch_speed(python: str, paths: list[str], size: int, num_batches: int) -> dict[str, float]:
+    """Of torch's DataLoader with a worker for each core, in a process of its own."""
+    asked = {"paths": paths, "size": size, "batch_size": _BATCH, "batches": num_batches}
+    asked |= {"warm_up": _WARM_UP, "workers": os.cpu_count()}
+    script = pathlib.Path(__file__).with_name("torch_loader.py")
+    result = subprocess.run(
+        [python, str(script), json.dumps(asked)], capture_output=True, text=True
+    )
+    if result.returncode:
+        reason = (result.stderr.strip().splitlines() or [f"code {result.returncode}"])[-1]
+        raise InputError(f"--torch_python: {python!r} cannot run torchvision ({reason})")
+    return dict(json.loads(result.stdout))
 
 
 def measure(
-    paths: list[str], size: int, num_batches: int, num_rounds: int
+    paths: list[str],
+    packed: Store,
+    size: int,
+    num_batches: int,
+    num_rounds: int,
+    python: str | None,
 ) -> list[dict[str, float]]:
-    """One row per round: speed of both sides, and the loader's over that of bare tf.data."""
+    """One row per round: speed of all sides, and over that of bare tf.data."""
+    folder = pathlib.Path(paths[0]).parent
+    names = np.array([pathlib.Path(path).name.encode() for path in paths])
+    files = Files(str(folder), names, np.zeros(len(names), np.int64))
+    sides = {
+        "files": lambda seed: speed(loader_batches(files, size, seed), num_batches),
+        "packed": lambda seed: speed(loader_batches(packed, size, seed), num_batches),
+        _BARE: lambda seed: speed(bare_batches(paths, size, seed), num_batches),
+    }
+    if python:
+        sides[_TORCH] = lambda seed: torch_speed(python, paths, size, num_batches)
     rows = []
     for i in tqdm(range(num_rounds), desc="rounds", dynamic_ncols=True):
-        names = list(_SIDES) if i % 2 == 0 else list(_SIDES)[::-1]
+        order = list(sides) if i % 2 == 0 else list(sides)[::-1]
+        measured = {name: sides[name](i) for name in order}
         row: dict[str, float] = {"round": i}
-        for name in names:
-            measured = speed(_SIDES[name](paths, size, i), num_batches)
-            row |= {f"{name} {unit}": value for unit, value in measured.items()}
-        for unit in _UNITS:
-            row[f"ratio {unit}"] = row[f"loader {unit}"] / row[f"tf.data {unit}"]
+        for name in sides:
+            row |= {f"{name} {unit}": value for unit, value in measured[name].items()}
+        for name in (x for x in sides if x != _BARE):
+            for unit, value in measured[name].items():
+                row[f"{name} over {_BARE} {unit}"] = value / measured[_BARE][unit]
         rows.append(row)
     return rows
 
@@ -158,11 +168,10 @@ def measure(
 def summary(rows: list[dict[str, float]]) -> str:
     """A table of medians and ranges over the rounds."""
     body = []
-    for unit in _UNITS:
-        for name in (*_SIDES, "ratio"):
-            values = [row[f"{name} {unit}"] for row in rows]
-            figures = (statistics.median(values), min(values), max(values))
-            body.append((f"{name}, {unit}", *(f"{x:.3g}" for x in figures)))
+    for name in [x for unit in (_SPEED, _WORK) for x in rows[0] if x.endswith(unit)]:
+        values = [row[name] for row in rows]
+        figures = (statistics.median(values), min(values), max(values))
+        body.append((name, *(f"{x:.3g}" for x in figures)))
     return to_markdown(("", "median", "lowest", "highest"), body)
 
 
@@ -170,9 +179,16 @@ def main() -> None:
     with locked_workdir(_WORKDIR.value) as workdir:
         # Before TensorFlow: the loader says how it is to be imported.
         import mlc_jax.data.loader  # noqa: F401
+        from mlc_jax.data.packed import Packed, is_packed, pack
 
         paths = make_files(pathlib.Path(workdir / "files"), _NUM_FILES.value)
-        rows = measure(paths, _IMAGE_SIZE.value, _BATCHES.value, _ROUNDS.value)
+        packed = workdir / "packed"
+        if not is_packed(str(packed)):
+            pack(str(workdir / "files"), str(packed), size=256, quality=92, per_shard=4096)
+        rows = measure(
+            paths, Packed(str(packed)), _IMAGE_SIZE.value, _BATCHES.value, _ROUNDS.value,
+            _TORCH_PYTHON.value,
+        )  # fmt: skip
         setting = {"image_size": _IMAGE_SIZE.value, "num_files": _NUM_FILES.value}
         setting |= {"batches": _BATCHES.value, "batch_size": _BATCH}
         workdir.joinpath("loader_benchmark.csv").write_text(to_csv([setting | x for x in rows]))

@@ -12,7 +12,7 @@ from mlc_jax.errors import InputError, expect
 from mlc_jax.methods import METHODS, BilevelMethod, Method
 from mlc_jax.methods.mlc import MLC
 from mlc_jax.methods.types import TwoPhaseMethod
-from mlc_jax.models import MLP, Bert, LabelCorrectionNetwork, ResNet, WeightNet
+from mlc_jax.models import MLP, Bert, LabelCorrectionNetwork, ResNet, ResNet50, WeightNet
 from mlc_jax.models.bert import FROZEN
 from mlc_jax.models.bert_checkpoint import load_config
 
@@ -30,6 +30,16 @@ def create_classifier(config: ConfigDict, num_classes: int) -> nn.Module:
         )
     if is_bert:
         return _create_bert(config, num_classes)
+    if config.name == "resnet50":
+        shape = config.resnet50
+        return ResNet50(
+            num_classes=num_classes,
+            depth=shape.depth,
+            width=shape.width,
+            freeze_batch_norm=shape.freeze_batch_norm,
+            remat=shape.remat,
+            dtype=dtype,
+        )
     return ResNet(
         num_classes=num_classes,
         depth=config.resnet.depth,
@@ -118,6 +128,8 @@ def create_method(config: ConfigDict, num_classes: int, *, paired: bool = False)
     model = create_classifier(config.model, num_classes)
     tx = create_optimizer(config, "main_optimizer")
     start = config.model.initial_params
+    if isinstance(model, ResNet50):
+        start = start or config.model.resnet50.checkpoint
     if isinstance(model, Bert):
         start = start or config.model.bert.checkpoint
         if model.num_frozen_layers:

@@ -33,13 +33,17 @@ OVERLAPPING = ("exact", "truncated", "first_order", "approximate")
 BACKWARDS = ("store", "remat", "forward_over_reverse", "two_level")
 OPTIMIZERS = ("sgd", "adam", "amsgrad", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "linear")
-CLASSIFIERS = ("mlp", "resnet", "bert")
+CLASSIFIERS = ("mlp", "resnet", "resnet50", "bert")
+RESNET50_DEPTHS = (26, 50, 101)
 BERT_FEATURES = ("mean", "cls", "pooler")
 DTYPES = ("float32", "bfloat16")
 CIFAR = ("cifar10", "cifar100")
 TEXT_BENCHMARKS = ("ag_news", "yelp5", "amazon5", "yahoo")
-OWN_FILES = ("arrays", "table", "text")  # Datasets that a user's files make.
-DATASETS = ("digits", *CIFAR, *TEXT_BENCHMARKS, *OWN_FILES)
+OWN_FILES = ("arrays", "table", "text", "image_folder")  # Datasets that a user's files make.
+DATASETS = ("digits", *CIFAR, "clothing1m", *TEXT_BENCHMARKS, *OWN_FILES)
+IMAGE_FILES = ("clothing1m", "image_folder")  # Datasets of pictures in files.
+IMAGE_CROPS = ("resized", "plain")
+BAD_IMAGES = ("refuse", "leave_out")
 NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human", "none")
 
 # Of these 0 is "by the sizes of the data", see `training.sizing`; only a config may say it.
@@ -221,7 +225,8 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 None,
                 text(),
                 "Directory of TensorFlow Datasets; None is its own default, ~/tensorflow_datasets. "
-                "Text benchmarks: of the published train.csv and test.csv.",
+                "Text benchmarks: of the published train.csv and test.csv. clothing1m: of images/, "
+                "key lists and labels, or packed by mlc_jax.data.pack.",
             ),
             "download": Setting(False, flag(), "Let TensorFlow Datasets fetch what is missing."),
             "tfds_name": Setting(
@@ -236,8 +241,9 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "One file. arrays: an .npz with inputs, labels and checked_labels, and maybe ids "
                 "and splits; or inputs in an .npy and the rest in a .csv of the same name. text: a "
                 ".csv, .jsonl or .parquet with columns text, label and checked_label, and maybe id "
-                "and split (test for rows that only judge). Without checked labels it is a "
-                "benchmark whose labels are all true.",
+                "and split (test for rows that only judge). image_folder: a directory with a "
+                "sub-directory for each class, or such a table with path in place of text. Without "
+                "checked labels it is a benchmark whose labels are all true.",
             ),
             "noisy": Setting(
                 None,
@@ -287,8 +293,8 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "cache_dir": Setting(
                 None,
                 text(),
-                "Texts: where tokens and a frozen encoder's features are kept; None is "
-                "~/.cache/mlc_jax.",
+                "Texts: where tokens and a frozen encoder's features are kept. Pictures: which "
+                "files are known to be good. None is ~/.cache/mlc_jax.",
             ),
             "standardize": Setting(
                 None,
@@ -320,7 +326,34 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "last; those between fall evenly by a factor. Clean and test set stay as they are.",
             ),
             "split_seed": Setting(0, _SEED, "Who is clean, and who noisy."),
-            "augment": Setting(True, flag(), "CIFAR: reflect-pad 4, random crop, horizontal flip."),
+            "image_size": Setting(
+                224, whole(8), "Pictures in files: pixels of the square that a model sees."
+            ),
+            "resize_size": Setting(
+                None,
+                optional(whole(8)),
+                "Pictures in files: pixels of the shorter side, before the middle square (or a "
+                "plain random crop) is taken. None is 8/7 of image_size.",
+                kind=int,
+            ),
+            "random_crop": Setting(
+                "resized",
+                one_of(*IMAGE_CROPS),
+                "Pictures in files, with augment: resized (8 to 100 % of the picture, stretched to "
+                "a square) or plain (a square of image_size, of the picture at resize_size).",
+            ),
+            "bad_images": Setting(
+                "refuse",
+                one_of(*BAD_IMAGES),
+                "Pictures in files that cannot be decoded to their end: refuse, or leave_out, and "
+                "list them in left_out.csv. All are looked at before training, once.",
+            ),
+            "augment": Setting(
+                True,
+                flag(),
+                "CIFAR: reflect-pad 4, random crop, horizontal flip. Pictures in files: "
+                "random_crop, horizontal flip.",
+            ),
         },
     ),
     (
@@ -344,7 +377,11 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
     (
         "model",
         {
-            "name": Setting("resnet", one_of(*CLASSIFIERS), "mlp, resnet, bert (texts)."),
+            "name": Setting(
+                "resnet",
+                one_of(*CLASSIFIERS),
+                "mlp, resnet (CIFAR's), resnet50 (bottleneck, for pictures), bert (texts).",
+            ),
             "dtype": Setting("float32", one_of(*DTYPES), "Of the computation. Params are float32."),
             "initial_params": Setting(
                 None,
@@ -363,6 +400,35 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 flag(),
                 "Average batch statistics over devices: then the device count does not change the "
                 "result.",
+            ),
+        },
+    ),
+    (
+        "model.resnet50",
+        {
+            "depth": Setting(
+                50,
+                Check(lambda value: value in RESNET50_DEPTHS, f"one of {RESNET50_DEPTHS}"),
+                "26, 50 or 101.",
+                kind=int,
+            ),
+            "width": Setting(
+                64,
+                whole(1),
+                "Channels of the first stage; 64 as published, less for small pictures.",
+            ),
+            "checkpoint": Setting(
+                None,
+                text(),
+                "Pretrained weights, all but the last layer's: torchvision's .pth (needs PyTorch: "
+                "the extra `torch`), or timm's .safetensors of the same network. None starts at "
+                "random.",
+            ),
+            "freeze_batch_norm": Setting(
+                False, flag(), "Normalise by the checkpoint's statistics, in training, too."
+            ),
+            "remat": Setting(
+                False, flag(), "Compute each block's activations again in the backward pass."
             ),
         },
     ),
@@ -749,10 +815,17 @@ def _relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tupl
             f"False with meta_optimizer.clip_norm={values['meta_optimizer.clip_norm']}: a norm of "
             "one needs no clipping",
         ),
+        (
+            "model.resnet50.freeze_batch_norm",
+            not values["model.resnet50.freeze_batch_norm"]
+            or bool(values["model.resnet50.checkpoint"] or values["model.initial_params"]),
+            "False without model.resnet50.checkpoint: there are no statistics to keep",
+        ),
         *_overlap(values),
         *_inner_loss(values),
         *_own_data(values),
         *_texts(values),
+        *_images(values),
     ]
     if num_devices is not None:
         relations += _batches(values, num_devices)
@@ -879,6 +952,33 @@ def _texts(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
             not is_text or frozen or values["noise.type"] != "instance",
             "another: tokens are no vector of features; those of a frozen encoder are "
             "(model.bert.num_frozen_layers=-1)",
+        ),
+    ]
+
+
+def _images(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
+    """What pictures in files need, and what is not for them."""
+    size, resized = values["dataset.image_size"], values["dataset.resize_size"]
+    return [
+        (
+            "dataset.resize_size",
+            not _is_whole(size) or not _is_whole(resized) or resized >= size,
+            f"at least dataset.image_size, {size}",
+        ),
+        (
+            "dataset.data_dir",
+            values["dataset.name"] != "clothing1m" or bool(values["dataset.data_dir"]),
+            "a directory with images/, key lists and labels, or a packed one",
+        ),
+        (
+            "noise.type",
+            values["dataset.name"] != "clothing1m" or values["noise.type"] == "none",
+            "none with clothing1m: its labels are taken as they are",
+        ),
+        (
+            "dataset.standardize",
+            values["dataset.name"] not in IMAGE_FILES or not values["dataset.standardize"],
+            "False for images: they are normalised by ImageNet's mean and deviation",
         ),
     ]
 

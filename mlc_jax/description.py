@@ -27,6 +27,7 @@ _OWN = {
         models.LabelCorrectionNetwork,
         models.MLP,
         models.ResNet,
+        models.ResNet50,
         models.WeightNet,
         *METHODS.values(),
     )

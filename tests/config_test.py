@@ -50,7 +50,8 @@ BAD_VALUES = [
     (
         "dataset.name",
         "mnist",
-        "one of digits, cifar10, cifar100, ag_news, yelp5, amazon5, yahoo, arrays, table, text",
+        "one of digits, cifar10, cifar100, clothing1m, ag_news, yelp5, amazon5, yahoo, arrays, "
+        "table, text, image_folder",
     ),
     ("noise.type", "gauss", "one of uniform, flip, flip_any, instance, human, none"),
     ("lcn.form", "matrix", "one of network, posterior, both, or None"),
@@ -62,7 +63,7 @@ BAD_VALUES = [
     ("inner_loss.prior", "flat", "one of uniform, targets, or None"),
     ("dataset.num_noisy", -1, COUNT_FROM_0),
     ("dataset.imbalance", 0.5, "a finite number, at least 1"),
-    ("model.name", "cnn", "one of mlp, resnet, bert"),
+    ("model.name", "cnn", "one of mlp, resnet, resnet50, bert"),
     ("model.dtype", "float16", "one of float32, bfloat16"),
     ("meta_gradient.estimator", "exat", f"one of {', '.join(ESTIMATORS)}"),
     ("main_optimizer.name", "SGD", OPTIMIZERS),
@@ -80,6 +81,15 @@ BAD_VALUES = [
     ("noise.level", NAN, SHARE),
     ("noise.level", INF, SHARE),
     ("noise.level", None, SHARE),
+    ("dataset.random_crop", "none", "one of resized, plain"),
+    ("dataset.bad_images", "skip", "one of refuse, leave_out"),
+    ("dataset.resize_size", 200, "at least dataset.image_size, 224"),
+    ("model.resnet50.depth", 34, "one of (26, 50, 101)"),
+    (
+        "model.resnet50.freeze_batch_norm",
+        True,
+        "False without model.resnet50.checkpoint: there are no statistics to keep",
+    ),
     ("model.resnet.depth", 33, DEPTHS),
     ("model.resnet.depth", 2, DEPTHS),
     ("model.resnet.depth", -4, DEPTHS),
@@ -274,7 +284,8 @@ def test_no_field_can_be_none_but_where_data_and_labels_are(tiny_config):
         # Where each method has its own default.
         "lcn.form", "lcn.pair_weight",
         # Where the checkpoint does.
-        "model.bert.checkpoint", "model.bert.dropout_rate",
+        "model.bert.checkpoint", "model.bert.dropout_rate", "model.resnet50.checkpoint",
+        "dataset.resize_size",
         *(field for field in SETTINGS if field.startswith("inner_loss.")),
     }  # fmt: skip
     validate(tiny_config(**dict.fromkeys(nullable)), num_devices=8)

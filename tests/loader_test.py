@@ -45,7 +45,7 @@ class RowSource:
     by_row = True
 
     def __init__(self, source):
-        self.source, self.num_draws, self.augment = source, source.num_draws, source.augment
+        self.source, self.num_draws = source, source.num_draws
 
     def __len__(self):
         return len(self.source)
@@ -56,8 +56,9 @@ class RowSource:
     def fingerprint(self):
         return self.source.fingerprint()
 
-    def read(self, row):
-        return jax.tree.map(lambda x: x[0], self.source.read(row[None]))
+    def read(self, row, draws=None):
+        draws = None if draws is None else draws[None]
+        return jax.tree.map(lambda x: x[0], self.source.read(row[None], draws))
 
 
 def _subset(source, rows, labels):

@@ -41,6 +41,7 @@ class Benchmark:
       prepare: from inputs as stored to what a model takes.
       names_labels: whether labels are written by name, rather than by number.
       columns: how a table's columns became inputs.
+      left_out: (id, what is wrong) of rows whose inputs cannot be read, and which are not there.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Benchmark:
     prepare: Callable[[Any], Any]
     names_labels: bool = False
     columns: Columns | None = None
+    left_out: tuple[tuple[str, str], ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -10,10 +10,19 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mlc_jax.data import arrays, benchmarks, noise, table_files, text_files
+from mlc_jax.data import (
+    arrays,
+    benchmarks,
+    clothing1m,
+    image_folder,
+    noise,
+    table_files,
+    text_files,
+)
 from mlc_jax.data.benchmarks import Benchmark
 from mlc_jax.data.columns import Columns
 from mlc_jax.data.own import OwnData, hold_out
+from mlc_jax.data.pictures import PREPARE, Geometry
 from mlc_jax.data.source import UNKNOWN, Source, Subset, read_rows
 from mlc_jax.data.splits import Rows, split_rows
 from mlc_jax.data.tokens import TokenSource
@@ -24,6 +33,7 @@ _SPLIT_STREAM, _MATRIX_STREAM, _SAMPLE_STREAM, _HOLDOUT_STREAM = 1, 2, 3, 4
 # Kinds of own files: how they are read, and what their column of checked labels is called.
 _OWN: dict[str, tuple[Callable[..., OwnData | Benchmark], str]] = {
     "arrays": (arrays.load, "checked_labels"),
+    "image_folder": (image_folder.load, "checked_label"),
     "table": (table_files.load, "checked_label"),
     "text": (text_files.load, "checked_label"),
 }
@@ -45,6 +55,9 @@ class Dataset:
       noise: of the given labels, for a reader: `flip 0.4`.
       names_labels: whether labels are written by name, rather than by number.
       columns: how a table's columns became inputs.
+      left_out: (id, what is wrong) of rows whose inputs cannot be read, and which are not there.
+      judged: held-out examples whose given and true labels are both known, or None: corrections are
+        judged by them where the truth of noisy examples is not known.
     """
 
     name: str
@@ -57,6 +70,8 @@ class Dataset:
     noise: str
     names_labels: bool = False
     columns: Columns | None = None
+    left_out: tuple[tuple[str, str], ...] = ()
+    judged: Subset | None = None
 
     @property
     def num_classes(self) -> int:
@@ -65,8 +80,8 @@ class Dataset:
     @property
     def noise_rate(self) -> float | None:
         """Share of given labels that are wrong; None where truth is not known."""
-        noisy = self.noisy
-        return float(np.mean(noisy.given != noisy.truth)) if noisy.has_truth else None
+        known = self.noisy if self.noisy.has_truth else self.judged
+        return None if known is None else float(np.mean(known.given != known.truth))
 
     @property
     def paired(self) -> bool:
@@ -112,12 +127,15 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
             c.name, c.data_dir, tokens, tfds_name=c.tfds_name, download=c.download
         )
         return corrupted(benchmark, config)
+    if c.name == "clothing1m":
+        return _clothing1m(c.data_dir, image_options(config), paired=c.paired)
     if c.name not in _OWN:
         return corrupted(benchmarks.cifar(c.name, c.data_dir, download=c.download), config)
     files, checked = (c.data, c.noisy, c.clean, c.test), _listed(c.checked)
     stamps = tuple(_stamp(file) for file in (*files, *checked))
     options: Any = {
         "arrays": c.standardize,
+        "image_folder": image_options(config),
         "table": table_files.Options(_listed(c.features), c.standardize),
         "text": tokens,
     }[c.name]
@@ -141,7 +159,36 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
         noise="given",
         names_labels=True,
         columns=own.columns,
+        left_out=own.left_out,
     )
+
+
+@functools.lru_cache(maxsize=1)  # Runs of one process share their names and labels.
+def _clothing1m(data_dir: str, options: image_folder.Options, *, paired: bool) -> Dataset:
+    parts = clothing1m.load(data_dir, options)
+    clean = parts.clean
+    if not paired:
+        clean = dataclasses.replace(clean, given=np.full_like(clean.given, UNKNOWN))
+    return Dataset(
+        name="clothing1m",
+        class_names=clothing1m.CLASS_NAMES,
+        noisy=parts.noisy,
+        clean=clean,
+        validation=parts.validation,
+        test=parts.test,
+        prepare=PREPARE,
+        noise="given",
+        names_labels=True,
+        judged=parts.judged,
+        left_out=parts.left_out,
+    )
+
+
+def image_options(config: ConfigDict) -> image_folder.Options:
+    """How pictures are read."""
+    c = config.dataset
+    geometry = Geometry(c.image_size, c.resize_size, c.random_crop)
+    return image_folder.Options(geometry, c.bad_images, c.cache_dir)
 
 
 def _listed(names: str | None) -> tuple[str, ...]:
@@ -199,6 +246,7 @@ def corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
         noise=f"{kind} {level}".strip(),
         names_labels=benchmark.names_labels,
         columns=benchmark.columns,
+        left_out=benchmark.left_out,
     )
 
 

@@ -337,18 +337,11 @@ def _stream(
         # For whole batches, so that the share of a process does not change the numbers.
         shape = [batch_size, source.num_draws]
         draws = tf.stack([uniform(shape, [seed, step]) for seed in augment_seeds])
-        return tf.gather(draws, share, axis=1)
+        return tf.reshape(tf.gather(draws, share, axis=1), [-1, source.num_draws])
 
     @_not_converted
-    def finish(
-        steps: tf.Tensor, buckets: tf.Tensor, read: tuple[tf.Tensor, ...]
-    ) -> tuple[tf.Tensor, ...]:
+    def finish(buckets: tf.Tensor, read: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
         places, *leaves = read
-        if pipelines[0].augment and source.num_draws:
-            draws = tf.map_fn(draw, steps, fn_output_signature=tf.float32)
-            draws = tf.reshape(draws, [-1, source.num_draws])
-            changed = source.augment(jax.tree.unflatten(layout.structure, leaves), draws)
-            leaves = jax.tree.leaves(changed)
         rows_in_subset = tf.cast(places % size, tf.int32)
         flat = (*leaves, tf.gather(labels, places), rows_in_subset, tf.gather(given, places))
         lead = [steps_at_once, num_runs, len(share)]
@@ -356,10 +349,12 @@ def _stream(
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
     places, buckets = (epochs.flat_map(x).skip(skipped) for x in (places_of, buckets_of))
-    steps = tf.data.Dataset.counter(start_step).batch(steps_at_once)
+    draws = None
+    if pipelines[0].augment and source.num_draws:
+        draws = tf.data.Dataset.counter(start_step).map(draw)
     num_read = steps_at_once * num_runs * len(share)
-    inputs = _read(source, layout, places, rows, num_read, steps_at_once)
-    zipped = tf.data.Dataset.zip(steps, buckets.batch(steps_at_once), inputs)
+    inputs = _read(source, layout, places, rows, num_read, steps_at_once, draws)
+    zipped = tf.data.Dataset.zip(buckets.batch(steps_at_once), inputs)
     return zipped.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
 
 
@@ -425,27 +420,36 @@ class EvaluationReader:
 
 
 def _read(
-    source: Source, layout: Layout, places: tf.data.Dataset, rows: np.ndarray, size: int, num: int
+    source: Source,
+    layout: Layout,
+    places: tf.data.Dataset,
+    rows: np.ndarray,
+    size: int,
+    num: int,
+    draws: tf.data.Dataset | None = None,
 ) -> tf.data.Dataset:
     """The examples of `num` elements of `places` at once, which are `size` examples.
 
     Elements of `places` are vectors of int64, indices of `rows`, which are row numbers in the
-    source. Elements of the result are tuples: places `[size]`, and leaves of inputs `[size, ...]`.
+    source; those of `draws` what each of their examples is changed by. Elements of the result are
+    tuples: places `[size]`, and leaves of inputs `[size, ...]`.
     """
     table = tf.constant(rows, tf.int64)
     lead = [] if source.by_row else [size]
 
     @_not_converted
-    def read(places: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def read(places: tf.Tensor, *draws: tf.Tensor) -> tuple[tf.Tensor, ...]:
         places = tf.reshape(places, lead)
-        leaves = jax.tree.leaves(source.read(tf.gather(table, places)))
+        drawn = [tf.reshape(x, [*lead, source.num_draws]) for x in draws]
+        leaves = jax.tree.leaves(source.read(tf.gather(table, places), *drawn))
         shaped = zip(leaves, layout.shapes, strict=True)
         return places, *(tf.ensure_shape(leaf, [*lead, *shape]) for leaf, shape in shaped)
 
+    elements = places if draws is None else tf.data.Dataset.zip(places, draws)
     if source.by_row:
-        examples = places.unbatch().map(read, num_parallel_calls=tf.data.AUTOTUNE)
+        examples = elements.unbatch().map(read, num_parallel_calls=tf.data.AUTOTUNE)
         return examples.batch(size, drop_remainder=True)
-    blocks = places.batch(num, drop_remainder=True)
+    blocks = elements.batch(num, drop_remainder=True)
     return blocks.map(read, num_parallel_calls=tf.data.AUTOTUNE)
 
 

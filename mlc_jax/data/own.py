@@ -78,6 +78,7 @@ class OwnData(NamedTuple):
       class_names, noisy, clean, test, prepare: as in `Dataset`.
       looked_up: `[len(clean)]` bool, rows that somebody chose to check because of what a run said.
       columns: how a table's columns became inputs.
+      left_out: (id, what is wrong) of rows whose inputs cannot be read, and which are not there.
     """
 
     class_names: tuple[str, ...]
@@ -87,6 +88,7 @@ class OwnData(NamedTuple):
     prepare: Callable[[Any], Any]
     looked_up: np.ndarray
     columns: Columns | None = None
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 def combine(

@@ -38,7 +38,7 @@ class Source(Protocol):
     Attributes:
       by_row: whether `read` takes one row at a time. Files do: tf.data then reads and decodes many
         rows in parallel. Memory does not: it is gathered in blocks of batches, which costs least.
-      num_draws: how many uniform numbers `augment` needs per example; 0 for no augmentation.
+      num_draws: how many uniform numbers change an example at random; 0 for no augmentation.
     A source whose examples are padded may also have `lengths`, `[N]` int32: what lies after an
     example's length, in the first axis of each of its arrays, changes nothing and may be cut off.
     """
@@ -56,21 +56,18 @@ class Source(Protocol):
         """A short text that differs for other data; a checkpoint remembers it."""
         ...
 
-    def read(self, rows: Any) -> Tree:
-        """Inputs of rows, inside tf.data: a TensorFlow tensor, int64, in; a tree of tensors out.
+    def read(self, rows: Any, draws: Any = None) -> Tree:
+        """Inputs of rows, inside tf.data: TensorFlow tensors in, a tree of tensors out; no state.
 
-        Rows are `[n]` and leaves `[n, ...]`, or a scalar and `[...]` if `by_row`. All shapes but n
-        are static. It is traced, without AutoGraph: `tf.cond`, not `if`. An error it raises should
-        name the file.
-        """
-        ...
-
-    def augment(self, inputs: Tree, draws: Any) -> Tree:
-        """Changes each example of a batch by its own draws, inside tf.data; without state.
+        It is traced, without AutoGraph: `tf.cond`, not `if`. An error it raises should name the
+        file.
 
         Args:
-          inputs: leaves `[B, ...]`, as read.
-          draws: float32 `[B, num_draws]`, uniform in [0, 1).
+          rows: int64 `[n]`; leaves are `[n, ...]` then. A scalar, and leaves `[...]`, if `by_row`.
+            All shapes but n are static.
+          draws: float32 `[n, num_draws]`, or `[num_draws]` if `by_row`, uniform in [0, 1), which
+            each example is changed by; None leaves them as they are. Never given if `num_draws`
+            is 0.
         """
         ...
 
@@ -134,7 +131,8 @@ class ArraySource:
     Args:
       inputs: an array `[N, ...]`, or a pytree of them.
       ids: text `[N]`; None numbers the rows.
-      num_draws, augment: see `Source`; `augment` takes and returns TensorFlow tensors.
+      num_draws: see `Source`.
+      augment: (inputs `[B, ...]`, draws `[B, num_draws]`) -> inputs, of TensorFlow tensors.
     """
 
     by_row = False
@@ -172,13 +170,13 @@ class ArraySource:
         with tf.init_scope():  # Kept: not part of the graph that happens to ask first.
             return jax.tree.map(tf.constant, self.inputs)
 
-    def read(self, rows: Any) -> Tree:
+    def read(self, rows: Any, draws: Any = None) -> Tree:
         import tensorflow as tf
 
-        return jax.tree.map(lambda x: tf.gather(x, rows), self._constants)
-
-    def augment(self, inputs: Tree, draws: Any) -> Tree:
-        return inputs if self._augment is None else self._augment(inputs, draws)
+        inputs = jax.tree.map(lambda x: tf.gather(x, rows), self._constants)
+        if draws is None or self._augment is None:
+            return inputs
+        return self._augment(inputs, draws)
 
 
 class IndexedSource:
@@ -257,9 +255,10 @@ class IndexedSource:
         self.failure = failure
         return failure
 
-    def read(self, rows: Any) -> Tree:
+    def read(self, rows: Any, draws: Any = None) -> Tree:
         import tensorflow as tf
 
+        del draws
         if tf.executing_eagerly():
             return jax.tree.map(tf.constant, self.gather(rows.numpy()))
         weak = weakref.ref(self)  # TensorFlow keeps `gather` as long as the process lives.
@@ -273,10 +272,6 @@ class IndexedSource:
         for leaf, shape in zip(leaves, self._layout.shapes, strict=True):
             leaf.set_shape([rows.shape[0], *shape])
         return jax.tree.unflatten(self._layout.structure, leaves)
-
-    def augment(self, inputs: Tree, draws: Any) -> Tree:
-        del draws
-        return inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -384,7 +379,7 @@ def input_errors(*sources: Source) -> Iterator[None]:
 
 
 def augment_images(images: Any, draws: Any) -> Any:
-    """Reflect-pads by 4, crops back at random and flips at random; an `augment` of 3 draws.
+    """Reflect-pads by 4, crops back at random and flips at random, by 3 draws.
 
     Args:
       images: `[B, H, W, C]`, any dtype.

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 
 from mlc_jax import core
 from mlc_jax.core import (
@@ -55,15 +56,21 @@ def init_model(binding: Binding, rng: chex.PRNGKey, inputs: Inputs) -> tuple[Par
     """Params and batch statistics of a network such as the classifier, to start from.
 
     Args:
-      binding: for the model, and the parameters that do not start at random.
+      binding: for the model, and what does not start at random; batch statistics, too.
       rng: for the others.
       inputs: `[1, ...]`, as the model takes them.
     """
     variables = binding.model.init(rng, inputs, train=False)
-    params: Params = variables["params"]
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
     if binding.loaded:
-        params = with_initial(params, binding.loaded)
-    return params, variables.get("batch_stats", {})
+        # Of a norm, `scale` is a parameter and `mean` a statistic: all paths are different.
+        trees = [traverse_util.flatten_dict(x, sep="/") for x in (params, batch_stats)]
+        flat = with_initial(trees[0] | trees[1], binding.loaded)
+        params, batch_stats = (
+            traverse_util.unflatten_dict({path: flat[path] for path in tree}, sep="/")
+            for tree in trees
+        )
+    return params, batch_stats
 
 
 def main_state(binding: Binding, rng: chex.PRNGKey, example: Inputs) -> MainState:

@@ -14,6 +14,8 @@ from mlc_jax.models.label_correction import LabelCorrectionNetwork
 from mlc_jax.models.mlp import MLP
 from mlc_jax.models.pretrained import load_params
 from mlc_jax.models.resnet import ResNet
+from mlc_jax.models.resnet50 import ResNet50
+from mlc_jax.models.resnet50_checkpoint import load_resnet50
 from mlc_jax.models.weight_net import WeightNet
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "BertConfig",
     "LabelCorrectionNetwork",
     "ResNet",
+    "ResNet50",
     "WeightNet",
     "initial_params",
     "load_bert_config",
@@ -30,11 +33,13 @@ __all__ = [
 
 
 def initial_params(model: nn.Module, source: str | None) -> dict[str, np.ndarray]:
-    """Parameters to start from, by path; see `pretrained.with_initial`.
+    """Parameters to start from, and batch statistics, by path; see `pretrained.with_initial`.
 
     Args:
-      model: a `Bert` also starts from a checkpoint as Hugging Face stores them.
-      source: a `.safetensors` file; for a `Bert` also a directory, or a name on the hub.
+      model: a `Bert` also starts from a checkpoint as Hugging Face stores them, a `ResNet50` from
+        torchvision's or timm's.
+      source: a `.safetensors` file; for a `Bert` also a directory, or a name on the hub, for a
+        `ResNet50` also a `.pth` file.
 
     Raises:
       InputError: it cannot be read, or is of another kind of model.
@@ -43,6 +48,8 @@ def initial_params(model: nn.Module, source: str | None) -> dict[str, np.ndarray
         return {}
     if isinstance(model, Bert) and not source.endswith(".safetensors"):
         return bert_params(model, load_bert(source)[1])
+    if isinstance(model, ResNet50):
+        return load_resnet50(model, source)
     return load_params(source)
 
 

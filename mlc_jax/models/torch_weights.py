@@ -1,4 +1,4 @@
-"""PyTorch parameter layouts of the published code's networks, mapped onto the ones here."""
+"""PyTorch parameter layouts of the published networks, mapped onto the ones here."""
 
 import re
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ _LEAF_NAMES = {
 
 
 def resnet_from_torch(weights: Mapping[str, np.ndarray]) -> tuple[Tree, Tree]:
-    """Turns a `state_dict` of the CIFAR ResNet into `(params, batch_stats)` of `models.ResNet`.
+    """Turns a `state_dict` of a ResNet into `(params, batch_stats)` of `ResNet` or `ResNet50`.
 
     Args:
-      weights: names such as `layer1.0.conv1.weight`; convolutions `(out, in, h, w)`, dense
-        `(out, in)`. `num_batches_tracked` is ignored.
+      weights: names such as `layer1.0.conv1.weight`, the published code's or torchvision's;
+        convolutions `(out, in, h, w)`, dense `(out, in)`. `num_batches_tracked` is ignored.
 
     Returns:
       Nested dicts in Flax layout; `batch_stats` is empty if the weights hold no running statistics.
@@ -30,7 +30,7 @@ def resnet_from_torch(weights: Mapping[str, np.ndarray]) -> tuple[Tree, Tree]:
     params: dict[tuple[str, ...], np.ndarray] = {}
     batch_stats: dict[tuple[str, ...], np.ndarray] = {}
     for name, value in weights.items():
-        *path, leaf = re.sub(r"^(layer\d+)\.(\d+)", r"\1_\2", name).split(".")
+        *path, leaf = re.sub(r"(layer\d+|downsample)\.(\d+)", r"\1_\2", name).split(".")
         if leaf == "num_batches_tracked":
             continue
         target = batch_stats if leaf.startswith("running") else params

@@ -48,7 +48,9 @@ class Evaluator:
         self._readers: dict[str, tuple[EvaluationReader, Sequence[np.ndarray]]] = {}
 
     def predict(self, state: TrainState, name: str) -> list[Prediction]:
-        """For each run, of its set `noisy`, `clean`, `exported`, `probe`, `test` or `validation`.
+        """For each run, of one of its sets.
+
+        These are `noisy`, `clean`, `exported`, `probe`, `test`, `validation` and `judged`.
 
         Where the method has learned labels for the noisy examples, `exported` and `probe` have
         those.
@@ -78,6 +80,9 @@ def _examples(run: Run, name: str) -> tuple[Subset, np.ndarray]:
     dataset = run.dataset
     if name in ("noisy", "clean"):
         return dataset.trained_on(name)
+    if name == "judged":
+        assert dataset.judged is not None
+        return dataset.judged, dataset.judged.given
     if name in ("test", "validation"):
         subset = dataset.test if name == "test" else dataset.validation
         assert subset is not None

@@ -188,6 +188,7 @@ class Loop:
         self._drain()
         dataset = self._first.dataset
         sets = {"probe": True, "test": dataset.test, "validation": dataset.validation}
+        sets["judged"] = None if dataset.noisy.has_truth else dataset.judged
         names = [name for name, subset in sets.items() if subset is not None]
         predictions = {name: self._evaluator.predict(state, name) for name in names}
         for i, recorder in enumerate(self._recorders):

@@ -99,7 +99,8 @@ class Recorder:
 
         Args:
           step, phase: when.
-          predictions: of the sets `probe`, and `test` and `validation` where there are any.
+          predictions: of the sets `probe`, and `test`, `validation` and `judged` where there are
+            any.
         """
         dataset = self.run.dataset
         row: dict[str, float | None] = {}
@@ -109,6 +110,10 @@ class Recorder:
         probed = dataset.noisy.take(self.run.probe)
         corrected = predictions["probe"].soft_labels.argmax(-1)
         right = float(np.mean(corrected == probed.truth)) if probed.has_truth else None
+        if dataset.judged is not None and "judged" in predictions:
+            right = float(
+                np.mean(predictions["judged"].soft_labels.argmax(-1) == dataset.judged.truth)
+            )
         row["corrected_label_accuracy"] = right
         row["labels_changed"] = float(np.mean(corrected != probed.given))
         self.progress["evals"].append({"step": step, "phase": phase} | row)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from mlc_jax.data import Dataset
 from mlc_jax.data.label_columns import for_spreadsheet
 from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.training import page, plots
@@ -26,6 +27,7 @@ TO_CHECK_FILE = "to_check.csv"
 NUM_TO_CHECK = 100
 # What others are trained on that a run is compared with.
 COMPARED = {"cross_entropy": "labels as given", "clean_only": "clean labels alone"}
+LEFT_OUT_FILE = "left_out.csv"
 
 
 def write(
@@ -107,6 +109,17 @@ def _write_results(figures: dict[str, Any], workdir: epath.Path) -> None:
     _write_bytes(workdir / RESULTS_FILE, (json.dumps(figures, indent=2) + "\n").encode())
 
 
+def write_left_out(dataset: Dataset, workdir: epath.Path) -> None:
+    """Lists examples that cannot be read, id and what is wrong, if there are any."""
+    if not dataset.left_out or jax.process_index() != 0:
+        return
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("id", "problem"))
+    table.writerows(dataset.left_out)
+    _write_bytes(workdir / LEFT_OUT_FILE, text.getvalue().encode())
+
+
 def summarize(run: Run, progress: dict[str, Any], soft_labels: np.ndarray) -> dict[str, Any]:
     """The figures of a run, JSON-like; None where what they need is not known.
 
@@ -134,7 +147,9 @@ def summarize(run: Run, progress: dict[str, Any], soft_labels: np.ndarray) -> di
         "last_validation_accuracy": validated[-1]["validation_accuracy"] if validated else None,
         "given_label_accuracy": None if noise_rate is None else 1 - noise_rate,
         "corrected_label_accuracy": (
-            float(np.mean(corrected == exported.truth)) if exported.has_truth else None
+            float(np.mean(corrected == exported.truth))
+            if exported.has_truth
+            else evals[-1]["corrected_label_accuracy"]  # Of what is judged by, if anything.
         ),
         "labels_changed": int(np.sum(corrected != exported.given)),
         "mean_confidence": float(np.mean(soft_labels.max(axis=-1), dtype=np.float64)),

@@ -81,10 +81,13 @@ def train_together(
         paths = [contexts.enter_context(locked_workdir(workdir)) for workdir in runs]
         if len(built) == 1:
             (config,) = runs.values()
+            report.write_left_out(built[0].dataset, paths[0])
             finished = train_one(built[0], config, paths[0], show_progress=show_progress)
             if isinstance(finished, NonFiniteLossError):
                 return dict.fromkeys(runs, finished)
             return dict.fromkeys(runs, finished.results)
+        for run, path in zip(built, paths, strict=True):
+            report.write_left_out(run.dataset, path)
         recorders, _, predictions = train_runs(
             built, paths, formerly=settings.formerly(), show_progress=show_progress
         )

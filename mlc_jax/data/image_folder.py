@@ -1,0 +1,269 @@
+"""Own pictures: a directory with a sub-directory for each class, or a table of paths and labels."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from mlc_jax.data.benchmarks import Benchmark
+from mlc_jax.data.label_columns import NAMES, LabelColumns, read_checks
+from mlc_jax.data.own import FIELD, LabelledFile, Labels, OwnData, combine
+from mlc_jax.data.packed import Packed, is_packed
+from mlc_jax.data.picture_check import ENDINGS, check_pictures, pictures_below
+from mlc_jax.data.pictures import PREPARE, Files, Geometry, Pictures, Store
+from mlc_jax.data.tables import Table
+from mlc_jax.errors import InputError
+
+_NAMED = 5  # Bad files in a message.
+
+
+class Options(NamedTuple):
+    """How pictures are read.
+
+    Attributes:
+      geometry: what is seen of them.
+      bad: what is done with those that cannot be decoded: `refuse` or `leave_out`.
+      cache_dir: see `check_pictures`.
+    """
+
+    geometry: Geometry
+    bad: str = "refuse"
+    cache_dir: str | None = None
+
+
+def load(
+    data: str | None,
+    noisy: str | None,
+    clean: str | None,
+    test: str | None,
+    options: Options,
+    checked: Sequence[str] = (),
+) -> OwnData | Benchmark:
+    """Reads one folder or table, or two, and maybe one to judge by.
+
+    A folder has a sub-directory for each class; files in it, at any depth, that end in one of
+    `ENDINGS` are pictures of that class, known by their paths. A table (`.csv`, `.jsonl`,
+    `.parquet`) has columns `path`, relative to it or absolute, and `label`; without a column `id`,
+    pictures are known by their paths as written.
+
+    Args:
+      data: a table with `checked_label`, or anything whose labels are all true: a benchmark.
+      noisy, clean, test: see `text_files.load`; folders or tables.
+      options: see `Options`.
+      checked: see `read_checks`.
+
+    Raises:
+      InputError: a file that cannot be read, or labels that do not fit together.
+    """
+    parts = {
+        name: _read(name, path)
+        for name, path in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
+        if path
+    }
+
+    def combined() -> OwnData | Benchmark:
+        files = {name: part.labelled(options.geometry) for name, part in parts.items()}
+        checks = read_checks(checked, files["data"]) if checked else None
+        return combine(files, PREPARE, checks=checks)
+
+    combined()  # What is wrong with labels is said at once: looking at pictures takes long.
+    left_out = []
+    for name, part in parts.items():
+        left_out += part.check(options)
+        if not len(part.store):
+            raise InputError(
+                f"{FIELD}{name}: {part.file.path!r} has no picture that can be decoded"
+            )
+    own = combined()
+    if isinstance(own, Benchmark):
+        return dataclasses.replace(own, left_out=tuple(left_out))
+    return own._replace(left_out=tuple(left_out))
+
+
+def unlabelled(path: str, options: Options, field: str) -> Pictures:
+    """All pictures below a directory, or those of a table's column `path`, to predict.
+
+    Args:
+      path: of either.
+      options: see `Options`; bad pictures are refused or left out, and logged.
+      field: what messages call it.
+    """
+    if pathlib.Path(path).expanduser().is_dir():
+        names = [os.fsencode(x) for x in sorted(pictures_below(field, path, ""))]
+        root = str(pathlib.Path(path).expanduser())
+    else:
+        table = Table(field, path)
+        names = [os.fsencode(str(x)) for _, (x,) in table.rows(["path"])]
+        root = str(pathlib.Path(path).expanduser().parent)
+    if not names:
+        raise InputError(f"{field}: {path!r} has no picture, expected some ({', '.join(ENDINGS)})")
+    store, problems = open_store(field, root, np.array(names), options)
+    ids = np.array([os.fsdecode(name) for name in names])
+    keep = kept(field, path, ids, problems, options)
+    return Pictures(store.take(keep), options.geometry, ids[keep])
+
+
+def open_store(
+    field: str, root: str, names: np.ndarray, options: Options
+) -> tuple[Store, dict[int, str]]:
+    """Pictures by name, in files or packed, and by row what is wrong with those that are bad.
+
+    Args:
+      field: for messages.
+      root: the directory that names are relative to.
+      names: bytes `[N]`.
+      options: how they are read.
+    """
+    if is_packed(root):  # All were looked at when they were packed.
+        packed = Packed(root, names, field)
+        return packed, packed.problems
+    sizes, problems = check_pictures(root, names, options.cache_dir)
+    return Files(root, names, sizes), problems
+
+
+def kept(
+    field: str, path: str, ids: np.ndarray, problems: dict[int, str], options: Options
+) -> np.ndarray:
+    """Which pictures stay, `[N]` bool, of those that were looked at.
+
+    Args:
+      field, path: for messages.
+      ids: `[N]`.
+      problems: see `check_pictures`.
+      options: what is done with bad ones.
+
+    Raises:
+      InputError: there are bad ones, and they are refused.
+    """
+    keep = np.ones(len(ids), bool)
+    if not problems:
+        return keep
+    listed = "; ".join(f"{str(ids[row])!r} {problems[row]}" for row in [*problems][:_NAMED])
+    more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+    if options.bad == "refuse":
+        raise InputError(
+            f"{field}: {path!r}: {listed}{more}; expected pictures that can be decoded, or "
+            f"{FIELD}bad_images=leave_out, which goes on without these {len(problems)}"
+        )
+    logging.warning("%d of %d pictures are left out: %s%s", len(problems), len(ids), listed, more)
+    keep[[*problems]] = False
+    return keep
+
+
+class _Part:
+    """One folder or table: labels, and the files that they are of.
+
+    Attributes:
+      file: its labels; its source is not made yet.
+      root: what names are relative to.
+      store: of the pictures, which are looked at by `check`.
+    """
+
+    def __init__(self, file: LabelledFile, root: str, names: np.ndarray):
+        self.file, self.root = file, root
+        self.store: Store = Files(root, names, np.zeros(len(names), np.int64))
+
+    def labelled(self, geometry: Geometry) -> LabelledFile:
+        return dataclasses.replace(
+            self.file, create_source=lambda: Pictures(self.store, geometry, self.file.ids)
+        )
+
+    def check(self, options: Options) -> list[tuple[str, str]]:
+        """Looks at all pictures; returns (id, what is wrong) of those that are left out."""
+        file = self.file
+        self.store, problems = open_store(file.field, self.root, self.store.names, options)
+        assert file.ids is not None
+        keep = kept(file.field, file.path, file.ids, problems, options)
+        left_out = [(str(file.ids[row]), problem) for row, problem in problems.items()]
+        if not left_out:
+            return []
+        self.store = self.store.take(keep)
+
+        def of_kept(labels: Labels | None) -> Labels | None:
+            return labels and labels._replace(numbers=labels.numbers[keep])
+
+        rows, name_row = np.flatnonzero(keep), file.name_row
+        self.file = dataclasses.replace(
+            file,
+            labels=file.labels._replace(numbers=file.labels.numbers[keep]),
+            checked=of_kept(file.checked),
+            given=of_kept(file.given),
+            judging=None if file.judging is None else file.judging[keep],
+            ids=file.ids[keep],
+            name_row=lambda row: name_row(int(rows[row])),
+        )
+        return left_out
+
+
+def _read(name: str, path: str) -> _Part:
+    if pathlib.Path(path).expanduser().is_dir():
+        return _read_folder(FIELD + name, path)
+    if not pathlib.Path(path).expanduser().exists():
+        raise InputError(
+            f"{FIELD}{name}: no file or directory {path!r}; expected a directory with a "
+            "sub-directory for each class, or a table with columns path and label"
+        )
+    return _read_table(Table(FIELD + name, path))
+
+
+def _read_table(table: Table) -> _Part:
+    columns, names = LabelColumns(table), []
+    for line, (path, *values) in table.rows(["path", "label"], NAMES[1:]):
+        if not path or path.isspace():
+            table.fail("path is empty, expected that of a picture", line)
+        place = NAMES.index("id")
+        values[place] = path if values[place] is None else values[place]
+        columns.add(line, values)
+        names.append(os.fsencode(path))
+
+    root = str(pathlib.Path(table.path).expanduser().parent)
+    return _Part(columns.finish(lambda ids: _not_yet()), root, np.array(names))
+
+
+def _read_folder(field: str, path: str) -> _Part:
+    root = str(pathlib.Path(path).expanduser())
+    if is_packed(root):
+        below = [os.fsdecode(bytes(name)) for name in Packed(root, field=field).names]
+    else:
+        below = list(pictures_below(field, root, ""))
+    names = sorted(name for name in below if os.sep in name)
+    labels = [name.split(os.sep)[0] for name in names]
+    if len(names) < len(below):
+        logging.warning(
+            "%d pictures in %r itself are left out: they are in no sub-directory of a class.",
+            len(below) - len(names), path,
+        )  # fmt: skip
+    if not names:
+        raise InputError(
+            f"{field}: {path!r} has no picture; expected a sub-directory for each class, with "
+            f"files that end in {', '.join(ENDINGS)}"
+        )
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{field}: {path!r} has a file whose name is not UTF-8 ({os.fsencode(name)!r}); "
+                "expected it renamed"
+            ) from None
+    ids = np.array([os.path.join(path, name) for name in names])
+    file = LabelledFile(
+        field=field,
+        path=path,
+        labels=Labels.of(np.array(labels)),
+        checked=None,
+        given=None,
+        judging=None,
+        ids=ids,
+        name_row=lambda row: f"picture {names[row]!r}",
+        create_source=_not_yet,
+    )
+    return _Part(file, root, np.array([os.fsencode(name) for name in names]))
+
+
+def _not_yet() -> Pictures:
+    raise AssertionError("a part's source is made by `_Part.labelled`")

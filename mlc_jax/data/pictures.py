@@ -1,0 +1,259 @@
+"""Picture files as a source: decoded, cropped and resized in tf.data, uint8 to the device.
+
+Pretrained weights were made with antialiased resizing; without it a picture differs by several grey
+levels on average from what they saw.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+import os
+from typing import Any, Protocol
+
+import numpy as np
+
+from mlc_jax.data.prepare import Normalize
+
+# Of the training pictures of ImageNet in [0, 1], which pretrained weights expect.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PREPARE = Normalize(255.0, IMAGENET_MEAN, IMAGENET_STD)
+CROPS = ("resized", "plain")
+THUMBNAIL_SIZE = 96
+
+# Of a random resized crop: share of the area, and width over height, as torchvision's.
+_AREAS, _RATIOS = (0.08, 1.0), (3 / 4, 4 / 3)
+_DRAWS = 5  # Area, shape, row, column, flip.
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """What of a picture a model sees.
+
+    Attributes:
+      image_size: pixels of its side.
+      resize_size: of a picture's shorter side before the middle, or a plain crop, is taken of it;
+        None is 8/7 of `image_size`.
+      crop: how it is cropped at random: `resized` (8 to 100 % of the area, any shape from 3:4 to
+        4:3, stretched to a square) or `plain` (anywhere). Either way half of them are mirrored.
+    """
+
+    image_size: int = 224
+    resize_size: int | None = None
+    crop: str = "resized"
+
+    @property
+    def shorter_side(self) -> int:
+        return self.resize_size or round(self.image_size * 8 / 7)
+
+
+class Store(Protocol):
+    """Encoded pictures by row number: files, or packed records.
+
+    Attributes:
+      names: bytes `[N]`, their paths below some directory.
+    """
+
+    names: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """See `Source`."""
+        ...
+
+    def take(self, keep: np.ndarray) -> "Store":
+        """Those of a mask `[N]`."""
+        ...
+
+    def read(self, row: Any) -> Any:
+        """The bytes of one picture, inside tf.data: int64 and string scalars."""
+        ...
+
+
+class Files:
+    """Pictures in files, which stay where they are.
+
+    A million of them take the memory of their names.
+
+    Args:
+      root: what names are relative to.
+      names: bytes `[N]`, paths.
+      sizes: `[N]`, of the files.
+    """
+
+    def __init__(self, root: str, names: np.ndarray, sizes: np.ndarray):
+        self.root, self.names, self.sizes = root, names, sizes
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, keep: np.ndarray) -> "Files":
+        return Files(self.root, self.names[keep], self.sizes[keep])
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        # Neither the root nor times: a folder may be copied elsewhere.
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(b"\0".join(self.names.tolist()))
+        digest.update(np.ascontiguousarray(self.sizes, np.int64).data)
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def _constant(self) -> Any:
+        import tensorflow as tf
+
+        with tf.init_scope():
+            return tf.constant(self.names)
+
+    def read(self, row: Any) -> Any:
+        import tensorflow as tf
+
+        # Joined here: a name may be an absolute path.
+        name = tf.gather(self._constant, row)
+        is_absolute = tf.equal(tf.strings.substr(name, 0, 1), "/")
+        prefix = tf.where(is_absolute, "", os.path.join(self.root, ""))
+        return tf.io.read_file(tf.strings.join([prefix, name]))
+
+
+class Pictures:
+    """A `Source` of pictures, uint8 `[image_size, image_size, 3]`; see `Geometry`.
+
+    JPEG (grey and CMYK, too), PNG, WebP and BMP, each by its content. Orientation tags are ignored.
+
+    Args:
+      store: where the pictures are.
+      geometry: what of them is seen.
+      ids: text `[N]`, or its bytes, which take a quarter of the memory; None numbers the rows.
+    """
+
+    by_row = True
+    num_draws = _DRAWS
+
+    def __init__(self, store: Store, geometry: Geometry, ids: np.ndarray | None = None):
+        self.store, self.geometry, self._ids = store, geometry, ids
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def ids(self, rows: np.ndarray) -> np.ndarray:
+        if self._ids is None:
+            return rows.astype(str)
+        ids = self._ids[rows]
+        return np.char.decode(ids) if ids.dtype.kind == "S" else ids
+
+    def fingerprint(self) -> str:
+        return f"{self.store.fingerprint()} {self.geometry}"
+
+    def read(self, rows: Any, draws: Any = None) -> Any:
+        return see(decode(self.store.read(rows)), self.geometry, draws)
+
+    def thumbnail(self, row: int) -> bytes:
+        """A small JPEG of a whole picture, encoded anew: nothing but pixels is kept of the file."""
+        import tensorflow as tf
+
+        image = decode(self.store.read(tf.constant(row, tf.int64)))
+        size = [THUMBNAIL_SIZE, THUMBNAIL_SIZE]
+        small = tf.image.resize(image, size, preserve_aspect_ratio=True, antialias=True)
+        encoded: bytes = tf.io.encode_jpeg(to_uint8(small), quality=85).numpy()
+        return encoded
+
+
+def decode(data: Any) -> Any:
+    """A picture uint8 `[H, W, 3]` of its bytes, in TensorFlow; the first of an animation."""
+    import tensorflow as tf
+
+    image = tf.io.decode_image(data, channels=3, expand_animations=False)
+    return tf.ensure_shape(image, [None, None, 3])
+
+
+def see(image: Any, geometry: Geometry, draws: Any = None) -> Any:
+    """What a model sees of a picture, in TensorFlow: uint8 `[image_size, image_size, 3]`.
+
+    Args:
+      image: uint8 `[H, W, 3]`.
+      geometry: how.
+      draws: float32 `[5]` in [0, 1) of a random crop; None is the middle.
+    """
+    if draws is None:
+        return _middle(image, geometry)
+    crop = _resized_crop if geometry.crop == "resized" else _plain_crop
+    return crop(image, geometry, draws)
+
+
+def to_uint8(image: Any) -> Any:
+    """Rounded and clipped: a cast alone would cut off and wrap around."""
+    import tensorflow as tf
+
+    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+
+
+def _middle(image: Any, geometry: Geometry) -> Any:
+    """Shorter side to `shorter_side`, then the middle square."""
+    import tensorflow as tf
+
+    resized = _resized_shape(image, geometry)
+    # Half to even, as torchvision.
+    offset = tf.round(tf.cast(resized - geometry.image_size, tf.float32) / 2)
+    return _window(image, resized, offset, geometry.image_size)
+
+
+def _plain_crop(image: Any, geometry: Geometry, draws: Any) -> Any:
+    """Shorter side to `shorter_side`, then any square."""
+    import tensorflow as tf
+
+    resized = _resized_shape(image, geometry)
+    room = tf.cast(resized - geometry.image_size + 1, tf.float32)
+    return _mirror(_window(image, resized, tf.floor(draws[2:4] * room), geometry.image_size), draws)
+
+
+def _resized_crop(image: Any, geometry: Geometry, draws: Any) -> Any:
+    """A part of the picture, stretched to a square.
+
+    What would not fit into the picture is cut to fit, where torchvision draws again.
+    """
+    import tensorflow as tf
+
+    whole = tf.cast(tf.shape(image)[:2], tf.float32)
+    area = (_AREAS[0] + (_AREAS[1] - _AREAS[0]) * draws[0]) * whole[0] * whole[1]
+    low, high = (math.log(x) for x in _RATIOS)
+    ratio = tf.exp(low + (high - low) * draws[1])
+    part = tf.round(tf.sqrt(tf.stack([area / ratio, area * ratio])))
+    part = tf.clip_by_value(part, 1, whole)
+    begin = tf.cast(tf.floor(draws[2:4] * (whole - part + 1)), tf.int32)
+    size = tf.cast(part, tf.int32)
+    cut = tf.slice(image, tf.pad(begin, [[0, 1]]), tf.concat([size, [3]], 0))
+    side = tf.fill([2], geometry.image_size)
+    return _mirror(_window(cut, side, tf.zeros([2]), geometry.image_size), draws)
+
+
+def _resized_shape(image: Any, geometry: Geometry) -> Any:
+    """int32 `[2]`: the shorter side as it should be, the longer in proportion, rounded down."""
+    import tensorflow as tf
+
+    shape = tf.shape(image)[:2]
+    return geometry.shorter_side * shape // tf.reduce_min(shape)
+
+
+def _window(image: Any, resized: Any, offset: Any, size: int) -> Any:
+    """The square at `offset` of the picture as it were if it had the shape `resized`.
+
+    Only that square is computed, with the pixels around it as if all had been.
+    """
+    import tensorflow as tf
+
+    scale = tf.cast(resized, tf.float32) / tf.cast(tf.shape(image)[:2], tf.float32)
+    square = tf.raw_ops.ScaleAndTranslate(
+        images=image[None], size=[size, size], scale=scale, translation=-offset,
+        kernel_type="triangle", antialias=True,
+    )  # fmt: skip
+    return tf.ensure_shape(to_uint8(square[0]), [size, size, 3])
+
+
+def _mirror(image: Any, draws: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.cond(draws[4] < 0.5, lambda: image, lambda: image[:, ::-1])

@@ -1,0 +1,219 @@
+"""Clothing1M's layout, and training on pictures in files from end to end."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import clothing1m_replica
+import numpy as np
+import pytest
+
+from configs import clothing1m as clothing1m_config
+from mlc_jax import data
+from mlc_jax.config import validate
+from mlc_jax.data import UNKNOWN
+from mlc_jax.data.clothing1m import CLASS_NAMES
+from mlc_jax.data.source import read_rows
+from mlc_jax.errors import InputError
+from mlc_jax.training import checkpoint, report
+
+ROOT = pathlib.Path(__file__).parents[1]
+PATIENCE = 300
+# Of a run that takes seconds; one and two devices, and clean batches of two halves.
+SMALL = {
+    "dataset.image_size": 16, "model.name": "mlp", "model.dtype": "float32",
+    "main_optimizer.learning_rate": 0.01, "noisy_batch_size": 8, "clean_batch_size": 8,
+    "eval_batch_size": 16, "lcn.hidden_size": 8, "lcn.embedding_size": 8, "num_steps": 40,
+    "eval_every_epochs": 2, "log_every_steps": 10, "checkpoint_every_steps": 10,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def replica(tmp_path_factory):
+    """A directory, which nobody may change, and its keys."""
+    root = tmp_path_factory.mktemp("clothing1m")
+    return root, clothing1m_replica.build(root)
+
+
+@pytest.fixture
+def load(tmp_path):
+    def run(root, **fields):
+        config = clothing1m_config.get_config()
+        fields = {"data_dir": str(root), "image_size": 16, **fields}
+        fields |= {"cache_dir": str(tmp_path / "cache")}
+        config.update_from_flattened_dict({f"dataset.{x}": y for x, y in fields.items()})
+        validate(config)
+        return data.load(config)
+
+    return run
+
+
+# --- The layout.
+
+
+def test_the_parts_are_those_of_the_lists(load, replica):
+    root, keys = replica
+    dataset = load(root)
+    parts = {"noisy_train": dataset.noisy, "clean_train": dataset.clean}
+    parts |= {"clean_val": dataset.validation, "clean_test": dataset.test}
+    for name, subset in parts.items():
+        assert subset.ids.tolist() == keys[name]
+    assert dataset.class_names == CLASS_NAMES and len(CLASS_NAMES) == 14
+    labels = {name: {} for name in ("noisy", "clean")}
+    for name, of_key in labels.items():
+        for line in (root / f"{name}_label_kv.txt").read_text().splitlines():
+            key, label = line.split(" ")
+            of_key[key] = int(label)
+    assert dataset.noisy.given.tolist() == [labels["noisy"][x] for x in keys["noisy_train"]]
+    assert (dataset.noisy.truth == UNKNOWN).all() and not dataset.paired
+    for name in ("clean_train", "clean_val", "clean_test"):
+        assert parts[name].truth.tolist() == [labels["clean"][x] for x in keys[name]]
+    images = read_rows(dataset.test.source, dataset.test.rows[:11])  # Grey and CMYK among them.
+    assert images.shape == (11, 16, 16, 3) and (images.std(axis=(1, 2, 3)) > 0).all()
+
+
+def test_corrections_are_judged_by_held_out_pictures_with_both_labels(load, replica):
+    root, keys = replica
+    dataset = load(root)
+    both = {line.split(" ")[0] for line in (root / "noisy_label_kv.txt").read_text().splitlines()}
+    held_out = [x for name in ("clean_val", "clean_test") for x in keys[name] if x in both]
+    assert dataset.judged.ids.tolist() == held_out and 10 < len(held_out) < 40
+    assert dataset.noise_rate == np.mean(dataset.judged.given != dataset.judged.truth)
+    paired = load(root, paired=True)
+    known = paired.clean.given != UNKNOWN
+    assert known.tolist() == [x in both for x in keys["clean_train"]] and not known.all()
+
+
+def test_bad_and_missing_pictures_are_counted_and_named(load, tmp_path):
+    root = tmp_path / "root"
+    keys = clothing1m_replica.build(root, truncated=True)
+    (root / keys["clean_test"][3]).unlink()
+    with pytest.raises(InputError) as error:
+        load(root)
+    missing = f"'{keys['clean_test'][3]}' cannot be read (No such file or directory)"
+    half = (
+        f"'{keys['noisy_train'][-1]}' is no JPEG, PNG, WebP or BMP that can be decoded to its end"
+    )
+    assert missing in str(error.value) and half in str(error.value)
+    assert "without these 2" in str(error.value)
+    dataset = load(root, bad_images="leave_out")
+    assert dataset.noisy.ids.tolist() == keys["noisy_train"][:-1]
+    assert [x for x, _ in dataset.left_out] == [keys["noisy_train"][-1], keys["clean_test"][3]]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("clean_val_key_list.txt", None, "cannot be read (No such file or directory); expected"),
+        ("clean_val_key_list.txt", lambda x: "", "is empty, expected the path of a picture"),
+        (
+            "clean_test_key_list.txt",
+            lambda x: x + "images/0/0/noisy_train,0.jpg\n",
+            "has 'images/0/0/noisy_train,0.jpg' as noisy_train_key_list.txt has it; expected it in "
+            "one list, once",
+        ),
+        (
+            "noisy_train_key_list.txt",
+            lambda x: x + x.splitlines()[0],
+            "has 'images/0/0/noisy_train,0.jpg' twice; expected it in one list, once",
+        ),
+        (
+            "clean_label_kv.txt",
+            lambda x: "\n".join(x.splitlines()[1:]),
+            "has no label of 'images/0/0/clean_train,0.jpg', which is in clean_train_key_list.txt",
+        ),
+        (
+            "noisy_label_kv.txt",
+            lambda x: "a.jpg 14\n" + x,
+            "line 1: got 'a.jpg 14', expected a path and a label from 0 to 13",
+        ),
+        (
+            "noisy_label_kv.txt",
+            lambda x: "images/0/0/noisy_train,0.jpg 13\n" + x,
+            "line 2: 'images/0/0/noisy_train,0.jpg' has another label further up",
+        ),
+    ],
+)
+def test_bad_lists(load, tmp_path, file, change, message):
+    root = tmp_path / "root"
+    sizes = dict.fromkeys(clothing1m_replica.SIZES, 2)
+    clothing1m_replica.build(root, sizes)
+    text = (root / file).read_text()
+    (root / file).unlink()
+    if change is not None:
+        (root / file).write_text(change(text))
+    with pytest.raises(InputError) as error:
+        load(root)
+    assert str(error.value).startswith(f"config.dataset.data_dir: '{root / file}' {message}")
+
+
+# --- Training.
+
+
+@pytest.fixture
+def start(replica, tmp_path, compilation_cache):
+    """(workdir, number of devices, overrides) -> a run in a process of its own."""
+    processes = []
+
+    def run(workdir, num_devices=1, **overrides):
+        fields = SMALL | {"dataset.data_dir": replica[0], "dataset.cache_dir": tmp_path / "cache"}
+        flags = [f"--config.{x}={y}" for x, y in (fields | overrides).items()]
+        config = ROOT / "configs" / "clothing1m.py"
+        count = f"--xla_force_host_platform_device_count={num_devices}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlc_jax.main", f"--config={config}", "--noprogress", *flags,
+             f"--workdir={workdir}"],
+            cwd=ROOT,
+            env=os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def _finish(process):
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    return out
+
+
+def _soft_labels(workdir):
+    with np.load(workdir / report.SOFT_LABELS_FILE) as file:
+        return file["soft_labels"]
+
+
+def test_killed_and_resumed_ends_bit_equal(start, tmp_path):
+    out = _finish(start(tmp_path / "whole"))
+    assert "given labels right" in out and "truth not known" not in out
+    process, deadline = start(tmp_path / "killed"), time.monotonic() + PATIENCE
+    saved = tmp_path / "killed" / checkpoint.DIRECTORY
+    while not (saved.exists() and checkpoint.finished_steps(saved)):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / report.RESULTS_FILE).exists()
+    _finish(start(tmp_path / "killed"))
+    for name in (report.LABELS_FILE, report.SOFT_LABELS_FILE):
+        whole, killed = ((tmp_path / run / name).read_bytes() for run in ("whole", "killed"))
+        assert whole == killed
+
+
+@pytest.mark.slow
+def test_two_devices_are_one(start, tmp_path):
+    """With batch norm: its statistics are those of the whole batch."""
+    shape = {"model.name": "resnet50", "model.resnet50.depth": 26, "model.resnet50.width": 2}
+    shape |= {"num_steps": 5, "dataset.image_size": 32}
+    for num_devices in (1, 2):
+        _finish(start(tmp_path / str(num_devices), num_devices, **shape))
+    one, two = (_soft_labels(tmp_path / str(i)) for i in (1, 2))
+    np.testing.assert_allclose(one, two, atol=2e-4)
+    assert one.std() > 0.001
