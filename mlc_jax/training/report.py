@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from mlc_jax import paths
 from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.training import plots
 from mlc_jax.training.evaluate import Prediction
@@ -59,8 +60,8 @@ def write(
                 run.dataset.class_names,
                 _title(results),
             )
-            _write_bytes(workdir / PICTURE_FILE, drawn)
-        _write_bytes(workdir / RESULTS_FILE, (json.dumps(results, indent=2) + "\n").encode())
+            paths.write(workdir / PICTURE_FILE, drawn)
+        paths.write(workdir / RESULTS_FILE, (json.dumps(results, indent=2) + "\n").encode())
     return results | {"table": format_table(results)}
 
 
@@ -185,7 +186,7 @@ def _write_labels(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
     for name in ("confidence", "label_quality"):
         shown[name] = [f"{value:.6f}" for value in columns[name]]
     table.writerows(zip(*shown.values(), strict=True))
-    _write_bytes(workdir / LABELS_FILE, text.getvalue().encode())
+    paths.write(workdir / LABELS_FILE, text.getvalue().encode())
     arrays = io.BytesIO()
     truth = exported.truth if exported.has_truth else np.full(len(exported), UNKNOWN, np.int32)
     np.savez_compressed(
@@ -197,14 +198,4 @@ def _write_labels(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
         label_quality=of_noisy.label_quality.astype(np.float32),
         true_label=truth,
     )
-    _write_bytes(workdir / SOFT_LABELS_FILE, arrays.getvalue())
-
-
-def _write_bytes(path: epath.Path, content: bytes) -> None:
-    """Writes beside and renames: a reader never sees half a file, nor loses the one before."""
-    partial = path.parent / (path.name + ".partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:  # Without a name if the disk is full.
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    paths.write(workdir / SOFT_LABELS_FILE, arrays.getvalue())
