@@ -8,42 +8,41 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from mlc_jax.errors import CheckpointError, InputError, NonFiniteLossError, Preempted
+from mlc_jax.errors import ExitCode, InputError, exit_code
 
-EXIT_FAILED = 1
-EXIT_BAD_INPUT = 2
-EXIT_PREEMPTED = 128 + 15  # As a shell reports a process that SIGTERM ended.
+_HINTS = {
+    ExitCode.PREEMPTED: " The same command goes on from there.",
+    ExitCode.LOST: " The same command goes on from the newest checkpoint.",
+}
 
 
-def run(main: Callable[[], None], *, required: list[str]) -> None:
-    """Parses flags, runs `main`, and turns the user's errors into one message and an exit code.
+def run(main: Callable[..., None], *, required: list[str], takes_arguments: bool = False) -> None:
+    """Parses flags, runs `main`, and turns the user's errors into one message and an `ExitCode`.
 
     Args:
       main: the command; reads its flags itself.
       required: flags that must be given, and not empty.
+      takes_arguments: whether `main` is called with the list of what is no flag.
     """
     for name in required:
         flags.register_validator(name, bool, message=f"--{name} is required.")
-    app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+    app.run(lambda argv: _guarded(main, argv, takes_arguments), flags_parser=_parse)
 
 
-def _guarded(main: Callable[[], None], argv: list[str]) -> int:
+def _guarded(main: Callable[..., None], argv: list[str], takes_arguments: bool) -> int:
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_for_users)
     sys.unraisablehook = _print_unless_known
-    if len(argv) > 1:
-        return _fail(f"unexpected arguments: {' '.join(argv[1:])}", EXIT_BAD_INPUT)
+    if len(argv) > 1 and not takes_arguments:
+        return _fail(f"unexpected arguments: {' '.join(argv[1:])}", ExitCode.BAD_INPUT)
     try:
-        main()
-    except InputError as error:
-        return _fail(str(error), EXIT_BAD_INPUT)
-    except (CheckpointError, NonFiniteLossError) as error:
-        return _fail(str(error), EXIT_FAILED)
-    except Preempted as stop:
-        return _fail(f"{stop} The same command goes on from there.", EXIT_PREEMPTED)
-    except OSError as error:  # Such as a full disk, outside of checkpoints.
-        return _fail(str(error), EXIT_FAILED)
-    return 0
+        main(*([argv[1:]] if takes_arguments else []))
+    except Exception as error:
+        code = exit_code(error)
+        if code == ExitCode.UNFORESEEN:
+            raise
+        return _fail(f"{error}{_HINTS.get(code, '')}", code)
+    return ExitCode.DONE
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -57,14 +56,14 @@ def _parse(argv: list[str]) -> list[str]:
     except flags.Error as error:
         # A config file's own error comes with its traceback, in the message.
         text = str(error).rpartition(f"{InputError.__module__}.{InputError.__name__}: ")[2].strip()
-        sys.exit(_fail(f"{text}\n--help lists the flags.", EXIT_BAD_INPUT))
+        sys.exit(_fail(f"{text}\n--help lists the flags.", ExitCode.BAD_INPUT))
     except OSError as error:
-        sys.exit(_fail(f"--config: {str(error).splitlines()[-1].strip()}", EXIT_BAD_INPUT))
+        sys.exit(_fail(f"--config: {str(error).splitlines()[-1].strip()}", ExitCode.BAD_INPUT))
     except (AttributeError, KeyError, TypeError) as error:
         # ml_collections wraps its advice ('Did you mean "noise" instead of "nosie"?') in quotes.
         text = str(error.args[0] if error.args else error).replace("\\n", "\n")
         hint = text.splitlines()[-1].strip("\"'")
-        sys.exit(_fail(f"--config: no such field, or of another type. {hint}", EXIT_BAD_INPUT))
+        sys.exit(_fail(f"--config: no such field, or of another type. {hint}", ExitCode.BAD_INPUT))
 
 
 def _is_for_users(record: std_logging.LogRecord) -> bool:

@@ -1,6 +1,32 @@
-"""Errors that a user can cause or mend; `main` prints their message without a traceback."""
+"""Errors that a user can cause or mend; commands print their message without a traceback.
 
+`ExitCode` says what each of them ends a command with, and whether to start it again.
+"""
+
+import enum
+import signal
 from typing import Any
+
+
+class ExitCode(enum.IntEnum):
+    """What the exit code of a command says to whatever started it.
+
+    Below 128 the same command would fail again; from there on it may go on from the newest checkpoint
+    (`should_retry`). The manifests of `experiments.tpu.job` are made from this table.
+    """
+
+    DONE = 0
+    UNFORESEEN = 1  # A bug: there is a traceback.
+    BAD_INPUT = 2
+    FAILED = 3
+    KILLED = 128 + signal.SIGKILL  # The grace period was over before the state was saved.
+    PREEMPTED = 128 + signal.SIGTERM
+    LOST = 200  # Beyond all signals: no shell reports it by itself.
+
+    @property
+    def should_retry(self) -> bool:
+        """Whether the same command may succeed next time."""
+        return self >= 128
 
 
 class InputError(ValueError):
@@ -20,6 +46,30 @@ class NonFiniteLossError(RuntimeError):
 
 class Preempted(Exception):
     """SIGTERM came; the state is saved."""
+
+
+class Lost(Exception):
+    """Another process of the run, or the bucket of its workdir, cannot be reached any more."""
+
+
+# Of the rest nobody knows: a bug.
+_EXIT_CODES: dict[type[BaseException], ExitCode] = {
+    InputError: ExitCode.BAD_INPUT,
+    CheckpointError: ExitCode.FAILED,
+    NonFiniteLossError: ExitCode.FAILED,
+    Preempted: ExitCode.PREEMPTED,
+    Lost: ExitCode.LOST,
+    # Of the network. They are OSErrors, too: the first that fits counts.
+    ConnectionError: ExitCode.LOST,
+    TimeoutError: ExitCode.LOST,
+    OSError: ExitCode.FAILED,  # Such as a full disk, outside of checkpoints.
+}
+
+
+def exit_code(error: BaseException) -> ExitCode:
+    """What a command that `error` ended says by its exit code."""
+    codes = (code for kind, code in _EXIT_CODES.items() if isinstance(error, kind))
+    return next(codes, ExitCode.UNFORESEEN)
 
 
 def expect(ok: Any, name: str, value: Any, expected: str) -> None:

@@ -11,7 +11,15 @@ import pytest
 from absl import logging
 
 from mlc_jax import command_line
-from mlc_jax.errors import CheckpointError, InputError, NonFiniteLossError, Preempted
+from mlc_jax.errors import (
+    CheckpointError,
+    ExitCode,
+    InputError,
+    Lost,
+    NonFiniteLossError,
+    Preempted,
+    exit_code,
+)
 
 MAIN = "mlc_jax.main"
 CONFIG = f"--config={pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'}"
@@ -203,8 +211,8 @@ def test_all_goes_to_training(run_program, tmp_path, monkeypatch):
     ("error", "code", "message"),
     [
         (InputError("config.x: bad"), 2, "error: config.x: bad\n"),
-        (CheckpointError("no space\nadvice"), 1, "error: no space\nadvice\n"),
-        (NonFiniteLossError("step 3: loss is nan"), 1, "error: step 3: loss is nan\n"),
+        (CheckpointError("no space\nadvice"), 3, "error: no space\nadvice\n"),
+        (NonFiniteLossError("step 3: loss is nan"), 3, "error: step 3: loss is nan\n"),
         (
             Preempted("SIGTERM: saved step 3 of 9."),
             143,
@@ -212,8 +220,19 @@ def test_all_goes_to_training(run_program, tmp_path, monkeypatch):
         ),
         (
             OSError(28, "No space left on device", "results.json"),
-            1,
+            3,
             "error: [Errno 28] No space left on device: 'results.json'\n",
+        ),
+        (
+            Lost("process 1 is gone."),
+            200,
+            "error: process 1 is gone. The same command goes on from the newest checkpoint.\n",
+        ),
+        (
+            ConnectionResetError(104, "Connection reset by peer"),
+            200,
+            "error: [Errno 104] Connection reset by peer "
+            "The same command goes on from the newest checkpoint.\n",
         ),
     ],
 )
@@ -223,6 +242,15 @@ def test_errors_of_the_user(run_program, tmp_path, monkeypatch, error, code, mes
 
     monkeypatch.setattr("mlc_jax.training.train.train_and_evaluate", train_and_evaluate)
     assert run_program(MAIN, CONFIG, f"--workdir={tmp_path}") == (code, "", message)
+
+
+def test_codes_say_whether_to_start_again():
+    """A shell's own codes for signals are among those that do; a bug's is Python's."""
+    assert {int(code) for code in ExitCode if code.should_retry} == {137, 143, 200}
+    assert {int(code) for code in ExitCode if not code.should_retry} == {0, 1, 2, 3}
+    assert exit_code(ZeroDivisionError()) == 1
+    # The first that fits counts: these are OSErrors, as a full disk is.
+    assert exit_code(TimeoutError()) == exit_code(BrokenPipeError()) == ExitCode.LOST
 
 
 def test_our_own_errors_are_not_hidden(monkeypatch, tmp_path, run_program):
