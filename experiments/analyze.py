@@ -36,7 +36,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from experiments.tables import to_csv
 from experiments.tables import to_markdown as markdown_table
-from mlc_jax import command_line, data
+from mlc_jax import command_line, data, paths
 from mlc_jax.config import complete
 from mlc_jax.data import UNKNOWN
 from mlc_jax.errors import InputError, expect
@@ -78,7 +78,7 @@ class Labels(NamedTuple):
 
 
 def main() -> None:
-    workdir = epath.Path(_WORKDIR.value).expanduser().resolve()
+    workdir = paths.absolute(_WORKDIR.value)
     config, results, labels = read_run(workdir)
     noise = "labels as given" if results["noise"] == "given" else f"{results['noise']} noise"
     title = f"{results['method']} on {results['dataset']}, {noise}"

@@ -23,7 +23,7 @@ from ml_collections import config_flags
 
 from experiments import runs
 from experiments.tables import to_csv
-from mlc_jax import command_line, data
+from mlc_jax import command_line, data, paths
 from mlc_jax.data import ArraySource, Dataset, Subset
 from mlc_jax.errors import InputError, expect
 from mlc_jax.training import report
@@ -50,7 +50,7 @@ def main() -> None:
         import cleanlab  # noqa: F401  Before any run is trained.
     except ImportError as error:
         raise InputError("cleanlab is not installed: pip install cleanlab") from error
-    workdir = epath.Path(_WORKDIR.value).expanduser().resolve()
+    workdir = paths.absolute(_WORKDIR.value)
     grid = {
         f"seed{seed}": runs.override(_CONFIG.value, {}, seed=seed) for seed in range(_SEEDS.value)
     }

@@ -12,11 +12,10 @@ program: many times faster for small models. Each is the run that it would be al
 """
 
 from absl import flags, logging
-from etils import epath
 from ml_collections import config_flags
 
 from experiments import noise_grid, noise_tables, runs
-from mlc_jax import command_line
+from mlc_jax import command_line, paths
 from mlc_jax.config import METHODS, NOISE_TYPES
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -45,7 +44,7 @@ def main() -> None:
     levels = noise_grid.parse_levels(_LEVELS.value) if _LEVELS.value else []
     cells = noise_grid.cells(config, _NOISE.value, levels)
     seeds = range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value)
-    workdir = epath.Path(_WORKDIR.value).expanduser().resolve()
+    workdir = paths.absolute(_WORKDIR.value)
     grid = noise_grid.grid(config, {name: {"method": name} for name in methods}, cells, seeds)
     noise_tables.write(runs.train_rows(grid, workdir, batch_runs=_BATCH_RUNS.value), workdir)
     print(f"Everything is in {workdir}: results, corrected labels, metrics for each run.")

@@ -15,6 +15,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from mlc_jax import paths
 from mlc_jax.config import flatten
 from mlc_jax.errors import InputError
 
@@ -79,9 +80,7 @@ class Records:
     def _write(self) -> None:
         lines: list[dict[str, Any]] = [{"settings": self._settings}]
         lines += [{"place": json.loads(key), "rows": rows} for key, rows in self._rows.items()]
-        partial = self._path.parent / (self._path.name + ".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        partial.replace(self._path)
+        paths.write(self._path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def _key(place: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from experiments.records import Row, clear_programs
+from mlc_jax import paths
 from mlc_jax.config import formerly, validate
 from mlc_jax.errors import CheckpointError, InputError, NonFiniteLossError, Preempted
 from mlc_jax.training import checkpoint, report, train
@@ -41,7 +42,12 @@ def override(
 
 
 def cache_programs(workdir: epath.Path) -> None:
-    """Keeps compiled programs for what differs only in its seed or data; for the whole process."""
+    """Keeps compiled programs for what differs only in its seed or data; for the whole process.
+
+    Not in a bucket: whoever can write to it could have this machine run their code.
+    """
+    if paths.is_remote(workdir):
+        return
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

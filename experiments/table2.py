@@ -16,12 +16,11 @@ import sys
 from typing import Any
 
 from absl import flags, logging
-from etils import epath
 from ml_collections import ConfigDict
 
 from experiments import noise_grid, noise_tables, paper_tables, runs
 from experiments.tables import to_csv
-from mlc_jax import command_line
+from mlc_jax import command_line, paths
 from mlc_jax.config import METHODS, TEXT_BENCHMARKS
 from mlc_jax.errors import InputError, expect
 
@@ -62,7 +61,7 @@ def main() -> None:
     sys.stdout.flush()
     if _COST_ONLY.value:
         return
-    workdir = epath.Path(_WORKDIR.value).expanduser().resolve()
+    workdir = paths.absolute(_WORKDIR.value)
     rows: list[dict[str, Any]] = []
     texts = []
     for name, config in configs.items():

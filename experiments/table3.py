@@ -12,12 +12,11 @@ import pathlib
 import sys
 
 from absl import flags, logging
-from etils import epath
 from ml_collections import config_flags
 
 from experiments import noise_grid, paper_tables, runs
 from experiments.tables import to_csv
-from mlc_jax import command_line
+from mlc_jax import command_line, paths
 from mlc_jax.config import METHODS
 from mlc_jax.errors import InputError
 
@@ -49,7 +48,7 @@ def main() -> None:
         for name in methods
         for seed in range(_SEEDS.value)
     }
-    workdir = epath.Path(_WORKDIR.value).expanduser().resolve()
+    workdir = paths.absolute(_WORKDIR.value)
     rows = runs.train_rows(grid, workdir, batch_runs=1)
     workdir.joinpath("table3.csv").write_text(to_csv(rows))
     text = (

@@ -30,13 +30,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags, logging
-from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from experiments import noise_grid, noise_tables, runs, tables
 from experiments.records import Row, flat_settings
 from experiments.tables import to_csv, values, where
-from mlc_jax import command_line, data
+from mlc_jax import command_line, data, paths
 from mlc_jax.config import METHODS, NOISE_TYPES
 from mlc_jax.errors import expect
 
@@ -157,7 +156,7 @@ def main() -> None:
     tuning_seeds, seeds = _seeds()
     given = config.dataset.validation_per_class
     expect(given, "config.dataset.validation_per_class", given, "at least 1, to choose settings by")
-    workdir = epath.Path(_WORKDIR.value).expanduser().resolve()
+    workdir = paths.absolute(_WORKDIR.value)
     trials = [
         trial
         for method in methods

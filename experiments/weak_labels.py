@@ -15,10 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
-from etils import epath
 from ml_collections import config_flags
 
-from mlc_jax import command_line, config
+from mlc_jax import command_line, config, paths
 from mlc_jax.data.text_files import read_published
 from mlc_jax.data.tokens import Texts, Tokenizer, create_source
 from mlc_jax.errors import expect
@@ -91,7 +90,7 @@ def main() -> None:
         "keywords": by_keywords(list(texts.read())),
         "zero_shot": by_likeness(encoder(of_texts).inputs, encoder.encode(of_classes)),
     }
-    workdir = epath.Path(_WORKDIR.value).expanduser().resolve()
+    workdir = paths.absolute(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "weak_labels.npz").open("wb") as file:
         np.savez(file, keywords=labels["keywords"], zero_shot=labels["zero_shot"])

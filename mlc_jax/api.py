@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from mlc_jax import build, config, description
+from mlc_jax import build, config, description, paths
 from mlc_jax.core import TrainState
 from mlc_jax.data import Dataset, Source, Subset
 from mlc_jax.data.columns import Columns
@@ -266,7 +266,7 @@ def load(
     from mlc_jax.training import run as runs
     from mlc_jax.training.workdir import CONFIG_FILE, DATASET_FILE
 
-    path = epath.Path(workdir).expanduser().resolve()
+    path = paths.absolute(workdir, "workdir")
     described, sizes, figures = (
         _read_json(path, name) for name in (CONFIG_FILE, DATASET_FILE, report.RESULTS_FILE)
     )

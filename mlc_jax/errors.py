@@ -11,8 +11,8 @@ from typing import Any
 class ExitCode(enum.IntEnum):
     """What the exit code of a command says to whatever started it.
 
-    Below 128 the same command would fail again; from there on it may go on from the newest checkpoint
-    (`should_retry`). The manifests of `experiments.tpu.job` are made from this table.
+    Below 128 the same command would fail again; from there on it may go on from the newest
+    checkpoint (`should_retry`). The manifests of `experiments.tpu.job` are made from this table.
     """
 
     DONE = 0

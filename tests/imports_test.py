@@ -10,7 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "mlc_jax"
 # From the bottom up: each may import those before it. The package's own face is lazy.
 LAYERS = [
-    "errors", "command_line", "config", "core", "models", "estimators", "methods", "data",
+    "errors", "paths", "command_line", "config", "core", "models", "estimators", "methods", "data",
     "examples", "build", "description", "training", "api", "predict", "main",
 ]  # fmt: skip
 # Neither knows the other: a method sees arrays, a source knows no training.

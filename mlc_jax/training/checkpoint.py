@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 from mlc_jax.config import flatten
 from mlc_jax.core import TrainState
 from mlc_jax.errors import CheckpointError
+from mlc_jax.training.workdir import check_held
 
 DIRECTORY = "checkpoints"
 CHECKSUMS = "checksums"  # Their place in what is saved of the progress.
@@ -64,7 +65,7 @@ class Checkpointer:
         )
         with self._explained("cannot be opened"):
             self._manager = ocp.CheckpointManager(
-                self._directory.resolve(), options=options, handler_registry=_handlers()
+                self._directory, options=options, handler_registry=_handlers()
             )
 
     def latest_step(self) -> int | None:
@@ -130,6 +131,7 @@ class Checkpointer:
         """Starts to save; what went wrong with the save before is raised here."""
         if step == self.latest_step():
             return
+        check_held(self._directory.parent)
         with self._explained(f"of step {step} or the one before it cannot be written"):
             self._manager.check_for_errors()
             # A copy: it is written in the background, while the loop goes on.
@@ -210,7 +212,8 @@ def finished_steps(directory: epath.Path) -> list[int]:
     """Steps of the checkpoints in `directory` that were written to the end."""
     if not directory.is_dir():
         return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+    steps = (path for path in directory.iterdir() if path.name.isdigit())
+    return sorted(int(path.name) for path in steps if ocp.path.step.is_path_finalized(path))
 
 
 def differing_fields(

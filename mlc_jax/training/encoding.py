@@ -14,6 +14,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from mlc_jax import paths
 from mlc_jax.data import Dataset
 from mlc_jax.data.source import ArraySource, Source, read_rows
 from mlc_jax.data.tokens import CACHE_DIR, Texts, Tokenizer, TokenSource, create_source
@@ -225,14 +226,14 @@ def save(checkpoint: str, dataset: Dataset, workdir: epath.Path) -> None:
     source = dataset.clean.source
     if not isinstance(source, TokenSource | EncodedSource):
         return
-    folder = pathlib.Path(workdir / FOLDER)
+    folder = workdir / FOLDER
     if (folder / "config.json").exists():  # Which is copied last.
         return
     frozen = isinstance(source, EncodedSource)
     try:
-        folder.mkdir(exist_ok=True)
-        source.tokenizer.save(folder / "tokenizer.json")
-        copy_checkpoint(checkpoint, folder, weights=frozen)
+        with paths.written_locally(folder) as local:
+            source.tokenizer.save(local / "tokenizer.json")
+            copy_checkpoint(checkpoint, local, weights=frozen)
     except OSError as error:
         raise InputError(
             f"--workdir: cannot write to {str(folder)!r} ({error.strerror}); expected a directory "
@@ -246,7 +247,8 @@ def from_workdir(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     Runs that were trained together leave none: theirs stay as they are.
     """
     if (workdir / FOLDER / "config.json").exists():
-        config.model.bert.checkpoint = config.dataset.tokenizer = str(workdir / FOLDER)
+        local = str(paths.read_locally(workdir / FOLDER))
+        config.model.bert.checkpoint = config.dataset.tokenizer = local
     return config
 
 
@@ -266,7 +268,7 @@ def text_reader(config: ConfigDict) -> TextReader:
 
 def reader_from_workdir(described: dict[str, Any], workdir: epath.Path) -> TextReader:
     """The reader that `fit` was given, with the encoder that `save` left in its workdir."""
-    folder = str(workdir / FOLDER)
+    folder = str(paths.read_locally(workdir / FOLDER))
     return TextReader(**described | {"checkpoint": folder, "tokenizer": folder})
 
 

@@ -2,39 +2,45 @@
 
 import contextlib
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from mlc_jax import paths
+
 METRICS_FILE = "metrics.jsonl"
+_EVENTS = "tensorboard"
 
 
 class MetricWriter:
     """Appends one row per step to `metrics.jsonl`, and the same scalars to TensorBoard.
 
     Rows after `start_step` are dropped first: they are from a run that was killed after its last
-    checkpoint, and will be written again.
+    checkpoint, and will be written again. An object of a bucket cannot be appended to: there both
+    are kept on this machine and uploaded whole by `flush`.
     """
 
     def __init__(self, workdir: epath.Path, *, start_step: int):
         import tensorflow as tf  # Here, so that `read_metrics` does not need it.
 
         self._tf = tf
-        self._path = workdir / METRICS_FILE
+        self._workdir = workdir
+        self._local = epath.Path(tempfile.mkdtemp()) if paths.is_remote(workdir) else workdir
         rows = [row for row in read_metrics(workdir) if row["step"] <= start_step]
-        partial = workdir / (METRICS_FILE + ".partial")
         with self._named_errors():
-            partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            partial.replace(self._path)
-            self._events = tf.summary.create_file_writer(str(workdir / "tensorboard"))
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            paths.write(self._local / METRICS_FILE, text.encode())
+            self._events = tf.summary.create_file_writer(str(self._local / _EVENTS))
 
     def write(self, step: int, scalars: dict[str, Any]) -> None:
         """Writes and flushes; values are numbers or None."""
         scalars = {name: _as_number(value) for name, value in scalars.items()}
         with self._named_errors():
-            with self._path.open("a") as file:
+            with (self._local / METRICS_FILE).open("a") as file:
                 file.write(json.dumps({"step": step} | scalars) + "\n")
             with self._events.as_default():
                 for name, value in scalars.items():
@@ -42,9 +48,20 @@ class MetricWriter:
                         self._tf.summary.scalar(name, value, step=step)
             self._events.flush()
 
+    def flush(self) -> None:
+        """Uploads what was written, if the directory is in a bucket."""
+        if self._local is self._workdir:
+            return
+        for file in (self._local / METRICS_FILE, *(self._local / _EVENTS).iterdir()):
+            place = self._workdir / file.relative_to(self._local)
+            paths.write(place, file.read_bytes())
+
     def close(self) -> None:
         with self._named_errors():
             self._events.close()
+        self.flush()
+        if self._local is not self._workdir:
+            shutil.rmtree(self._local, ignore_errors=True)
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -53,7 +70,7 @@ class MetricWriter:
             yield
         except (OSError, self._tf.errors.OpError) as error:
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0].split("; ")[-1]
-            raise OSError(f"cannot write metrics to {self._path.parent}: {reason}") from error
+            raise OSError(f"cannot write metrics to {self._workdir}: {reason}") from error
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:

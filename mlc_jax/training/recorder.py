@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from mlc_jax import paths
 from mlc_jax.core import TrainState
 from mlc_jax.data.source import Subset
 from mlc_jax.errors import NonFiniteLossError
@@ -46,10 +47,10 @@ class Recorder:
         self._writer = MetricWriter(self.workdir, start_step=step)
         if step == 0:
             text = json.dumps(self.run.description, indent=2, sort_keys=True) + "\n"
-            (self.workdir / CONFIG_FILE).write_text(text)
+            paths.write(self.workdir / CONFIG_FILE, text.encode())
         if not (self.workdir / DATASET_FILE).exists():
             text = json.dumps(self.run.sizes(), indent=2) + "\n"
-            (self.workdir / DATASET_FILE).write_text(text)
+            paths.write(self.workdir / DATASET_FILE, text.encode())
 
     def close(self) -> None:
         if self._writer:
@@ -86,6 +87,7 @@ class Recorder:
             self.give_up(f"step {step}: a parameter is not finite.")
         if self.failure is None and self.checkpointer:
             self.checkpointer.save(step, state, self.progress)
+            self._flush()
 
     def wait(self) -> None:
         """Blocks until all saves are on disk."""
@@ -118,6 +120,11 @@ class Recorder:
         row["labels_changed"] = float(np.mean(corrected != probed.given))
         self.progress["evals"].append({"step": step, "phase": phase} | row)
         self.write(step, "eval", row)
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._writer:
+            self._writer.flush()
 
 
 def _scores(

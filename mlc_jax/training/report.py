@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from mlc_jax import paths
 from mlc_jax.data import Dataset
 from mlc_jax.data.label_columns import for_spreadsheet
 from mlc_jax.data.source import UNKNOWN, Subset
@@ -61,7 +62,7 @@ def write(
     if jax.process_index() == 0:
         _write_labels(run, of_noisy, workdir)
         if not run.exported.has_truth:
-            _write_bytes(workdir / TO_CHECK_FILE, _to_check(run, of_noisy))
+            paths.write(workdir / TO_CHECK_FILE, _to_check(run, of_noisy))
         if picture:
             drawn = plots.training(
                 read_metrics(workdir),
@@ -71,9 +72,9 @@ def write(
                 run.dataset.class_names,
                 _title(results),
             )
-            _write_bytes(workdir / PICTURE_FILE, drawn)
+            paths.write(workdir / PICTURE_FILE, drawn)
             page_ = page.render(run, results, format_table(results), of_noisy, drawn)
-            _write_bytes(workdir / PAGE_FILE, page_)
+            paths.write(workdir / PAGE_FILE, page_)
         _write_results(results, workdir)
     return results | {"table": format_table(results)}
 
@@ -100,13 +101,13 @@ def add_comparison(
     table = format_table(figures)
     if jax.process_index() == 0:
         drawn = (workdir / PICTURE_FILE).read_bytes()
-        _write_bytes(workdir / PAGE_FILE, page.render(run, figures, table, of_noisy, drawn))
+        paths.write(workdir / PAGE_FILE, page.render(run, figures, table, of_noisy, drawn))
         _write_results(figures, workdir)
     return results | figures | {"table": table}
 
 
 def _write_results(figures: dict[str, Any], workdir: epath.Path) -> None:
-    _write_bytes(workdir / RESULTS_FILE, (json.dumps(figures, indent=2) + "\n").encode())
+    paths.write(workdir / RESULTS_FILE, (json.dumps(figures, indent=2) + "\n").encode())
 
 
 def write_left_out(dataset: Dataset, workdir: epath.Path) -> None:
@@ -117,7 +118,7 @@ def write_left_out(dataset: Dataset, workdir: epath.Path) -> None:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("id", "problem"))
     table.writerows(dataset.left_out)
-    _write_bytes(workdir / LEFT_OUT_FILE, text.getvalue().encode())
+    paths.write(workdir / LEFT_OUT_FILE, text.getvalue().encode())
 
 
 def summarize(run: Run, progress: dict[str, Any], soft_labels: np.ndarray) -> dict[str, Any]:
@@ -247,7 +248,7 @@ def _write_labels(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
     exported = run.exported
     columns = label_columns(exported, of_noisy)
     # The last two under the names of cleanlab, whose tools take them.
-    _write_bytes(workdir / LABELS_FILE, _csv(_shown(run, columns)))
+    paths.write(workdir / LABELS_FILE, _csv(_shown(run, columns)))
     arrays = io.BytesIO()
     truth = exported.truth if exported.has_truth else np.full(len(exported), UNKNOWN, np.int32)
     np.savez_compressed(
@@ -259,7 +260,7 @@ def _write_labels(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
         label_quality=of_noisy.label_quality.astype(np.float32),
         true_label=truth,
     )
-    _write_bytes(workdir / SOFT_LABELS_FILE, arrays.getvalue())
+    paths.write(workdir / SOFT_LABELS_FILE, arrays.getvalue())
 
 
 def _shown(run: Run, columns: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -295,13 +296,3 @@ def _to_check(run: Run, of_noisy: Prediction) -> bytes:
 def worth_a_look(of_noisy: Prediction) -> np.ndarray:
     """Positions of all examples, those first whose label is least certain."""
     return np.argsort(of_noisy.soft_labels.max(axis=-1), kind="stable")
-
-
-def _write_bytes(path: epath.Path, content: bytes) -> None:
-    """Writes beside and renames: a reader never sees half a file, nor loses the one before."""
-    partial = path.parent / (path.name + ".partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:  # Without a name if the disk is full.
-        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -81,7 +81,6 @@ def train_together(
         paths = [contexts.enter_context(locked_workdir(workdir)) for workdir in runs]
         if len(built) == 1:
             (config,) = runs.values()
-            report.write_left_out(built[0].dataset, paths[0])
             finished = train_one(built[0], config, paths[0], show_progress=show_progress)
             if isinstance(finished, NonFiniteLossError):
                 return dict.fromkeys(runs, finished)
@@ -121,6 +120,7 @@ def train_one(
     Raises:
       as `train_and_evaluate`, but for NonFiniteLossError.
     """
+    report.write_left_out(run.dataset, workdir)
     if jax.process_index() == 0:
         encoding.save(config.model.bert.checkpoint, run.dataset, workdir)
     (recorder,), _, (of_noisy,) = train_runs(

