@@ -5,7 +5,7 @@ and the clean half that trains) with the same optimizer; `cross_entropy`, that b
 images of the batch; or after an estimator. `exact` and `truncated` have the config's backward pass,
 `exact:store` and so on the one that they name; `truncated:5` goes back five steps; with `@1` after
 it the LCN is updated every step (`update_every`). Batches are drawn at random from the dataset; for
-CIFAR, whose files may not be there, from random images.
+CIFAR and published texts, whose files may not be there, from random images and tokens.
 
 On CPU, what XLA says of a program needs care:
 
@@ -40,10 +40,12 @@ from mlc_jax.config import validate
 from mlc_jax.core import BACKWARDS, ESTIMATORS, Batch, Labelled
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.data.source import num_examples
+from mlc_jax.data.text_files import LAYOUTS
 from mlc_jax.errors import expect
 from mlc_jax.methods import METHODS, BoundMethod, Method
 from mlc_jax.methods.blocks import supervised
 from mlc_jax.methods.types import Binding, TwoPhaseMethod
+from mlc_jax.models.bert_checkpoint import load_config
 
 PLAIN = "plain"
 _WITH_BACKWARD = ("exact", "truncated")
@@ -54,10 +56,10 @@ STEPS = (
     *ESTIMATORS,
     *(f"{name}:{backward}" for name in _WITH_BACKWARD for backward in BACKWARDS),
 )
-# Published figures: CIFAR's files may not be there, and reading them takes TensorFlow.
+# Published figures: files of CIFAR and of texts may not be there, and reading takes TensorFlow.
 _CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
 _CIFAR_SHAPE = (32, 32, 3)
-_NUM_RANDOM_IMAGES = 100
+_NUM_RANDOM_IMAGES, _NUM_RANDOM_TEXTS = 100, 100
 MIN_SECONDS = 0.2  # Of one timing: a step of a millisecond is run many times for it.
 # Of programs that are compiled for their analysis alone. The level changes the machine code only.
 _ANALYSIS_OPTIONS: dict[str, Any] = {
@@ -267,10 +269,22 @@ def load_pool(config: ConfigDict) -> Pool:
         shape = (_NUM_RANDOM_IMAGES, *_CIFAR_SHAPE)
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         return Pool(images, _CIFAR_CLASSES[name], Normalize(255.0, (0.5,) * 3, (0.25,) * 3))
+    if name in LAYOUTS:
+        return Pool(_random_texts(config), len(LAYOUTS[name].class_names), core.identity)
     dataset = data.load(config)
     source = dataset.clean.source
     assert isinstance(source, data.ArraySource)
     return Pool(source.inputs, dataset.num_classes, dataset.prepare)
+
+
+def _random_texts(config: ConfigDict) -> Any:
+    """Of full length, as tokens; of an encoder that is frozen as a whole, its features."""
+    shape = load_config(config.model.bert.checkpoint)
+    rng, size = np.random.default_rng(0), (_NUM_RANDOM_TEXTS, config.dataset.max_length)
+    if config.model.bert.num_frozen_layers == -1:
+        return rng.normal(size=(_NUM_RANDOM_TEXTS, shape.hidden_size)).astype(np.float32)
+    ids = rng.integers(0, shape.vocab_size, size, dtype=np.int32)
+    return {"input_ids": ids, "attention_mask": np.ones(size, np.int32)}
 
 
 def bind(method: Method, pool: Pool, axis_name: str | None = None) -> BoundMethod:
