@@ -5,7 +5,7 @@ and the clean half that trains) with the same optimizer; `cross_entropy`, that b
 images of the batch; or after an estimator. `exact` and `truncated` have the config's backward pass,
 `exact:store` and so on the one that they name; `truncated:5` goes back five steps; with `@1` after
 it the LCN is updated every step (`update_every`). Batches are drawn at random from the dataset; for
-CIFAR and Clothing1M, whose files may not be there, from random images.
+CIFAR, Clothing1M and published texts, whose files may not be there, from random ones.
 
 On CPU, what XLA says of a program needs care:
 
@@ -40,10 +40,12 @@ from mlc_jax.config import validate
 from mlc_jax.core import BACKWARDS, ESTIMATORS, Batch, Labelled
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.data.source import IndexedSource, num_examples
+from mlc_jax.data.text_files import LAYOUTS
 from mlc_jax.errors import expect
 from mlc_jax.methods import METHODS, BoundMethod, Method
 from mlc_jax.methods.blocks import supervised
 from mlc_jax.methods.types import Binding, TwoPhaseMethod
+from mlc_jax.models.bert_checkpoint import load_config
 
 PLAIN = "plain"
 _WITH_BACKWARD = ("exact", "truncated")
@@ -54,11 +56,10 @@ STEPS = (
     *ESTIMATORS,
     *(f"{name}:{backward}" for name in _WITH_BACKWARD for backward in BACKWARDS),
 )
-# Published figures: CIFAR's files may not be there, and reading them takes TensorFlow.
+# Published figures: such files may not be there, and reading them may take TensorFlow.
 _IMAGE_CLASSES = {"cifar10": 10, "cifar100": 100, "clothing1m": 14}
 _CIFAR_SIZE = 32
-_NUM_RANDOM_IMAGES = 100
-_NUM_TEXTS = 1_000  # Of which batches are drawn.
+_NUM_RANDOM_IMAGES, _NUM_TEXTS = 100, 1_000  # Of which batches are drawn.
 MIN_SECONDS = 0.2  # Of one timing: a step of a millisecond is run many times for it.
 # Of programs that are compiled for their analysis alone. The level changes the machine code only.
 _ANALYSIS_OPTIONS: dict[str, Any] = {
@@ -269,6 +270,8 @@ def load_pool(config: ConfigDict) -> Pool:
         shape = (_NUM_RANDOM_IMAGES, size, size, 3)
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         return Pool(images, _IMAGE_CLASSES[name], Normalize(255.0, (0.5,) * 3, (0.25,) * 3))
+    if name in LAYOUTS:
+        return Pool(_random_texts(config), len(LAYOUTS[name].class_names), core.identity)
     dataset = data.load(config)
     source = dataset.clean.source
     if isinstance(source, data.ArraySource):
@@ -277,6 +280,16 @@ def load_pool(config: ConfigDict) -> Pool:
         assert isinstance(source, IndexedSource)
         inputs = source.gather(np.arange(min(len(source), _NUM_TEXTS)))
     return Pool(inputs, dataset.num_classes, dataset.prepare)
+
+
+def _random_texts(config: ConfigDict) -> Any:
+    """Of full length, as tokens; of an encoder that is frozen as a whole, its features."""
+    shape = load_config(config.model.bert.checkpoint)
+    rng, size = np.random.default_rng(0), (_NUM_TEXTS, config.dataset.max_length)
+    if config.model.bert.num_frozen_layers == -1:
+        return rng.normal(size=(_NUM_TEXTS, shape.hidden_size)).astype(np.float32)
+    ids = rng.integers(0, shape.vocab_size, size, dtype=np.int32)
+    return {"input_ids": ids, "attention_mask": np.ones(size, np.int32)}
 
 
 def bind(method: Method, pool: Pool, axis_name: str | None = None) -> BoundMethod:

@@ -21,9 +21,11 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+from experiments.records import clear_programs
 from experiments.tables import to_csv, to_markdown
 from mlc_jax import command_line
 from mlc_jax.config import validate
@@ -133,12 +135,21 @@ def main() -> None:
     frozen = config.model.bert.num_frozen_layers == -1 or config.model.name != "bert"
     expect(not frozen, "config.model.bert.num_frozen_layers", -1, "0 or more: tokens are padded")
     with locked_workdir(_WORKDIR.value) as workdir:
-        rows = [row for k in windows for row in measure(config, k, buckets)]
-        body = [[cell.format(**row) for cell in _COLUMNS.values()] for row in rows]
-        text = f"{jax.devices()[0].device_kind}\n\n{to_markdown(list(_COLUMNS), body)}"
-        workdir.joinpath("length_benchmark.csv").write_text(to_csv(rows))
-        workdir.joinpath("length_benchmark.md").write_text(text)
-        print(text)
+        rows: list[dict[str, Any]] = []
+        for k in windows:
+            rows += measure(config, k, buckets)
+            clear_programs()
+            text = _write_tables(workdir, rows)
+    print(text)
+
+
+def _write_tables(workdir: epath.Path, rows: list[dict[str, Any]]) -> str:
+    """Returns what `length_benchmark.md` says."""
+    body = [[cell.format(**row) for cell in _COLUMNS.values()] for row in rows]
+    text = f"{jax.devices()[0].device_kind}\n\n{to_markdown(list(_COLUMNS), body)}"
+    workdir.joinpath("length_benchmark.csv").write_text(to_csv(rows))
+    workdir.joinpath("length_benchmark.md").write_text(text)
+    return text
 
 
 def _whole(flag: str, values: list[str]) -> list[int]:
