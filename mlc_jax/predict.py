@@ -52,7 +52,7 @@ def main() -> None:
     print(f"{opened.size} predictions in {output}")
 
 
-def _write(result: "Result", opened: Opened, table: Any) -> None:
+def _write(result: "Result", opened: "Opened", table: Any) -> None:
     from tqdm import tqdm
 
     from mlc_jax.data.label_columns import for_spreadsheet
