@@ -863,6 +863,20 @@ def test_file_that_is_not_there(refused, tmp_path, name):
         assert refused(files) == f"dataset.{name}: no file {path!r}; expected an .npz file"
 
 
+def test_links(refused, tmp_path, rows):
+    """One that leads to a file is as good as the file; one that leads to itself is none."""
+    file = pathlib.Path(_one_file(tmp_path / "all.npz", rows, TOLD["names"]))
+    (tmp_path / "link.npz").symlink_to(file)
+    link = f"{tmp_path}/../{tmp_path.name}/link.npz"
+    assert len(data.load(_config({"data": link})).clean) == NUM_CLEAN
+    for ending in ("npz", "npy"):
+        loop = tmp_path / f"loop.{ending}"
+        loop.symlink_to(loop)
+        assert refused({"data": str(loop)}) == (
+            f"dataset.data: no file {str(loop)!r}; expected an .{ending} file"
+        )
+
+
 def test_file_that_is_something_else(refused, tmp_path):
     path = tmp_path / "all.npz"
     whole = pathlib.Path(_save(tmp_path / "whole.npz", **GOOD)).read_bytes()

@@ -9,7 +9,7 @@ import pytest
 
 import mlc_jax as mlc
 from configs import table as table_config
-from mlc_jax import predict
+from mlc_jax import new_examples
 from mlc_jax.data.benchmarks import digits
 from mlc_jax.errors import InputError
 from mlc_jax.training import train
@@ -41,8 +41,8 @@ def command(run_program, tmp_path):
 def refused(command):
     """The same -> the error; nothing was written."""
 
-    def run(workdir, input_file):
-        code, err, rows = command(workdir, input_file)
+    def run(workdir, input_file, **flags):
+        code, err, rows = command(workdir, input_file, **flags)
         assert (code, rows) == (2, None)
         (line,) = [x for x in err.splitlines() if x.startswith("error: ")]
         return line.removeprefix("error: ")
@@ -82,7 +82,7 @@ def of_table(tmp_path_factory, frame, compilation_cache):
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_a_table(command, of_table, frame, tmp_path, ending, monkeypatch):
-    monkeypatch.setattr(predict, "_CHUNK", 64)  # It is streamed.
+    monkeypatch.setattr(new_examples, "CHUNK", 64)  # It is streamed.
     new = frame[["city", "age"]].assign(id=[f"{i:03d}" for i in range(200)])
     file = tmp_path / f"new.{ending}"
     new.to_csv(file, index=False) if ending == "csv" else new.to_parquet(file)
@@ -130,7 +130,7 @@ def test_tables_that_are_not_like_the_trained_one(refused, of_table, frame, tmp_
 
 @pytest.mark.parametrize("ending", ["npz", "npy"])
 def test_arrays(command, trained, tmp_path, ending, monkeypatch):
-    monkeypatch.setattr(predict, "_CHUNK", 100)
+    monkeypatch.setattr(new_examples, "CHUNK", 100)
     run, inputs = trained("cross_entropy"), digits().test.inputs
     file, ids = tmp_path / f"new.{ending}", [str(i) for i in range(360)]
     if ending == "npy":
@@ -186,6 +186,10 @@ def test_a_run_that_has_not_ended(refused, trained, tmp_path):
     line = refused(tmp_path, tmp_path / "new.npy")
     assert (
         line == f"workdir: no finished run in {str(tmp_path)!r}, {expected.format('config.json')}"
+    )
+    np.save(tmp_path / "new.npy", digits().test.inputs)
+    assert refused(copy, tmp_path / "new.npy", output="/no/such/out.csv") == (
+        "--output: no directory '/no/such'; expected one to write out.csv to"
     )
     assert refused(copy, tmp_path / "no.npy") == (
         f"--input: no file {str(tmp_path / 'no.npy')!r}; expected one of examples"

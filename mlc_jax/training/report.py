@@ -13,7 +13,7 @@ from etils import epath
 from mlc_jax import paths
 from mlc_jax.data import Dataset
 from mlc_jax.data.label_columns import for_spreadsheet
-from mlc_jax.data.source import UNKNOWN, Subset
+from mlc_jax.data.source import UNKNOWN, Subset, show
 from mlc_jax.training import page, plots
 from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.metrics import read_metrics
@@ -290,7 +290,13 @@ def _to_check(run: Run, of_noisy: Prediction) -> bytes:
     columns = label_columns(run.exported, of_noisy)
     shown = _shown(run, {name: column[rows] for name, column in columns.items()})
     del shown["is_label_issue"]
-    return _csv(shown | {"checked_label": [""] * len(rows)})
+    checked = {"checked_label": [""] * len(rows)}
+    source, of_source = run.exported.source, run.exported.rows[rows]
+    if hasattr(source, "show"):  # What one reads of a row, unless it is a picture.
+        examples = [x for x in show(source, of_source) if isinstance(x, str)]
+        if len(examples) == len(rows):
+            shown["example"] = [for_spreadsheet(x) for x in examples]
+    return _csv(shown | checked)
 
 
 def worth_a_look(of_noisy: Prediction) -> np.ndarray:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from mlc_jax import config as settings
 from mlc_jax.core import TrainState
+from mlc_jax.data.datasets import is_scaled
 from mlc_jax.errors import InputError, NonFiniteLossError
 from mlc_jax.training import checkpoint, encoding, report, stack
 from mlc_jax.training.evaluate import Prediction
@@ -183,7 +184,7 @@ def stack_key(config: ConfigDict) -> str:
     """Equal for configs that `train_together` can train as one program."""
     plain: dict[str, Any] = json.loads(config.to_json())
     fields = set(STACKED_FIELDS)
-    if config.dataset.standardize:
+    if is_scaled(config):
         # Mean and deviation are constants of the program, and those of a split's noisy set.
         fields.remove("dataset.split_seed")
     for field in fields:
