@@ -14,7 +14,7 @@ ones. The encoder stays as it is, and a small head is trained on its features;
 
 from ml_collections import ConfigDict
 
-from configs import default
+from configs import arrays, default
 from mlc_jax.errors import expect
 
 
@@ -24,11 +24,12 @@ def get_config(kind: str = "frozen") -> ConfigDict:
     config.dataset.name = "text"
     config.dataset.clean_per_class = 10
     config.noise.type = "none"
-    if (
-        kind == "frozen"
-    ):  # Plain MLC falls behind a few checked texts alone: docs/results/ag_news.md.
-        config.method = "robust_mlc"
-    return _trained(config, kind)
+    config = _trained(config, kind)
+    if kind == "frozen":
+        return arrays.own(config)
+    config.compare = True
+    config.dataset.holdout_per_class = 5
+    return config
 
 
 def benchmark(name: str, kind: str) -> ConfigDict:

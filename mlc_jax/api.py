@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import pathlib
@@ -16,11 +17,15 @@ from ml_collections import ConfigDict
 
 from mlc_jax import build, config, description
 from mlc_jax.core import TrainState
-from mlc_jax.data import Dataset, Source, Subset
+from mlc_jax.data import Dataset, Source, Subset, image_folder
+from mlc_jax.data.columns import Columns
+from mlc_jax.data.datasets import image_options
 from mlc_jax.data.prepare import Normalize
+from mlc_jax.data.table_files import TableSource
 from mlc_jax.errors import InputError, expect
 from mlc_jax.examples import (
     Examples,
+    check_layout,
     create_dataset,
     create_source,
     is_description,
@@ -49,7 +54,10 @@ class Result:
       figures: of the run, as in `results.json`; None where truth or a test set is not there.
       state: the trained state.
       bound: the method's functions.
+      example: what one input is, as stored; see `Run.sizes`.
       read: inputs as a user has them -> a source of what the classifier was trained on.
+      kind: what those are: arrays, a table, text, or image_folder.
+      columns: of a table.
     """
 
     labels: np.ndarray
@@ -61,23 +69,42 @@ class Result:
     figures: dict[str, Any]
     state: TrainState
     bound: BoundMethod
+    example: Any
     read: Callable[[Any], Source] = create_source
+    kind: str = "arrays"
+    columns: Columns | None = None
 
     def predict_proba(self, x: Any, *, batch_size: int = 1000) -> np.ndarray:
         """The classifier's probabilities `[n, C]` for inputs like those it was trained on.
 
         Args:
-          x: as in `Examples`; texts for a run of the command that was given texts.
+          x: as in `Examples`; of a run of the command that was given texts, texts, of one that was
+            given a table, a data frame or a dict of columns, and of one that was given pictures,
+            their paths, a directory of them, or a table with a column `path`.
           batch_size: over all devices.
+
+        Raises:
+          InputError: inputs that are not like those.
         """
+        return self.predict_source(self.read(x), batch_size=batch_size)
+
+    def predict_source(self, source: Source, *, batch_size: int = 1000) -> np.ndarray:
+        """The same for inputs as they are stored."""
         from mlc_jax.training import evaluate
 
-        subset = Subset.whole(self.read(x))
+        check_layout(source, self.example)
+        subset = Subset.whole(source)
         labels = np.zeros(len(subset), np.int32)
         reader = evaluate.create_reader([subset], [labels], batch_size=batch_size)
-        predict = evaluate.create_predict(self.bound)
-        logits = predict(self.state, reader, len(subset))[0].logits
+        logits = self._predict(self.state, reader, len(subset))[0].logits
         return np.asarray(jax.nn.softmax(jnp.asarray(logits, jnp.float32)))
+
+    @functools.cached_property
+    def _predict(self) -> Any:
+        """Compiled once."""
+        from mlc_jax.training import evaluate
+
+        return evaluate.create_predict(self.bound)
 
     def predict(self, x: Any, *, batch_size: int = 1000) -> np.ndarray:
         """The most probable label `[n]` of each input."""
@@ -203,6 +230,7 @@ def fit(
         figures=figures,
         state=state,
         bound=run.bound,
+        example=run.sizes()["example"],
     )
 
 
@@ -233,6 +261,10 @@ def load(
     )
     num_classes = len(sizes["class_names"])
     read: Callable[[Any], Source] = create_source
+    kind, columns = "arrays", None
+    if sizes.get("columns") is not None:
+        kind, columns = "table", Columns.from_json(sizes["columns"])
+        read = functools.partial(_read_frame, columns)
     if described.get("made_by") == _FIT:
         settings = {k: v for k, v in described["method"].items() if k != "name"}
         method = method or description.rebuild(settings)
@@ -244,8 +276,12 @@ def load(
     elif method is None:
         complete = config.complete(ConfigDict(described))
         paired = sizes.get("paired", False)  # Of an older workdir it says nothing, and needs not.
+        if complete.dataset.name in config.IMAGE_FILES:
+            kind = "image_folder"
+            options = image_options(complete)
+            read = functools.partial(image_folder.unlabelled, options=options, field="x")
         if complete.model.name == "bert":
-            read = encoding.text_reader(encoding.from_workdir(complete, path))
+            kind, read = "text", encoding.text_reader(encoding.from_workdir(complete, path))
         method = build.create_method(complete, num_classes, paired=paired)
     assert method is not None
     method = dataclasses.replace(method, initial_params=None)  # The checkpoint has them all.
@@ -273,21 +309,28 @@ def load(
     if restored is None:
         raise InputError(f"workdir: no checkpoint in {str(path)!r}")
     with np.load(io.BytesIO((path / report.SOFT_LABELS_FILE).read_bytes())) as arrays:
-        columns = {name: arrays[name] for name in arrays.files}
+        stored_labels = {name: arrays[name] for name in arrays.files}
     names = sizes["class_names"]
     classes = np.asarray(names) if sizes["names_labels"] else np.arange(len(names))
     return Result(
-        labels=classes[columns["corrected_label"]],
-        label_quality=columns["label_quality"],
-        soft_labels=columns["soft_label"],
-        given_labels=classes[columns["given_label"]],
-        ids=columns["id"],
+        labels=classes[stored_labels["corrected_label"]],
+        label_quality=stored_labels["label_quality"],
+        soft_labels=stored_labels["soft_label"],
+        given_labels=classes[stored_labels["given_label"]],
+        ids=stored_labels["id"],
         classes=classes,
         figures=figures,
         state=restored[0],
         bound=bound,
+        example=sizes["example"],
         read=read,
+        kind=kind,
+        columns=columns,
     )
+
+
+def _read_frame(columns: Columns, x: Any) -> Source:
+    return TableSource(columns.encode_frame(x), columns)
 
 
 def _settings(fields: dict[str, Any]) -> Any:
@@ -298,7 +341,8 @@ def _settings(fields: dict[str, Any]) -> Any:
     for name, value in fields.items():
         expect(name in known, "fit", name, f"settings among {', '.join(known)}")
         setting = config.SETTINGS.get(name) or config.SETTINGS[f"meta_gradient.{name}"]
-        expect(setting.check.ok(value), name, value, setting.check.expected)
+        check = config.whole(1) if name in config.SIZED else setting.check
+        expect(check.ok(value), name, value, check.expected)
     return Settings(**fields)
 
 

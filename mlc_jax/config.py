@@ -46,7 +46,13 @@ IMAGE_CROPS = ("resized", "plain")
 BAD_IMAGES = ("refuse", "leave_out")
 NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human", "none")
 
+# Of these 0 is "by the sizes of the data", see `training.sizing`; only a config may say it.
+SIZED = (
+    "num_epochs", "noisy_batch_size", "clean_batch_size", "lcn.hidden_size", "lcn.embedding_size",
+)  # fmt: skip
+
 _INFINITY = float("inf")
+_BY_SIZE = "Own files: 0 chooses by the sizes of the data."
 
 
 class Check(NamedTuple):
@@ -149,6 +155,7 @@ _GROUPS = Check(
     '(("bias$", 1.0, 0.0), ("hidden1/", 0.0, None))',
 )
 _SEED = whole(0, 2**32 - 1)
+_SIZE = Check(whole(0).ok, whole(1).expected)  # 0 is for own files: `_own_data`.
 _POWER = Check(
     lambda value: _is_number(value) and (value == 0 or value >= 1), "0, or a number from 1 on"
 )
@@ -201,7 +208,13 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 _SEED,
                 "Initialisation, batch order and augmentation. Splits and noise have their own.",
             ),
-            "method": Setting("mlc", one_of(*METHODS), "How to train: " + ", ".join(METHODS) + "."),
+            "method": Setting("mlc", one_of(*METHODS), f"How to train: {', '.join(METHODS)}."),
+            "compare": Setting(
+                False,
+                flag(),
+                "Train cross_entropy and clean_only as well, in compare/ of the workdir, and say "
+                "in the final table and the report what they reach.",
+            ),
         },
     ),
     (
@@ -465,8 +478,8 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
     (
         "lcn",
         {
-            "hidden_size": Setting(128, whole(1), "Paper 64 for images; its code 128."),
-            "embedding_size": Setting(128, whole(1), "Of the given label."),
+            "hidden_size": Setting(128, _SIZE, f"Paper 64 for images; its code 128. {_BY_SIZE}"),
+            "embedding_size": Setting(128, _SIZE, f"Of the given label. {_BY_SIZE}"),
             "skip_link": Setting(False, flag(), "Mix the given label back in by a learned weight."),
             "sparsemax": Setting(False, flag(), "In place of softmax."),
             "tie_embeddings": Setting(False, flag(), "Needs hidden_size == embedding_size."),
@@ -643,7 +656,7 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
     (
         "",
         {
-            "num_epochs": Setting(120, whole(1), "Passes over the noisy set."),
+            "num_epochs": Setting(120, _SIZE, f"Passes over the noisy set. {_BY_SIZE}"),
             "num_steps": Setting(
                 0, whole(0), "Inner steps, in place of num_epochs; 0 goes by num_epochs."
             ),
@@ -654,10 +667,10 @@ _SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "distillation); 0 is as many as the second's.",
             ),
             "noisy_batch_size": Setting(
-                100, whole(1), "Over all devices; fewer if there are fewer."
+                100, _SIZE, f"Over all devices; fewer if there are fewer. {_BY_SIZE}"
             ),
             "clean_batch_size": Setting(
-                100, whole(1), "Over all devices; fewer if there are fewer."
+                100, _SIZE, f"Over all devices; fewer if there are fewer. {_BY_SIZE}"
             ),
             "eval_batch_size": Setting(1000, whole(1), "Over all devices."),
             "eval_every_epochs": Setting(1, whole(1), "Epochs between evaluations."),
@@ -853,13 +866,10 @@ def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
     names = ("data", "noisy", "clean", "test", "checked")
     data, noisy, clean, *_ = (values[f"dataset.{name}"] for name in names)
     if values["dataset.name"] not in OWN_FILES:
+        expected = "None with a dataset that has its own files"
         return [
-            (
-                f"dataset.{x}",
-                not values[f"dataset.{x}"],
-                "None with a dataset that has its own files",
-            )
-            for x in names
+            *((f"dataset.{x}", not values[f"dataset.{x}"], expected) for x in names),
+            *((field, values[field] != 0, whole(1).expected) for field in SIZED),
         ]
     files = "dataset.data=FILE, or both dataset.noisy=FILE and dataset.clean=FILE"
     return [
@@ -976,7 +986,7 @@ def _batches(values: dict[str, Any], num_devices: int) -> Sequence[tuple[str, bo
         halves = "two halves, " if parts == 2 else ""
         relations.append((
             field,
-            _is_whole(size) and size > 0 and size % per == 0,
+            _is_whole(size) and size % per == 0,
             f"a positive multiple of {per} ({halves}{num_devices} devices)",
         ))  # fmt: skip
     return relations

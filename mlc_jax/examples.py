@@ -10,7 +10,7 @@ import numpy as np
 from mlc_jax.core import identity
 from mlc_jax.data import UNKNOWN, ArraySource, Dataset, IndexedSource, Source, Subset
 from mlc_jax.data.prepare import Normalize
-from mlc_jax.data.source import num_examples, read_rows
+from mlc_jax.data.source import Layout, layout_of, num_examples, read_rows
 from mlc_jax.errors import InputError, expect
 from mlc_jax.methods import Method
 
@@ -120,6 +120,31 @@ def create_dataset(
         noise="given",
         names_labels=names is not None,
     )
+
+
+def check_layout(source: Source, example: Any) -> None:
+    """Raises InputError unless inputs are like those of a run.
+
+    Args:
+      source: of the inputs.
+      example: see `Run.sizes`.
+    """
+    layout = layout_of(source)
+    leaves, structure = jax.tree.flatten(example, is_leaf=is_description)
+    expected = Layout(
+        structure,
+        tuple(tuple(leaf["shape"][1:]) for leaf in leaves),
+        tuple(np.dtype(leaf["dtype"]) for leaf in leaves),
+    )
+    same = (layout.structure, layout.shapes) == (expected.structure, expected.shapes)
+    # Whole numbers may stand for others; a fraction of a pixel is something else than a pixel.
+    if not same or not all(
+        np.can_cast(one, other, "same_kind")
+        for one, other in zip(layout.dtypes, expected.dtypes, strict=True)
+    ):
+        raise InputError(
+            f"inputs: got examples of {layout}, expected those of the training, {expected}"
+        )
 
 
 def prepare_for(example: Any) -> Callable[[Any], Any]:

@@ -38,9 +38,11 @@ def main() -> None:
 
     if _DISTRIBUTED.value or _COORDINATOR.value:
         _join_processes()
-    from mlc_jax.training import train
+    from mlc_jax.training import comparison
 
-    results = train.train_and_evaluate(_CONFIG.value, _WORKDIR.value, show_progress=_PROGRESS.value)
+    results = comparison.train_and_compare(
+        _CONFIG.value, _WORKDIR.value, show_progress=_PROGRESS.value
+    )
     if jax.process_index() == 0:
         print(results["table"])
 

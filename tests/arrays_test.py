@@ -2,8 +2,10 @@
 
 import csv
 import json
+import logging
 import pathlib
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -11,17 +13,20 @@ import pandas
 import pytest
 
 from configs import arrays as arrays_config
+from configs import digits as digits_config
 from mlc_jax import data
 from mlc_jax.data import UNKNOWN, label_columns
 from mlc_jax.data.benchmarks import digits
 from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
-from mlc_jax.training import report, train
+from mlc_jax.training import comparison, report, sizing, train
 from mlc_jax.training.metrics import read_metrics
 
 CONFIG = f"--config={pathlib.Path(__file__).parents[1] / 'configs' / 'arrays.py'}"
 SMALL = {
+    "compare": False,
     "dataset.standardize": True,
+    "dataset.holdout_per_class": 0,
     "model.mlp.hidden_sizes": (32, 16),
     "lcn.hidden_size": 16,
     "lcn.embedding_size": 16,
@@ -397,6 +402,20 @@ def test_an_example_is_in_one_file_alone(refused, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("=1+1", "'=1+1"), ("+", "'+"), ("-x", "'-x"), ("@a", "'@a"), ("\t=1", "'\t=1"),
+        ("-3", "-3"), ("+1e5", "+1e5"), ("cat", "cat"), ("", ""), ("'quoted'", "'quoted'"),
+        ("'=1", "''=1"), ("''=1", "'''=1"), ("'-3", "''-3"),
+    ],
+)  # fmt: skip
+def test_a_spreadsheet_runs_nothing(text, written):
+    """And what it was is found again."""
+    assert label_columns.for_spreadsheet(text) == written
+    assert label_columns.from_spreadsheet(written) == text
+
+
 # --- Memory-mapped.
 
 
@@ -542,6 +561,101 @@ def test_the_command_trains_and_reports(
     np.testing.assert_array_equal(arrays["true_label"], -1)
     first = "digit 0" if layout == "one file" else "0"
     assert labels[0]["id"] == arrays["id"][0] == first
+
+
+def test_sizes_of_the_data_choose_what_is_left_open(tmp_path, rows, caplog):
+    config = _config({"data": _one_file(tmp_path / "all.npz", rows, TOLD["names"])})
+    open_ones = arrays_config.get_config()
+    for name in ("num_epochs", "noisy_batch_size", "clean_batch_size", "lcn"):
+        config[name] = open_ones[name]
+    logging.getLogger("absl").setLevel(logging.INFO)
+    with caplog.at_level(logging.INFO, "absl"):
+        filled = sizing.fill(config, data.load(config))
+    chosen = {"num_epochs": 91, "noisy_batch_size": 60, "clean_batch_size": 100}
+    assert {name: filled[name] for name in chosen} == chosen
+    assert (filled.lcn.hidden_size, filled.lcn.embedding_size) == (64, 64)
+    assert (
+        "From 600 noisy and 100 clean examples of 10 classes: num_epochs=91, noisy_batch_size=60, "
+        "clean_batch_size=100, lcn.hidden_size=64, lcn.embedding_size=64." in caplog.messages
+    )
+    config.num_epochs, config.lcn.hidden_size = 7, 9
+    filled = sizing.fill(config, data.load(config))
+    assert (filled.num_epochs, filled.lcn.hidden_size, filled.noisy_batch_size) == (7, 9, 60)
+
+
+def test_digits_as_own_data_get_the_settings_of_digits(digits_file):
+    config = arrays_config.get_config()
+    config.dataset.update(**digits_file)
+    filled = sizing.fill(config, data.load(config))
+    theirs = digits_config.get_config()
+    for name in ("num_epochs", "noisy_batch_size", "clean_batch_size"):
+        assert filled[name] == theirs[name]
+    for name in ("hidden_size", "embedding_size"):
+        assert filled.lcn[name] == theirs.lcn[name]
+
+
+def test_others_are_trained_to_compare_with(
+    tmp_path, rows, test_rows, run_program, caplog, compilation_cache, standard_promotion
+):
+    """Each goes on by itself, and what the run itself has learned is written first."""
+    told = TOLD["names"]
+    fields = (
+        SMALL
+        | {"compare": True, "method": "mlc"}
+        | {
+            "dataset.data": _one_file(tmp_path / "all.npz", rows, told),
+            "dataset.test": _save(
+                tmp_path / "test.npz", inputs=test_rows[0], labels=told(test_rows[1])
+            ),
+        }
+    )
+    workdir = tmp_path / "run"
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    code, out, err = run_program(
+        "mlc_jax.main", CONFIG, f"--workdir={workdir}", "--noprogress", *flags
+    )
+    assert code == 0, err
+    results = json.loads((workdir / "results.json").read_text())
+    for name in ("cross_entropy", "clean_only"):
+        alone = json.loads((workdir / "compare" / name / "results.json").read_text())
+        assert results["compared"][name] == alone["last_test_accuracy"]
+        assert alone["method"] == name
+    table = [line.strip() for line in out.splitlines()]
+    shown = rf"{100 * results['compared']['cross_entropy']:.2f} %"
+    assert _any_line(table, rf"cross_entropy, labels as given +{re.escape(shown)}")
+    assert _any_line(table, r"standard error, of 360 rows +\d\.\d\d %")
+    (announced,) = [i for i, x in enumerate(caplog.messages) if x.startswith("About ")]
+    assert re.match(
+        r"About \d+ s of training: mlc \d+ s, cross_entropy \d+ s, clean_only \d+ s, one after the "
+        r"other", caplog.messages[announced],
+    )  # fmt: skip
+    started = [i for i, x in enumerate(caplog.messages) if "on arrays: 600 noisy" in x]
+    assert len(started) == 3 and announced < started[0]
+    # Once more: nothing is trained again; what was lost is.
+    shutil.rmtree(workdir / "compare" / "clean_only")
+    before = (workdir / "compare" / "cross_entropy" / "metrics.jsonl").read_bytes()
+    code, _, err = run_program(
+        "mlc_jax.main", CONFIG, f"--workdir={workdir}", "--noprogress", *flags
+    )
+    assert code == 0 and "mlc 0 s, cross_entropy 0 s, clean_only" in caplog.text
+    assert json.loads((workdir / "results.json").read_text())["compared"] == results["compared"]
+    assert (workdir / "compare" / "cross_entropy" / "metrics.jsonl").read_bytes() == before
+
+
+def test_nothing_is_compared_without_rows_to_judge_by(tmp_path, rows, caplog, monkeypatch):
+    config = _config({"data": _one_file(tmp_path / "all.npz", rows, TOLD["names"])})
+    config.compare = True
+    trained = []
+    monkeypatch.setattr(
+        train, "train_and_evaluate", lambda config, *_, **__: trained.append(config.method) or {}
+    )
+    logging.getLogger("absl").setLevel(logging.INFO)
+    with caplog.at_level(logging.INFO, "absl"):
+        comparison.train_and_compare(config, str(tmp_path / "run"), show_progress=False)
+    assert trained == [config.method]
+    assert any(
+        text.startswith("Nothing is compared: there are no test") for text in caplog.messages
+    )
 
 
 # --- What can be wrong: one line, exit 2, and nothing was started.
@@ -747,6 +861,20 @@ def test_file_that_is_not_there(refused, tmp_path, name):
     for path in (str(tmp_path / "no.npz"), str(tmp_path)):
         files[name] = path
         assert refused(files) == f"dataset.{name}: no file {path!r}; expected an .npz file"
+
+
+def test_links(refused, tmp_path, rows):
+    """One that leads to a file is as good as the file; one that leads to itself is none."""
+    file = pathlib.Path(_one_file(tmp_path / "all.npz", rows, TOLD["names"]))
+    (tmp_path / "link.npz").symlink_to(file)
+    link = f"{tmp_path}/../{tmp_path.name}/link.npz"
+    assert len(data.load(_config({"data": link})).clean) == NUM_CLEAN
+    for ending in ("npz", "npy"):
+        loop = tmp_path / f"loop.{ending}"
+        loop.symlink_to(loop)
+        assert refused({"data": str(loop)}) == (
+            f"dataset.data: no file {str(loop)!r}; expected an .{ending} file"
+        )
 
 
 def test_file_that_is_something_else(refused, tmp_path):

@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "mlc_jax"
 # From the bottom up: each may import those before it. The package's own face is lazy.
 LAYERS = [
     "errors", "command_line", "config", "core", "models", "estimators", "methods", "data",
-    "examples", "build", "description", "training", "api", "main",
+    "examples", "build", "description", "training", "api", "new_examples", "predict", "main",
 ]  # fmt: skip
 # Neither knows the other: a method sees arrays, a source knows no training.
 APART = {"data": {"models", "estimators", "methods", "config"}, "methods": {"config"}}

@@ -261,6 +261,19 @@ def test_files_of_a_run(tmp_path, names_labels, shown, known):
     results = json.loads((tmp_path / report.RESULTS_FILE).read_text())
     assert results["corrected_label_accuracy"] == (0.8 if known else None)
     assert (tmp_path / report.PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / report.PAGE_FILE).read_text().startswith("<!DOCTYPE html>")
+    if known:
+        assert not (tmp_path / report.TO_CHECK_FILE).exists()
+        return
+    with (tmp_path / report.TO_CHECK_FILE).open(newline="") as file:
+        to_check = list(csv.DictReader(file))
+    order = np.argsort(SOFT_LABELS.max(axis=1), kind="stable")  # The least certain one first.
+    assert [row["id"] for row in to_check] == [f"row{i}" for i in order]
+    for row, of_all in zip(to_check, (rows[i] for i in order), strict=True):
+        assert row == {
+            name: of_all[name]
+            for name in ("id", "given_label", "corrected_label", "confidence", "label_quality")
+        } | {"checked_label": ""}
 
 
 def test_table_holds_every_figure(run):

@@ -97,6 +97,7 @@ def test_one_file(load, tmp_path, ending):
     inputs = read_rows(dataset.noisy.source, np.arange(4))
     assert dataset.prepare(inputs) is inputs
     assert dataset.noisy.source.lengths.tolist() == [4, 16, 4, 5]  # The second was cut off.
+    assert dataset.noisy.source.show(np.array([3, 1])) == ["Zoë", ROWS[1]["text"]]
 
 
 def test_rows_that_only_judge(load, tmp_path):

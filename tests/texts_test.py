@@ -124,7 +124,7 @@ def test_a_frozen_encoder_is_asked_once(create, tmp_path, monkeypatch, standard_
 
 @pytest.mark.parametrize("kind", ["frozen", "finetuned"])
 def test_a_workdir_is_all_that_predictions_need(
-    kind, create, checkpoint, tmp_path, standard_promotion
+    kind, create, checkpoint, tmp_path, run_program, standard_promotion
 ):
     copy = shutil.copytree(checkpoint, tmp_path / "checkpoint")
     config = create(kind, **{"model.bert.checkpoint": str(copy)})
@@ -136,6 +136,17 @@ def test_a_workdir_is_all_that_predictions_need(
     probs = loaded.predict_proba(texts)
     assert probs.shape == (5, 2) and set(loaded.predict(texts)) <= set(WORDS)
     np.testing.assert_allclose(loaded.predict_proba(texts[:2]), probs[:2], atol=1e-5)
+    new = _write(tmp_path / "new.csv", ["id", "text"], enumerate(texts, 7))
+    code, _, err = run_program(
+        "mlc_jax.predict", f"--workdir={tmp_path / 'run'}", f"--input={new}",
+        f"--output={tmp_path / 'out.csv'}", required=("workdir", "input", "output"),
+    )  # fmt: skip
+    assert code == 0, err
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == ["7", "8", "9", "10", "11"]
+    written = [[float(row["p_bad"]), float(row["p_good"])] for row in rows]
+    np.testing.assert_allclose(written, probs, atol=1e-5)
     for bad in ("a text", []):
         with pytest.raises(InputError, match=r"^x: got"):
             loaded.predict(bad)

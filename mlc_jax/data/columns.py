@@ -2,13 +2,13 @@
 
 import dataclasses
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from mlc_jax.data.tables import Table
+from mlc_jax.errors import InputError
 
 MAX_CATEGORIES = 100
 
@@ -17,6 +17,11 @@ _MISSING = ("na", "n/a", "nan", "null", "none")  # Of a column of numbers, no te
 _BOOLEANS = {"true": 1.0, "false": 0.0}
 # A column with fewer numbers per text than that is one of texts.
 _NUMBERS_PER_TEXT = 9
+
+
+Row = tuple[int, Sequence[str | None]]
+# (what is wrong, where the row stands, or None) -> raises an InputError: `Table.fail`.
+Fail = Callable[[str, int | None], NoReturn]
 
 
 class Column(NamedTuple):
@@ -62,16 +67,14 @@ class Columns:
         """Names of all features."""
         return [name for column in self.columns for name in column.features]
 
-    def encode(
-        self, table: Table, values: Iterable[tuple[int, Sequence[str | None]]]
-    ) -> np.ndarray:
+    def encode(self, fail: Fail, values: Iterable[Row]) -> np.ndarray:
         """Features `[N, F]` float32.
 
         A missing number is the median of those that the columns were made from; a missing category
         is one of its own if there was one; a category that was not there is none of them.
 
         Args:
-          table: for messages.
+          fail: see `Fail`.
           values: where each row stands, and its values in the order of `names`.
 
         Raises:
@@ -81,22 +84,42 @@ class Columns:
         for lines, rows in _chunks(values):
             parts = []
             for column, texts in zip(self.columns, zip(*rows, strict=True), strict=True):
-                parts += self._encode(column, table, lines, [text or "" for text in texts])
+                parts += self._encode(column, fail, lines, [text or "" for text in texts])
             chunks.append(np.stack(parts, axis=1).astype(np.float32))
         return np.concatenate(chunks) if chunks else np.zeros((0, len(self.features)), np.float32)
 
     def _encode(
-        self, column: Column, table: Table, lines: Sequence[int], texts: list[str]
+        self, column: Column, fail: Fail, lines: Sequence[int], texts: list[str]
     ) -> list[np.ndarray]:
         if column.categories is not None:
             values = np.array(texts)
             return [values == category for category in column.categories]
         numbers, bad = _numbers(texts)
         for row in np.flatnonzero(bad)[:1]:
-            _fail_at(table, column.name, texts[row], lines[row])
+            _fail_at(fail, column.name, texts[row], lines[row])
         missing = np.isnan(numbers)
         filled = np.where(missing, column.median, numbers)
         return [filled, missing] if column.has_missing else [filled]
+
+    def encode_frame(self, frame: Any) -> np.ndarray:
+        """The same for `frame[name]` of each column: a data frame, or a dict of columns.
+
+        Raises:
+          InputError: a column or a number that is not there.
+        """
+
+        def fail(problem: str, row: int | None) -> NoReturn:
+            raise InputError(f"x: {'' if row is None else f'row {row}: '}{problem}")
+
+        for name in self.names:
+            if name not in frame:
+                fail(f"has no column {name!r}, expected {', '.join(self.names)}", None)
+        # What is not equal to itself is missing: NaN, NaT.
+        columns = [
+            ["" if x is None or x is _pandas_na() or x != x else str(x) for x in frame[name]]
+            for name in self.names
+        ]
+        return self.encode(fail, enumerate(zip(*columns, strict=True)))
 
     def describe(self, features: np.ndarray) -> str:
         """The row that features `[F]` were made of, for a reader."""
@@ -170,7 +193,7 @@ class Survey:
         """`[N]`, equal where texts are. Of no use with more than `MAX_CATEGORIES` of them."""
         return np.array(self._codes, np.int64)
 
-    def column(self, table: Table, rows: np.ndarray) -> Column:
+    def column(self, fail: Fail, rows: np.ndarray) -> Column:
         """How it becomes features, by what stands in some rows.
 
         Raises:
@@ -178,25 +201,24 @@ class Survey:
         """
         if self.is_numeric:
             if self._first_bad:
-                _fail_at(table, self.name, *self._first_bad)
+                _fail_at(fail, self.name, *self._first_bad)
             numbers = self.numbers[rows]
             missing = np.isnan(numbers)
             median = 0.0 if missing.all() else float(np.median(numbers[~missing]))
             return Column(self.name, None, median, bool(missing.any()))
         if len(self._categories) > MAX_CATEGORIES + 1:
-            table.fail(
+            fail(
                 f"column {self.name!r} has more than {MAX_CATEGORIES} different texts; expected "
-                "numbers, or fewer categories"
+                "numbers, or fewer categories",
+                None,
             )
         there = np.unique(self.codes[rows])
         names = list(self._categories)
         return Column(self.name, tuple(sorted(names[code] for code in there)))
 
 
-def survey(
-    table: Table, names: Sequence[str], rows: Iterable[tuple[int, Sequence[str | None]]]
-) -> list[Survey]:
-    """Looks at columns `names` of all rows; arguments as for `Columns.encode`."""
+def survey(names: Sequence[str], rows: Iterable[Row]) -> list[Survey]:
+    """Looks at columns `names` of all rows; see `Columns.encode`."""
     surveys = [Survey(name) for name in names]
     for lines, chunk in _chunks(rows):
         for one, texts in zip(surveys, zip(*chunk, strict=True), strict=True):
@@ -204,8 +226,14 @@ def survey(
     return surveys
 
 
+def _pandas_na() -> Any:
+    import pandas
+
+    return pandas.NA
+
+
 def _chunks(
-    rows: Iterable[tuple[int, Sequence[str | None]]],
+    rows: Iterable[Row],
 ) -> Iterator[tuple[list[int], list[Sequence[str | None]]]]:
     remaining = iter(rows)
     while chunk := list(islice(remaining, _CHUNK)):
@@ -232,5 +260,5 @@ def _number(text: str) -> float:
         return _BOOLEANS.get(text.strip().lower(), np.nan)
 
 
-def _fail_at(table: Table, name: str, text: str, line: int) -> NoReturn:
-    table.fail(f"{name} is {text!r}, expected a number, or nothing where it is missing", line)
+def _fail_at(fail: Fail, name: str, text: str, line: int) -> NoReturn:
+    fail(f"{name} is {text!r}, expected a number, or nothing where it is missing", line)

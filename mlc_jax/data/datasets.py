@@ -191,6 +191,12 @@ def image_options(config: ConfigDict) -> image_folder.Options:
     return image_folder.Options(geometry, c.bad_images, c.cache_dir)
 
 
+def is_scaled(config: ConfigDict) -> bool:
+    """Whether inputs are scaled by what is in the noisy set; published data are if asked to be."""
+    c = config.dataset
+    return bool(c.standardize or (c.standardize is None and c.name in ("arrays", "table")))
+
+
 def _listed(names: str | None) -> tuple[str, ...]:
     return tuple(name for name in (names or "").split(",") if name)
 
@@ -230,8 +236,7 @@ def _corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
 
     noisy, clean = subset(rows.noisy), subset(rows.clean)
     prepare = benchmark.prepare
-    # None leaves published data as they are. CIFAR's may not be: `config.validate`.
-    if c.standardize or (c.standardize is None and c.name in ("arrays", "table")):
+    if is_scaled(config):  # CIFAR's may not be: `config.validate`.
         prepare = arrays.scale(noisy, c.standardize)
     kind = config.noise.type
     level = {"human": config.noise.key, "none": ""}.get(kind, f"{config.noise.level:g}")

@@ -94,7 +94,7 @@ def _read_first(table: Table, chosen: Sequence[str]) -> tuple[LabelledFile, Colu
             labels.add(line, values[: len(NAMES)])
             yield line, values[len(NAMES) :]
 
-    surveys = survey(table, names, rows())
+    surveys = survey(names, rows())
     file = labels.finish(lambda ids: _encoded(table, columns, ids))
     taken = [x for x in surveys if chosen or x.is_numeric]
     if not taken:
@@ -103,7 +103,7 @@ def _read_first(table: Table, chosen: Sequence[str]) -> tuple[LabelledFile, Colu
     if not chosen:
         _check_leaks(table, file, taken)
     training = np.ones(len(file.labels.numbers), bool) if file.judging is None else ~file.judging
-    columns = Columns(tuple(x.column(table, training) for x in taken))
+    columns = Columns(tuple(x.column(table.fail, training) for x in taken))
     _log(columns, [x for x in surveys if x not in taken], unnamed)
     return file, columns
 
@@ -116,7 +116,7 @@ def _read(table: Table, columns: Columns) -> LabelledFile:
 
 
 def _encoded(table: Table, columns: Columns, ids: np.ndarray | None) -> Source:
-    return TableSource(columns.encode(table, table.rows([], [], columns.names)), columns, ids)
+    return TableSource(columns.encode(table.fail, table.rows([], [], columns.names)), columns, ids)
 
 
 def _log(columns: Columns, left: Sequence[Survey], unnamed: Sequence[str]) -> None:

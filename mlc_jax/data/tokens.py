@@ -185,6 +185,7 @@ class TokenSource(IndexedSource):
       fingerprint: of texts, tokenizer and length.
       ids: text `[N]`; None makes them of the row numbers.
       id_format: of a row number.
+      texts: to show to a reader; None shows nothing.
 
     Attributes:
       tokenizer: see above; whoever embeds its ids needs `tokenizer.vocab_size` rows.
@@ -198,9 +199,10 @@ class TokenSource(IndexedSource):
         fingerprint: str,
         ids: Sequence[str] | np.ndarray | None = None,
         id_format: str = "{}",
+        texts: Texts | None = None,
     ):
         super().__init__(cache, ids)
-        self.tokenizer, self.lengths = tokenizer, cache.lengths
+        self.tokenizer, self.lengths, self._texts = tokenizer, cache.lengths, texts
         self._of_everything, self._id_format = fingerprint, id_format
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
@@ -210,6 +212,13 @@ class TokenSource(IndexedSource):
 
     def fingerprint(self) -> str:
         return self._of_everything
+
+    def show(self, rows: np.ndarray) -> list[str]:
+        """The texts of a few rows; all are read for it."""
+        wanted = set(rows.tolist())
+        texts = self._texts.read() if self._texts else ()
+        there = {row: text for row, text in enumerate(texts) if row in wanted}
+        return [there.get(row, "") for row in rows.tolist()]
 
 
 def create_source(
@@ -256,7 +265,7 @@ def create_source(
         ) from error
     share = 100 * cache.num_truncated / max(1, len(cache))
     logging.info("%.1f %% of %d texts are cut off at %d tokens.", share, len(cache), max_length)
-    return TokenSource(cache, tokenizer, key, ids, id_format)
+    return TokenSource(cache, tokenizer, key, ids, id_format, texts)
 
 
 def _opened(open_cache: Callable[[], TokenCache]) -> TokenCache | None:

@@ -25,6 +25,7 @@ CHECKSUMS = "checksums"  # Their place in what is saved of the progress.
 
 # Settings that a run may change when it goes on: they do not touch what is learned.
 FREE_FIELDS = frozenset({
+    "compare",
     "dataset.data_dir",
     "dataset.download",
     "meta_gradient.backward",

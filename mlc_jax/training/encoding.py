@@ -128,6 +128,9 @@ class EncodedSource(ArraySource):
     def fingerprint(self) -> str:
         return self._key
 
+    def show(self, rows: np.ndarray) -> list[str]:
+        return self._source.show(rows)
+
 
 def frozen_encoder(config: ConfigDict) -> FrozenEncoder | None:
     """That of a config, if it has one: a BERT that is frozen as a whole."""

@@ -6,6 +6,7 @@ stack of one (see `stack`, the only place where that makes a difference).
 
 import collections
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from mlc_jax.training.preemption import PreemptionFlag
 from mlc_jax.training.recorder import Recorder
 
 
+@functools.lru_cache(maxsize=3)  # Who timed a step has compiled it.
 def create_train_step(phase: Phase, num_runs: int = 1) -> Any:
     """The compiled step: (state, batches `[devices, k, B, ...]`) -> (state, metrics).
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from typing import Any
 
 import jax
@@ -10,8 +11,9 @@ import numpy as np
 from etils import epath
 
 from mlc_jax.data import Dataset
-from mlc_jax.data.source import UNKNOWN, Subset
-from mlc_jax.training import plots
+from mlc_jax.data.label_columns import for_spreadsheet
+from mlc_jax.data.source import UNKNOWN, Subset, show
+from mlc_jax.training import page, plots
 from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.metrics import read_metrics
 from mlc_jax.training.run import Run
@@ -21,6 +23,11 @@ LABELS_FILE = "corrected_labels.csv"
 SOFT_LABELS_FILE = "corrected_labels.npz"
 PICTURE_FILE = "training.png"
 LEFT_OUT_FILE = "left_out.csv"
+PAGE_FILE = "report.html"
+TO_CHECK_FILE = "to_check.csv"
+NUM_TO_CHECK = 100
+# What others are trained on that a run is compared with.
+COMPARED = {"cross_entropy": "labels as given", "clean_only": "clean labels alone"}
 
 
 def write(
@@ -36,14 +43,15 @@ def write(
     Files: `results.json`; `corrected_labels.csv` (id, given_label, corrected_label, confidence: the
     soft label's largest entry, label_quality: of the given label, is_label_issue: whether it was
     corrected), in the order of the data; `corrected_labels.npz` with the same, the full soft labels
-    `[N, C]`, and the true labels for judging it, -1 where they are not known; `training.png`.
+    `[N, C]`, and the true labels for judging it, -1 where they are not known; `training.png`;
+    `report.html`; where truth is not known, `to_check.csv`.
 
     Args:
       run: what was trained.
       progress: of the loop.
       of_noisy: what is said of the noisy examples that the run exports.
       workdir: written to.
-      picture: whether to draw `training.png`.
+      picture: whether to draw `training.png` and write `report.html`.
 
     Returns:
       The results, with the table for the terminal under `table`. All processes get them, the first
@@ -52,6 +60,8 @@ def write(
     results = summarize(run, progress, of_noisy.soft_labels)
     if jax.process_index() == 0:
         _write_labels(run, of_noisy, workdir)
+        if not run.exported.has_truth:
+            _write_bytes(workdir / TO_CHECK_FILE, _to_check(run, of_noisy))
         if picture:
             drawn = plots.training(
                 read_metrics(workdir),
@@ -62,8 +72,41 @@ def write(
                 _title(results),
             )
             _write_bytes(workdir / PICTURE_FILE, drawn)
-        _write_bytes(workdir / RESULTS_FILE, (json.dumps(results, indent=2) + "\n").encode())
+            page_ = page.render(run, results, format_table(results), of_noisy, drawn)
+            _write_bytes(workdir / PAGE_FILE, page_)
+        _write_results(results, workdir)
     return results | {"table": format_table(results)}
+
+
+def add_comparison(
+    run: Run,
+    results: dict[str, Any],
+    of_noisy: Prediction,
+    compared: dict[str, float | None],
+    workdir: epath.Path,
+) -> dict[str, Any]:
+    """Says in a report that is written what other methods reach on the same data.
+
+    Args:
+      run, of_noisy, workdir: see `write`.
+      results: that `write` returned.
+      compared: last test accuracy by method; None where training diverged.
+
+    Returns:
+      The results with `compared`, and the table with it.
+    """
+    figures = {name: results[name] for name in results if name not in ("table", "workdir")}
+    figures["compared"] = compared
+    table = format_table(figures)
+    if jax.process_index() == 0:
+        drawn = (workdir / PICTURE_FILE).read_bytes()
+        _write_bytes(workdir / PAGE_FILE, page.render(run, figures, table, of_noisy, drawn))
+        _write_results(figures, workdir)
+    return results | figures | {"table": table}
+
+
+def _write_results(figures: dict[str, Any], workdir: epath.Path) -> None:
+    _write_bytes(workdir / RESULTS_FILE, (json.dumps(figures, indent=2) + "\n").encode())
 
 
 def write_left_out(dataset: Dataset, workdir: epath.Path) -> None:
@@ -135,6 +178,7 @@ def format_table(results: dict[str, Any]) -> str:
             "test accuracy, selected by validation",
             percent(results["selected_test_accuracy"], "no validation set"),
         ),
+        *_compared(results),
         ("given labels right", percent(results["given_label_accuracy"], "truth not known")),
         ("corrected labels right", percent(results["corrected_label_accuracy"], "truth not known")),
         ("labels changed", f"{results['labels_changed']}"),
@@ -146,6 +190,19 @@ def format_table(results: dict[str, Any]) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join([_title(results), *(f"{name:<{width}}  {value}" for name, value in rows)])
+
+
+def _compared(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """What others reach, and how far off all of these accuracies may be."""
+    if "compared" not in results:
+        return []
+    own, size = results["last_test_accuracy"], results["num_test"]
+    error = 100 * math.sqrt(own * (1 - own) / size)
+    rows = [
+        (f"  {name}, {COMPARED[name]}", "-  (diverged)" if x is None else f"{100 * x:.2f} %")
+        for name, x in results["compared"].items()
+    ]
+    return [*rows, (f"  standard error, of {size} rows", f"{error:.2f} %")]
 
 
 def _title(results: dict[str, Any]) -> str:
@@ -187,20 +244,10 @@ def label_columns(exported: Subset, of_noisy: Prediction) -> dict[str, np.ndarra
 
 
 def _write_labels(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
-    exported, class_names = run.exported, np.asarray(run.dataset.class_names)
+    exported = run.exported
     columns = label_columns(exported, of_noisy)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
     # The last two under the names of cleanlab, whose tools take them.
-    table.writerow(columns)
-    shown: dict[str, Any] = dict(columns)
-    for name in ("given_label", "corrected_label"):
-        if run.dataset.names_labels:
-            shown[name] = class_names[columns[name]]
-    for name in ("confidence", "label_quality"):
-        shown[name] = [f"{value:.6f}" for value in columns[name]]
-    table.writerows(zip(*shown.values(), strict=True))
-    _write_bytes(workdir / LABELS_FILE, text.getvalue().encode())
+    _write_bytes(workdir / LABELS_FILE, _csv(_shown(run, columns)))
     arrays = io.BytesIO()
     truth = exported.truth if exported.has_truth else np.full(len(exported), UNKNOWN, np.int32)
     np.savez_compressed(
@@ -213,6 +260,47 @@ def _write_labels(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
         true_label=truth,
     )
     _write_bytes(workdir / SOFT_LABELS_FILE, arrays.getvalue())
+
+
+def _shown(run: Run, columns: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Columns for a reader: text by text, labels by name."""
+    shown: dict[str, Any] = dict(columns)
+    shown["id"] = [for_spreadsheet(name) for name in columns["id"].tolist()]
+    for name in ("given_label", "corrected_label"):
+        if run.dataset.names_labels:
+            names = np.asarray([for_spreadsheet(x) for x in run.dataset.class_names])
+            shown[name] = names[columns[name]]
+    for name in ("confidence", "label_quality"):
+        shown[name] = [f"{value:.6f}" for value in columns[name]]
+    return shown
+
+
+def _csv(columns: dict[str, Any]) -> bytes:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(columns)
+    table.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue().encode()
+
+
+def _to_check(run: Run, of_noisy: Prediction) -> bytes:
+    """The rows most worth a look, the first ones first, with a column to fill in."""
+    rows = worth_a_look(of_noisy)[:NUM_TO_CHECK]
+    columns = label_columns(run.exported, of_noisy)
+    shown = _shown(run, {name: column[rows] for name, column in columns.items()})
+    del shown["is_label_issue"]
+    checked = {"checked_label": [""] * len(rows)}
+    source, of_source = run.exported.source, run.exported.rows[rows]
+    if hasattr(source, "show"):  # What one reads of a row, unless it is a picture.
+        examples = [x for x in show(source, of_source) if isinstance(x, str)]
+        if len(examples) == len(rows):
+            shown["example"] = [for_spreadsheet(x) for x in examples]
+    return _csv(shown | checked)
+
+
+def worth_a_look(of_noisy: Prediction) -> np.ndarray:
+    """Positions of all examples, those first whose label is least certain."""
+    return np.argsort(of_noisy.soft_labels.max(axis=-1), kind="stable")
 
 
 def _write_bytes(path: epath.Path, content: bytes) -> None:

@@ -20,7 +20,7 @@ from mlc_jax.data.prepare import Normalize
 from mlc_jax.data.source import Subset
 from mlc_jax.errors import CheckpointError, InputError
 from mlc_jax.methods import BoundMethod, Method
-from mlc_jax.training import encoding, stack
+from mlc_jax.training import encoding, sizing, stack
 from mlc_jax.training.checkpoint import Checkpointer
 
 # Noisy examples whose labels are measured at every evaluation; all of them at the end.
@@ -106,15 +106,15 @@ class Run:
             "steps_per_epoch": self.pipeline.steps_per_epoch,
             "num_epochs": self.num_epochs,
             "example": jax.tree.map(leaf, self.example),
-            "columns": columns.to_json() if columns else None,
             "prepare": prepare.to_json() if isinstance(prepare, Normalize) else None,
-        }
+        } | ({"columns": columns.to_json()} if columns else {})
 
 
 def build_run(config: ConfigDict) -> Run:
     """Builds what a config says; raises InputError for what the data do not allow."""
     dataset = data.load(config, encoding.frozen_encoder(config))
     encoding.check_dataset(config, dataset)
+    config = sizing.fill(config, dataset)
     fields = {field.name: config.get(field.name) for field in dataclasses.fields(Settings)}
     fields["diagnose_every"] = config.meta_gradient.diagnose_every
     return create_run(

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from mlc_jax import config as settings
 from mlc_jax.core import TrainState
+from mlc_jax.data.datasets import is_scaled
 from mlc_jax.errors import InputError, NonFiniteLossError
 from mlc_jax.training import checkpoint, encoding, report, stack
 from mlc_jax.training.evaluate import Prediction
@@ -79,9 +80,12 @@ def train_together(
     results: dict[str, dict[str, Any] | NonFiniteLossError] = {}
     with contextlib.ExitStack() as contexts:
         paths = [contexts.enter_context(locked_workdir(workdir)) for workdir in runs]
-        if len(built) == 1 and jax.process_index() == 0:
+        if len(built) == 1:
             (config,) = runs.values()
-            encoding.save(config, built[0].dataset, paths[0])
+            finished = train_one(built[0], config, paths[0], show_progress=show_progress)
+            if isinstance(finished, NonFiniteLossError):
+                return dict.fromkeys(runs, finished)
+            return dict.fromkeys(runs, finished.results)
         for run, path in zip(built, paths, strict=True):
             report.write_left_out(run.dataset, path)
         recorders, _, predictions = train_runs(
@@ -92,11 +96,42 @@ def train_together(
                 assert recorder.failure is not None
                 results[name] = recorder.failure
                 continue
-            written = report.write(
-                recorder.run, recorder.progress, of_run, path, picture=len(runs) == 1
-            )
+            written = report.write(recorder.run, recorder.progress, of_run, path, picture=False)
             results[name] = written | {"workdir": str(path)}
     return results
+
+
+class Finished(NamedTuple):
+    """A run at its end.
+
+    Attributes:
+      results: as in `results.json`, with the table.
+      of_noisy: what is said of the noisy examples that the run exports.
+    """
+
+    results: dict[str, Any]
+    of_noisy: Prediction
+
+
+def train_one(
+    run: Run, config: ConfigDict, workdir: epath.Path, *, show_progress: bool = True
+) -> Finished | NonFiniteLossError:
+    """Trains a run that is built, in a workdir that is locked, and writes its report.
+
+    Raises:
+      as `train_and_evaluate`, but for NonFiniteLossError.
+    """
+    if jax.process_index() == 0:
+        encoding.save(config, run.dataset, workdir)
+    report.write_left_out(run.dataset, workdir)
+    (recorder,), _, (of_noisy,) = train_runs(
+        [run], [workdir], formerly=settings.formerly(), show_progress=show_progress
+    )
+    if recorder.failure is not None or of_noisy is None:
+        assert recorder.failure is not None
+        return recorder.failure
+    results = report.write(run, recorder.progress, of_noisy, workdir)
+    return Finished(results | {"workdir": str(workdir)}, of_noisy)
 
 
 def train_runs(
@@ -149,7 +184,7 @@ def stack_key(config: ConfigDict) -> str:
     """Equal for configs that `train_together` can train as one program."""
     plain: dict[str, Any] = json.loads(config.to_json())
     fields = set(STACKED_FIELDS)
-    if config.dataset.standardize:
+    if is_scaled(config):
         # Mean and deviation are constants of the program, and those of a split's noisy set.
         fields.remove("dataset.split_seed")
     for field in fields:

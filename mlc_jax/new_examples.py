@@ -1,0 +1,129 @@
+"""Files of new examples, like those that a run was trained on, read a part at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlc_jax.api import Result
+from mlc_jax.data import Source, arrays
+from mlc_jax.data.table_files import TableSource
+from mlc_jax.data.tables import Table
+from mlc_jax.errors import InputError
+from mlc_jax.examples import create_source
+
+CHUNK = 8_192  # Examples that are in memory at once.
+
+_FIELD = "--input"
+
+
+class Opened(NamedTuple):
+    """New examples.
+
+    Attributes:
+      size: how many.
+      chunks: their ids and inputs, some at a time.
+    """
+
+    size: int
+    chunks: Iterator[tuple[Sequence[str], Source]]
+
+
+def open_examples(result: Result, path: str) -> Opened:
+    """Opens what `--input` names, for the classifier of `result`.
+
+    Raises:
+      InputError: a file that cannot be read, or examples that are not like the trained ones; while
+        chunks are read, too.
+    """
+    return _OPENERS[result.kind](result, path)
+
+
+def _open_arrays(result: Result, path: str) -> Opened:
+    """An `.npz` with `inputs`, and maybe `ids`, or an `.npy`."""
+    del result
+    ids, key = None, ""
+    if path.endswith(".npy"):
+        inputs = arrays.open_npy(_FIELD, path)
+    elif path.endswith(".npz"):
+        stored, key = arrays.read_npz(_FIELD, path), "['inputs'] "
+        if "inputs" not in stored:
+            raise InputError(f"{_FIELD}: {path!r} has no array 'inputs', only {sorted(stored)}")
+        inputs, ids = stored["inputs"], stored.get("ids")
+        if ids is not None and len(ids) != len(inputs):
+            raise InputError(
+                f"{_FIELD}: {path!r} has {len(ids)} ids, expected {len(inputs)}, one for each input"
+            )
+    else:
+        raise InputError(f"{_FIELD}: got {path!r}, expected an .npz or .npy file, as trained on")
+    inputs = arrays.checked_inputs(_FIELD, path, key, inputs)
+
+    def chunks() -> Iterator[tuple[Sequence[str], Source]]:
+        for start in range(0, len(inputs), CHUNK):
+            part = inputs[start : start + CHUNK]
+            names = range(start, start + len(part)) if ids is None else ids[start : start + CHUNK]
+            yield [str(name) for name in names], create_source(part)
+
+    return Opened(len(inputs), chunks())
+
+
+def _open_table(result: Result, path: str) -> Opened:
+    table, columns = Table(_FIELD, path), result.columns
+    assert columns is not None
+
+    def create(rows: list[tuple[int, list[Any]]]) -> Source:
+        return TableSource(columns.encode(table.fail, rows), columns)
+
+    return _open_rows(table, columns.names, create)
+
+
+def _open_texts(result: Result, path: str) -> Opened:
+    def create(rows: list[tuple[int, list[Any]]]) -> Source:
+        return result.read([text or "" for _, (text,) in rows])
+
+    return _open_rows(Table(_FIELD, path), ["text"], create)
+
+
+def _open_pictures(result: Result, path: str) -> Opened:
+    """All pictures below a directory, or those of a table's column `path`."""
+    read: Any = result.read
+    source = read(path, field=_FIELD)
+
+    def chunks() -> Iterator[tuple[Sequence[str], Source]]:
+        for start in range(0, len(source), CHUNK):
+            part = source.take(slice(start, start + CHUNK))
+            yield part.ids(np.arange(len(part))).tolist(), part
+
+    return Opened(len(source), chunks())
+
+
+def _open_rows(
+    table: Any, names: Sequence[str], create: Callable[[list[tuple[int, list[Any]]]], Source]
+) -> Opened:
+    """Rows of a table, read once to see whether they can be, and how many there are."""
+
+    def read() -> Iterator[tuple[int, list[Any]]]:
+        rows: Iterator[tuple[int, list[Any]]] = table.rows([], ["id"], names)
+        return rows
+
+    size = sum(1 for _ in read())
+    if not size:
+        table.fail("has no row, expected one for each example")
+
+    def chunks() -> Iterator[tuple[Sequence[str], Source]]:
+        remaining, start = read(), 0
+        while chunk := list(islice(remaining, CHUNK)):
+            ids = [str(start + i) if x[0] is None else x[0] for i, (_, x) in enumerate(chunk)]
+            yield ids, create([(line, values[1:]) for line, values in chunk])
+            start += len(chunk)
+
+    return Opened(size, chunks())
+
+
+_OPENERS: dict[str, Callable[[Result, str], Opened]] = {
+    "arrays": _open_arrays,
+    "table": _open_table,
+    "text": _open_texts,
+    "image_folder": _open_pictures,
+}

@@ -1,0 +1,233 @@
+"""The report of a run as one HTML page: it opens offline, loads nothing and runs nothing."""
+
+import base64
+import html
+import io
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mlc_jax.data.source import Subset, show
+from mlc_jax.training.evaluate import Prediction
+from mlc_jax.training.run import Run
+
+MOST_CLASSES = 20  # Of a matrix that can be read; with more, its largest entries are listed.
+NUM_CORRECTIONS = 100
+
+_NUM_PAIRS = 50
+_THUMBNAIL = 96  # Pixels of the longer side.
+_MOST_CHARACTERS = 400
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1rem;
+  color: #1a1a1a; background: #fff; overflow-wrap: break-word; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+.wide { overflow-x: auto; } .wide > img { max-width: 100%; height: auto; }
+table { border-collapse: collapse; } td, th { padding: .2rem .6rem; text-align: left;
+  border-bottom: 1px solid #ddd; vertical-align: top; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.example { min-width: 12rem; max-width: 36rem; white-space: pre-wrap; }
+.example, code { overflow-wrap: anywhere; }
+.example img { width: 4rem; image-rendering: pixelated; }
+.bar { background: #4c78a8; height: .7rem; display: inline-block; } .after { background: #f58518; }
+code, pre { background: #f4f4f4; padding: .1rem .3rem; overflow-x: auto; } pre { padding: .6rem; }
+"""
+
+
+def render(
+    run: Run, results: dict[str, Any], table: str, of_noisy: Prediction, picture: bytes
+) -> bytes:
+    """The page, UTF-8. All text of the user is escaped; pictures are encoded anew, and small.
+
+    Args:
+      run: what was trained.
+      results: as in `results.json`.
+      table: for the terminal; its first line is the title.
+      of_noisy: what is said of the noisy examples that the run exports.
+      picture: a PNG of curves and labels.
+    """
+    exported, names = run.exported, run.dataset.class_names
+    corrected = of_noisy.soft_labels.argmax(axis=-1)
+    title, *lines = table.split("\n")
+    sections = [
+        f"<h1>{_text(title)}</h1>",
+        f"<p>{_text(_summary(results))}</p>",
+        _what_to_do(results),
+        "<h2>Figures</h2>" + _figures(lines),
+        "<h2>Training</h2>" + f'<div class="wide">{_image(picture, "curves and labels")}</div>',
+        "<h2>From what to what</h2>" + _matrix(exported.given, corrected, names),
+        "<h2>Classes before and after</h2>" + _sizes(exported.given, corrected, names),
+        _corrections(exported, of_noisy, names),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        # Whatever a text may say, a browser loads nothing for it.
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>\n"
+        + "\n".join(sections)
+        + "\n</body></html>\n"
+    ).encode(errors="replace")
+
+
+def _text(text: Any) -> str:
+    return html.escape(_UNPRINTABLE.sub("\ufffd", str(text)))
+
+
+def _summary(results: dict[str, Any]) -> str:
+    text = (
+        f"{results['labels_changed']:,} of {results['num_noisy']:,} labels were changed. Mean "
+        f"confidence in the corrected labels: {results['mean_confidence']:.3f}."
+    )
+    accuracy = results["last_test_accuracy"]
+    if accuracy is not None:
+        text += (
+            f" The classifier is right on {100 * accuracy:.1f} % of {results['num_test']:,} "
+            "examples that it was not trained on"
+        )
+        for name, of_other in results.get("compared", {}).items():
+            what = {"cross_entropy": "all labels as given", "clean_only": "the clean ones alone"}
+            if of_other is not None:
+                text += f"; trained on {what[name]}: {100 * of_other:.1f} %"
+        text += "."
+    return text
+
+
+def _what_to_do(results: dict[str, Any]) -> str:
+    if results["corrected_label_accuracy"] is not None:  # A benchmark.
+        return ""
+    steps = (
+        "Look through the corrections below. They are the ones that the method is surest of: if "
+        "many of these are wrong, so are more of the others.",
+        "<code>corrected_labels.csv</code> has every label, how sure the method is of it "
+        "(<code>confidence</code>) and how far it believes the one that was given "
+        "(<code>label_quality</code>).",
+        "<code>to_check.csv</code> has the rows that are most worth a look. Fill in "
+        "<code>checked_label</code> of as many as you like, and train again, into another "
+        "directory, with <code>--config.dataset.checked=to_check.csv</code> beside the same data.",
+        "New examples: <code>python -m mlc_jax.predict --workdir=... --input=... "
+        "--output=predictions.csv</code>.",
+    )
+    items = "".join(f"<li>{step}</li>" for step in steps)
+    return f"<h2>What to do with it</h2><ol>{items}</ol>"
+
+
+def _figures(lines: Iterable[str]) -> str:
+    rows = [re.split(r"(?<=\S) {2,}", line, maxsplit=1) for line in lines]
+    return _table([], [[_text(x) for x in row] for row in rows])
+
+
+def _matrix(given: np.ndarray, corrected: np.ndarray, names: Sequence[str]) -> str:
+    """Counts of (given, corrected)."""
+    size = len(names)
+    pairs = given.astype(np.int64) * size + corrected
+    counts = np.bincount(pairs, minlength=size**2).reshape(size, size)
+    if size <= MOST_CLASSES:
+        header = ["given \\ corrected", *map(_text, names)]
+        rows = [
+            [f"<b>{_text(name)}</b>", *(_cell(x, row.sum(), i == j) for j, x in enumerate(row))]
+            for i, (name, row) in enumerate(zip(names, counts, strict=True))
+        ]
+        return _table(header, rows, numbers=range(1, size + 1))
+    np.fill_diagonal(counts, 0)
+    order = np.argsort(-counts, axis=None, kind="stable")[:_NUM_PAIRS]
+    rows = [
+        [_text(names[i // size]), _text(names[i % size]), f"{counts.flat[i]:,}"]
+        for i in order.tolist()
+        if counts.flat[i]
+    ]
+    return _table(["given", "corrected", "examples"], rows, numbers=[2])
+
+
+def _cell(count: int, total: int, stays: bool) -> str:
+    """A count, the darker the larger its share of the row."""
+    share = count / total if total else 0.0
+    colour = "76,120,168" if stays else "245,133,24"
+    return f'<span style="background:rgba({colour},{share:.2f});padding:0 .3rem">{count:,}</span>'
+
+
+def _sizes(given: np.ndarray, corrected: np.ndarray, names: Sequence[str]) -> str:
+    before, after = (np.bincount(x, minlength=len(names)) for x in (given, corrected))
+    most = max(1, before.max(), after.max())
+    rows = [
+        [
+            _text(name), f"{one:,}", f"{other:,}",
+            f'<span class="bar" style="width:{9 * one / most:.2f}rem"></span><br>'
+            f'<span class="bar after" style="width:{9 * other / most:.2f}rem"></span>',
+        ]
+        for name, one, other in zip(names, before.tolist(), after.tolist(), strict=True)
+    ]  # fmt: skip
+    return _table(["class", "given", "corrected", ""], rows, numbers=[1, 2])
+
+
+def _corrections(exported: Subset, of_noisy: Prediction, names: Sequence[str]) -> str:
+    corrected = of_noisy.soft_labels.argmax(axis=-1)
+    confidence = of_noisy.soft_labels.max(axis=-1)
+    changed = np.flatnonzero(corrected != exported.given)
+    rows = changed[np.argsort(-confidence[changed], kind="stable")][:NUM_CORRECTIONS]
+    if not len(rows):
+        return "<h2>Corrections</h2><p>No label was changed.</p>"
+    subset = exported.take(rows)
+    header = ["id", "example", "given", "corrected", "confidence"]
+    columns = [
+        [_text(name) for name in subset.ids],
+        [f'<div class="example">{_example(x)}</div>' for x in show(subset.source, subset.rows)],
+        [_text(names[i]) for i in subset.given],
+        [_text(names[i]) for i in corrected[rows]],
+        [f"{x:.3f}" for x in confidence[rows]],
+    ]
+    if subset.has_truth:
+        header.append("true")
+        columns.append([_text(names[i]) for i in subset.truth])
+    shown = [list(row) for row in zip(*columns, strict=True)]
+    return f"<h2>The {len(rows)} corrections it is surest of</h2>" + _table(
+        header, shown, numbers=[4]
+    )
+
+
+def _example(shown: str | np.ndarray) -> str:
+    if isinstance(shown, np.ndarray):
+        return _image(_thumbnail(shown), "example")
+    cut = shown if len(shown) <= _MOST_CHARACTERS else shown[:_MOST_CHARACTERS] + "…"
+    return _text(cut)
+
+
+def _thumbnail(pixels: np.ndarray) -> bytes:
+    """Encoded anew from pixels `[H, W, 3]`: nothing of a user's file is in the page."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    content = io.BytesIO()
+    if max(image.size) <= _THUMBNAIL // 2:
+        image.save(content, "PNG")
+    else:
+        image.save(content, "JPEG", quality=80)
+    return content.getvalue()
+
+
+def _image(content: bytes, name: str) -> str:
+    kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
+    data = base64.b64encode(content).decode()
+    return f'<img alt="{_text(name)}" src="data:image/{kind};base64,{data}">'
+
+
+def _table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()
+) -> str:
+    """HTML of cells that are HTML; columns `numbers` are aligned to the right."""
+    right = set(numbers)
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        marks = (' class="n"' if i in right else "" for i in range(len(cells)))
+        return "<tr>" + "".join(
+            f"<{tag}{mark}>{cell}</{tag}>" for cell, mark in zip(cells, marks, strict=True)
+        ) + "</tr>"  # fmt: skip
+
+    body = "\n".join(line(row, "td") for row in rows)
+    head = f"<thead>{line(header, 'th')}</thead>" if header else ""
+    return f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'

@@ -1,0 +1,58 @@
+"""Settings that a config leaves open, from the sizes of the data."""
+
+import math
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from mlc_jax.config import SIZED
+from mlc_jax.data import Dataset
+
+# Digits' own settings, 60 epochs of 1,387 noisy examples, with steps growing as the square root of
+# the examples.
+_EPOCHS, _EPOCHS_AT = 60, 1_387
+_FEWEST_EPOCHS, _MOST_EPOCHS = 10, 200
+_STEPS_PER_EPOCH = 10
+_SMALLEST_BATCH, _LARGEST_BATCH = 16, 100
+_WIDTH, _LARGE_WIDTH = 64, 128
+_LARGE = 20_000  # Noisy examples.
+_MANY_CLASSES = 20
+
+
+def fill(config: ConfigDict, dataset: Dataset) -> ConfigDict:
+    """The config with a number for every setting that is 0 for "by the sizes of the data".
+
+    They do not depend on the devices, so a run may go on with more of them.
+    """
+    num_noisy, num_clean = len(dataset.noisy), len(dataset.clean)
+    epochs = round(_EPOCHS * math.sqrt(_EPOCHS_AT / num_noisy))
+    is_large = num_noisy >= _LARGE or dataset.num_classes > _MANY_CLASSES
+    width = _LARGE_WIDTH if is_large else _WIDTH
+    chosen = {
+        "num_epochs": _within(epochs, _FEWEST_EPOCHS, _MOST_EPOCHS),
+        "noisy_batch_size": _within(num_noisy // _STEPS_PER_EPOCH, _SMALLEST_BATCH, _LARGEST_BATCH),
+        # Of every clean batch one half judges the other.
+        "clean_batch_size": max(2, min(num_clean, _LARGEST_BATCH) // 2 * 2),
+        "lcn.hidden_size": width,
+        "lcn.embedding_size": width,
+    }
+    assert chosen.keys() == set(SIZED)
+    filled = config.copy_and_resolve_references()
+    flat = {name: x for name, x in chosen.items() if not _get(config, name)}
+    if flat:
+        filled.update_from_flattened_dict(flat)
+        logging.info(
+            "From %d noisy and %d clean examples of %d classes: %s.", num_noisy, num_clean,
+            dataset.num_classes, ", ".join(f"{name}={x}" for name, x in flat.items()),
+        )  # fmt: skip
+    return filled
+
+
+def _within(number: int, low: int, high: int) -> int:
+    return max(low, min(number, high))
+
+
+def _get(config: ConfigDict, name: str) -> int:
+    section, _, field = name.rpartition(".")
+    value: int = (config[section] if section else config)[field]
+    return value
