@@ -6,8 +6,8 @@
 says first what it will cost, then runs every dataset with its own config (configs/<name>.py), in
 DIR3/<dataset>/<noise>/<level>/<method>/seed<n>, and writes `table2.md` and `table2.csv` with the
 published numbers in a column of their own; the same command goes on where it was stopped.
---override=num_epochs=1,model.resnet.depth=8 changes settings of all runs: a table of smaller runs
-is another one, and says so. --cost_only stops after the cost.
+--override=num_epochs=1 --override=model.resnet.depth=8 changes settings of all runs: a table of
+smaller runs is another one, and says so. --cost_only stops after the cost.
 """
 
 import ast
@@ -42,7 +42,7 @@ _LEVELS = flags.DEFINE_string("levels", "0:0.9:0.1", "0.2,0.4 or first:last:step
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Number of seeds.", lower_bound=1)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "bert-base-uncased", "Of texts.")
 _TEXTS = flags.DEFINE_enum("texts", "finetuned", ["finetuned", "frozen"], "How texts are learned.")
-_OVERRIDE = flags.DEFINE_list("override", [], "FIELD=VALUE of all configs.")
+_OVERRIDE = flags.DEFINE_multi_string("override", [], "FIELD=VALUE of all configs; repeatable.")
 _BATCH_RUNS = flags.DEFINE_integer(
     "batch_runs", 1, "Runs to train as one program, at most.", lower_bound=1
 )

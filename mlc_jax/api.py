@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 
 from mlc_jax import build, config, description, paths
 from mlc_jax.core import TrainState
-from mlc_jax.data import Dataset, Source, Subset
+from mlc_jax.data import Dataset, Source, Subset, image_folder
 from mlc_jax.data.columns import Columns
+from mlc_jax.data.datasets import image_options
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.data.table_files import TableSource
 from mlc_jax.errors import InputError, expect
@@ -58,7 +59,7 @@ class Result:
       bound: the method's functions.
       example: what one input is, as stored; see `Run.sizes`.
       read: inputs as a user has them -> a source of what the classifier was trained on.
-      kind: what those are: arrays, a table, or text.
+      kind: what those are: arrays, a table, text, or image_folder.
       columns: of a table.
     """
 
@@ -80,8 +81,9 @@ class Result:
         """The classifier's probabilities `[n, C]` for inputs like those it was trained on.
 
         Args:
-          x: as in `Examples`; texts for a run that was given texts; of a command's run on a table a
-            data frame or a dict of columns.
+          x: as in `Examples`; texts for a run that was given texts; and of the command's runs, for a
+            table a data frame or a dict of columns, for pictures their paths, a directory of them, or
+            a table with a column `path`.
           batch_size: over all devices.
 
         Raises:
@@ -289,6 +291,10 @@ def load(
     elif method is None:
         complete = config.complete(ConfigDict(described))
         paired = sizes.get("paired", False)  # Of an older workdir it says nothing, and needs not.
+        if complete.dataset.name in config.IMAGE_FILES:
+            kind = "image_folder"
+            options = image_options(complete)
+            read = functools.partial(image_folder.unlabelled, options=options, field="x")
         if complete.model.name == "bert":
             kind, read = "text", encoding.text_reader(encoding.from_workdir(complete, path))
         method = build.create_method(complete, num_classes, paired=paired)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mlc_jax.api import Result
 from mlc_jax.data import Source, arrays
 from mlc_jax.data.table_files import TableSource
@@ -83,6 +85,19 @@ def _open_texts(result: Result, path: str) -> Opened:
     return _open_rows(Table(_FIELD, path), ["text"], create)
 
 
+def _open_pictures(result: Result, path: str) -> Opened:
+    """All pictures below a directory, or those of a table's column `path`."""
+    read: Any = result.read
+    source = read(path, field=_FIELD)
+
+    def chunks() -> Iterator[tuple[Sequence[str], Source]]:
+        for start in range(0, len(source), CHUNK):
+            part = source.take(slice(start, start + CHUNK))
+            yield part.ids(np.arange(len(part))).tolist(), part
+
+    return Opened(len(source), chunks())
+
+
 def _open_rows(
     table: Any, names: Sequence[str], create: Callable[[list[tuple[int, list[Any]]]], Source]
 ) -> Opened:
@@ -110,4 +125,5 @@ _OPENERS: dict[str, Callable[[Result, str], Opened]] = {
     "arrays": _open_arrays,
     "table": _open_table,
     "text": _open_texts,
+    "image_folder": _open_pictures,
 }

@@ -3,8 +3,9 @@
     python -m mlc_jax.predict --workdir=runs/own --input=new.csv --output=predictions.csv
 
 The workdir is that of a run that has ended; nothing of its training data is needed. The input is
-like the run's own files, without labels: an .npz or .npy of inputs, or a .csv, .jsonl or .parquet
-with the columns of the features, or with `text`; and maybe an `id`. Of all but an .npz, a part is
+like the run's own files, without labels: an .npz or .npy of inputs, a .csv, .jsonl or .parquet with
+the columns of the features, or with `text`, and maybe an `id`; or a directory of pictures, or a
+table with their `path`. Of all but an .npz, a part is
 in memory at a time. The output has a row for each example: id, label, confidence, and the
 probability of each class.
 """

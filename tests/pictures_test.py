@@ -10,13 +10,14 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+import mlc_jax as mlc
 from configs import image_folder as image_folder_config
 from mlc_jax import data
 from mlc_jax.config import validate
 from mlc_jax.data import image_folder, picture_check, pictures
 from mlc_jax.data.loader import Pipeline
 from mlc_jax.data.pictures import Files, Geometry, Pictures
-from mlc_jax.data.source import UNKNOWN, read_rows
+from mlc_jax.data.source import UNKNOWN, read_rows, show
 from mlc_jax.errors import InputError
 from mlc_jax.training import train
 
@@ -129,14 +130,12 @@ def test_kinds_of_files(kind, mode):
     assert np.abs(got - want[:16, :16]).max() < (90 if mode == "P" else 6)
 
 
-def test_a_thumbnail_keeps_pixels_alone():
-    exif = Image.Exif()
-    exif[0x010E] = "where I live"
-    data = _encoded(_photo(300, 100), "JPEG", exif=exif)
-    assert b"where I live" in data
-    small = Pictures(_Memory(data), Geometry()).thumbnail(0)
-    assert b"where I live" not in small and len(small) < 10_000
-    assert Image.open(io.BytesIO(small)).size == (96, 32)
+def test_a_reader_is_shown_the_whole_picture_in_pixels():
+    data = _encoded(_photo(300, 100), "JPEG")
+    (small,) = show(Pictures(_Memory(data), Geometry()), np.array([0]))
+    assert small.shape == (32, 96, 3) and small.dtype == np.uint8
+    whole = np.asarray(Image.open(io.BytesIO(data)).resize((96, 32), Image.BILINEAR)).astype(int)
+    assert np.abs(small - whole).max() < 8
 
 
 def test_fingerprint_knows_names_sizes_and_geometry():
@@ -298,6 +297,7 @@ def test_a_table(load, tmp_path):
 
 def _with_bad(tmp_path):
     """A table whose second, third and last pictures are bad."""
+    tmp_path.mkdir(exist_ok=True)
     _folder(tmp_path, 4)
     (tmp_path / "cat" / "1.png").write_bytes(b"")
     (tmp_path / "cat" / "2.png").unlink()
@@ -418,22 +418,43 @@ def test_batches_are_a_function_of_seed_and_step(load, tmp_path):
     assert not np.array_equal(stored, whole[0])  # Changed at random.
 
 
-def test_a_run_lists_what_it_left_out(create, tmp_path, standard_promotion):
-    config = create(data=_with_bad(tmp_path), bad_images="leave_out")
-    config.model.name = "mlp"
-    config.method, config.num_epochs = "cross_entropy", 1
-    config.noisy_batch_size, config.clean_batch_size = 8, 16
+def test_a_run_from_end_to_end(create, tmp_path, run_program, standard_promotion):
+    """What it left out is listed, its page shows pictures, and it predicts a folder."""
+    config = create(data=_with_bad(tmp_path / "all"), bad_images="leave_out", holdout_per_class=0)
     for label in ("cat", "dog"):
         for i in range(4, 16):
-            _save(tmp_path / label / f"{i}.png", seed=i)
+            _save(tmp_path / "all" / label / f"{i}.png", seed=i)
     with open(config.dataset.data, "a") as file:
         for label in ("cat", "dog"):
             for i in range(4, 16):
                 file.write(f"{label}/{i}.png,{label},{label if i < 12 else ''}\n")
-    train.train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)
-    rows = list(csv.reader((tmp_path / "run" / "left_out.csv").open()))
+    fields = {"model.name": "mlp", "method": "mlc", "num_steps": 3, "lcn.hidden_size": 8}
+    fields |= {"noisy_batch_size": 8, "clean_batch_size": 16, "lcn.embedding_size": 8}
+    config.update_from_flattened_dict(fields)
+    run = tmp_path / "run"
+    train.train_and_evaluate(config, str(run), show_progress=False)
+    rows = list(csv.reader((run / "left_out.csv").open()))
     assert rows[0] == ["id", "problem"] and [row[0] for row in rows[1:]] == [
         "cat/1.png", "cat/2.png", "dog/3.png",
     ]  # fmt: skip
-    labels = list(csv.DictReader((tmp_path / "run" / "corrected_labels.csv").open()))
+    labels = list(csv.DictReader((run / "corrected_labels.csv").open()))
     assert [row["id"] for row in labels][:3] == ["dog/1.png", "dog/2.png", "cat/12.png"]
+    changed = any(row["is_label_issue"] == "True" for row in labels)
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/") > changed
+
+    for path in (tmp_path / "all" / "cat" / "1.png", tmp_path / "all" / "dog" / "3.png"):
+        path.unlink()
+    code, _, err = run_program(
+        "mlc_jax.predict", f"--workdir={run}", f"--input={tmp_path / 'all'}",
+        f"--output={tmp_path / 'out.csv'}", "--noprogress",
+        required=["workdir", "input", "output"],
+    )  # fmt: skip
+    assert code == 0, err
+    predicted = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert len(predicted) == 29 and predicted[0]["id"] == "cat/0.png"
+    loaded = mlc.load(run)
+    paths = [str(tmp_path / "all" / "cat" / "0.png"), str(tmp_path / "all" / "dog" / "2.png")]
+    probs = loaded.predict_proba(paths)
+    want = [float(row["p_cat"]) for row in predicted if row["id"] in ("cat/0.png", "dog/2.png")]
+    np.testing.assert_allclose(probs[:, 0], want, atol=1e-5)

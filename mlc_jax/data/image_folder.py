@@ -84,21 +84,25 @@ def load(
     return own._replace(left_out=tuple(left_out))
 
 
-def unlabelled(path: str, options: Options, field: str) -> Pictures:
-    """All pictures below a directory, or those of a table's column `path`, to predict.
+def unlabelled(path: str | Sequence[str], options: Options, field: str) -> Pictures:
+    """Pictures to predict: all below a directory, those of a table's column `path`, or a list.
 
     Args:
-      path: of either.
-      options: see `Options`; bad pictures are refused or left out, and logged.
+      path: of a directory or a table, or the paths of pictures.
+      options: see `Options`; bad pictures are refused, or left out and logged.
       field: what messages call it.
+
+    Raises:
+      InputError: there is none, or it cannot be read.
     """
-    if pathlib.Path(path).expanduser().is_dir():
-        names = [os.fsencode(x) for x in sorted(pictures_below(field, path, ""))]
+    root, names = "", [] if isinstance(path, str) else [os.fsencode(str(x)) for x in path]
+    if isinstance(path, str) and pathlib.Path(path).expanduser().is_dir():
         root = str(pathlib.Path(path).expanduser())
-    else:
-        table = Table(field, path)
-        names = [os.fsencode(str(x)) for _, (x,) in table.rows(["path"])]
+        names = sorted(os.fsencode(x) for x in pictures_below(field, root, ""))
+    elif isinstance(path, str):
         root = str(pathlib.Path(path).expanduser().parent)
+        names = [os.fsencode(str(x)) for _, (x,) in Table(field, path).rows(["path"])]
+    path = path if isinstance(path, str) else "the list"
     if not names:
         raise InputError(f"{field}: {path!r} has no picture, expected some ({', '.join(ENDINGS)})")
     store, problems = open_store(field, root, np.array(names), options)

@@ -85,8 +85,7 @@ class Packed:
     def __len__(self) -> int:
         return len(self.names)
 
-    def take(self, keep: np.ndarray) -> "Packed":
-        """The rows of a mask `[N]`."""
+    def take(self, keep: Any) -> "Packed":
         return Packed(str(self.root), self.names[keep])
 
     def fingerprint(self) -> str:

@@ -62,8 +62,8 @@ class Store(Protocol):
         """See `Source`."""
         ...
 
-    def take(self, keep: np.ndarray) -> "Store":
-        """Those of a mask `[N]`."""
+    def take(self, keep: Any) -> "Store":
+        """Those of a mask `[N]`, or of a slice."""
         ...
 
     def read(self, row: Any) -> Any:
@@ -88,7 +88,7 @@ class Files:
     def __len__(self) -> int:
         return len(self.names)
 
-    def take(self, keep: np.ndarray) -> "Files":
+    def take(self, keep: Any) -> "Files":
         return Files(self.root, self.names[keep], self.sizes[keep])
 
     def fingerprint(self) -> str:
@@ -151,15 +151,23 @@ class Pictures:
     def read(self, rows: Any, draws: Any = None) -> Any:
         return see(decode(self.store.read(rows)), self.geometry, draws)
 
-    def thumbnail(self, row: int) -> bytes:
-        """A small JPEG of a whole picture, encoded anew: nothing but pixels is kept of the file."""
+    def take(self, keep: Any) -> "Pictures":
+        """Those of a mask `[N]`, or of a slice."""
+        ids = None if self._ids is None else self._ids[keep]
+        return Pictures(self.store.take(keep), self.geometry, ids)
+
+    def show(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Whole pictures made small, uint8 `[H, W, 3]` of `THUMBNAIL_SIZE` at most; see `show`."""
+        return [self._small(row) for row in rows]
+
+    def _small(self, row: int) -> np.ndarray:
         import tensorflow as tf
 
         image = decode(self.store.read(tf.constant(row, tf.int64)))
         size = [THUMBNAIL_SIZE, THUMBNAIL_SIZE]
         small = tf.image.resize(image, size, preserve_aspect_ratio=True, antialias=True)
-        encoded: bytes = tf.io.encode_jpeg(to_uint8(small), quality=85).numpy()
-        return encoded
+        pixels: np.ndarray = to_uint8(small).numpy()
+        return pixels
 
 
 def decode(data: Any) -> Any:
