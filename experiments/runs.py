@@ -86,9 +86,13 @@ def run_grid(
             bar.update(len(names))
     if runs.keys() == failures.keys():
         raise next(iter(failures.values()))
-    return {
-        name: _read_json(_results_file(workdir / name)) for name in runs if name not in failures
-    }
+    return finished(runs, workdir)
+
+
+def finished(names: Iterable[str], workdir: epath.Path) -> dict[str, dict[str, Any]]:
+    """`results.json` of the runs that have one, by their directories below `workdir`."""
+    files = {name: _results_file(workdir / name) for name in names}
+    return {name: _read_json(file) for name, file in files.items() if file.exists()}
 
 
 def train_rows(grid: Grid, workdir: epath.Path, *, batch_runs: int) -> list[Row]:
