@@ -41,7 +41,13 @@ def override(
 
 
 def cache_programs(workdir: epath.Path) -> None:
-    """Keeps compiled programs for what differs only in its seed or data; for the whole process."""
+    """Keeps compiled programs for what differs only in its seed or data; for the whole process.
+
+    Not in a bucket: whoever can write to one could run code here. JAX_COMPILATION_CACHE_DIR is for
+    those who want it nevertheless.
+    """
+    if "://" in str(workdir):
+        return
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
