@@ -13,6 +13,9 @@ from experiments import runs
 from mlc_jax.config import METHODS, NOISE_TYPES
 from mlc_jax.errors import expect
 
+# Fields that differ between the runs of a grid, whatever else its settings change.
+AXES = ("method", "noise.type", "noise.level", "seed", "noise.seed", "dataset.split_seed")
+
 
 class Cell(NamedTuple):
     """One noise type at one level.

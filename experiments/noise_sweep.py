@@ -9,12 +9,15 @@ not run again, one that was interrupted goes on. In DIR: `runs.csv`, `sweep.csv`
 
 --batch_runs=N trains up to N runs of a method, which differ in seed and noise alone, as one
 program: many times faster for small models. Each is the run that it would be alone, rounding aside.
+
+--shard=i/n trains a share of the grid, for n workers on n machines with one DIR (or --shard=auto in
+a job array); --collect then makes the tables (`experiments.shards`).
 """
 
 from absl import flags, logging
 from ml_collections import config_flags
 
-from experiments import noise_grid, noise_tables, runs
+from experiments import noise_grid, noise_tables, shards
 from mlc_jax import command_line, paths
 from mlc_jax.config import METHODS, NOISE_TYPES
 
@@ -36,6 +39,7 @@ _FIRST_SEED = flags.DEFINE_integer(
 _BATCH_RUNS = flags.DEFINE_integer(
     "batch_runs", 1, "Runs to train as one program, at most.", lower_bound=1
 )
+_SHARDS = shards.define_flags()
 
 
 def main() -> None:
@@ -46,7 +50,10 @@ def main() -> None:
     seeds = range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value)
     workdir = paths.absolute(_WORKDIR.value)
     grid = noise_grid.grid(config, {name: {"method": name} for name in methods}, cells, seeds)
-    noise_tables.write(runs.train_rows(grid, workdir, batch_runs=_BATCH_RUNS.value), workdir)
+    rows = _SHARDS.rows(config, grid, workdir, batch_runs=_BATCH_RUNS.value)
+    if not rows:  # Of a worker, whose share is no table.
+        return
+    noise_tables.write(rows, workdir, trained_here=not _SHARDS.collect.value)
     print(f"Everything is in {workdir}: results, corrected labels, metrics for each run.")
 
 

@@ -31,16 +31,17 @@ _COLUMNS = {
 _MARKERS = "osv^<>DPX*h"  # Of methods, which are more than there are colours.
 
 
-def write(rows: Rows, workdir: epath.Path) -> None:
+def write(rows: Rows, workdir: epath.Path, *, trained_here: bool = True) -> None:
     """Writes all of them, and prints `sweep.md`.
 
     Args:
       rows: `results.json` of each run, with its `noise_type` and `level`.
       workdir: of the files.
+      trained_here: whether the devices of this machine are named.
     """
     workdir.joinpath("runs.csv").write_text(to_csv(rows))
     workdir.joinpath("sweep.csv").write_text(to_csv(summarize(rows)))
-    text = to_markdown(rows)
+    text = to_markdown(rows, trained_here=trained_here)
     workdir.joinpath("sweep.md").write_text(text)
     figure = plot(rows)
     if figure:
@@ -71,14 +72,15 @@ def summarize(rows: Rows) -> list[dict[str, Any]]:
     return summary
 
 
-def to_markdown(rows: Rows) -> str:
+def to_markdown(rows: Rows, *, trained_here: bool = True) -> str:
     """The mean over all noise for each method, and for several levels the accuracy at each."""
+    devices = f" on {jax.device_count()} {jax.devices()[0].device_kind} device(s)"
     first, methods = rows[0], values(rows, "method")
     num_runs = len(methods) * len(values(rows, "seed")) * _num_cells(rows)
     lines = [
         f"{first['dataset']}, {noise_of(rows)}, {len(values(rows, 'seed'))} seeds, "
-        f"{' or '.join(str(n) for n in sorted(set(values(rows, 'num_steps'))))} steps "
-        f"on {jax.device_count()} {jax.devices()[0].device_kind} device(s); "
+        f"{' or '.join(str(n) for n in sorted(set(values(rows, 'num_steps'))))} steps"
+        f"{devices if trained_here else ''}; "
         "percent, mean ± standard deviation over the seeds"
         + (", each the mean over all noise" if _num_cells(rows) > 1 else "")
         + ("; - where runs diverged" if len(rows) < num_runs else ""),

@@ -44,7 +44,8 @@ def override(
 def cache_programs(workdir: epath.Path) -> None:
     """Keeps compiled programs for what differs only in its seed or data; for the whole process.
 
-    Not in a bucket: whoever can write to it could have this machine run their code.
+    Not in a bucket: whoever can write to one could run code here. JAX_COMPILATION_CACHE_DIR is for
+    those who want it nevertheless.
     """
     if paths.is_remote(workdir):
         return
@@ -92,9 +93,13 @@ def run_grid(
             bar.update(len(names))
     if runs.keys() == failures.keys():
         raise next(iter(failures.values()))
-    return {
-        name: _read_json(_results_file(workdir / name)) for name in runs if name not in failures
-    }
+    return finished(runs, workdir)
+
+
+def finished(names: Iterable[str], workdir: epath.Path) -> dict[str, dict[str, Any]]:
+    """`results.json` of the runs that have one, by their directories below `workdir`."""
+    files = {name: _results_file(workdir / name) for name in names}
+    return {name: _read_json(file) for name, file in files.items() if file.exists()}
 
 
 def train_rows(grid: Grid, workdir: epath.Path, *, batch_runs: int) -> list[Row]:

@@ -81,9 +81,9 @@ class Result:
         """The classifier's probabilities `[n, C]` for inputs like those it was trained on.
 
         Args:
-          x: as in `Examples`; texts for a run that was given texts; and of the command's runs, for a
-            table a data frame or a dict of columns, for pictures their paths, a directory of them, or
-            a table with a column `path`.
+          x: as in `Examples`; texts for a run that was given texts. For runs of the command: on a
+            table, a data frame or a dict of columns; on pictures, their paths, a directory of
+            them, or a table with a column `path`.
           batch_size: over all devices.
 
         Raises:

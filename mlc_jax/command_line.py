@@ -26,7 +26,39 @@ def run(main: Callable[..., None], *, required: list[str], takes_arguments: bool
     """
     for name in required:
         flags.register_validator(name, bool, message=f"--{name} is required.")
-    app.run(lambda argv: _guarded(main, argv, takes_arguments), flags_parser=_parse)
+    app.run(lambda argv: _guarded(main, argv, takes_arguments), flags_parser=parse)
+
+
+def parse(
+    argv: list[str], values: flags.FlagValues = flags.FLAGS, *, known_only: bool = False
+) -> list[str]:
+    """absl's parsing, but what is wrong ends the command with one line and not a traceback.
+
+    Args:
+      argv: the program's name first.
+      values: the flags; by default those of this program.
+      known_only: whether flags of other names are left alone.
+
+    Returns:
+      What is no flag.
+    """
+    try:
+        rest = values(argv, known_only=known_only)
+        # ml_collections tells of a file that is not there when its config is first used.
+        if "config" in values:
+            getattr(values["config"].value, "lock", None)
+        return rest
+    except flags.Error as error:
+        # A config file's own error comes with its traceback, in the message.
+        text = str(error).rpartition(f"{InputError.__module__}.{InputError.__name__}: ")[2].strip()
+        sys.exit(_fail(f"{text}\n--help lists the flags.", ExitCode.BAD_INPUT))
+    except OSError as error:
+        sys.exit(_fail(f"--config: {str(error).splitlines()[-1].strip()}", ExitCode.BAD_INPUT))
+    except (AttributeError, KeyError, TypeError) as error:
+        # ml_collections wraps its advice ('Did you mean "noise" instead of "nosie"?') in quotes.
+        text = str(error.args[0] if error.args else error).replace("\\n", "\n")
+        hint = text.splitlines()[-1].strip("\"'")
+        sys.exit(_fail(f"--config: no such field, or of another type. {hint}", ExitCode.BAD_INPUT))
 
 
 def _guarded(main: Callable[..., None], argv: list[str], takes_arguments: bool) -> int:
@@ -43,27 +75,6 @@ def _guarded(main: Callable[..., None], argv: list[str], takes_arguments: bool) 
             raise
         return _fail(f"{error}{_HINTS.get(code, '')}", code)
     return ExitCode.DONE
-
-
-def _parse(argv: list[str]) -> list[str]:
-    """absl's parsing, but what is wrong gets one line and not a traceback."""
-    try:
-        rest = flags.FLAGS(argv)
-        # ml_collections tells of a file that is not there when its config is first used.
-        if "config" in flags.FLAGS:
-            getattr(flags.FLAGS["config"].value, "lock", None)
-        return rest
-    except flags.Error as error:
-        # A config file's own error comes with its traceback, in the message.
-        text = str(error).rpartition(f"{InputError.__module__}.{InputError.__name__}: ")[2].strip()
-        sys.exit(_fail(f"{text}\n--help lists the flags.", ExitCode.BAD_INPUT))
-    except OSError as error:
-        sys.exit(_fail(f"--config: {str(error).splitlines()[-1].strip()}", ExitCode.BAD_INPUT))
-    except (AttributeError, KeyError, TypeError) as error:
-        # ml_collections wraps its advice ('Did you mean "noise" instead of "nosie"?') in quotes.
-        text = str(error.args[0] if error.args else error).replace("\\n", "\n")
-        hint = text.splitlines()[-1].strip("\"'")
-        sys.exit(_fail(f"--config: no such field, or of another type. {hint}", ExitCode.BAD_INPUT))
 
 
 def _is_for_users(record: std_logging.LogRecord) -> bool:

@@ -276,13 +276,18 @@ def run_program(load_program, monkeypatch, capsys):
     verbosity = logging.get_verbosity()
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # To be put back.
 
-    def run(name: str, *args: str, required: Any = ("config", "workdir")) -> tuple[int, str, str]:
+    def run(
+        name: str,
+        *args: str,
+        required: Any = ("config", "workdir"),
+        takes_arguments: bool = False,
+    ) -> tuple[int, str, str]:
         program = load_program(name)
         monkeypatch.setattr(sys, "argv", [name, *args])
         monkeypatch.setitem(sys.modules, "__main__", program)
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
-            command_line.run(program.main, required=list(required))
+            command_line.run(program.main, required=list(required), takes_arguments=takes_arguments)
         out, err = capsys.readouterr()
         return exit_.value.code, out, err
 
