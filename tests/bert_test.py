@@ -388,6 +388,27 @@ def test_meta_gradients_pass_through(rate):
     _assert_close(got.main.params, end.params, 1e-5)
 
 
+def test_meta_gradients_in_bfloat16(standard_promotion):
+    """The two forms round differently; float32 says how near they are but for that."""
+    apart = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model = Bert(TINY, 3, dtype=dtype)
+        params, problem = _params(model), _problem(model)
+        rng = np.random.default_rng(4)
+        meta = {"w": rng.normal(size=(8, 3)), "b": rng.normal(size=(3, 3))}
+        meta = jax.tree.map(lambda x: x.astype(np.float32), meta)
+        main = MainState(params, {}, problem.tx.init(params))
+        args = main, meta, _window(2), jax.random.split(jax.random.key(0), 2)
+        options = Options(backward="forward_over_reverse", scan_unroll=1)
+        exact = functools.partial(estimators.exact, problem, options=options)
+        mixed = jax.jit(exact)(*args).meta_grads
+        want = jax.jit(functools.partial(estimators.exact_reference, problem))(*args)[0]
+        mixed, want = ravel_pytree(mixed)[0], ravel_pytree(want)[0]
+        apart[dtype] = np.linalg.norm(mixed - want) / np.linalg.norm(want)
+    assert apart[jnp.float32] < 1e-5
+    assert 1e-4 < apart[jnp.bfloat16] < 0.05
+
+
 def _kept_for_backward(model):
     """Shapes of what is kept of a forward pass for the mixed-mode rule's backward pass."""
 

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import ag_news
 from experiments import costs
 from experiments.costs import Memory
 from mlc_jax.core import BACKWARDS
@@ -355,6 +356,20 @@ def test_cifar_needs_no_files():
     assert pool.num_classes == 100
     assert shapes.noisy.inputs.shape == (1, 100, 32, 32, 3)
     assert shapes.noisy.inputs.dtype == np.uint8
+
+
+def test_published_texts_need_no_files(tiny_bert):
+    """Nor weights, where only shapes count."""
+    config = ag_news.get_config()
+    config.model.bert.checkpoint, config.dataset.max_length = str(tiny_bert), 24
+    pool = costs.load_pool(config)
+    shapes = costs.batch_shapes(config, pool)
+    assert pool.num_classes == 4 and set(pool.inputs) == {"input_ids", "attention_mask"}
+    for x in shapes.clean_inner.inputs.values():
+        assert (x.shape, x.dtype) == ((1, 50, 24), np.int32)
+    config.model.bert.num_frozen_layers = -1
+    features = costs.batch_shapes(config, costs.load_pool(config)).noisy.inputs
+    assert (features.shape, features.dtype) == ((1, 100, 16), np.float32)
 
 
 def test_tensorflow_is_not_imported():
