@@ -177,7 +177,7 @@ def test_help(run_main):
     assert "python -m mlc_jax.main --config=configs/digits.py --workdir=runs/digits" in out
     for flag in (
         "--config:", "--workdir:", "--[no]progress:", "--[no]distributed:", "--coordinator:",
-        "--num_processes:", "--process_id:",
+        "--num_processes:", "--process_id:", "--[no]supervise:",
     ):  # fmt: skip
         assert f"\n  {flag} " in out
 

@@ -10,8 +10,8 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "mlc_jax"
 # From the bottom up: each may import those before it. The package's own face is lazy.
 LAYERS = [
-    "errors", "command_line", "config", "core", "models", "estimators", "methods", "data",
-    "examples", "build", "description", "training", "api", "main",
+    "errors", "supervisor", "command_line", "config", "core", "models", "estimators", "methods",
+    "data", "examples", "build", "description", "training", "api", "main",
 ]  # fmt: skip
 # Neither knows the other: a method sees arrays, a source knows no training.
 APART = {"data": {"models", "estimators", "methods", "config"}, "methods": {"config"}}
