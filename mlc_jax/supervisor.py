@@ -28,7 +28,7 @@ _OF_A_PEER = re.compile(
     "Gloo .* failed|oordination ?[sS]ervice|heartbeat timeout|onnection (reset|closed) by peer"
 )
 _PR_SET_PDEATHSIG = 1
-_ENDED_BY_ITSELF = {*ExitCode} - {ExitCode.UNFORESEEN, ExitCode.KILLED}
+_ENDED_BY_ITSELF = {ExitCode.DONE, ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode.PREEMPTED}
 
 
 def supervise(command: Sequence[str]) -> int:
@@ -46,7 +46,9 @@ def supervise(command: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, lambda *_: None)
     kept = _forward(process)
     code = process.wait()
-    if kept and code not in _ENDED_BY_ITSELF:
+    if kept and code in _ENDED_BY_ITSELF:  # Its own message may be among it.
+        sys.stderr.buffer.write(kept)
+    elif kept:
         print(_LOST_LINE, file=sys.stderr)
         return ExitCode.LOST
     return code if code >= 0 else 128 - code

@@ -1,5 +1,6 @@
 """One of two processes is gone: the other ends within a minute, with one line and its code."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -25,6 +26,8 @@ ABORT = (
     "F1126 04:04:23.534745    4397 client.h:80] Terminating process because the JAX distributed",
     "*** Check failure stack trace: ***",
 )
+TOLD = "".join(f"{line}\n" for line in ABORT)
+GIVE_UP = f"print(*{ABORT!r}, sep='\\n', file=sys.stderr, flush=True)"
 
 
 def _supervise(program, **settings):
@@ -53,8 +56,9 @@ def _supervise(program, **settings):
         ("sys.stderr.write('  1%\\r  2%'); sys.exit(143)", 143, "  1%\n  2%"),
         ("os.kill(os.getpid(), 9)", 137, ""),
         ("os.abort()", 134, ""),  # For another reason.
-        (f"print(*{ABORT!r}, sep='\\n', file=sys.stderr, flush=True); os.abort()", 200, ONE_LINE),
-        (f"print(*{ABORT!r}, sep='\\n', file=sys.stderr, flush=True); sys.exit(3)", 3, ""),
+        (f"{GIVE_UP}; os.abort()", 200, ONE_LINE),
+        (f"{GIVE_UP}; print({ONE_LINE!r}, end='', file=sys.stderr); sys.exit(200)", 200, ONE_LINE),
+        (f"{GIVE_UP}; print('error: x', file=sys.stderr); sys.exit(3)", 3, TOLD + "error: x\n"),
         # JAX has given up, and something keeps the process.
         (f"print({ABORT[0]!r}, file=sys.stderr, flush=True); time.sleep(600)", 200, ONE_LINE),
     ],
@@ -164,5 +168,6 @@ def test_a_lost_peer_is_one_line(tiny_flags, tmp_path, compilation_cache, victim
         assert "Traceback" not in told and "***" not in told and told.count("error") == 1
     finally:
         for process in processes:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # It has ended.
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
