@@ -14,11 +14,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from mlc_jax.errors import ExitCode, InputError, LostError, Preempted
+from mlc_jax.errors import ExitCode, InputError, Lost, Preempted
 
 # JAX's own is 100 seconds. A process that computes or compiles has a thread for its heartbeat.
 HEARTBEAT_SECONDS = 30
-LOST = LostError("another process of this run is gone.")
+LOST = Lost("another process of this run is gone.")
 
 _LOST_LINE = f"error: {LOST} The same command goes on from the newest checkpoint."
 _SECONDS_TO_ABORT = 10  # JAX takes one.

@@ -15,7 +15,7 @@ from mlc_jax.errors import (
     CheckpointError,
     ExitCode,
     InputError,
-    LostError,
+    Lost,
     NonFiniteLossError,
     Preempted,
     exit_code,
@@ -224,7 +224,7 @@ def test_all_goes_to_training(run_program, tmp_path, monkeypatch):
             "error: [Errno 28] No space left on device: 'results.json'\n",
         ),
         (
-            LostError("process 1 is gone."),
+            Lost("process 1 is gone."),
             200,
             "error: process 1 is gone. The same command goes on from the newest checkpoint.\n",
         ),
