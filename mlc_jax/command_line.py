@@ -3,8 +3,9 @@
 import logging as std_logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -70,11 +71,30 @@ def _guarded(main: Callable[..., None], argv: list[str], takes_arguments: bool) 
     try:
         main(*([argv[1:]] if takes_arguments else []))
     except Exception as error:
-        code = exit_code(error)
-        if code == ExitCode.UNFORESEEN:
+        if exit_code(error) == ExitCode.UNFORESEEN:
             raise
-        return _fail(f"{error}{_HINTS.get(code, '')}", code)
+        return _report(error)
     return ExitCode.DONE
+
+
+def leave(error: Exception) -> NoReturn:
+    """Ends the process at once, as `run` would, but for all that waits at an orderly end.
+
+    For one of several processes that fails alone: JAX's end waits for all of them.
+    """
+    code = exit_code(error)
+    if code == ExitCode.UNFORESEEN:
+        traceback.print_exception(error)
+    else:
+        _report(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _report(error: Exception) -> int:
+    code = exit_code(error)
+    return _fail(f"{error}{_HINTS.get(code, '')}", code)
 
 
 def _is_for_users(record: std_logging.LogRecord) -> bool:

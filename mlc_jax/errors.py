@@ -44,12 +44,12 @@ class NonFiniteLossError(RuntimeError):
     """The loss or a parameter became infinite or NaN."""
 
 
-class LostError(RuntimeError):
-    """What a run needs beside itself is gone: its bucket, its place in it, another process."""
-
-
 class Preempted(Exception):
     """SIGTERM came; the state is saved."""
+
+
+class Lost(Exception):
+    """Another process of the run, or the bucket of its workdir, cannot be reached any more."""
 
 
 # Of the rest nobody knows: a bug.
@@ -58,7 +58,7 @@ _EXIT_CODES: dict[type[BaseException], ExitCode] = {
     CheckpointError: ExitCode.FAILED,
     NonFiniteLossError: ExitCode.FAILED,
     Preempted: ExitCode.PREEMPTED,
-    LostError: ExitCode.LOST,
+    Lost: ExitCode.LOST,
     # Of the network. They are OSErrors, too: the first that fits counts.
     ConnectionError: ExitCode.LOST,
     TimeoutError: ExitCode.LOST,

@@ -7,11 +7,13 @@ lists them. The same command goes on from the newest checkpoint in the workdir. 
 TPU pod, a Slurm job): --distributed.
 """
 
+import sys
+
 from absl import flags
 from ml_collections import config_flags
 
-from mlc_jax import command_line, config
-from mlc_jax.errors import InputError, expect
+from mlc_jax import command_line, config, supervisor
+from mlc_jax.errors import InputError, Preempted, expect
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/digits.py.", lock_config=True
@@ -27,6 +29,11 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator.")
+_SUPERVISE = flags.DEFINE_bool(
+    "supervise",
+    True,
+    "With several processes: each has a parent that says in one line if another one is gone.",
+)
 _PROGRESS = flags.DEFINE_bool("progress", True, "Draw a progress bar.")
 
 
@@ -34,10 +41,24 @@ def main() -> None:
     # Before JAX and TensorFlow are imported: that alone takes ten seconds.
     config.validate(_CONFIG.value)
     _check_processes()
+    if _DISTRIBUTED.value or _COORDINATOR.value:
+        if _SUPERVISE.value:
+            command = [sys.executable, *sys.orig_argv[1:], "--nosupervise"]
+            sys.exit(supervisor.supervise(command))
+        _join_processes()
+    try:
+        _train()
+    except Exception as error:
+        import jax
+
+        if jax.process_count() == 1 or isinstance(error, Preempted):
+            raise
+        command_line.leave(supervisor.LOST if supervisor.is_of_a_lost_peer(error) else error)
+
+
+def _train() -> None:
     import jax
 
-    if _DISTRIBUTED.value or _COORDINATOR.value:
-        _join_processes()
     from mlc_jax.training import comparison
 
     results = comparison.train_and_compare(
@@ -70,7 +91,12 @@ def _join_processes() -> None:
     import jax
 
     try:
-        jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        jax.distributed.initialize(
+            _COORDINATOR.value,
+            _NUM_PROCESSES.value,
+            _PROCESS_ID.value,
+            heartbeat_timeout_seconds=supervisor.HEARTBEAT_SECONDS,
+        )
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(

@@ -15,7 +15,7 @@ from mlc_jax.errors import (
     CheckpointError,
     ExitCode,
     InputError,
-    LostError,
+    Lost,
     NonFiniteLossError,
     Preempted,
     exit_code,
@@ -177,7 +177,7 @@ def test_help(run_main):
     assert "python -m mlc_jax.main --config=configs/digits.py --workdir=runs/digits" in out
     for flag in (
         "--config:", "--workdir:", "--[no]progress:", "--[no]distributed:", "--coordinator:",
-        "--num_processes:", "--process_id:",
+        "--num_processes:", "--process_id:", "--[no]supervise:",
     ):  # fmt: skip
         assert f"\n  {flag} " in out
 
@@ -224,7 +224,7 @@ def test_all_goes_to_training(run_program, tmp_path, monkeypatch):
             "error: [Errno 28] No space left on device: 'results.json'\n",
         ),
         (
-            LostError("process 1 is gone."),
+            Lost("process 1 is gone."),
             200,
             "error: process 1 is gone. The same command goes on from the newest checkpoint.\n",
         ),

@@ -80,6 +80,28 @@ def _train(config, shape, num_devices, num_windows=NUM_WINDOWS):
     return _kept(state, metrics)
 
 
+def _train_sharded(config, shape, num_devices):
+    """The same by `jit` of `shard_map`: what would stand in `stack.over_devices` without pmap."""
+    mesh = Mesh(np.asarray(jax.devices()[:num_devices]), ("batch",))
+    everywhere, split = PartitionSpec(), PartitionSpec("batch")
+    bound = _bind(config, "batch")
+    train_step = _phase(bound, config).train_step
+    # The step averages its own gradients: with check_vma they would be averaged once more.
+    step = jax.shard_map(
+        lambda state, batch: train_step(state, jax.tree.map(lambda x: x[0], batch)),
+        mesh=mesh, in_specs=(everywhere, split), out_specs=everywhere, check_vma=False,
+    )  # fmt: skip
+    step = jax.jit(step, donate_argnums=0)
+    replicated = NamedSharding(mesh, everywhere)
+    state = jax.jit(bound.init, out_shardings=replicated)(jax.random.key(0), jnp.zeros((1, *shape)))
+    batches = _pipeline(shape, config).batches(0, num_devices=num_devices)
+    for _ in range(NUM_WINDOWS):
+        batch = jax.device_put(next(batches), NamedSharding(mesh, split))
+        state, metrics = step(state, batch)
+        jax.block_until_ready(state)
+    return _kept(state, metrics)
+
+
 def _train_bare(config, shape):
     """The same without an axis: nothing but `jax.jit`."""
     bound = _bind(config, None)
@@ -235,3 +257,15 @@ def test_bare_jit_is_pmap_on_one_device(method, estimator):
     bare = _train_bare(config, (4,))
     assert bare["step"] == 2 * NUM_WINDOWS
     _assert_same(bare, _train(config, (4,), 1), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("method", "num_devices"),
+    [("mlc", 8), *(_slow(name, n) for name, n in (("mlc", 2), ("glc", 8), ("emlc", 8)))],
+)
+def test_pmap_is_jit_of_shard_map(method, num_devices):
+    """pmap is in maintenance mode: a later swap is one function, `stack.over_devices`."""
+    config = _config("mlp", "exact", method)
+    sharded = _train_sharded(config, (4,), num_devices)
+    assert sharded["step"] == 2 * NUM_WINDOWS
+    _assert_same(sharded, _train(config, (4,), num_devices), rtol=0, atol=0)

@@ -10,8 +10,9 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "mlc_jax"
 # From the bottom up: each may import those before it. The package's own face is lazy.
 LAYERS = [
-    "errors", "paths", "command_line", "config", "core", "models", "estimators", "methods", "data",
-    "examples", "build", "description", "training", "api", "new_examples", "predict", "main",
+    "errors", "paths", "supervisor", "command_line", "config", "core", "models", "estimators",
+    "methods", "data", "examples", "build", "description", "training", "api", "new_examples",
+    "predict", "main",
 ]  # fmt: skip
 # Neither knows the other: a method sees arrays, a source knows no training.
 APART = {"data": {"models", "estimators", "methods", "config"}, "methods": {"config"}}

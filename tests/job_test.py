@@ -4,6 +4,7 @@ Kubernetes' own kinds and JobSet's are checked where packages with their schemas
 kubeflow-trainer-api (in [test]) and kubernetes-validate (108 MB: by hand).
 """
 
+import configparser
 import math
 import pathlib
 
@@ -289,3 +290,25 @@ def test_kubernetes_own_kinds(name):
     manifest["spec"]["template"]["spec"]["terminationGracePeriod"] = 15
     with pytest.raises(validate.ValidationError, match="terminationGracePeriod"):
         validate.validate(manifest, version, strict=True)
+
+
+def test_the_image_gets_what_it_copies():
+    """The Dockerfile's sources are there, and .dockerignore leaves them in."""
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
+    passed = [x[1:] for x in (ROOT / ".dockerignore").read_text().splitlines() if x[:1] == "!"]
+    assert {"setup.cfg", "constraints.txt", "mlc_jax", "configs", "experiments"} <= set(copied)
+    for name in copied:
+        assert (ROOT / name).exists(), name
+        assert name.split("/")[0] in passed, name
+    extras = configparser.ConfigParser()
+    extras.read(ROOT / "setup.cfg")
+    assert {"tpu", "gcs"} <= set(extras["options.extras_require"])
+    assert any(line.endswith("'.[tpu,gcs]'") for line in lines)
+
+
+def test_skypilot_tries_again_what_is_worth_it():
+    task = yaml.safe_load((ROOT / "cloud" / "sky.yaml").read_text())
+    codes = task["resources"]["job_recovery"]["recover_on_exit_codes"]
+    assert codes == [code for code in ExitCode if code.should_retry]
+    assert task["run"].splitlines()[-1].startswith("exec python -m ")

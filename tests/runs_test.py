@@ -242,3 +242,10 @@ def test_a_dict_is_a_cell_of_csv():
 def test_markdown_has_text_to_the_left():
     text = tables.to_markdown(["k", "step"], [["1", "plain"]], text_columns=[1])
     assert text == "| k | step |\n| ---: | --- |\n| 1 | plain |\n"
+
+
+def test_programs_are_not_kept_in_a_bucket():
+    """Who can write to one could run code here: only where JAX_COMPILATION_CACHE_DIR says so."""
+    before = jax.config.jax_compilation_cache_dir
+    runs.cache_programs(epath.Path("gs://bucket/sweep"))
+    assert jax.config.jax_compilation_cache_dir == before
