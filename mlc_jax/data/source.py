@@ -23,7 +23,6 @@ from mlc_jax.errors import InputError
 
 UNKNOWN = -1  # A label that nobody knows.
 _HASHED_BYTES = 64 * 2**20  # Of an array; of a larger one every n-th row is hashed.
-_SHOWN_NUMBERS = 8
 _PAD = 4  # Pixels of reflected border that a random crop moves within, as in the published code.
 _GRAPH_NAMES = re.compile(r"\{\{.*?\}\} |Error in .*? iterator: \S+ |\s*\[\[.*| \[Op:.*")
 
@@ -219,7 +218,7 @@ class IndexedSource:
     @functools.cached_property
     def _fingerprint(self) -> str:
         rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), 64)).astype(np.int64))
-        return f"{len(self)} {hash_arrays(self._gather(rows))}"
+        return f"{len(self)} {hash_arrays(self.gather(rows))}"
 
     def _take(self, rows: np.ndarray) -> Tree:
         """Inputs of sorted, unique rows."""
@@ -236,7 +235,7 @@ class IndexedSource:
             raise self._failed(f"{text}{len(rows)} examples".replace("'", ""))
         return inputs
 
-    def _gather(self, rows: np.ndarray) -> Tree:
+    def gather(self, rows: np.ndarray) -> Tree:
         """Inputs of rows in any order."""
         unique, places = np.unique(rows, return_inverse=True)
         inputs, expected = self._take(unique), self._layout
@@ -259,13 +258,13 @@ class IndexedSource:
         import tensorflow as tf
 
         if tf.executing_eagerly():
-            return jax.tree.map(tf.constant, self._gather(rows.numpy()))
+            return jax.tree.map(tf.constant, self.gather(rows.numpy()))
         weak = weakref.ref(self)  # TensorFlow keeps `gather` as long as the process lives.
 
         def gather(rows: np.ndarray) -> list[np.ndarray]:
             source = weak()
             assert source is not None
-            return jax.tree.leaves(source._gather(rows))
+            return jax.tree.leaves(source.gather(rows))
 
         leaves = tf.numpy_function(gather, [rows], self._layout.dtypes)
         for leaf, shape in zip(leaves, self._layout.shapes, strict=True):
@@ -335,31 +334,6 @@ def read_rows(source: Source, rows: np.ndarray) -> Tree:
             return jax.tree.map(np.asarray, source.read(tf.constant(rows, tf.int64)))
         trees = [source.read(tf.constant(row, tf.int64)) for row in rows]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-
-
-def show(source: Source, rows: np.ndarray) -> list[str | np.ndarray]:
-    """Examples for a reader: texts, or pictures, uint8 `[H, W, 3]`.
-
-    A source that has a method `show`, of the same arguments and results, says it itself.
-    """
-    if hasattr(source, "show"):
-        shown: list[str | np.ndarray] = source.show(rows)
-        return shown
-    inputs = read_rows(source, rows)
-    if not isinstance(inputs, np.ndarray):
-        return [""] * len(rows)
-    if inputs.ndim == 4 and inputs.shape[-1] in (1, 3):
-        low, high = float(inputs.min()), float(inputs.max())
-        low = min(low, 0.0)
-        pixels = np.round((inputs - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
-        return list(np.repeat(pixels, 3, axis=-1) if inputs.shape[-1] == 1 else pixels)
-    return [_numbers(x.reshape(-1)) for x in inputs]
-
-
-def _numbers(values: np.ndarray) -> str:
-    """The first of some numbers."""
-    more = f" … ({len(values)} numbers)" if len(values) > _SHOWN_NUMBERS else ""
-    return " ".join(f"{x:.4g}" for x in values[:_SHOWN_NUMBERS]) + more
 
 
 @contextlib.contextmanager
