@@ -39,7 +39,7 @@ from mlc_jax import build, core, data
 from mlc_jax.config import validate
 from mlc_jax.core import BACKWARDS, ESTIMATORS, Batch, Labelled
 from mlc_jax.data.prepare import Normalize
-from mlc_jax.data.source import num_examples
+from mlc_jax.data.source import IndexedSource, num_examples
 from mlc_jax.errors import expect
 from mlc_jax.methods import METHODS, BoundMethod, Method
 from mlc_jax.methods.blocks import supervised
@@ -58,6 +58,7 @@ STEPS = (
 _IMAGE_CLASSES = {"cifar10": 10, "cifar100": 100, "clothing1m": 14}
 _CIFAR_SIZE = 32
 _NUM_RANDOM_IMAGES = 100
+_NUM_TEXTS = 1_000  # Of which batches are drawn.
 MIN_SECONDS = 0.2  # Of one timing: a step of a millisecond is run many times for it.
 # Of programs that are compiled for their analysis alone. The level changes the machine code only.
 _ANALYSIS_OPTIONS: dict[str, Any] = {
@@ -270,8 +271,12 @@ def load_pool(config: ConfigDict) -> Pool:
         return Pool(images, _IMAGE_CLASSES[name], Normalize(255.0, (0.5,) * 3, (0.25,) * 3))
     dataset = data.load(config)
     source = dataset.clean.source
-    assert isinstance(source, data.ArraySource)
-    return Pool(source.inputs, dataset.num_classes, dataset.prepare)
+    if isinstance(source, data.ArraySource):
+        inputs = source.inputs
+    else:  # Tokens of texts.
+        assert isinstance(source, IndexedSource)
+        inputs = source.gather(np.arange(min(len(source), _NUM_TEXTS)))
+    return Pool(inputs, dataset.num_classes, dataset.prepare)
 
 
 def bind(method: Method, pool: Pool, axis_name: str | None = None) -> BoundMethod:

@@ -17,6 +17,7 @@ from mlc_jax.errors import InputError
 # Of the CIFAR training images in [0, 1], as in the published code: (125.3, 123.0, 113.9) / 255 ...
 _CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 _CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
+CIFAR_PREPARE = Normalize(255.0, _CIFAR_MEAN, _CIFAR_STD)
 _CIFAR_TRAIN_SIZE = 50_000
 _CIFAR_DRAWS = 3  # Row offset, column offset, flip.
 _DIGITS_TEST_SIZE = 360
@@ -120,7 +121,7 @@ def cifar(name: str, data_dir: str | None, *, download: bool) -> Benchmark:
         num_published=_CIFAR_TRAIN_SIZE,
         test=ArraySource(test["image"], test["id"]),
         test_labels=test["label"],
-        prepare=Normalize(255.0, _CIFAR_MEAN, _CIFAR_STD),
+        prepare=CIFAR_PREPARE,
     )
 
 

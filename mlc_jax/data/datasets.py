@@ -119,18 +119,18 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
     """
     c = config.dataset
     if c.name == "digits":
-        return _corrupted(benchmarks.digits(), config)
+        return corrupted(benchmarks.digits(), config)
     tokenizer = c.tokenizer or config.model.bert.checkpoint
     tokens = text_files.Settings(tokenizer, c.max_length, c.cache_dir, encode)
     if c.name in text_files.LAYOUTS:
         benchmark = text_files.published(
             c.name, c.data_dir, tokens, tfds_name=c.tfds_name, download=c.download
         )
-        return _corrupted(benchmark, config)
+        return corrupted(benchmark, config)
     if c.name == "clothing1m":
         return _clothing1m(c.data_dir, image_options(config), paired=c.paired)
     if c.name not in _OWN:
-        return _corrupted(benchmarks.cifar(c.name, c.data_dir, download=c.download), config)
+        return corrupted(benchmarks.cifar(c.name, c.data_dir, download=c.download), config)
     files, checked = (c.data, c.noisy, c.clean, c.test), _listed(c.checked)
     stamps = tuple(_stamp(file) for file in (*files, *checked))
     options: Any = {
@@ -141,7 +141,7 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
     }[c.name]
     own = _own_data(c.name, files, checked, stamps, options)
     if isinstance(own, Benchmark):
-        return _corrupted(own, config)
+        return corrupted(own, config)
     own = hold_out(own, c.holdout_per_class, np.random.default_rng([c.split_seed, _HOLDOUT_STREAM]))
     if config.noise.type != "none":
         raise InputError(
@@ -221,8 +221,8 @@ def _own_data(
     return _OWN[name][0](*files, options, checked)
 
 
-def _corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
-    """Splits a benchmark, and makes labels of its noisy part wrong."""
+def corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
+    """Splits a benchmark, and makes labels of its noisy part wrong, as `config` says."""
     c, truth = config.dataset, benchmark.train_labels
     sizes = (c.clean_per_class, c.validation_per_class, c.num_noisy, c.imbalance)
     rows = _split(benchmark, *sizes, c.split_seed)

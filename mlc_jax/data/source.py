@@ -217,7 +217,7 @@ class IndexedSource:
     @functools.cached_property
     def _fingerprint(self) -> str:
         rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), 64)).astype(np.int64))
-        return f"{len(self)} {hash_arrays(self._gather(rows))}"
+        return f"{len(self)} {hash_arrays(self.gather(rows))}"
 
     def _take(self, rows: np.ndarray) -> Tree:
         """Inputs of sorted, unique rows."""
@@ -234,7 +234,7 @@ class IndexedSource:
             raise self._failed(f"{text}{len(rows)} examples".replace("'", ""))
         return inputs
 
-    def _gather(self, rows: np.ndarray) -> Tree:
+    def gather(self, rows: np.ndarray) -> Tree:
         """Inputs of rows in any order."""
         unique, places = np.unique(rows, return_inverse=True)
         inputs, expected = self._take(unique), self._layout
@@ -258,13 +258,13 @@ class IndexedSource:
 
         del draws
         if tf.executing_eagerly():
-            return jax.tree.map(tf.constant, self._gather(rows.numpy()))
+            return jax.tree.map(tf.constant, self.gather(rows.numpy()))
         weak = weakref.ref(self)  # TensorFlow keeps `gather` as long as the process lives.
 
         def gather(rows: np.ndarray) -> list[np.ndarray]:
             source = weak()
             assert source is not None
-            return jax.tree.leaves(source._gather(rows))
+            return jax.tree.leaves(source.gather(rows))
 
         leaves = tf.numpy_function(gather, [rows], self._layout.dtypes)
         for leaf, shape in zip(leaves, self._layout.shapes, strict=True):
