@@ -17,7 +17,7 @@ import pytest
 
 from mlc_jax import paths
 from mlc_jax.config import flatten
-from mlc_jax.errors import InputError, LostError, Preempted
+from mlc_jax.errors import InputError, Lost, Preempted
 
 pytestmark = [
     pytest.mark.slow,
@@ -252,7 +252,7 @@ def test_a_lease_is_taken_over(place, short_lease, monkeypatch):
     start = time.monotonic()
     third = short_lease.Lease.acquire(workdir)
     assert time.monotonic() - start > short_lease.EXPIRY
-    with pytest.raises(LostError, match="was lost"):
+    with pytest.raises(Lost, match="was lost"):
         second.check()
     third.check()
     third.release()
@@ -265,7 +265,7 @@ def test_the_next_attempt_of_a_job_does_not_wait(place, short_lease, monkeypatch
     first = short_lease.Lease.acquire(workdir)
     monkeypatch.setenv(short_lease.ATTEMPT_VARIABLE, "2")
     second = short_lease.Lease.acquire(workdir)
-    with pytest.raises(LostError):
+    with pytest.raises(Lost):
         first.check()
     monkeypatch.setenv(short_lease.ATTEMPT_VARIABLE, "1")  # One that was late.
     with pytest.raises(InputError, match="another run"):
@@ -282,7 +282,7 @@ def test_a_holder_that_was_stopped_writes_no_checkpoint(place, short_lease, tiny
         held._stop.set()
         held._thread.join()
         other = short_lease.Lease.acquire(path)
-        with pytest.raises(LostError):
+        with pytest.raises(Lost):
             manager.save(3, jax.device_put({"x": np.zeros(2)}), {"config": {}})
         manager.close()
         assert checkpoint.finished_steps(path / "checkpoints") == []

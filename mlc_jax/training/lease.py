@@ -17,7 +17,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from mlc_jax.errors import InputError, LostError
+from mlc_jax.errors import InputError, Lost
 
 OBJECT = ".lease"
 EXPIRY = 60.0  # Seconds without a renewal after which others may take it.
@@ -72,12 +72,12 @@ class Lease:
         """Renews at once.
 
         Raises:
-          LostError: somebody else has taken it, or the bucket has not answered for so long that
+          Lost: somebody else has taken it, or the bucket has not answered for so long that
             somebody may have.
         """
         self._renew()
         if self._lost or time.monotonic() - self._renewed > EXPIRY:
-            raise LostError(
+            raise Lost(
                 f"gs://{self._blob.bucket.name}/{self._blob.name} was lost: another run has taken "
                 "this workdir, or may have; nothing more is written to it."
             )

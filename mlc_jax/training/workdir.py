@@ -54,7 +54,7 @@ def check_held(workdir: epath.Path) -> None:
     """Before something is written that another run could be writing, too.
 
     Raises:
-      LostError: the directory's lease is no longer this process'.
+      Lost: the directory's lease is no longer this process'.
     """
     lease = _leases.get(str(workdir))
     if lease is not None:
