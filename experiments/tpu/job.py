@@ -27,6 +27,7 @@ from ml_collections import config_flags
 
 from mlc_jax import command_line, config
 from mlc_jax.errors import ExitCode, InputError, expect
+from mlc_jax.training.lease import ATTEMPT_VARIABLE, JOB_VARIABLE
 
 COUNT_VARIABLE = "JOB_COMPLETIONS"  # See `experiments.shards`.
 COORDINATOR_PORTS = (8471, 8482)  # Of libtpu, and of jax.distributed.
@@ -67,6 +68,14 @@ _CACHE = flags.DEFINE_bool(
 _OURS = (  # Flags that the manifest sets, or that its machines need none of.
     "workdir", "shard", "collect", "distributed", "coordinator", "num_processes", "process_id",
 )  # fmt: skip
+
+# What the workdir's lease knows the next attempt by, so that it need not wait for the last one's.
+_ATTEMPT = {
+    "name": ATTEMPT_VARIABLE,
+    "valueFrom": {
+        "fieldRef": {"fieldPath": "metadata.labels['jobset.sigs.k8s.io/restart-attempt']"}
+    },
+}
 
 
 class Family(NamedTuple):
@@ -293,6 +302,8 @@ def _pod(job: Job, tpu: Slice) -> dict[str, Any]:
     variables = {"JAX_PLATFORMS": "tpu,cpu", "PYTHONUNBUFFERED": "1"}
     if job.array:
         variables[COUNT_VARIABLE] = str(job.array)
+    else:
+        variables[JOB_VARIABLE] = job.name
     if job.cache:
         variables["JAX_COMPILATION_CACHE_DIR"] = f"{job.workdir}/compilation_cache"
     chips = {"google.com/tpu": str(tpu.chips_per_host)}
@@ -300,7 +311,10 @@ def _pod(job: Job, tpu: Slice) -> dict[str, Any]:
         "name": "main",
         "image": job.image,
         "command": list(job.command),
-        "env": [{"name": name, "value": value} for name, value in variables.items()],
+        "env": [
+            *({"name": name, "value": value} for name, value in variables.items()),
+            *([] if job.array else [_ATTEMPT]),
+        ],
         "ports": [{"containerPort": port} for port in COORDINATOR_PORTS],
         "resources": {"requests": chips, "limits": dict(chips)},
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],

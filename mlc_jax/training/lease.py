@@ -51,7 +51,7 @@ class Lease:
             "token": uuid.uuid4().hex,
             "holder": f"process {os.getpid()} on {socket.gethostname()}",
             "job": os.environ.get(JOB_VARIABLE, ""),
-            "attempt": int(os.environ.get(ATTEMPT_VARIABLE, "0")),
+            "attempt": int(os.environ.get(ATTEMPT_VARIABLE) or 0),
         }
         try:
             from google.cloud import storage
