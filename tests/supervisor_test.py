@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ ONE_LINE = (
     "error: another process of this run is gone. "
     "The same command goes on from the newest checkpoint.\n"
 )
+LONG = {"num_epochs": 5000, "checkpoint_every_steps": 20}
 TIMEOUT = 240  # Seconds to the first checkpoint, on a busy machine.
 # What JAX writes when it gives up, in short.
 ABORT = (
@@ -121,6 +123,46 @@ def _free_port():
         return listener.getsockname()[1]
 
 
+@contextlib.contextmanager
+def _two_at_work(directory, flags):
+    """Two processes of a long run, each with its parent, after the first checkpoint."""
+    port, processes = _free_port(), []
+    xla_flags = [x for x in os.environ["XLA_FLAGS"].split() if "device_count" not in x]
+    env = os.environ | {
+        "XLA_FLAGS": " ".join(xla_flags),
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [
+        sys.executable, "-m", "mlc_jax.main", f"--workdir={directory / 'run'}", *flags,
+        f"--coordinator=127.0.0.1:{port}", "--num_processes=2",
+    ]  # fmt: skip
+    try:
+        for i in range(2):
+            with _log(directory, i).open("w") as log:
+                settings = {"cwd": ROOT, "env": env, "stdout": log, "stderr": log}
+                process = subprocess.Popen(
+                    [*command, f"--process_id={i}"], start_new_session=True, **settings
+                )
+            processes.append(process)
+        end = time.monotonic() + TIMEOUT
+        while not list(directory.glob("run/checkpoints/[0-9]*")):
+            logs = [_log(directory, i).read_text()[-2000:] for i in range(2)]
+            assert [p.poll() for p in processes] == [None, None], logs
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        yield processes
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):  # It has ended.
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _log(directory, i):
+    return directory / f"log{i}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("victim", "signal_"),
@@ -131,43 +173,25 @@ def _free_port():
     ],
 )
 def test_a_lost_peer_is_one_line(tiny_flags, tmp_path, compilation_cache, victim, signal_):
-    port, workdir = _free_port(), tmp_path / "run"
-    flags = [x for x in os.environ["XLA_FLAGS"].split() if "device_count" not in x]
-    env = os.environ | {
-        "XLA_FLAGS": " ".join(flags),
-        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        "PYTHONPATH": str(ROOT),
-    }
-    command = [
-        sys.executable, "-m", "mlc_jax.main", f"--workdir={workdir}",
-        *tiny_flags(num_epochs=5000, checkpoint_every_steps=20),
-        f"--coordinator=127.0.0.1:{port}", "--num_processes=2",
-    ]  # fmt: skip
-    processes = []
-    try:
-        for i in range(2):
-            with (tmp_path / f"log{i}").open("w") as log:
-                settings = {"cwd": ROOT, "env": env, "stdout": log, "stderr": log}
-                process = subprocess.Popen(
-                    [*command, f"--process_id={i}"], start_new_session=True, **settings
-                )
-            processes.append(process)
-        end = time.monotonic() + TIMEOUT
-        while not list(workdir.glob("checkpoints/[0-9]*")):
-            logs = [(tmp_path / f"log{i}").read_text()[-2000:] for i in range(2)]
-            assert [p.poll() for p in processes] == [None, None], logs
-            assert time.monotonic() < end
-            time.sleep(0.2)
-        before = (tmp_path / f"log{1 - victim}").read_text()
+    log = _log(tmp_path, 1 - victim)
+    with _two_at_work(tmp_path, tiny_flags(**LONG)) as processes:
+        before = log.read_text()
         os.killpg(processes[victim].pid, signal_)
         start = time.monotonic()
         assert processes[1 - victim].wait(120) == 200
         assert time.monotonic() - start < 60
-        told = (tmp_path / f"log{1 - victim}").read_text().removeprefix(before)
-        assert told.endswith(ONE_LINE)
-        assert "Traceback" not in told and "***" not in told and told.count("error") == 1
-    finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):  # It has ended.
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    told = log.read_text().removeprefix(before)
+    assert told.endswith(ONE_LINE)
+    assert "Traceback" not in told and "***" not in told and told.count("error") == 1
+
+
+@pytest.mark.slow
+def test_preemption_of_one_saves_and_stops_both(tiny_flags, tmp_path, compilation_cache):
+    """SIGTERM to the parent, as a container's first process gets it."""
+    with _two_at_work(tmp_path, tiny_flags(**LONG)) as processes:
+        os.kill(processes[1].pid, signal.SIGTERM)
+        assert [process.wait(120) for process in processes] == [143, 143]
+    ends = [_log(tmp_path, i).read_text().splitlines()[-1] for i in range(2)]
+    assert ends[0] == ends[1]
+    (step,) = re.findall(r"^error: SIGTERM: saved step (\d+) of 105000\. The same", ends[0])
+    assert (tmp_path / "run" / "checkpoints" / step).exists()
