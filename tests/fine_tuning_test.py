@@ -153,3 +153,20 @@ def test_runs_of_one_program_are_what_they_are_alone(
         accuracy = together[workdir]["last_test_accuracy"]
         assert accuracy == pytest.approx(alone["last_test_accuracy"], abs=0.02)
     assert np.abs(ends[0] - ends[1]).max() > 0.02
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_lengths(fields, tmp_path, run_program, standard_promotion):
+    settings = fields | {"method": "clean_only", "noisy_batch_size": 8, "clean_batch_size": 16}
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    code, out, err = run_program(
+        "experiments.length_benchmark", f"--config={ROOT / 'configs' / 'text.py'}:finetuned",
+        *flags, "--length_buckets=1,2", "--rounds=1", f"--workdir={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert code == 0, err
+    assert out.strip().endswith((tmp_path / "out" / "length_benchmark.md").read_text().strip())
+    with (tmp_path / "out" / "length_benchmark.csv").open() as lines:
+        one, two = csv.DictReader(lines)
+    assert (one["programs"], two["programs"]) == ("1", "2")
+    assert float(two["padding"]) < float(one["padding"])
+    assert float(one["speedup"]) == 1 and float(two["tokens_per_second"]) > 0
