@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import arrays, cifar10, cifar100, default, digits
+from configs import arrays, cifar10, cifar100, default, digits, table
 from mlc_jax import data
 from mlc_jax.config import flatten
 from mlc_jax.data.benchmarks import cifar
@@ -18,7 +18,7 @@ from mlc_jax.errors import InputError
 from mlc_jax.training import train
 
 PACKS = pathlib.Path(__file__).parents[2] / "shared" / "data"
-CONFIGS = [digits, cifar10, cifar100, arrays]
+CONFIGS = [digits, cifar10, cifar100, arrays, table]
 NUM_PUBLISHED = 50_000
 TINY_RESNET = {
     "model.resnet.depth": 8,

@@ -18,7 +18,7 @@ from mlc_jax.config import validate
 from mlc_jax.data.source import read_rows
 from mlc_jax.data.text_files import LAYOUTS
 from mlc_jax.errors import InputError
-from mlc_jax.training import encoding, train
+from mlc_jax.training import comparison, encoding, train
 
 SIZE, LAYERS = 16, 3
 WORDS = {"good": ("good", "news"), "bad": ("bad", "text")}
@@ -120,6 +120,23 @@ def test_a_frozen_encoder_is_asked_once(create, tmp_path, monkeypatch, standard_
     monkeypatch.setattr(encoding.FrozenEncoder, "encode", None)  # Features come from the cache.
     config.seed = 1
     train.train_and_evaluate(config, str(tmp_path / "other"), show_progress=False)
+
+
+def test_others_see_the_same_features(create, tmp_path, standard_promotion):
+    """The runs that one is compared with; and the page shows texts, not features."""
+    config = create("frozen", method="mlc", **{"model.mlp.hidden_sizes": (8,), "num_epochs": 0})
+    results = comparison.train_and_compare(config, str(tmp_path / "run"), show_progress=False)
+    assert set(results["compared"]) == {"cross_entropy", "clean_only"}
+    assert None not in results["compared"].values()
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    of_rival = json.loads((tmp_path / "run" / "compare" / "clean_only" / "config.json").read_text())
+    assert saved["num_epochs"] == of_rival["num_epochs"] == 177  # From the sizes of the data.
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert '<div class="example">good ' in page or '<div class="example">bad ' in page
+    with (tmp_path / "run" / "to_check.csv").open(newline="") as file:
+        assert all(
+            row["example"].split()[0] in "good news bad text" for row in csv.DictReader(file)
+        )
 
 
 @pytest.mark.parametrize("kind", ["frozen", "finetuned"])

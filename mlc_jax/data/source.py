@@ -23,7 +23,6 @@ from mlc_jax.errors import InputError
 
 UNKNOWN = -1  # A label that nobody knows.
 _HASHED_BYTES = 64 * 2**20  # Of an array; of a larger one every n-th row is hashed.
-_SHOWN_NUMBERS = 8
 _PAD = 4  # Pixels of reflected border that a random crop moves within, as in the published code.
 _GRAPH_NAMES = re.compile(r"\{\{.*?\}\} |Error in .*? iterator: \S+ |\s*\[\[.*| \[Op:.*")
 
@@ -330,31 +329,6 @@ def read_rows(source: Source, rows: np.ndarray) -> Tree:
             return jax.tree.map(np.asarray, source.read(tf.constant(rows, tf.int64)))
         trees = [source.read(tf.constant(row, tf.int64)) for row in rows]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-
-
-def show(source: Source, rows: np.ndarray) -> list[str | np.ndarray]:
-    """Examples for a reader: texts, or pictures, uint8 `[H, W, 3]`.
-
-    A source that has a method `show`, of the same arguments and results, says it itself.
-    """
-    if hasattr(source, "show"):
-        shown: list[str | np.ndarray] = source.show(rows)
-        return shown
-    inputs = read_rows(source, rows)
-    if not isinstance(inputs, np.ndarray):
-        return [""] * len(rows)
-    if inputs.ndim == 4 and inputs.shape[-1] in (1, 3):
-        low, high = float(inputs.min()), float(inputs.max())
-        low = min(low, 0.0)
-        pixels = np.round((inputs - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
-        return list(np.repeat(pixels, 3, axis=-1) if inputs.shape[-1] == 1 else pixels)
-    return [_numbers(x.reshape(-1)) for x in inputs]
-
-
-def _numbers(values: np.ndarray) -> str:
-    """The first of some numbers."""
-    more = f" … ({len(values)} numbers)" if len(values) > _SHOWN_NUMBERS else ""
-    return " ".join(f"{x:.4g}" for x in values[:_SHOWN_NUMBERS]) + more
 
 
 @contextlib.contextmanager

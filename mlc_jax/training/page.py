@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mlc_jax.data.source import Subset, show
+from mlc_jax.data.show import show
+from mlc_jax.data.source import Subset
 from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.run import Run
 

@@ -12,7 +12,8 @@ from etils import epath
 
 from mlc_jax.data import Dataset
 from mlc_jax.data.label_columns import for_spreadsheet
-from mlc_jax.data.source import UNKNOWN, Subset, show
+from mlc_jax.data.show import show
+from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.training import page, plots
 from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.metrics import read_metrics
