@@ -35,7 +35,7 @@ def test_costs_are_those_of_the_passes():
     assert "| all | 12 |" in table and "hours at 50 TFLOP/s" in table
 
 
-def test_a_forward_pass_of_resnet_50_has_eight_gflop():
+def test_a_forward_pass_of_resnet_50_has_eight_gflop(standard_promotion):
     assert paper_tables._forward_flops(clothing1m.get_config()) == pytest.approx(8.2e9, rel=0.05)
 
 

@@ -17,7 +17,8 @@ from mlc_jax.config import validate
 from mlc_jax.data import image_folder, picture_check, pictures
 from mlc_jax.data.loader import Pipeline
 from mlc_jax.data.pictures import Files, Geometry, Pictures
-from mlc_jax.data.source import UNKNOWN, read_rows, show
+from mlc_jax.data.show import show
+from mlc_jax.data.source import UNKNOWN, read_rows
 from mlc_jax.errors import InputError
 from mlc_jax.training import train
 
