@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from experiments import noise_grid, runs
 from experiments.records import Row
+from mlc_jax import paths
 from mlc_jax.config import flatten, formerly
 from mlc_jax.errors import InputError, expect
 from mlc_jax.training import checkpoint
@@ -174,10 +175,9 @@ def mark_sweep(config: ConfigDict, workdir: epath.Path) -> None:
     if path.exists():
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    # Others may do the same at the same time: each renames a file of its own.
-    partial = workdir / f"{SWEEP_FILE}.{uuid.uuid4().hex}"
-    partial.write_text(json.dumps(_common(config), indent=2))
-    partial.replace(path)
+    content = json.dumps(_common(config), indent=2).encode()
+    # Others may do the same at the same time: on a disk each renames a file of its own.
+    paths.write(path, content, beside=f"{SWEEP_FILE}.{uuid.uuid4().hex}")
     check_sweep(config, workdir)
 
 

@@ -16,6 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mlc_jax import build, config, description, paths
+from mlc_jax.config.checks import whole
 from mlc_jax.core import TrainState
 from mlc_jax.data import Dataset, Source, Subset, image_folder
 from mlc_jax.data.columns import Columns
@@ -356,7 +357,7 @@ def _settings(fields: dict[str, Any]) -> Any:
     for name, value in fields.items():
         expect(name in known, "fit", name, f"settings among {', '.join(known)}")
         setting = config.SETTINGS.get(name) or config.SETTINGS[f"meta_gradient.{name}"]
-        check = config.whole(1) if name in config.SIZED else setting.check
+        check = whole(1) if name in config.SIZED else setting.check
         expect(check.ok(value), name, value, check.expected)
     return Settings(**fields)
 

@@ -55,10 +55,15 @@ def absolute(path: epath.PathLike, name: str = "--workdir") -> epath.Path:
     return epath.Path(f"gs://{bucket}/{inside}")
 
 
-def write(path: epath.Path, content: bytes) -> None:
+def write(path: epath.Path, content: bytes, beside: str = "") -> None:
     """Writes a file whole: a reader never sees half of it, nor loses the one before.
 
     On a disk it is written beside its place and renamed; an object of a bucket appears at once.
+
+    Args:
+      path: of the file.
+      content: of it.
+      beside: name that it has until it is whole; needed where several processes may write it.
 
     Raises:
       OSError: it cannot be written; names it.
@@ -69,7 +74,7 @@ def write(path: epath.Path, content: bytes) -> None:
         except Exception as error:  # Of gcsfs and of the network, a dozen types.
             raise OSError(f"cannot write {path}: {_reason(error)}") from error
         return
-    partial = path.parent / (path.name + ".partial")
+    partial = path.parent / (beside or path.name + ".partial")
     try:
         partial.write_bytes(content)
         partial.replace(path)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mlc_jax import config, methods
+from mlc_jax.config.checks import one_of
 from mlc_jax.core import Batch, Labelled
 from mlc_jax.core.optimizers import sgd
 from mlc_jax.models import MLP
@@ -30,7 +31,7 @@ def example(monkeypatch):
     exec(compile(code, "CONTRIBUTING.md", "exec"), module.__dict__)
     monkeypatch.setitem(methods.METHODS, "bootstrapping", module.Bootstrapping)
     monkeypatch.setattr(config, "METHODS", (*config.METHODS, "bootstrapping"))
-    check = config.one_of(*config.METHODS)
+    check = one_of(*config.METHODS)
     setting = config.SETTINGS["method"]._replace(check=check)
     monkeypatch.setitem(config.SETTINGS, "method", setting)
     return module.Bootstrapping

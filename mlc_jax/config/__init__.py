@@ -1,0 +1,119 @@
+"""Every setting: its default, its check, its meaning, in one place.
+
+    python -m mlc_jax.config
+
+prints them all. A config file (configs/digits.py) overrides what differs for its dataset; the
+command line overrides both. This module imports neither JAX nor TensorFlow, so that a bad setting
+is reported at once.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from mlc_jax.config import data, models, training
+from mlc_jax.config.checks import Check as Check
+from mlc_jax.config.checks import Setting
+from mlc_jax.config.choices import *  # noqa: F403
+from mlc_jax.config.relations import relations
+from mlc_jax.errors import InputError
+
+SETTINGS: dict[str, Setting] = {
+    f"{section}.{name}".removeprefix("."): setting
+    for section, settings in (*data.SECTIONS, *models.SECTIONS, *training.SECTIONS)
+    for name, setting in settings.items()
+}
+
+
+def get_config() -> ConfigDict:
+    """The default config; fields are locked, so a misspelt one is an error."""
+    config = ConfigDict()
+    for field, setting in SETTINGS.items():
+        *sections, name = field.split(".")
+        place = config
+        for section in sections:
+            if section not in place:
+                place[section] = ConfigDict()
+            place = place[section]
+        default = setting.default
+        place[name] = config_dict.placeholder(setting.kind) if default is None else default
+    config.lock()
+    return config
+
+
+def formerly() -> dict[str, Any]:
+    """What a workdir that lacks a setting was made with, by the setting's field."""
+    return {
+        field: setting.default if setting.formerly is None else setting.formerly
+        for field, setting in SETTINGS.items()
+    }
+
+
+def complete(saved: ConfigDict) -> ConfigDict:
+    """A config of today from one of an older workdir: what it lacks is what it was made with."""
+    config = get_config()
+    flat = formerly() | flatten(saved.to_dict())
+    unknown = sorted(flat.keys() - SETTINGS.keys())
+    if unknown:
+        raise InputError(f"config.{unknown[0]}: there is no such setting")
+    with config.ignore_type():
+        for field, value in flat.items():
+            *sections, name = field.split(".")
+            place = config
+            for section in sections:
+                place = place[section]
+            place[name] = value
+    return config
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dict to `{'a.b': value}`."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def validate(config: ConfigDict, *, num_devices: int | None = None) -> None:
+    """Raises one InputError for all that is wrong.
+
+    Each line names the field, what was given and what would be right. What only the data can tell
+    (class sizes, label files) is checked when they are read.
+
+    Args:
+      config: see `get_config`.
+      num_devices: that batches are spread over; None leaves that check out, and needs no JAX.
+    """
+    values = {field: _get(config, field) for field in SETTINGS}
+    problems: dict[str, str] = {}
+    for field, setting in SETTINGS.items():
+        if not setting.check.ok(values[field]):
+            problems[field] = setting.check.expected
+    for field, ok, expected in relations(values, num_devices):
+        if not ok and field not in problems:
+            problems[field] = expected
+    if problems:
+        raise InputError(
+            "\n".join(
+                f"config.{field}: got {values[field]!r}, expected {expected}"
+                for field, expected in problems.items()
+            )
+        )
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+    value = config
+    for name in field.split("."):
+        value = value[name]
+    return value
+
+
+def describe() -> str:
+    """All settings with default and meaning, as text."""
+    lines = []
+    for field, setting in SETTINGS.items():
+        lines += [f"{field} = {setting.default!r}", f"    {setting.meaning}"]
+    return "\n".join(lines)

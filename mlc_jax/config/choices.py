@@ -1,0 +1,40 @@
+"""Names that settings may have as values."""
+
+# Names that the registries of the packages must have, too; a test holds them together.
+METHODS = (
+    "cross_entropy", "clean_only", "noisy_only", "forward", "joint", "mlnt", "distillation",
+    "l2rw", "meta_weight_net", "glc", "mlc", "self_training", "robust_mlc", "emlc",
+)  # fmt: skip
+
+# Those whose inner loss has settings; in all others the labels' meaning would be lost.
+INNER_LOSS_METHODS = (
+    "cross_entropy", "clean_only", "meta_weight_net", "mlc", "self_training", "robust_mlc",
+)  # fmt: skip
+LCN_FORMS = ("network", "posterior", "both")
+PRIORS = ("uniform", "targets")
+ESTIMATORS = (
+    "exact", "approximate", "one_step", "truncated", "first_order", "finite_difference", "neumann",
+    "conjugate_gradient",
+)  # fmt: skip
+OVERLAPPING = ("exact", "truncated", "first_order", "approximate")
+BACKWARDS = ("store", "remat", "forward_over_reverse", "two_level")
+OPTIMIZERS = ("sgd", "adam", "amsgrad", "adamw")
+SCHEDULES = ("constant", "step", "cosine", "linear")
+CLASSIFIERS = ("mlp", "resnet", "resnet50", "bert")
+RESNET50_DEPTHS = (26, 50, 101)
+BERT_FEATURES = ("mean", "cls", "pooler")
+DTYPES = ("float32", "bfloat16")
+CIFAR = ("cifar10", "cifar100")
+TEXT_BENCHMARKS = ("ag_news", "yelp5", "amazon5", "yahoo")
+OWN_FILES = ("arrays", "table", "text", "image_folder")  # Datasets that a user's files make.
+DATASETS = ("digits", *CIFAR, "clothing1m", *TEXT_BENCHMARKS, *OWN_FILES)
+IMAGE_FILES = ("clothing1m", "image_folder")  # Datasets of pictures in files.
+IMAGE_CROPS = ("resized", "plain")
+BAD_IMAGES = ("refuse", "leave_out")
+NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human", "none")
+
+# Of these 0 is "by the sizes of the data", see `training.sizing`; only a config may say it.
+SIZED = (
+    "num_epochs", "noisy_batch_size", "clean_batch_size", "lcn.hidden_size", "lcn.embedding_size",
+)  # fmt: skip
+BY_SIZE = "Own files: 0 chooses by the sizes of the data."  # The meaning of that.

@@ -1,0 +1,227 @@
+"""What several settings say together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlc_jax.config.checks import is_whole, whole
+from mlc_jax.config.choices import (
+    CIFAR,
+    IMAGE_FILES,
+    INNER_LOSS_METHODS,
+    OVERLAPPING,
+    OWN_FILES,
+    SIZED,
+    TEXT_BENCHMARKS,
+)
+
+
+def relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tuple[str, bool, str]]:
+    """What several settings say together: (field, whether it is right, what would be)."""
+    relations = [
+        (
+            "lcn.tie_embeddings",
+            not values["lcn.tie_embeddings"]
+            or values["lcn.hidden_size"] == values["lcn.embedding_size"],
+            f"equal lcn.hidden_size ({values['lcn.hidden_size']}) and lcn.embedding_size "
+            f"({values['lcn.embedding_size']}) to tie",
+        ),
+        (
+            "meta_gradient.diagnose_every",
+            values["meta_gradient.estimator"] != "exact"
+            or values["meta_gradient.diagnose_every"] == 0,
+            "0 with the estimator exact: the others are compared with it",
+        ),
+        (
+            "dataset.standardize",
+            not values["dataset.standardize"] or values["dataset.name"] not in CIFAR,
+            "False for images: they are normalised by their published mean and deviation",
+        ),
+        (
+            "meta_optimizer.normalize",
+            not (values["meta_optimizer.normalize"] and values["meta_optimizer.clip_norm"]),
+            f"False with meta_optimizer.clip_norm={values['meta_optimizer.clip_norm']}: a norm of "
+            "one needs no clipping",
+        ),
+        (
+            "model.resnet50.freeze_batch_norm",
+            not values["model.resnet50.freeze_batch_norm"]
+            or bool(values["model.resnet50.checkpoint"] or values["model.initial_params"]),
+            "False without model.resnet50.checkpoint: there are no statistics to keep",
+        ),
+        *_overlap(values),
+        *_inner_loss(values),
+        *_own_data(values),
+        *_texts(values),
+        *_images(values),
+    ]
+    if num_devices is not None:
+        relations += _batches(values, num_devices)
+    return relations
+
+
+def _overlap(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
+    """Windows that begin before the one before has ended."""
+    field = "meta_gradient.update_every"
+    k, s = values["meta_gradient.num_inner_steps"], values[field]
+    estimator = values["meta_gradient.estimator"]
+    if not is_whole(k) or not is_whole(s) or k < 1 or s < 1 or s == k:
+        return []
+    return [
+        (field, k % s == 0, f"0, or a divisor of meta_gradient.num_inner_steps, which is {k}"),
+        (
+            field,
+            estimator in OVERLAPPING,
+            f"0 with {estimator}, which sees the window's end alone; "
+            f"{', '.join(OVERLAPPING)} go with less than num_inner_steps",
+        ),
+        (
+            "meta_gradient.diagnose_every",
+            estimator != "approximate" or values["meta_gradient.diagnose_every"] == 0,
+            "0 with approximate and update_every below num_inner_steps: it has no window",
+        ),
+    ]
+
+
+def _inner_loss(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
+    method = values["method"]
+    fields = [field for field in values if field.startswith("inner_loss.")]
+    methods = ", ".join(INNER_LOSS_METHODS)
+    return [
+        (
+            field,
+            method in INNER_LOSS_METHODS or values[field] is None,
+            f"None with {method}, whose labels would lose their meaning; it is for {methods}",
+        )
+        for field in fields
+    ]
+
+
+def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
+    """Which files go together, and what cannot be asked of labels whose truth is not known."""
+    names = ("data", "noisy", "clean", "test", "checked")
+    data, noisy, clean, *_ = (values[f"dataset.{name}"] for name in names)
+    if values["dataset.name"] not in OWN_FILES:
+        expected = "None with a dataset that has its own files"
+        return [
+            *((f"dataset.{x}", not values[f"dataset.{x}"], expected) for x in names),
+            *((field, values[field] != 0, whole(1).expected) for field in SIZED),
+        ]
+    files = "dataset.data=FILE, or both dataset.noisy=FILE and dataset.clean=FILE"
+    return [
+        ("dataset.data", bool(data or noisy or clean), files),
+        ("dataset.noisy", not (data and noisy), f"None beside dataset.data: either {files}"),
+        ("dataset.clean", not (data and clean), f"None beside dataset.data: either {files}"),
+        ("dataset.noisy", bool(noisy) or not clean, f"a file beside dataset.clean: {files}"),
+        (
+            "dataset.checked",
+            bool(data) or not values["dataset.checked"],
+            "None without dataset.data: rows of the noisy file that were checked go into the clean "
+            "file",
+        ),
+        ("dataset.clean", bool(clean) or not noisy, f"a file beside dataset.noisy: {files}"),
+        (
+            "noise.type",
+            not noisy or values["noise.type"] == "none",
+            "none with dataset.noisy: its labels are taken as they are",
+        ),
+        (
+            "noise.type",
+            values["noise.type"] != "human",
+            "another: the given labels are in their own file",
+        ),
+    ]
+
+
+def _texts(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
+    """What texts need, and what is for them alone."""
+    name, directory = values["dataset.name"], values["dataset.data_dir"]
+    builder, is_benchmark = values["dataset.tfds_name"], name in TEXT_BENCHMARKS
+    is_text, is_bert = is_benchmark or name == "text", values["model.name"] == "bert"
+    frozen = values["model.bert.num_frozen_layers"] == -1
+    mixes = values["method"] in ("robust_mlc", "self_training")
+    mixup = values["inner_loss.mixup"]
+    return [
+        (
+            "dataset.tfds_name",
+            not builder or name == "ag_news",
+            "None: TensorFlow Datasets has ag_news alone of these",
+        ),
+        (
+            "dataset.data_dir",
+            bool(directory or builder) or not is_benchmark,
+            "a directory with the published train.csv and test.csv",
+        ),
+        ("model.name", is_bert == is_text, "bert for texts, and another for anything else"),
+        (
+            "model.bert.checkpoint",
+            bool(values["model.bert.checkpoint"]) or not is_bert,
+            "a directory with config.json, model.safetensors and tokenizer.json, or a name on the "
+            "Hugging Face hub",
+        ),
+        (
+            "inner_loss.mixup",
+            not is_text or frozen or mixup == 0 or (mixup is None and not mixes),
+            "0 with tokens, which cannot be mixed; with model.bert.num_frozen_layers=-1 features "
+            "are",
+        ),
+        (
+            "dataset.features",
+            name == "table" or not values["dataset.features"],
+            "None: only a table has columns to choose from",
+        ),
+        (
+            "dataset.standardize",
+            not is_text or not values["dataset.standardize"],
+            "False for texts: their inputs are the numbers of tokens",
+        ),
+        (
+            "noise.type",
+            not is_text or frozen or values["noise.type"] != "instance",
+            "another: tokens are no vector of features; those of a frozen encoder are "
+            "(model.bert.num_frozen_layers=-1)",
+        ),
+    ]
+
+
+def _images(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
+    """What pictures in files need, and what is not for them."""
+    size, resized = values["dataset.image_size"], values["dataset.resize_size"]
+    return [
+        (
+            "dataset.resize_size",
+            not is_whole(size) or not is_whole(resized) or resized >= size,
+            f"at least dataset.image_size, {size}",
+        ),
+        (
+            "dataset.data_dir",
+            values["dataset.name"] != "clothing1m" or bool(values["dataset.data_dir"]),
+            "a directory with images/, key lists and labels, or a packed one",
+        ),
+        (
+            "noise.type",
+            values["dataset.name"] != "clothing1m" or values["noise.type"] == "none",
+            "none with clothing1m: its labels are taken as they are",
+        ),
+        (
+            "dataset.standardize",
+            values["dataset.name"] not in IMAGE_FILES or not values["dataset.standardize"],
+            "False for images: they are normalised by ImageNet's mean and deviation",
+        ),
+    ]
+
+
+def _batches(values: dict[str, Any], num_devices: int) -> Sequence[tuple[str, bool, str]]:
+    """Every device must get equally many rows of each part of a batch."""
+    relations = []
+    for field, parts in (
+        ("noisy_batch_size", 1),
+        ("clean_batch_size", 2 if values["meta_gradient.mix_clean"] else 1),
+    ):
+        per, size = parts * num_devices, values[field]
+        halves = "two halves, " if parts == 2 else ""
+        relations.append((
+            field,
+            is_whole(size) and size % per == 0,
+            f"a positive multiple of {per} ({halves}{num_devices} devices)",
+        ))  # fmt: skip
+    return relations
