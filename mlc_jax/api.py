@@ -244,6 +244,7 @@ def fit(
         state=state,
         bound=run.bound,
         read=reader or create_source,
+        kind="arrays" if reader is None else "text",
         example=run.sizes()["example"],
     )
 
