@@ -151,7 +151,7 @@ def summarize(run: Run, progress: dict[str, Any], soft_labels: np.ndarray) -> di
         "corrected_label_accuracy": (
             float(np.mean(corrected == exported.truth))
             if exported.has_truth
-            else evals[-1]["corrected_label_accuracy"]  # Of what is judged by, if anything.
+            else evals[-1].get("corrected_label_accuracy")  # Of what is judged by, if anything.
         ),
         "labels_changed": int(np.sum(corrected != exported.given)),
         "mean_confidence": float(np.mean(soft_labels.max(axis=-1), dtype=np.float64)),
