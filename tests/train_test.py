@@ -152,6 +152,7 @@ def test_run_leaves_everything_behind(trained, name):
         "corrected_labels.npz",
         "dataset.json",
         "metrics.jsonl",
+        "report.html",
         "results.json",
         "tensorboard",
         "training.png",
@@ -290,7 +291,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         "checkpoint_every_steps": 5,
     }
     code, out, err = run_program("mlc_jax.main", *tiny_flags(**exploding), f"--workdir={tmp_path}")
-    assert (code, out) == (1, "")
+    assert (code, out) == (3, "")
     (message,) = (line for line in err.splitlines() if line.startswith("error: "))
     step = int(message.removeprefix("error: step ").split(":")[0])
     assert 21 < step <= 24
