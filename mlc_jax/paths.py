@@ -17,7 +17,7 @@ os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 from etils import epath
 
-from mlc_jax.errors import InputError
+from mlc_jax.errors import InputError, Lost
 
 _SCHEME = re.compile(r"^([a-z][a-z0-9]+):/+")  # Longer than a drive letter.
 
@@ -67,12 +67,13 @@ def write(path: epath.Path, content: bytes, beside: str = "") -> None:
 
     Raises:
       OSError: it cannot be written; names it.
+      Lost: the same in a bucket, which may be back soon.
     """
     if is_remote(path):
         try:
             path.write_bytes(content)
         except Exception as error:  # Of gcsfs and of the network, a dozen types.
-            raise OSError(f"cannot write {path}: {_reason(error)}") from error
+            raise Lost(f"cannot write {os.fspath(path)}: {_reason(error)}") from error
         return
     partial = path.parent / (beside or path.name + ".partial")
     try:

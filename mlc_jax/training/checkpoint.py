@@ -16,9 +16,10 @@ from absl import logging
 from etils import epath
 from jax.sharding import NamedSharding
 
+from mlc_jax import paths
 from mlc_jax.config import flatten
 from mlc_jax.core import TrainState
-from mlc_jax.errors import CheckpointError
+from mlc_jax.errors import CheckpointError, Lost
 from mlc_jax.training.workdir import check_held
 
 DIRECTORY = "checkpoints"
@@ -190,7 +191,9 @@ class Checkpointer:
         except (KeyboardInterrupt, SystemExit):
             raise
         except Exception as error:  # Orbax and TensorStore raise many types; none is swallowed.
-            raise CheckpointError(
+            # What a bucket does not take may be taken later; what was read and is damaged stays so.
+            gone = reading is None and paths.is_remote(self._directory)
+            raise (Lost if gone else CheckpointError)(
                 f"checkpoint {problem}: {_cause(error)}\n{self._advice(reading)}"
             ) from error
 
