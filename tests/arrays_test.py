@@ -346,7 +346,7 @@ def test_labels_that_are_checked_later(tmp_path, rows, has_ids):
         ({"2": "A"}, "line 2: checked_label is 'A', which no row was given; expected one of a, b"),
         ({"0": "b"}, "line 2: id '0' is checked as 'b', and as 'a' in FILE row '0'; expected one "
          "label"),
-        ({"7": "a"}, "line 2: id '7' is a test row; expected one to train with"),
+        ({"7": "a"}, "line 2: id '7' is a row that judges; expected one to train with"),
         ({"2": ""}, "has no checked_label; expected some that are filled in"),
     ],
 )  # fmt: skip

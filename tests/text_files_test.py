@@ -251,7 +251,7 @@ BAD = {
         (b'text,label\n"a\nb",c\nd,e,f\n', "line 4: has 3 fields, expected 2: text, label"),
         (b"text,label\na,b\n,b\n", "line 3: text is empty, expected a text in each row"),
         (b"text,label\na,b\n\n \t,b\n", "line 4: text is empty, expected a text in each row"),
-        (b"text,label,split\na,b,dev\n", "line 2: split is 'dev', expected test, train or nothing"),
+        (b"text,label,split\na,b,dev\n", "line 2: split is 'dev', expected train"),
         (b"text,label\na,\n", "line 2: label is empty, expected a label in each row"),
         (
             "text,label\nä,b\ncafé,d\n".encode("latin-1"),

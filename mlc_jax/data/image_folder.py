@@ -196,7 +196,7 @@ class _Part:
             labels=file.labels._replace(numbers=file.labels.numbers[keep]),
             checked=of_kept(file.checked),
             given=of_kept(file.given),
-            judging=None if file.judging is None else file.judging[keep],
+            split=of_kept(file.split),
             ids=file.ids[keep],
             name_row=lambda row: name_row(int(rows[row])),
         )
@@ -261,7 +261,7 @@ def _read_folder(field: str, path: str) -> _Part:
         labels=Labels.of(np.array(labels)),
         checked=None,
         given=None,
-        judging=None,
+        split=None,
         ids=ids,
         name_row=lambda row: f"picture {names[row]!r}",
         create_source=_not_yet,

@@ -33,6 +33,7 @@ class Settings:
     """How a run goes, whatever its method and data; fields are those of the config."""
 
     seed: int = 0
+    best: str = "last"
     num_epochs: int = 60
     num_steps: int = 0
     noisy_batch_size: int = 100
@@ -166,6 +167,11 @@ def create_run(
         length_buckets=settings.length_buckets,
     )
     pipeline.check()
+    if settings.best == "validation" and dataset.validation is None:
+        raise InputError(
+            f"{prefix}best: got 'validation', expected 'last', or a validation set: "
+            "validation_per_class of benchmarks, rows with split=validation of own data"
+        )
     unchecked = np.setdiff1d(dataset.noisy.given, dataset.clean.truth)
     if len(unchecked):
         logging.warning(
