@@ -90,7 +90,8 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "arrays, table, digits: each feature to mean 0 and deviation 1 over the noisy set; "
                 "a constant one stays as it is. None, of own files: pixels (unsigned whole "
                 "numbers) are divided by the largest, what lies in [0, 1] stays, the rest is "
-                "standardised; of others: False.",
+                "standardised; of others: False. Pictures in files: None is by ImageNet's mean and "
+                "deviation, False leaves pixels in [0, 1].",
                 formerly=False,
                 kind=bool,
             ),
