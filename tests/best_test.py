@@ -5,9 +5,9 @@ import functools
 import jax
 import numpy as np
 import pytest
+from conftest import TINY_DIGITS
 
 import mlc_jax as mlc
-from conftest import TINY_DIGITS
 from mlc_jax import methods
 from mlc_jax.errors import CheckpointError, InputError
 from mlc_jax.training import checkpoint, train
@@ -103,7 +103,7 @@ def test_a_kept_state_that_is_gone_is_missed(finished, tmp_path, standard_promot
 
 
 def test_runs_of_one_program_keep_a_state_each(finished, tmp_path, standard_promotion):
-    workdir, results = finished
+    _, results = finished
     configs = {str(tmp_path / "0"): _config(), str(tmp_path / "1"): _config(seed=1)}
     together = train.train_together(configs, show_progress=False)
     ours = together[str(tmp_path / "0")]

@@ -177,6 +177,29 @@ def hold_out(own: OwnData, per_class: int, rng: np.random.Generator) -> OwnData:
     )
 
 
+def check_classes(
+    given: np.ndarray,
+    truth: np.ndarray,
+    class_names: Sequence[str],
+    fail: Callable[[int, str], Any],
+) -> None:
+    """Each class of noisy labels needs a clean example, or nothing tells it from wrong ones.
+
+    Args:
+      given: of noisy examples.
+      truth: of clean ones.
+      class_names: of both.
+      fail: raises an InputError on a noisy example, given its place and the problem.
+    """
+    for place in np.flatnonzero(~np.isin(given, truth))[:1].tolist():
+        number = np.count_nonzero(given == given[place])
+        fail(
+            place,
+            f"has label {class_names[given[place]]!r}, as {number} noisy examples have and no "
+            "clean one; expected a clean example at least of each class",
+        )
+
+
 class _Classes:
     """Names of classes in their order."""
 
@@ -203,6 +226,11 @@ def _one_file(
     clean, noisy = (truth != UNKNOWN) & learned, (truth == UNKNOWN) & learned
     _check_sizes(file, int(clean.sum()), int(noisy.sum()))
     _check_names(file, given, truth, classes.names)
+    rows = np.flatnonzero(noisy)
+    check_classes(
+        given[rows], truth[clean], classes.names,
+        lambda place, problem: file.fail(f"{file.name_row(int(rows[place]))} {problem}"),
+    )  # fmt: skip
     everything = Subset(file.create_source(), np.arange(len(given)), given, truth)
     parts = noisy, clean, file.rows_of("test"), file.rows_of("validation")
     of_noisy, of_clean, *judges = (everything.take(np.flatnonzero(part)) for part in parts)
@@ -217,6 +245,10 @@ def _two_files(
     truth, old = classes.numbers(clean, clean.labels), classes.numbers(clean, clean.given)
     _check_sizes(clean, len(truth), len(given))
     _check_names(clean, np.concatenate([given, old]), truth, classes.names)
+    check_classes(
+        given, truth, classes.names,
+        lambda row, problem: noisy.fail(f"{noisy.name_row(row)} {problem}"),
+    )  # fmt: skip
     doubtful = Subset.whole(noisy.create_source(), given=given)
     trusted = Subset.whole(clean.create_source(), given=old, truth=truth)
     return OwnData(classes.names, doubtful, trusted, None, prepare, np.zeros(len(truth), bool))

@@ -172,12 +172,6 @@ def create_run(
             f"{prefix}best: got 'validation', expected 'last', or a validation set: "
             "validation_per_class of benchmarks, rows with split=validation of own data"
         )
-    unchecked = np.setdiff1d(dataset.noisy.given, dataset.clean.truth)
-    if len(unchecked):
-        logging.warning(
-            "No clean example of class %s: nothing tells its labels from wrong ones.",
-            ", ".join(dataset.class_names[i] for i in unchecked[:5]),
-        )
     steps_per_epoch = pipeline.steps_per_epoch
     num_epochs = settings.num_steps / steps_per_epoch or settings.num_epochs
     num_steps = round(num_epochs * steps_per_epoch)
