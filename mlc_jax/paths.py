@@ -45,6 +45,7 @@ def absolute(path: epath.PathLike, name: str = "--workdir") -> epath.Path:
     if not is_remote(text) or not bucket or not inside:
         raise InputError(f"{name}: got {text!r}, expected a directory, or gs://BUCKET/NAME")
     try:
+        import fsspec
         import gcsfs  # noqa: F401
         import google.cloud.storage  # noqa: F401
     except ImportError as error:
@@ -52,6 +53,8 @@ def absolute(path: epath.PathLike, name: str = "--workdir") -> epath.Path:
             f"{name}: got {text!r}, expected a local directory, or the packages for buckets "
             f"({error}): pip install 'mlc_jax[gcs]'"
         ) from error
+    # What other processes write is to be seen: a run before this one, or workers of a sweep.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(f"gs://{bucket}/{inside}")
 
 

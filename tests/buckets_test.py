@@ -162,6 +162,17 @@ def test_the_bucket_is_away_for_a_while(place, bucket_server, tiny_config, train
     assert_runs_but_config(place, trained("mlc").workdir)
 
 
+def test_what_others_write_is_seen(place):
+    """By whoever has listed the directory before."""
+    from google.cloud import storage
+
+    directory = paths.absolute(place)
+    for name in ("one", "other"):
+        inside = str(directory / name / "file").removeprefix("gs://bucket/")
+        storage.Client().bucket("bucket").blob(inside).upload_from_string("")
+        assert name in {path.name for path in directory.iterdir()}
+
+
 def test_one_of_two_writers_gets_the_lease(place, short_lease):
     workdirs = [paths.absolute(f"{place}/{i}") for i in range(100)]
     held, refused = [], []
