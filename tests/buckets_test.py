@@ -249,9 +249,9 @@ def test_a_holder_that_was_stopped_writes_no_checkpoint(place, short_lease, tiny
     ("workdir", "message"),
     [
         ("gs://nowhere/run", "cannot write to 'gs://nowhere/run'"),
-        ("gs:/bucket/run", "expected a directory, or gs://BUCKET/NAME"),
-        ("gs://bucket/", "expected a directory, or gs://BUCKET/NAME"),
-        ("s3://bucket/run", "expected a directory, or gs://BUCKET/NAME"),
+        ("gs:/bucket/run", "expected a local path, or gs://BUCKET/NAME"),
+        ("gs://bucket/", "expected a local path, or gs://BUCKET/NAME"),
+        ("s3://bucket/run", "expected a local path, or gs://BUCKET/NAME"),
     ],
 )
 def test_bad_buckets_are_one_line(bucket_server, workdir, message, run_program, tiny_flags):

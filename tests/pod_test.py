@@ -27,8 +27,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("standard_promotion")]
 
 ROOT = pathlib.Path(__file__).parents[1]
 HOSTS, DEVICES = 2, 4
-STEPS = 840
-LONG = {"num_epochs": STEPS // 21, "checkpoint_every_steps": 60, "eval_every_epochs": 10}
+STEPS = 168
+LONG = {"num_epochs": STEPS // 21, "checkpoint_every_steps": 12, "eval_every_epochs": 4}
 RESTART = "metadata.labels['jobset.sigs.k8s.io/restart-attempt']"
 TIMEOUT = 240  # Seconds to a checkpoint, on a busy machine.
 
@@ -143,16 +143,16 @@ def test_a_pod_that_is_preempted_and_loses_a_host(play, place, bucket_server, co
 
     # One host is preempted: both save, and the JobSet starts both again.
     manifest, pods = play(str(workdir), attempt=0)
-    pods.wait_for(checkpoints, 60)
+    pods.wait_for(checkpoints, 12)
     pods.processes[1].terminate()
     assert pods.end() == [143, 143], pods.told()
     assert outcome(manifest, 143) == "again"
     saved = max(finished_steps(checkpoints))
-    assert 60 < saved < STEPS
+    assert 12 < saved < STEPS
 
     # One host is lost, that which holds the lease.
     manifest, pods = play(str(workdir), attempt=1)
-    newest = pods.wait_for(checkpoints, saved + 60)
+    newest = pods.wait_for(checkpoints, saved + 12)
     os.killpg(pods.processes[0].pid, signal.SIGKILL)
     assert pods.end() == [-signal.SIGKILL, 200], pods.told()
     assert outcome(manifest, 137) == outcome(manifest, 200) == "again"
@@ -160,7 +160,7 @@ def test_a_pod_that_is_preempted_and_loses_a_host(play, place, bucket_server, co
 
     # The bucket does not answer for 20 seconds.
     manifest, pods = play(str(workdir), attempt=2)
-    pods.wait_for(checkpoints, newest + 60)
+    pods.wait_for(checkpoints, newest + 12)
     take_away(bucket_server, 20)
     assert pods.end() == [0, 0], pods.told()
     assert "Waiting" not in pods.logs[0].read_text()  # For the lease, which was not given back.
