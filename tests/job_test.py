@@ -270,3 +270,19 @@ def test_skypilot_tries_again_what_is_worth_it():
     codes = task["resources"]["job_recovery"]["recover_on_exit_codes"]
     assert codes == [code for code in ExitCode if code.should_retry]
     assert task["run"].splitlines()[-1].startswith("exec python -m ")
+
+
+def test_jax_finds_the_hosts_of_a_pod(program, monkeypatch):
+    """By the variables that GKE sets on TPU nodes, as far as that shows without a chip."""
+    from jax._src.clusters import cloud_tpu_cluster
+
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setenv("TPU_WORKER_ID", "1")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost,other")
+    for name in ("COORDINATOR_ADDRESS", "NUM_SLICES", "SLICE_ID"):
+        monkeypatch.setenv(f"MEGASCALE_{name}", "")  # Otherwise it asks Google's metadata server.
+    cluster = cloud_tpu_cluster.GkeTpuCluster
+    assert cluster.is_env_present()
+    assert (cluster.get_process_count(), cluster.get_process_id()) == (2, 1)
+    host, port = cluster.get_coordinator_address(1, None).split(":")
+    assert host == "localhost" and int(port) in program.COORDINATOR_PORTS

@@ -76,7 +76,7 @@ class Pods:
         while max(finished_steps(checkpoints), default=0) < at_least:
             assert [p.poll() for p in self.processes] == [None] * len(self.processes), self.told()
             assert time.monotonic() < end
-            time.sleep(0.1)
+            time.sleep(0.3)
         return max(finished_steps(checkpoints))
 
     def end(self):

@@ -207,13 +207,9 @@ def _libtpu_version() -> str:
 
 def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """One line per step."""
-    body = [
-        [
-            cell.format(**dict.fromkeys(FIGURES, np.nan) | row).replace("nan", "-")
-            for cell in _COLUMNS.values()
-        ]
-        for row in rows
-    ]
+    # Those of a file from before a figure was taken lack it.
+    rows = [dict.fromkeys(FIGURES, np.nan) | row for row in rows]
+    body = [[cell.format(**row).replace("nan", "-") for cell in _COLUMNS.values()] for row in rows]
     return markdown_table(list(_COLUMNS), body, text_columns=(1, 2))
 
 
