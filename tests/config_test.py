@@ -30,6 +30,7 @@ WIDTHS = "positive widths, such as (128, 64)"
 POSITIVE = "a positive, finite number"
 SEEDS = "a whole number from 0 to 4294967295"
 COUNT = "a whole number, at least 1"
+STEPS = "START:STOP, inner steps, such as 100:110, or an empty text"
 COUNT_FROM_0 = "a whole number, at least 0"
 NOT_NEGATIVE = "a finite number, at least 0"
 FLAG = "True or False"
@@ -159,6 +160,10 @@ BAD_VALUES = [
     ("eval_batch_size", 0, COUNT),
     ("num_steps", -1, COUNT_FROM_0),
     ("max_exported_labels", -1, COUNT_FROM_0),
+    ("profile", "5", STEPS),
+    ("profile", "5:5", STEPS),
+    ("profile", "a:9", STEPS),
+    ("profile", None, STEPS),
     ("dataset.data", "all.npz", OWN_FILES),
     ("dataset.noisy", "noisy.npz", OWN_FILES),
     ("dataset.clean", "clean.npz", OWN_FILES),

@@ -240,6 +240,22 @@ def tiny_bert(tmp_path_factory, tiny_tokenizer):
     return directory
 
 
+@pytest.fixture(scope="session")
+def bucket_server(tmp_path_factory):
+    """The process of an emulated bucket, `gs://bucket`."""
+    from emulated_bucket import serve
+
+    with (tmp_path_factory.mktemp("server") / "log").open("w") as log, serve(log) as process:
+        yield process
+
+
+@pytest.fixture
+def place(bucket_server, request):
+    """A directory of the bucket, a test's own."""
+    name = "".join(x if x.isalnum() else "_" for x in request.node.name)
+    return f"gs://bucket/{name}"
+
+
 @pytest.fixture
 def load_program():
     """(module) -> a program, imported anew.

@@ -1,7 +1,7 @@
 """Manifests of TPU jobs: what Kubernetes would make of them, as far as that shows without it.
 
 Kubernetes' own kinds and JobSet's are checked where packages with their schemas are installed:
-kubeflow-trainer-api (in [test]) and kubernetes-validate (108 MB: by hand).
+kubeflow-trainer-api (in [test]) and kubernetes-validate (in [test-all]).
 """
 
 import configparser
@@ -10,6 +10,7 @@ import pathlib
 
 import pytest
 import yaml
+from kubernetes_rules import outcome, pod_and_spec
 
 from experiments import shards
 from mlc_jax.errors import ExitCode, InputError
@@ -83,7 +84,7 @@ def test_slices_have_as_many_chips_as_their_topology(program):
                 assert tpu.hosts * tpu.chips_per_host == tpu.chips == chips
                 assert math.prod(map(int, tpu.topology.split("x"))) == chips
                 assert tpu.machine.endswith(f"-{tpu.chips_per_host}t")
-                pod, spec = _pod_and_spec(program.manifest(_job(program), tpu))
+                pod, spec = pod_and_spec(program.manifest(_job(program), tpu))
                 assert spec["parallelism"] == spec["completions"] == tpu.hosts
                 (container,) = pod["containers"]
                 for of_container in container["resources"].values():
@@ -105,49 +106,6 @@ def _job(program, **fields):
     return program.Job(**given | fields)
 
 
-def _pod_and_spec(manifest):
-    spec = manifest["spec"]
-    if manifest["kind"] == "JobSet":
-        (replicated,) = spec["replicatedJobs"]
-        assert replicated["replicas"] == 1
-        spec = replicated["template"]["spec"]
-    return spec["template"]["spec"], spec
-
-
-def _outcome(manifest, code, disrupted=False):
-    """What becomes of a job of which a pod ended with an exit code.
-
-    The rules of Kubernetes (pod failure policies: the first rule that matches) and of JobSet
-    (failure policies: likewise, of the reason why the Job failed; RestartJobSet without any).
-    """
-    _, spec = _pod_and_spec(manifest)
-
-    def matches(rule):
-        if "onPodConditions" in rule:
-            return disrupted and {"DisruptionTarget"} == {
-                x["type"] for x in rule["onPodConditions"]
-            }
-        of_codes = rule["onExitCodes"]
-        assert of_codes["containerName"] == "main" and 0 not in of_codes["values"]
-        return (code in of_codes["values"]) == (of_codes["operator"] == "In")
-
-    rules = spec["podFailurePolicy"]["rules"]
-    action = next((rule["action"] for rule in rules if matches(rule)), "Count")
-    if manifest["kind"] == "Job":
-        assert spec["backoffLimitPerIndex"] > 0
-        return {"FailIndex": "failed", "Ignore": "again", "Count": "again, counted"}[action]
-    assert spec["backoffLimit"] == 0
-    reason = {"FailJob": "PodFailurePolicy", "Count": "BackoffLimitExceeded"}[action]
-    policy = manifest["spec"]["failurePolicy"]
-    assert policy["maxRestarts"] > 0
-    actions = (r["action"] for r in policy["rules"] if reason in r["onJobFailureReasons"])
-    return {
-        "FailJobSet": "failed",
-        "RestartJobSetAndIgnoreMaxRestarts": "again",
-        "RestartJobSet": "again, counted",
-    }[next(actions, "RestartJobSet")]
-
-
 @pytest.mark.parametrize("array", [0, 20])
 @pytest.mark.parametrize("spot", [False, True])
 def test_jobs_do_what_exit_codes_say(program, spot, array):
@@ -158,19 +116,19 @@ def test_jobs_do_what_exit_codes_say(program, spot, array):
     for code in ExitCode:
         if code != ExitCode.DONE:
             want = again if code.should_retry else "failed"
-            assert _outcome(manifest, int(code)) == want, code
+            assert outcome(manifest, int(code)) == want, code
         # Whatever it says when its machine is being taken away.
-        assert _outcome(manifest, int(code), disrupted=True) == (
+        assert outcome(manifest, int(code), disrupted=True) == (
             again if code.should_retry or spot or not array else "failed"
         )
     for code in (126, 127, 128 + 6, 128 + 11):
-        assert _outcome(manifest, code) == "failed"
+        assert outcome(manifest, code) == "failed"
 
 
 def test_the_command_gets_sigterm_and_finds_its_share(program):
     """No shell is between; workers of an array know how many they are."""
     for name in GOLDENS:
-        pod, _ = _pod_and_spec(_golden(name))
+        pod, _ = pod_and_spec(_golden(name))
         (container,) = pod["containers"]
         assert container["command"][:2] == ["python", "-m"] and "args" not in container
         variables = {x["name"]: x.get("value") for x in container["env"]}
@@ -312,3 +270,19 @@ def test_skypilot_tries_again_what_is_worth_it():
     codes = task["resources"]["job_recovery"]["recover_on_exit_codes"]
     assert codes == [code for code in ExitCode if code.should_retry]
     assert task["run"].splitlines()[-1].startswith("exec python -m ")
+
+
+def test_jax_finds_the_hosts_of_a_pod(program, monkeypatch):
+    """By the variables that GKE sets on TPU nodes, as far as that shows without a chip."""
+    from jax._src.clusters import cloud_tpu_cluster
+
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setenv("TPU_WORKER_ID", "1")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost,other")
+    for name in ("COORDINATOR_ADDRESS", "NUM_SLICES", "SLICE_ID"):
+        monkeypatch.setenv(f"MEGASCALE_{name}", "")  # Otherwise it asks Google's metadata server.
+    cluster = cloud_tpu_cluster.GkeTpuCluster
+    assert cluster.is_env_present()
+    assert (cluster.get_process_count(), cluster.get_process_id()) == (2, 1)
+    host, port = cluster.get_coordinator_address(1, None).split(":")
+    assert host == "localhost" and int(port) in program.COORDINATOR_PORTS

@@ -36,5 +36,5 @@ def test_a_file_that_cannot_be_written_is_named_and_the_one_before_stays(tmp_pat
 
 @pytest.mark.parametrize("path", ["gs:/bucket/run", "gs://bucket/", "gs://", "s3://bucket/run"])
 def test_what_is_no_bucket_is_refused(path):
-    with pytest.raises(InputError, match=r"expected a directory, or gs://BUCKET/NAME"):
+    with pytest.raises(InputError, match=r"expected a local path, or gs://BUCKET/NAME"):
         paths.absolute(path)

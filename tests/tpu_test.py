@@ -7,8 +7,11 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from experiments.tpu.collectives import collective_bytes
 from mlc_jax.core import BACKWARDS, ESTIMATORS
 
 pytestmark = pytest.mark.slow
@@ -65,6 +68,7 @@ def test_every_step_compiles(tmp_path, record_property):
     for step, row in rows.items():
         assert row["fits"] == "yes", step
         assert float(row["gflop"]) > 0, step
+        assert float(row["collectives"]) > 0 and float(row["collective_mib"]) > 0, step
         assert float(row["peak_mib"]) > float(row["argument_mib"]) > 0, step
         assert float(row["temp_mib"]) >= 0, step  # A model this small may need none.
     # Two steps are counted as one, but the backward pass as well.
@@ -180,3 +184,20 @@ def test_without_libtpu_there_is_one_line_and_tensorflow_is_not_imported(tmp_pat
     want = "error: libtpu, the TPU's compiler, is not installed: pip install -e '.[tpu]'\n"
     assert result.stderr == want
     assert not workdir.exists()
+
+
+def test_collectives_are_counted_with_what_they_sum():
+    """Of a program of eight devices, and as the TPU's compiler writes them."""
+
+    def step(x):
+        return jax.lax.psum(x, "i"), jax.lax.all_gather(x[0], "i")
+
+    program = jax.pmap(step, "i").lower(jnp.zeros((8, 16, 3))).compile().as_text()
+    assert sorted(collective_bytes(program)) == [8 * 3 * 4, 16 * 3 * 4]
+    program = (
+        "  %all-reduce.1 = (f32[16,10]{1,0:T(8,128)}, pred[4]{0}, f32[]{:T(128)}) all-reduce(%a)\n"
+        "  %all-gather.2 = bf16[8,5]{1,0} all-gather(%b), dimensions={0}\n"
+        "  ROOT %all-reduce-start.3 = s32[] all-reduce-start(%c)\n"
+        "  %all-reduce-done.3 = s32[] all-reduce-done(%all-reduce-start.3)\n"
+    )
+    assert collective_bytes(program) == [16 * 10 * 4 + 4 + 4, 8 * 5 * 2, 4]

@@ -27,7 +27,12 @@ from mlc_jax.training.run import build_run, create_init
 from mlc_jax.training.workdir import locked_workdir
 
 NUM_STEPS = 84
-TIMING = ("train/examples_per_second", "train/data_wait_share")
+TIMING = (
+    "train/seconds_per_step",
+    "train/examples_per_second",
+    "train/examples_per_second_per_chip",
+    "train/data_wait_share",
+)
 RESULT_KEYS = {
     "method",
     "dataset",

@@ -14,7 +14,8 @@ written anew after every step, and the same command goes on where it was stopped
 
 Figures are a chip's. Temporary memory is what XLA sets aside in HBM: none at all, maybe, for a
 small model, whose arrays fit into the chip's fast memory. The peak is as XLA simulates it. FLOPs
-are as XLA counts them: the body of a loop, such as the k inner steps or a solver's, counts once.
+are as XLA counts them: the body of a loop, such as the k inner steps or a solver's, counts once. So
+do collectives, the sums over all chips: their number, and the size of what they sum.
 JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1 in the environment compiles a ResNet several times faster, into
 another program that takes more memory. Of a BERT's checkpoint the config.json is enough.
 """
@@ -56,6 +57,7 @@ from experiments import costs
 from experiments.records import Records, Row, flat_settings
 from experiments.tables import to_csv
 from experiments.tables import to_markdown as markdown_table
+from experiments.tpu.collectives import collective_bytes
 from mlc_jax import build, command_line
 from mlc_jax.config import validate
 from mlc_jax.core import BACKWARDS, ESTIMATORS
@@ -87,7 +89,10 @@ ALL_STEPS = (
     *(name for name in ESTIMATORS if name != "exact"),
 )
 STEPS = ("exact", *ALL_STEPS)  # exact alone has the config's backward.
-FIGURES = ("argument_mib", "output_mib", "temp_mib", "peak_mib", "program_mib", "gflop")
+FIGURES = (
+    "argument_mib", "output_mib", "temp_mib", "peak_mib", "program_mib", "gflop", "collectives",
+    "collective_mib",
+)  # fmt: skip
 _COLUMNS = {
     "k": "{num_inner_steps}",
     "step": "{step}",
@@ -98,6 +103,8 @@ _COLUMNS = {
     "peak, MiB": "{peak_mib:.2f}",
     "program, MiB": "{program_mib:.1f}",
     "GFLOP (a loop's body once)": "{gflop:.3g}",
+    "collectives": "{collectives:.0f}",
+    "of these, MiB": "{collective_mib:.2f}",
     "compile, s": "{compile_seconds:.1f}",
 }
 
@@ -175,6 +182,8 @@ def compile_step(
             "program_mib": memory.generated_code_size_in_bytes / 2**20,
             "gflop": flops / 1e9,
         }
+        sizes = collective_bytes(compiled.as_text())
+        figures |= {"collectives": len(sizes), "collective_mib": sum(sizes) / 2**20}
     row = {"num_inner_steps": num_inner_steps, "step": step, "fits": "no" if note else "yes"}
     return [row | figures | {"compile_seconds": time.perf_counter() - start, "note": note}]
 
@@ -198,6 +207,8 @@ def _libtpu_version() -> str:
 
 def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """One line per step."""
+    # Those of a file from before a figure was taken lack it.
+    rows = [dict.fromkeys(FIGURES, np.nan) | row for row in rows]
     body = [[cell.format(**row).replace("nan", "-") for cell in _COLUMNS.values()] for row in rows]
     return markdown_table(list(_COLUMNS), body, text_columns=(1, 2))
 

@@ -80,6 +80,11 @@ def _are_whole(values: Any) -> bool:
     return isinstance(values, tuple | list) and all(is_whole(x) and x > 0 for x in values)
 
 
+def _is_range(value: str) -> bool:
+    start, _, stop = value.partition(":")
+    return start.isdecimal() and stop.isdecimal() and int(start) < int(stop)
+
+
 def _is_group(group: Any) -> bool:
     return (
         isinstance(group, tuple | list)
@@ -112,6 +117,11 @@ GROUPS = Check(
 SEED = whole(0, 2**32 - 1)
 
 SIZE = Check(whole(0).ok, whole(1).expected)  # 0 is for own files: `_own_data`.
+
+STEPS = Check(
+    lambda value: isinstance(value, str) and (value == "" or _is_range(value)),
+    "START:STOP, inner steps, such as 100:110, or an empty text",
+)
 
 POWER = Check(
     lambda value: _is_number(value) and (value == 0 or value >= 1), "0, or a number from 1 on"

@@ -6,6 +6,7 @@ from mlc_jax.config.checks import (
     POWER,
     SEED,
     SIZE,
+    STEPS,
     Setting,
     flag,
     number,
@@ -270,6 +271,13 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "checkpoint_every_steps": Setting(1000, whole(1), "Inner steps between checkpoints."),
             "checkpoint_every_minutes": Setting(10.0, positive(), "Whichever comes first."),
             "checkpoints_to_keep": Setting(2, whole(1), "The newest ones."),
+            "profile": Setting(
+                "",
+                STEPS,
+                "START:STOP: inner steps of which a trace for TensorBoard is written to the "
+                "workdir's profile/, by the first process. With one inner step per update the "
+                "metrics say FLOP/s from then on, as XLA counts them.",
+            ),
             "max_exported_labels": Setting(
                 0,
                 whole(0),

@@ -1,11 +1,11 @@
 """Own data in `.npz` and `.npy` files: inputs, labels as given, and labels that were checked."""
 
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
 
+from mlc_jax import paths
 from mlc_jax.data.benchmarks import Benchmark
 from mlc_jax.data.label_columns import NAMES, LabelColumns, read_checks
 from mlc_jax.data.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile, Labels, OwnData, combine
@@ -87,12 +87,11 @@ def open_npy(field: str, path: str) -> np.ndarray:
     Raises:
       InputError: there is none, it is damaged, or it holds Python objects.
     """
-    if not pathlib.Path(path).expanduser().is_file():
+    place = paths.local(path, field)
+    if not place.is_file():
         raise InputError(f"{field}: no file {path!r}; expected an .npy file")
     try:
-        array: np.ndarray = np.load(
-            pathlib.Path(path).expanduser(), mmap_mode="r", allow_pickle=False
-        )
+        array: np.ndarray = np.load(place, mmap_mode="r", allow_pickle=False)
         return array
     except Exception as error:
         raise InputError(f"{field}: {path!r} is not a readable .npy ({error})") from error
@@ -104,14 +103,12 @@ def read_npz(field: str, path: str) -> dict[str, np.ndarray]:
     Raises:
       InputError: there is none, it is damaged, or it holds Python objects.
     """
-    if not pathlib.Path(path).expanduser().is_file():
+    place = paths.local(path, field)
+    if not place.is_file():
         raise InputError(f"{field}: no file {path!r}; expected an .npz file")
     try:
         # Opened here: np.load leaves a damaged file open.
-        with (
-            open(pathlib.Path(path).expanduser(), "rb") as stream,
-            np.load(stream, allow_pickle=False) as file,
-        ):
+        with place.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except Exception as error:  # NumPy, zipfile and zlib raise a dozen types for a damaged file.
         hint = ". Texts are saved by numpy.asarray(texts).astype(str)"
@@ -228,7 +225,7 @@ class _File:
         """The table of an `.npy` file's labels."""
         places = [self.path.removesuffix(".npy") + ending for ending in ENDINGS]
         for place in places:
-            if pathlib.Path(place).expanduser().is_file():
+            if paths.local(place, self.field).is_file():
                 return place
         self.fail(f"has no labels beside it; expected {', '.join(places[:-1])} or {places[-1]}")
         raise AssertionError

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import pathlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from mlc_jax import paths
 from mlc_jax.data.columns import Columns
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.data.source import ArraySource, Source, Tree
@@ -152,8 +152,9 @@ def read_tfds(
         f"--config.dataset.data_dir at a directory that holds {folder}"
     )
     if data_dir is not None:
-        data_dir = str(pathlib.Path(data_dir).expanduser())
-        if not download and not pathlib.Path(data_dir).is_dir():
+        place = paths.absolute(data_dir, "config.dataset.data_dir")
+        data_dir = str(place)
+        if not download and not place.is_dir():
             raise InputError(f"config.dataset.data_dir: no directory {data_dir!r}. {how}")
     where = data_dir or "~/tensorflow_datasets (the default)"
 

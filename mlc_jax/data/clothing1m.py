@@ -18,6 +18,7 @@ from absl import logging
 
 from mlc_jax.data.image_folder import Options, kept, open_store
 from mlc_jax.data.own import FIELD
+from mlc_jax.data.packed import local_directory
 from mlc_jax.data.pictures import Pictures
 from mlc_jax.data.source import UNKNOWN, Source, Subset
 from mlc_jax.errors import InputError
@@ -76,7 +77,7 @@ def load(data_dir: str, options: Options) -> Clothing1M:
       InputError: a file that is not there or not what it should be, a key in two lists or without
         a label, or pictures that cannot be decoded, if they are refused.
     """
-    root = pathlib.Path(data_dir).expanduser()
+    root = pathlib.Path(local_directory(f"{FIELD}data_dir", data_dir))
     keys = {part: _read_keys(root / name) for part, name in KEY_LISTS.items()}
     _check_disjoint(root, keys)
     everything = [key for part in keys.values() for key in part]

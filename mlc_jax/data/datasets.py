@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import hashlib
-import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from mlc_jax import paths
 from mlc_jax.data import (
     arrays,
     benchmarks,
@@ -21,7 +21,7 @@ from mlc_jax.data import (
 )
 from mlc_jax.data.benchmarks import Benchmark
 from mlc_jax.data.columns import Columns
-from mlc_jax.data.own import OwnData, hold_out
+from mlc_jax.data.own import FIELD, OwnData, hold_out
 from mlc_jax.data.pictures import Geometry
 from mlc_jax.data.source import UNKNOWN, Source, Subset, read_rows
 from mlc_jax.data.splits import Rows, split_rows
@@ -132,7 +132,11 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
     if c.name not in _OWN:
         return corrupted(benchmarks.cifar(c.name, c.data_dir, download=c.download), config)
     files, checked = (c.data, c.noisy, c.clean, c.test), _listed(c.checked)
-    stamps = tuple(_stamp(file) for file in (*files, *checked))
+    names = ["data", "noisy", "clean", "test", *("checked" for _ in checked)]
+    stamps = tuple(
+        paths.version(file, FIELD + name) if file else None
+        for name, file in zip(names, (*files, *checked), strict=True)
+    )
     options: Any = {
         "arrays": c.standardize,
         "image_folder": image_options(config),
@@ -199,14 +203,6 @@ def is_scaled(config: ConfigDict) -> bool:
 
 def _listed(names: str | None) -> tuple[str, ...]:
     return tuple(name for name in (names or "").split(",") if name)
-
-
-def _stamp(path: str | None) -> tuple[int, int] | None:
-    """Differs once a file has been written again."""
-    if not path or not os.path.exists(path):
-        return None
-    stat = os.stat(path)
-    return stat.st_mtime_ns, stat.st_size
 
 
 @functools.lru_cache(maxsize=1)  # Runs of one process share their data.

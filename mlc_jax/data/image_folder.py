@@ -2,17 +2,17 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
+from mlc_jax import paths
 from mlc_jax.data.benchmarks import Benchmark
 from mlc_jax.data.label_columns import NAMES, LabelColumns, read_checks
 from mlc_jax.data.own import FIELD, LabelledFile, Labels, OwnData, combine
-from mlc_jax.data.packed import Packed, is_packed
+from mlc_jax.data.packed import Packed, is_packed, local_directory
 from mlc_jax.data.picture_check import ENDINGS, check_pictures, pictures_below
 from mlc_jax.data.pictures import PREPARE, Files, Geometry, Pictures, Store
 from mlc_jax.data.prepare import Normalize
@@ -103,11 +103,11 @@ def unlabelled(path: str | Sequence[str], options: Options, field: str) -> Pictu
       InputError: there is none, or it cannot be read.
     """
     root, names = "", [] if isinstance(path, str) else [os.fsencode(str(x)) for x in path]
-    if isinstance(path, str) and pathlib.Path(path).expanduser().is_dir():
-        root = str(pathlib.Path(path).expanduser())
+    if isinstance(path, str) and paths.absolute(path, field).is_dir():
+        root = local_directory(field, path)
         names = sorted(os.fsencode(x) for x in pictures_below(field, root, ""))
     elif isinstance(path, str):
-        root = str(pathlib.Path(path).expanduser().parent)
+        root = local_directory(field, os.path.dirname(path))
         names = [os.fsencode(str(x)) for _, (x,) in Table(field, path).rows(["path"])]
     path = path if isinstance(path, str) else "the list"
     if not names:
@@ -211,9 +211,10 @@ class _Part:
 
 
 def _read(name: str, path: str) -> _Part:
-    if pathlib.Path(path).expanduser().is_dir():
+    place = paths.absolute(path, FIELD + name)
+    if place.is_dir():
         return _read_folder(FIELD + name, path)
-    if not pathlib.Path(path).expanduser().exists():
+    if not place.exists():
         raise InputError(
             f"{FIELD}{name}: no file or directory {path!r}; expected a directory with a "
             "sub-directory for each class, or a table with columns path and label"
@@ -231,12 +232,12 @@ def _read_table(table: Table) -> _Part:
         columns.add(line, values)
         names.append(os.fsencode(path))
 
-    root = str(pathlib.Path(table.path).expanduser().parent)
+    root = local_directory(table.field, os.path.dirname(table.path))
     return _Part(columns.finish(lambda ids: _not_yet()), root, np.array(names))
 
 
 def _read_folder(field: str, path: str) -> _Part:
-    root = str(pathlib.Path(path).expanduser())
+    root = local_directory(field, path)
     if is_packed(root):
         below = [os.fsdecode(bytes(name)) for name in Packed(root, field=field).names]
     else:

@@ -3,12 +3,12 @@
 NumPy only: noise is injected once, before training, from its own seed.
 """
 
-import pathlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import scipy.stats
 
+from mlc_jax import paths
 from mlc_jax.errors import InputError
 
 NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human")
@@ -140,14 +140,15 @@ def labels_from_file(path: str, key: str, *, num_labels: int, num_classes: int) 
     Raises:
       InputError: naming the config field, what was given and what would be right.
     """
-    if not path or not pathlib.Path(path).is_file():
+    place = paths.local(path, "config.noise.file")
+    if not path or not place.is_file():
         raise InputError(
             f"config.noise.file: got {path!r}, expected the path of an .npz file of labels "
             "(for CIFAR-10N / CIFAR-100N see README, 'Human labels')"
         )
     try:
         # Opened here: np.load leaves a damaged file open.
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+        with place.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # NumPy, zipfile and zlib raise a dozen types for a damaged file.
         raise InputError(f"config.noise.file: {path!r} is not a readable .npz ({error})") from error

@@ -19,8 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
+from mlc_jax import paths
 from mlc_jax.data.picture_check import pictures_below
 from mlc_jax.errors import InputError
 
@@ -36,8 +38,24 @@ def shard_name(number: int) -> str:
     return f"pictures-{number:05d}.array_record"
 
 
-def is_packed(root: str | pathlib.Path) -> bool:
-    return (pathlib.Path(root).expanduser() / INFO_FILE).is_file()
+def is_packed(root: epath.PathLike) -> bool:
+    return (epath.Path(root).expanduser() / INFO_FILE).exists()
+
+
+def local_directory(field: str, path: str) -> str:
+    """Where pictures can be read; of a bucket, packed ones alone: few files, which are copied.
+
+    Raises:
+      InputError: naming `field`, the setting of the path.
+    """
+    if paths.is_remote(path):
+        paths.absolute(path, field)
+        if not is_packed(path):
+            raise InputError(
+                f"{field}: {path!r} holds no packed pictures; expected, in a bucket, what "
+                "mlc_jax.data.pack writes"
+            )
+    return str(paths.local(path, field))
 
 
 class Packed:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
+from mlc_jax import paths
 from mlc_jax.data.tokens import CACHE_DIR
 from mlc_jax.errors import InputError
 
@@ -42,10 +43,10 @@ def check_pictures(
     """
     sizes, keys = np.zeros(len(names), np.int64), np.zeros(len(names), np.uint64)
     problems: dict[int, str] = {}
-    paths = _Paths(root, names)
+    files = _Files(root, names)
     for row in range(len(names)):
         try:
-            stat = os.stat(paths[row])
+            stat = os.stat(files[row])
         except (OSError, ValueError) as error:
             problems[row] = _reason(error)
             continue
@@ -54,13 +55,14 @@ def check_pictures(
         digest = hashlib.blake2b(content, digest_size=8).digest()
         keys[row] = np.frombuffer(digest, np.uint64)[0]
     place = hashlib.blake2b(os.path.abspath(root).encode(), digest_size=16).hexdigest()
-    cache = pathlib.Path(cache_dir or CACHE_DIR).expanduser() / "pictures" / f"{place}.npy"
-    good = _read(cache)
-    new = [row for row in np.flatnonzero(~np.isin(keys, good)).tolist() if row not in problems]
-    problems |= _look_at(paths, new)
-    found = [keys[row] for row in new if row not in problems]
-    if found:
-        _write(cache, np.union1d(good, np.array(found, np.uint64)))
+    place = f"{cache_dir or CACHE_DIR}/pictures/{place}.npy"
+    with paths.kept(place, "config.dataset.cache_dir") as cache:
+        good = _read(cache)
+        new = [row for row in np.flatnonzero(~np.isin(keys, good)).tolist() if row not in problems]
+        problems |= _look_at(files, new)
+        found = [keys[row] for row in new if row not in problems]
+        if found:
+            _write(cache, np.union1d(good, np.array(found, np.uint64)))
     return sizes, dict(sorted(problems.items()))
 
 
@@ -106,7 +108,7 @@ def pictures_below(
             yield name
 
 
-class _Paths:
+class _Files:
     def __init__(self, root: str, names: np.ndarray):
         self._root, self._names = os.fsencode(root), names
 
@@ -114,13 +116,13 @@ class _Paths:
         return os.path.join(self._root, bytes(self._names[row]))
 
 
-def _look_at(paths: _Paths, rows: Sequence[int]) -> dict[int, str]:
+def _look_at(files: _Files, rows: Sequence[int]) -> dict[int, str]:
     problems: dict[int, str] = {}
     bar = tqdm(total=len(rows), desc="Looking at pictures", unit="", disable=None, delay=2)
     with bar, ThreadPoolExecutor(os.cpu_count()) as threads:
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
-            found = threads.map(lambda row: problem_of(paths[row]), chunk)
+            found = threads.map(lambda row: problem_of(files[row]), chunk)
             problems |= {row: x for row, x in zip(chunk, found, strict=True) if x}
             bar.update(len(chunk))
     return problems

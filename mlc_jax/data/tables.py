@@ -6,10 +6,10 @@ Nothing is guessed: `NA` and `None` are texts like others, and `001` stays `001`
 import contextlib
 import csv
 import json
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from mlc_jax import paths
 from mlc_jax.errors import InputError
 
 # A longer field is most likely a quote that was never closed. Python's own limit is 131,072.
@@ -39,7 +39,7 @@ class Table:
         readers = (self._csv, self._json, self._parquet)
         endings: dict[str, Callable[..., Iterator[Row]]] = dict(zip(ENDINGS, readers, strict=True))
         kinds = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
-        file = pathlib.Path(path).expanduser()
+        file = paths.local(path, field)
         if not file.is_file():
             raise InputError(f"{field}: no file {path!r}; expected one that ends in {kinds}")
         if file.suffix.lower() not in endings:

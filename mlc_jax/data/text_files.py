@@ -1,13 +1,13 @@
 """Texts: the benchmarks of Zhang, Zhao and LeCun (2015), as published, and files of one's own."""
 
 import functools
-import pathlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlc_jax import paths
 from mlc_jax.core import identity
 from mlc_jax.data.benchmarks import Benchmark, read_columns, read_tfds
 from mlc_jax.data.label_columns import NAMES, LabelColumns, read_checks
@@ -169,14 +169,14 @@ def read_published(
     layout = LAYOUTS[name]
     if tfds_name is None:
         assert data_dir is not None
-        files = [pathlib.Path(data_dir).expanduser() / f"{x}.csv" for x in ("train", "test")]
+        files = [f"{data_dir}/{x}.csv" for x in ("train", "test")]
         for file in files:
-            if not file.is_file():
+            if not paths.local(file, f"{FIELD}data_dir").is_file():
                 raise InputError(
-                    f"{FIELD}data_dir: no file {str(file)!r}; expected the train.csv and test.csv "
+                    f"{FIELD}data_dir: no file {file!r}; expected the train.csv and test.csv "
                     f"of the published {name}"
                 )
-        train, test = (_read_published(layout, str(file)) for file in files)
+        train, test = (_read_published(layout, file) for file in files)
         return train, test
     _, train, test = read_tfds(
         tfds_name,

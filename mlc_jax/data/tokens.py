@@ -22,6 +22,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from mlc_jax import paths
 from mlc_jax.data.source import IndexedSource
 from mlc_jax.errors import InputError
 
@@ -255,8 +256,19 @@ def create_source(
     """
     parts = json.dumps([_FORMAT, texts.fingerprint, tokenizer.fingerprint, max_length])
     key = hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
-    root = pathlib.Path(cache_dir or CACHE_DIR).expanduser() / "tokens"
-    open_cache = functools.partial(TokenCache, root / key, max_length, tokenizer.pad_id)
+    place = f"{cache_dir or CACHE_DIR}/tokens/{key}"
+    with paths.kept(place, "config.dataset.cache_dir") as directory:
+        cache = _opened_or_made(directory, texts, tokenizer, max_length)
+    share = 100 * cache.num_truncated / max(1, len(cache))
+    logging.info("%.1f %% of %d texts are cut off at %d tokens.", share, len(cache), max_length)
+    return TokenSource(cache, tokenizer, key, ids, id_format, texts)
+
+
+def _opened_or_made(
+    directory: pathlib.Path, texts: Texts, tokenizer: Tokenizer, max_length: int
+) -> TokenCache:
+    root, key = directory.parent, directory.name
+    open_cache = functools.partial(TokenCache, directory, max_length, tokenizer.pad_id)
     try:
         root.mkdir(parents=True, exist_ok=True)
         cache = _opened(open_cache)
@@ -271,9 +283,7 @@ def create_source(
             f"config.dataset.cache_dir: cannot write to {str(root)!r} ({error.strerror}); expected "
             "a directory with room that this user may write to"
         ) from error
-    share = 100 * cache.num_truncated / max(1, len(cache))
-    logging.info("%.1f %% of %d texts are cut off at %d tokens.", share, len(cache), max_length)
-    return TokenSource(cache, tokenizer, key, ids, id_format, texts)
+    return cache
 
 
 def _opened(open_cache: Callable[[], TokenCache]) -> TokenCache | None:

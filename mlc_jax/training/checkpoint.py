@@ -40,6 +40,7 @@ FREE_FIELDS = frozenset({
     "checkpoint_every_steps",
     "checkpoint_every_minutes",
     "checkpoints_to_keep",
+    "profile",
 })  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def train_and_compare(
 def _of_rival(config: ConfigDict, method: str) -> ConfigDict:
     rival = config.copy_and_resolve_references()
     with rival.ignore_type():
-        rival.update(method=method, compare=False)
+        rival.update(method=method, compare=False, profile="")
         for name in rival.inner_loss:  # What makes it the plain method.
             rival.inner_loss[name] = None
     return rival

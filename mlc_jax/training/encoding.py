@@ -52,7 +52,7 @@ class FrozenEncoder:
         self.model = Bert(shape, 1, feature=feature, num_frozen_layers=-1, dtype=dtype)
         params = bert_params(self.model, weights)
         self._params = jax.device_put(traverse_util.unflatten_dict(params, sep="/"))
-        self._cache = pathlib.Path(cache_dir or CACHE_DIR).expanduser() / "features"
+        self._cache = f"{cache_dir or CACHE_DIR}/features"
         digest = hashlib.blake2b(f"{shape} {feature} {dtype}".encode(), digest_size=16)
         for name in sorted(params):
             digest.update(np.ascontiguousarray(params[name]).data)
@@ -77,20 +77,20 @@ class FrozenEncoder:
         check_tokens(source, self.model.config)
         key = f"{source.fingerprint()} {self.fingerprint}"
         key = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-        path = self._cache / f"{key}.npy"
-        if _opened(path, len(source)) is None:
-            try:
-                self._cache.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(".part", dir=self._cache) as part:
-                    file = pathlib.Path(part) / path.name
-                    np.save(file, self.encode(source))
-                    file.replace(path)
-            except OSError as error:
-                raise InputError(
-                    f"config.dataset.cache_dir: cannot write to {str(self._cache)!r} "
-                    f"({error.strerror}); expected a directory with room that this user may write "
-                    "to"
-                ) from error
+        with paths.kept(f"{self._cache}/{key}.npy", "config.dataset.cache_dir") as path:
+            if _opened(path, len(source)) is None:
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with tempfile.TemporaryDirectory(".part", dir=path.parent) as part:
+                        file = pathlib.Path(part) / path.name
+                        np.save(file, self.encode(source))
+                        file.replace(path)
+                except OSError as error:
+                    raise InputError(
+                        f"config.dataset.cache_dir: cannot write to {str(path.parent)!r} "
+                        f"({error.strerror}); expected a directory with room that this user may "
+                        "write to"
+                    ) from error
         features = _opened(path, len(source))
         assert features is not None
         return EncodedSource(features, source, key)
@@ -247,7 +247,7 @@ def from_workdir(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     Runs that were trained together leave none: theirs stay as they are.
     """
     if (workdir / FOLDER / "config.json").exists():
-        local = str(paths.read_locally(workdir / FOLDER))
+        local = str(paths.local(workdir / FOLDER, "--workdir"))
         config.model.bert.checkpoint = config.dataset.tokenizer = local
     return config
 
@@ -268,7 +268,7 @@ def text_reader(config: ConfigDict) -> TextReader:
 
 def reader_from_workdir(described: dict[str, Any], workdir: epath.Path) -> TextReader:
     """The reader that `fit` was given, with the encoder that `save` left in its workdir."""
-    folder = str(paths.read_locally(workdir / FOLDER))
+    folder = str(paths.local(workdir / FOLDER, "--workdir"))
     return TextReader(**described | {"checkpoint": folder, "tokenizer": folder})
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
@@ -24,7 +25,11 @@ from mlc_jax.methods.types import Hook, Phase, Seen
 from mlc_jax.training import diagnosis, evaluate, progress, stack
 from mlc_jax.training.clock import Clock
 from mlc_jax.training.preemption import PreemptionFlag
+from mlc_jax.training.profile import Profiler
 from mlc_jax.training.recorder import Recorder
+
+MAX_WAIT_SHARE = 0.05  # Of the time, before a warning.
+SECONDS_TO_JUDGE = 30.0  # Of training; at its start readers fill their buffers.
 
 
 @functools.lru_cache(maxsize=3)  # Who timed a step has compiled it.
@@ -57,6 +62,11 @@ class Loop:
         self._hooks: dict[int, Any] = {}
         self._pending: collections.deque[tuple[int, Any]] = collections.deque()
         self._last_save = time.monotonic()
+        # One process alone: TensorBoard shows one at a time.
+        steps = self._first.settings.profile if self._is_main_process else ""
+        self._profiler = Profiler(steps, recorders[0].workdir)
+        self._flop: float | None = None  # Of a step; None until there was a trace.
+        self._warned = False
 
     def run(self, state: TrainState) -> TrainState:
         """Trains to the end and saves; evaluates on the way. Both states are stacked.
@@ -74,6 +84,7 @@ class Loop:
                 if step == 0:
                     one = stack.split(state, len(self._recorders))[0]
                     progress.log_start(self._first, one, len(self._recorders))
+            files.callback(self._profiler.close)
             batches = self._batches(step)
             bar = files.enter_context(progress.bar(self._first, step, self._show_progress))
             ends = list(itertools.accumulate(phase.num_steps for phase in phases))
@@ -99,7 +110,7 @@ class Loop:
         steps_per_epoch = run.pipeline.steps_per_epoch
         step, start = stack.step_of(state), end - phase.num_steps
         batch_size = run.pipeline.noisy_batch_size + run.pipeline.clean_batch_size
-        clock = Clock(step, batch_size * num_runs)
+        clock = Clock(step, batch_size * num_runs, jax.device_count())
         if phase.before and step == start:
             state = self._apply(phase.before, state)
         train_step = create_train_step(phase, num_runs)
@@ -114,6 +125,9 @@ class Loop:
         while step < end:
             with clock.waiting():
                 batch: Batch = next(batches)
+            if self._profiler.is_due(step):
+                with clock.paused():
+                    self._profile(step, train_step, state, batch)
             step += stride
             if diagnose and due(diagnose_every):
                 with clock.paused():
@@ -130,6 +144,7 @@ class Loop:
             if due(settings.log_every_steps):
                 self._drain()
                 self._log(bar, step, clock.read(step))
+                self._warn_of_waiting(clock)
             if due(settings.eval_every_epochs * steps_per_epoch):
                 with clock.paused():
                     self._evaluate(step, number, state)
@@ -203,10 +218,31 @@ class Loop:
                 recorder.keep(step, kept)
 
     def _log(self, bar: tqdm, step: int, figures: dict[str, float]) -> None:
+        if self._flop is not None:
+            figures |= {"flop_per_second_per_chip": self._flop / figures["seconds_per_step"]}
         living = [recorder for recorder in self._recorders if recorder.failure is None]
         for recorder in living:
             recorder.write(step, "train", recorder.newest | figures)
         progress.show(bar, living, figures["examples_per_second"])
+
+    def _profile(self, step: int, train_step: Any, state: TrainState, batch: Batch) -> None:
+        """Begins or ends a trace, of steps that are waited for."""
+        self._drain()
+        if not self._profiler.is_tracing and self._first.method.stride == 1:
+            # Before XLA makes it faster, and of one device. The body of a loop would count once.
+            self._flop = train_step.lower(state, batch).cost_analysis()["flops"]
+        self._profiler.switch()
+
+    def _warn_of_waiting(self, clock: Clock) -> None:
+        if self._warned or clock.seconds < SECONDS_TO_JUDGE:
+            return
+        if clock.waited > MAX_WAIT_SHARE * clock.seconds:
+            self._warned = True
+            logging.warning(
+                "%.0f %% of the time was spent waiting for data: the chips could do more. Pack "
+                "pictures (mlc_jax.data.pack), or take a machine with more CPUs.",
+                100 * clock.waited / clock.seconds,
+            )
 
     def _write(self, step: int, group: str, metrics: Any) -> None:
         numbers = stack.numbers(metrics, len(self._recorders))

@@ -47,6 +47,7 @@ class Settings:
     checkpoints_to_keep: int = 2
     max_exported_labels: int = 0
     diagnose_every: int = 0
+    profile: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
