@@ -9,7 +9,8 @@
 Columns are `text` and `label`, and maybe `id`. In one file, `checked_label` is empty where nobody
 looked. In two, the clean file's labels are the true ones, and its `given_label`, if there, the old
 ones. The encoder stays as it is, and a small head is trained on its features;
---config=configs/text.py:finetuned trains all of it.
+--config=configs/text.py:finetuned trains all of it, or with --config.model.bert.num_frozen_layers=N
+all but its embeddings and first N layers.
 """
 
 from ml_collections import ConfigDict

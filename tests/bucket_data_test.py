@@ -109,7 +109,7 @@ def test_texts_and_the_cache_of_their_tokens_and_features(put, place, tmp_path, 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "_make", fail)
-        patch.setattr(encoding.FrozenEncoder, "encode", fail)
+        patch.setattr(encoding.FrozenEncoder, "_outputs", fail)
         _assert_equal(load(there, cache), want)
     (kept,) = kinds["features"]
     paths.write(kept, b"cut off")

@@ -82,7 +82,7 @@ def test_a_frozen_encoder_is_asked_once(create, tmp_path, monkeypatch, standard_
     results = train.train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)
     assert results["last_test_accuracy"] > 0.9  # Of two classes, by a word each has.
     encoding._load.cache_clear()
-    monkeypatch.setattr(encoding.FrozenEncoder, "encode", None)  # Features come from the cache.
+    monkeypatch.setattr(encoding.FrozenEncoder, "_outputs", None)  # Features come from the cache.
     config.seed = 1
     train.train_and_evaluate(config, str(tmp_path / "other"), show_progress=False)
 
@@ -223,7 +223,7 @@ def test_features_do_not_depend_on_the_batch(tmp_path, checkpoint):
     together = encode.encode(source)
     for row in (0, 3):
         tokens = read_rows(source, np.array([row]))
-        alone = encode._encode(encode._params, tokens)
+        alone = encode._encode(encode._params, tokens, 1)
         np.testing.assert_allclose(together[row], alone[0], atol=1e-5)
 
 

@@ -81,8 +81,14 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "cache_dir": Setting(
                 None,
                 text(),
-                "Texts: where tokens and a frozen encoder's features are kept. Pictures: which "
+                "Texts: where tokens and what frozen layers make of them are kept. Pictures: which "
                 "files are known to be good. None is ~/.cache/mlc_jax.",
+            ),
+            "max_cached_gb": Setting(
+                4.0,
+                number(0),
+                "Of an encoder that is frozen in part: what its frozen layers make of all texts is "
+                "computed once and kept, if it takes no more, 10^9 bytes; else in each step.",
             ),
             "standardize": Setting(
                 None,

@@ -151,6 +151,7 @@ class TokenCache:
 
     Attributes:
       lengths: `[N]` int32, tokens of each text, special ones included.
+      max_length: T.
       num_truncated: texts that were cut off.
     """
 
@@ -170,14 +171,14 @@ class TokenCache:
         if zlib.crc32(self.lengths.data, checksum) != info["checksum"]:
             raise ValueError("files of other content than they were written with")
         self._starts = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
-        self._max_length, self._pad_id = max_length, pad_id
+        self.max_length, self._pad_id = max_length, pad_id
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         lengths = self.lengths[rows]
-        inside = np.arange(self._max_length) < lengths[:, None]
+        inside = np.arange(self.max_length) < lengths[:, None]
         ids = np.full(inside.shape, self._pad_id, np.int32)
         first = np.cumsum(lengths) - lengths  # In the batch; in the cache it is at `_starts`.
         places = np.repeat(self._starts[rows] - first, lengths) + np.arange(lengths.sum())
@@ -199,6 +200,7 @@ class TokenSource(IndexedSource):
     Attributes:
       tokenizer: see above; whoever embeds its ids needs `tokenizer.vocab_size` rows.
       lengths: `[N]` int32, tokens that are not padding.
+      max_length: T.
     """
 
     def __init__(
@@ -212,6 +214,7 @@ class TokenSource(IndexedSource):
     ):
         super().__init__(cache, ids)
         self.tokenizer, self.lengths, self._texts = tokenizer, cache.lengths, texts
+        self.max_length = cache.max_length
         self._of_everything, self._id_format = fingerprint, id_format
 
     def ids(self, rows: np.ndarray) -> np.ndarray:

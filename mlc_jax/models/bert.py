@@ -145,8 +145,9 @@ class Bert(nn.Module):
     """A text classifier: an encoder, one vector for each text, dense layers with ReLU, logits.
 
     Inputs are a dict of `input_ids` (int32 `[B, T]`), `attention_mask` (int32 `[B, T]`, 1 for a
-    token, 0 for padding) and perhaps `token_type_ids` (int32 `[B, T]`, 0 where it is left out).
-    Padding changes nothing but the time that a step takes.
+    token, 0 for padding) and perhaps `token_type_ids` (int32 `[B, T]`, 0 where it is left out). In
+    place of the ids there may be `frozen_states` (`[B, T, H]`), what the frozen layers make of them
+    each time. Padding changes nothing but the time that a step takes.
 
     Parameters that are frozen have `encoder/frozen_` in front of their path, so that
     `Group("encoder/frozen_", factor=0)` keeps an optimizer from decaying them or keeping state.
@@ -220,9 +221,13 @@ class _Encoder(nn.Module):
         part = functools.partial(self._part, train=train)
         mask = jnp.asarray(inputs["attention_mask"]).astype(bool)
 
-        x = part(_Embeddings, "embeddings", frozen=num_frozen > 0)(inputs)
+        if "frozen_states" in inputs:
+            x = jnp.asarray(inputs["frozen_states"], self.dtype)
+        else:
+            x = part(_Embeddings, "embeddings", frozen=num_frozen > 0)(inputs)
+            if num_frozen:
+                x, _ = part(_stack(_Layer, num_frozen), "layers", frozen=True)(x, mask)
         if num_frozen:
-            x, _ = part(_stack(_Layer, num_frozen), "layers", frozen=True)(x, mask)
             # Whoever computes activations again in a backward pass keeps these: see `second_order`.
             x = checkpoint_name(x, "frozen")
         if num_trained:
@@ -259,14 +264,15 @@ class _Encoder(nn.Module):
             num_frozen,
             f"-1 for the whole encoder, or 0 to {num_layers}, the number of layers",
         )
+        tokens = "frozen_states" if num_frozen and "frozen_states" in inputs else "input_ids"
         expect(
-            isinstance(inputs, Mapping) and {"input_ids", "attention_mask"} <= set(inputs),
+            isinstance(inputs, Mapping) and {tokens, "attention_mask"} <= set(inputs),
             "inputs",
             sorted(inputs) if isinstance(inputs, Mapping) else "an array",
             "a dict with input_ids and attention_mask",
         )
-        length, most = inputs["input_ids"].shape[1], self.config.max_length
-        expect(length <= most, "input_ids", f"{length} tokens a text", f"at most {most}")
+        length, most = inputs[tokens].shape[1], self.config.max_length
+        expect(length <= most, tokens, f"{length} tokens a text", f"at most {most}")
 
 
 class _Embeddings(nn.Module):

@@ -31,6 +31,7 @@ FREE_FIELDS = frozenset({
     "compare",
     "dataset.data_dir",
     "dataset.download",
+    "dataset.max_cached_gb",
     "meta_gradient.backward",
     "meta_gradient.diagnose_every",
     "meta_gradient.unroll",

@@ -1,136 +1,30 @@
-"""Texts as a frozen encoder sees them: computed once, kept in a file, trained on in their place."""
+"""From texts as a user has them to what a classifier reads, and what of that a workdir keeps."""
 
 import dataclasses
 import functools
-import hashlib
-import pathlib
 import tempfile
 from typing import Any
 
-import jax
-import numpy as np
+from absl import logging
 from etils import epath
-from flax import traverse_util
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from mlc_jax import paths
 from mlc_jax.data import Dataset
-from mlc_jax.data.source import ArraySource, Source, read_rows
-from mlc_jax.data.tokens import CACHE_DIR, Texts, Tokenizer, TokenSource, create_source
+from mlc_jax.data.source import ArraySource, Source
+from mlc_jax.data.tokens import Texts, Tokenizer, TokenSource, create_source
 from mlc_jax.errors import InputError, expect
-from mlc_jax.models.bert import Bert, BertConfig
-from mlc_jax.models.bert_checkpoint import bert_params, copy_checkpoint, load_bert
+from mlc_jax.models.bert import BertConfig
+from mlc_jax.models.bert_checkpoint import copy_checkpoint
+from mlc_jax.training.frozen import (
+    EncodedSource,
+    FrozenEncoder,
+    FrozenLayers,
+    StatesSource,
+    check_tokens,
+)
 
 FOLDER = "encoder"  # In a workdir: what it takes to read texts later.
-
-_BATCH = 64  # Texts at once, on one device.
-_STEP = 16  # Lengths are rounded up to a multiple of it: few programs, little padding.
-
-
-class FrozenEncoder:
-    """Token sources to sources of features.
-
-    Args:
-      checkpoint: a directory or a name on the Hugging Face hub, see `load_bert`.
-      feature: see `Bert`.
-      dtype: of the computation.
-      cache_dir: where features are kept, in `features`; None is `CACHE_DIR`.
-
-    Attributes:
-      fingerprint: of weights, feature and dtype.
-
-    Raises:
-      InputError: the checkpoint cannot be read, or has no such feature.
-    """
-
-    def __init__(
-        self, checkpoint: str, *, feature: str = "mean", dtype: str = "float32",
-        cache_dir: str | None = None,
-    ):  # fmt: skip
-        shape, weights = load_bert(checkpoint)
-        self.model = Bert(shape, 1, feature=feature, num_frozen_layers=-1, dtype=dtype)
-        params = bert_params(self.model, weights)
-        self._params = jax.device_put(traverse_util.unflatten_dict(params, sep="/"))
-        self._cache = f"{cache_dir or CACHE_DIR}/features"
-        digest = hashlib.blake2b(f"{shape} {feature} {dtype}".encode(), digest_size=16)
-        for name in sorted(params):
-            digest.update(np.ascontiguousarray(params[name]).data)
-        self.fingerprint = digest.hexdigest()
-
-        def encode(params: Any, inputs: Any) -> jax.Array:
-            encode = functools.partial(self.model.apply, train=False, method="encode")
-            outputs: Any = encode({"params": params}, inputs)
-            pooled: jax.Array = outputs[1]
-            return pooled
-
-        self._encode = jax.jit(encode)
-
-    def __call__(self, source: TokenSource) -> "EncodedSource":
-        """Features `[N, H]` float32 of all texts, from the cache if it has them.
-
-        They are written beside their place and moved there when they are whole.
-
-        Raises:
-          InputError: the tokens are not this encoder's, or the cache cannot be written.
-        """
-        check_tokens(source, self.model.config)
-        key = f"{source.fingerprint()} {self.fingerprint}"
-        key = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-        with paths.kept(f"{self._cache}/{key}.npy", "config.dataset.cache_dir") as path:
-            if _opened(path, len(source)) is None:
-                try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with tempfile.TemporaryDirectory(".part", dir=path.parent) as part:
-                        file = pathlib.Path(part) / path.name
-                        np.save(file, self.encode(source))
-                        file.replace(path)
-                except OSError as error:
-                    raise InputError(
-                        f"config.dataset.cache_dir: cannot write to {str(path.parent)!r} "
-                        f"({error.strerror}); expected a directory with room that this user may "
-                        "write to"
-                    ) from error
-        features = _opened(path, len(source))
-        assert features is not None
-        return EncodedSource(features, source, key)
-
-    def encode(self, source: TokenSource) -> np.ndarray:
-        """Features `[N, H]` float32, computed; the longest texts first."""
-        features = np.empty((len(source), self.model.config.hidden_size), np.float32)
-        order = np.argsort(-source.lengths, kind="stable")
-        bar = tqdm(total=len(order), desc="Encoding", unit=" texts", disable=None, delay=2)
-        with bar:
-            for start in range(0, len(order), _BATCH):
-                rows = order[start : start + _BATCH]
-                filled = np.resize(rows, _BATCH)  # One shape for the last batch, too.
-                length = max(1, -(-int(source.lengths[rows[0]]) // _STEP)) * _STEP
-                tokens = read_rows(source, filled)
-                cut = {name: x[:, :length] for name, x in tokens.items()}
-                features[rows] = np.asarray(self._encode(self._params, cut))[: len(rows)]
-                bar.update(len(rows))
-        return features
-
-
-class EncodedSource(ArraySource):
-    """Features of texts; names and fingerprint are the texts'.
-
-    Attributes:
-      tokenizer: of the texts.
-    """
-
-    def __init__(self, features: np.ndarray, source: TokenSource, fingerprint: str):
-        super().__init__(features)
-        self.tokenizer, self._source, self._key = source.tokenizer, source, fingerprint
-
-    def ids(self, rows: np.ndarray) -> np.ndarray:
-        return self._source.ids(rows)
-
-    def fingerprint(self) -> str:
-        return self._key
-
-    def show(self, rows: np.ndarray) -> list[str]:
-        return self._source.show(rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +92,47 @@ def frozen_encoder(config: ConfigDict) -> FrozenEncoder | None:
     return _load(model.bert.checkpoint, model.bert.feature, model.dtype, config.dataset.cache_dir)
 
 
+def with_states(dataset: Dataset, config: ConfigDict) -> Dataset:
+    """The dataset with token states in place of tokens, where the first layers are frozen.
+
+    They are computed once, if those of all its texts take no more than `dataset.max_cached_gb`.
+    """
+    model, most = config.model, config.dataset.max_cached_gb
+    # Of initial parameters other than the checkpoint's, the frozen ones may be others, too.
+    if model.name != "bert" or model.bert.num_frozen_layers <= 0 or model.initial_params:
+        return dataset
+    names = ("noisy", "clean", "validation", "test")
+    subsets = {name: getattr(dataset, name) for name in names if getattr(dataset, name) is not None}
+    sources = {id(subset.source): subset.source for subset in subsets.values()}.values()
+    layers = _load_layers(
+        model.bert.checkpoint, model.bert.num_frozen_layers, model.dtype, config.dataset.cache_dir
+    )
+    size = sum(layers.num_bytes(source) for source in sources) / 1e9
+    if size > most:
+        logging.info(
+            "Frozen layers are computed in each step: what they say of all texts would take "
+            "%.1f GB, and dataset.max_cached_gb is %g.", size, most,
+        )  # fmt: skip
+        return dataset
+    changed = {
+        name: dataclasses.replace(subset, source=_states(layers, subset.source))
+        for name, subset in subsets.items()
+    }
+    return dataclasses.replace(dataset, **changed)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_layers(
+    checkpoint: str, num_layers: int, dtype: str, cache_dir: str | None
+) -> FrozenLayers:
+    return FrozenLayers(checkpoint, num_layers, dtype=dtype, cache_dir=cache_dir)
+
+
+@functools.lru_cache(maxsize=4)  # Runs of one program share their sources.
+def _states(layers: FrozenLayers, source: TokenSource) -> StatesSource:
+    return layers(source)
+
+
 @functools.lru_cache(maxsize=1)  # Runs of one process share it, and the features it made.
 def _load(checkpoint: str, feature: str, dtype: str, cache_dir: str | None) -> FrozenEncoder:
     return FrozenEncoder(checkpoint, feature=feature, dtype=dtype, cache_dir=cache_dir)
@@ -224,7 +159,7 @@ def save(checkpoint: str, dataset: Dataset, workdir: epath.Path) -> None:
     checkpoint. Nothing is done for runs without texts.
     """
     source = dataset.clean.source
-    if not isinstance(source, TokenSource | EncodedSource):
+    if not isinstance(source, TokenSource | EncodedSource | StatesSource):
         return
     folder = workdir / FOLDER
     if (folder / "config.json").exists():  # Which is copied last.
@@ -270,30 +205,3 @@ def reader_from_workdir(described: dict[str, Any], workdir: epath.Path) -> TextR
     """The reader that `fit` was given, with the encoder that `save` left in its workdir."""
     folder = str(paths.local(workdir / FOLDER, "--workdir"))
     return TextReader(**described | {"checkpoint": folder, "tokenizer": folder})
-
-
-def check_tokens(source: TokenSource, shape: BertConfig) -> None:
-    """Raises InputError unless an encoder has a row for every token and every position."""
-    vocab_size, rows = source.tokenizer.vocab_size, shape.vocab_size
-    expect(
-        vocab_size <= rows,
-        "config.dataset.tokenizer",
-        f"{vocab_size} ids",
-        f"at most {rows}, the rows of the checkpoint's embedding: its own tokenizer",
-    )
-    length = int(source.lengths.max())
-    expect(
-        length <= shape.max_length,
-        "config.dataset.max_length",
-        f"texts of {length} tokens",
-        f"at most {shape.max_length}, the positions of the checkpoint",
-    )
-
-
-def _opened(path: pathlib.Path, size: int) -> np.ndarray | None:
-    """The features, or None where they are not there or were cut off."""
-    try:
-        features: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return features if features.ndim == 2 and len(features) == size else None

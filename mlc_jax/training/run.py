@@ -23,6 +23,7 @@ from mlc_jax.methods import BoundMethod, Method
 from mlc_jax.models.bert_checkpoint import load_config
 from mlc_jax.training import encoding, sizing, stack
 from mlc_jax.training.checkpoint import Checkpointer
+from mlc_jax.training.frozen import StatesSource
 
 # Noisy examples whose labels are measured at every evaluation; all of them at the end.
 LABEL_PROBE_SIZE = 2_000
@@ -88,9 +89,10 @@ class Run:
 
     @functools.cached_property
     def example(self) -> Any:
-        """One input `[1, ...]`, as stored."""
-        clean = self.dataset.clean
-        return read_rows(clean.source, clean.rows[:1])
+        """One input `[1, ...]`, as stored; tokens where their states stand for them."""
+        source = self.dataset.clean.source
+        source = source.tokens if isinstance(source, StatesSource) else source
+        return read_rows(source, self.dataset.clean.rows[:1])
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -119,6 +121,7 @@ def build_run(config: ConfigDict) -> Run:
     dataset = data.load(config, encoding.frozen_encoder(config))
     if config.model.name == "bert":
         encoding.check_dataset(dataset, load_config(config.model.bert.checkpoint))
+        dataset = encoding.with_states(dataset, config)
     config = sizing.fill(config, dataset)
     fields = {field.name: config.get(field.name) for field in dataclasses.fields(Settings)}
     fields["diagnose_every"] = config.meta_gradient.diagnose_every
