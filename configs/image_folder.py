@@ -6,9 +6,9 @@
         --config.dataset.clean=clean/ --config.dataset.test=test/ --workdir=DIR
 
 A table (.csv, .jsonl or .parquet) has columns `path`, relative to the table or absolute, and
-`label`; `checked_label` is empty where nobody looked; `id` and `split` (`test` for rows that only
-judge) are optional. A directory has a sub-directory for each class. Pictures are JPEG, PNG, WebP or
-BMP of any size.
+`label`; `checked_label` is empty where nobody looked; `id` and `split` (`test` or `validation` for
+rows that only judge) are optional. A directory has a sub-directory for each class. Pictures are
+JPEG, PNG, WebP or BMP of any size.
 
 ResNet-50 at 224 pixels wants an accelerator, and for few pictures pretrained weights: torchvision's
 resnet50 .pth, or timm's model.safetensors of resnet50.tv_in1k.

@@ -311,6 +311,7 @@ def load(
         prepare=prepare or (Normalize(**stored) if stored else prepare_for(sizes["example"])),
         axis_name=stack.AXIS_NAME,
     )
+    is_best = described.get("best") == "validation"
     zeros = lambda leaf: np.zeros(leaf["shape"], leaf["dtype"])  # noqa: E731
     example = jax.tree.map(zeros, sizes["example"], is_leaf=is_description)
 
@@ -318,7 +319,12 @@ def load(
         return bound.init(jax.random.key(0), example)
 
     with contextlib.closing(
-        checkpoint.Checkpointer(path, stack.replicated(), keep=runs.Settings.checkpoints_to_keep)
+        checkpoint.Checkpointer(
+            path,
+            stack.replicated(),
+            keep=runs.Settings.checkpoints_to_keep,
+            name=checkpoint.BEST if is_best else checkpoint.DIRECTORY,
+        )
     ) as checkpointer:
         restored = checkpointer.restore(
             jax.eval_shape(init), described, formerly={}, init=init, prefix=""

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
 from mlc_jax.core import identity
 from mlc_jax.data import UNKNOWN, ArraySource, Dataset, IndexedSource, Source, Subset
+from mlc_jax.data.own import check_classes
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.data.source import Layout, layout_of, num_examples, read_rows
 from mlc_jax.errors import InputError, expect
@@ -114,6 +115,7 @@ def create_dataset(
 
     noisy_part, clean_part = subset("noisy"), subset("clean")
     assert noisy_part is not None and clean_part is not None
+    check_classes(noisy_part.given, clean_part.truth, class_names, _fail_on_noisy)
     return Dataset(
         name="examples",
         class_names=class_names,
@@ -125,6 +127,10 @@ def create_dataset(
         noise="given",
         names_labels=names is not None,
     )
+
+
+def _fail_on_noisy(row: int, problem: str) -> NoReturn:
+    raise InputError(f"noisy: example {row} {problem}")
 
 
 def check_layout(source: Source, example: Any) -> None:

@@ -346,7 +346,7 @@ def test_labels_that_are_checked_later(tmp_path, rows, has_ids):
         ({"2": "A"}, "line 2: checked_label is 'A', which no row was given; expected one of a, b"),
         ({"0": "b"}, "line 2: id '0' is checked as 'b', and as 'a' in FILE row '0'; expected one "
          "label"),
-        ({"7": "a"}, "line 2: id '7' is a test row; expected one to train with"),
+        ({"7": "a"}, "line 2: id '7' is a row that judges; expected one to train with"),
         ({"2": ""}, "has no checked_label; expected some that are filled in"),
     ],
 )  # fmt: skip
@@ -376,10 +376,10 @@ def test_a_file_of_labels_that_are_checked_later_needs_its_columns(refused, tmp_
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"splits": np.array(["dev"] * 8)}, "['splits'] row 0 is 'dev', expected test, train or "
-         "nothing"),
-        ({"splits": np.arange(8)}, "['splits'] holds int64, expected texts: test, train or "
-         "nothing"),
+        ({"splits": np.array(["dev"] * 8)}, "['splits'] row 0 is 'dev', expected train, test, "
+         "validation or nothing"),
+        ({"splits": np.arange(8)}, "['splits'] holds int64, expected texts: train, test, "
+         "validation or nothing"),
         ({"splits": np.array([*[""] * 7, "test"])}, "row '7' is a test row that nobody checked; "
          "expected its true label"),
         ({"splits": np.array(["test", *[""] * 7]), "checked_labels": None}, "row '0' is a test "
@@ -833,17 +833,6 @@ def test_a_test_label_that_no_row_was_given(refused, tmp_path):
         f"dataset.test: {files['test']!r} row '0' has label 'c', which no row was given; expected "
         "one of those that were"
     )
-
-
-def test_a_class_may_have_no_checked_row(tmp_path, rows):
-    """Of many classes somebody looked at some."""
-    inputs, truth, given, checked = rows
-    keep = checked & (truth != 4)
-    file = _one_file(tmp_path / "all.npz", (inputs, truth, given, keep), TOLD["names"])
-    dataset = data.load(_config({"data": file}))
-    assert len(dataset.clean) == keep.sum() < NUM_CLEAN
-    assert dataset.class_names == tuple(sorted(NAMES))
-    assert "four" not in {dataset.class_names[label] for label in dataset.clean.truth}
 
 
 def test_the_clean_file_needs_its_labels(refused, tmp_path):

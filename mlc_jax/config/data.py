@@ -29,9 +29,9 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "One file. arrays: an .npz with inputs, labels and checked_labels, and maybe ids "
                 "and splits; or inputs in an .npy and the rest in a .csv of the same name. text: a "
                 ".csv, .jsonl or .parquet with columns text, label and checked_label, and maybe id "
-                "and split (test for rows that only judge). image_folder: a directory with a "
-                "sub-directory for each class, or such a table with path in place of text. Without "
-                "checked labels it is a benchmark whose labels are all true.",
+                "and split (test or validation for rows that only judge). image_folder: a "
+                "directory with a sub-directory for each class, or such a table with path in place "
+                "of text. Without checked labels it is a benchmark whose labels are all true.",
             ),
             "noisy": Setting(
                 None,
@@ -90,7 +90,8 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "arrays, table, digits: each feature to mean 0 and deviation 1 over the noisy set; "
                 "a constant one stays as it is. None, of own files: pixels (unsigned whole "
                 "numbers) are divided by the largest, what lies in [0, 1] stays, the rest is "
-                "standardised; of others: False.",
+                "standardised; of others: False. Pictures in files: None is by ImageNet's mean and "
+                "deviation, False leaves pixels in [0, 1].",
                 formerly=False,
                 kind=bool,
             ),

@@ -205,7 +205,7 @@ def _images(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
         (
             "dataset.standardize",
             values["dataset.name"] not in IMAGE_FILES or not values["dataset.standardize"],
-            "False for images: they are normalised by ImageNet's mean and deviation",
+            "None for pictures, ImageNet's mean and deviation, or False, pixels in [0, 1]",
         ),
     ]
 

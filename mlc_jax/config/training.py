@@ -64,6 +64,12 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
     (
         "",
         {
+            "best": Setting(
+                "last",
+                one_of("last", "validation"),
+                "Which state corrects, predicts and is compared: that of the last step, or of the "
+                "best accuracy on the validation set.",
+            ),
             "seed": Setting(
                 0,
                 SEED,

@@ -8,7 +8,7 @@ from absl import logging
 from mlc_jax import paths
 from mlc_jax.data.benchmarks import Benchmark
 from mlc_jax.data.label_columns import NAMES, LabelColumns, read_checks
-from mlc_jax.data.own import FIELD, LabelledFile, Labels, OwnData, combine
+from mlc_jax.data.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile, Labels, OwnData, combine
 from mlc_jax.data.prepare import Normalize, blocks, extremes, standardize
 from mlc_jax.data.source import UNKNOWN, ArraySource, IndexedSource, Subset
 from mlc_jax.data.tables import ENDINGS, Table
@@ -32,8 +32,8 @@ def load(
 
     Args:
       data: `inputs`, `labels` as given, `checked_labels` (-1 or empty where nobody looked), and
-        maybe `splits` (`test` for rows that only judge). Without `checked_labels` all labels count
-        as true, and the file is a benchmark.
+        maybe `splits` (`test` or `validation` for rows that only judge). Without
+        `checked_labels` all labels count as true, and the file is a benchmark.
       noisy, clean: in place of `data`: `inputs` and `labels`; the clean file's are the true ones,
         and its `given_labels`, if there, the old ones.
       test: `inputs` and true `labels`.
@@ -203,7 +203,7 @@ class _File:
             labels=labels,
             checked=self._labels("checked_labels"),
             given=self._labels("given_labels"),
-            judging=self._judging(),
+            split=self._split(),
             ids=None if ids is None else ids.astype(str),
             name_row=lambda row: f"row {str(row if ids is None else ids[row])!r}",
             create_source=lambda: ArraySource(inputs, ids),
@@ -230,18 +230,15 @@ class _File:
         self.fail(f"has no labels beside it; expected {', '.join(places[:-1])} or {places[-1]}")
         raise AssertionError
 
-    def _judging(self) -> np.ndarray | None:
+    def _split(self) -> Labels | None:
         splits = self.arrays.get("splits")
         if splits is None:
             return None
         if not np.issubdtype(splits.dtype, np.str_):
-            self.fail(f"['splits'] holds {splits.dtype}, expected texts: test, train or nothing")
-        for row in np.flatnonzero(~np.isin(splits, ["", "train", "test"]))[:1]:
-            self.fail(
-                f"['splits'] row {row} is {str(splits[row])!r}, expected test, train or nothing"
-            )
-        judging: np.ndarray = splits == "test"
-        return judging
+            self.fail(f"['splits'] holds {splits.dtype}, expected texts: {SPLIT_NAMES}")
+        for row in np.flatnonzero(~np.isin(splits, SPLITS))[:1]:
+            self.fail(f"['splits'] row {row} is {str(splits[row])!r}, expected {SPLIT_NAMES}")
+        return Labels.of(splits)
 
     def _labels(self, key: str) -> Labels | None:
         if key not in self.arrays:

@@ -22,7 +22,7 @@ from mlc_jax.data import (
 from mlc_jax.data.benchmarks import Benchmark
 from mlc_jax.data.columns import Columns
 from mlc_jax.data.own import FIELD, OwnData, hold_out
-from mlc_jax.data.pictures import PREPARE, Geometry
+from mlc_jax.data.pictures import Geometry
 from mlc_jax.data.source import UNKNOWN, Source, Subset, read_rows
 from mlc_jax.data.splits import Rows, split_rows
 from mlc_jax.data.tokens import TokenSource
@@ -157,7 +157,7 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
         class_names=own.class_names,
         noisy=own.noisy,
         clean=own.clean,
-        validation=None,
+        validation=own.validation,
         test=own.test,
         prepare=own.prepare,
         noise="given",
@@ -180,7 +180,7 @@ def _clothing1m(data_dir: str, options: image_folder.Options, *, paired: bool) -
         clean=clean,
         validation=parts.validation,
         test=parts.test,
-        prepare=PREPARE,
+        prepare=options.prepare,
         noise="given",
         names_labels=True,
         judged=parts.judged,
@@ -192,7 +192,7 @@ def image_options(config: ConfigDict) -> image_folder.Options:
     """How pictures are read."""
     c = config.dataset
     geometry = Geometry(c.image_size, c.resize_size, c.random_crop)
-    return image_folder.Options(geometry, c.bad_images, c.cache_dir)
+    return image_folder.Options(geometry, c.bad_images, c.cache_dir, c.standardize is None)
 
 
 def is_scaled(config: ConfigDict) -> bool:

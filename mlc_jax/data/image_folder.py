@@ -15,6 +15,7 @@ from mlc_jax.data.own import FIELD, LabelledFile, Labels, OwnData, combine
 from mlc_jax.data.packed import Packed, is_packed, local_directory
 from mlc_jax.data.picture_check import ENDINGS, check_pictures, pictures_below
 from mlc_jax.data.pictures import PREPARE, Files, Geometry, Pictures, Store
+from mlc_jax.data.prepare import Normalize
 from mlc_jax.data.tables import Table
 from mlc_jax.errors import InputError
 
@@ -28,11 +29,17 @@ class Options(NamedTuple):
       geometry: what is seen of them.
       bad: what is done with those that cannot be decoded: `refuse` or `leave_out`.
       cache_dir: see `check_pictures`.
+      normalize: by ImageNet's mean and deviation; if not, pixels lie in [0, 1].
     """
 
     geometry: Geometry
     bad: str = "refuse"
     cache_dir: str | None = None
+    normalize: bool = True
+
+    @property
+    def prepare(self) -> Normalize:
+        return PREPARE if self.normalize else Normalize(255.0)
 
 
 def load(
@@ -68,7 +75,7 @@ def load(
     def combined() -> OwnData | Benchmark:
         files = {name: part.labelled(options.geometry) for name, part in parts.items()}
         checks = read_checks(checked, files["data"]) if checked else None
-        return combine(files, PREPARE, checks=checks)
+        return combine(files, options.prepare, checks=checks)
 
     combined()  # What is wrong with labels is said at once: looking at pictures takes long.
     left_out = []
@@ -196,7 +203,7 @@ class _Part:
             labels=file.labels._replace(numbers=file.labels.numbers[keep]),
             checked=of_kept(file.checked),
             given=of_kept(file.given),
-            judging=None if file.judging is None else file.judging[keep],
+            split=of_kept(file.split),
             ids=file.ids[keep],
             name_row=lambda row: name_row(int(rows[row])),
         )
@@ -262,7 +269,7 @@ def _read_folder(field: str, path: str) -> _Part:
         labels=Labels.of(np.array(labels)),
         checked=None,
         given=None,
-        judging=None,
+        split=None,
         ids=ids,
         name_row=lambda row: f"picture {names[row]!r}",
         create_source=_not_yet,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mlc_jax.data.own import FIELD, LabelledFile, Labels
+from mlc_jax.data.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile, Labels
 from mlc_jax.data.source import UNKNOWN, Source
 from mlc_jax.data.tables import Table
 
@@ -44,8 +44,8 @@ class LabelColumns:
         label, checked, given, identifier, split = values
         if not label or label.isspace():
             self._table.fail("label is empty, expected a label in each row", line)
-        if split not in (None, "", "train", "test"):
-            self._table.fail(f"split is {split!r}, expected test, train or nothing", line)
+        if split is not None and split not in SPLITS:
+            self._table.fail(f"split is {split!r}, expected {SPLIT_NAMES}", line)
         for column, value in (
             (self._label, label), (self._checked, checked), (self._given, given),
             (self._split, split),
@@ -66,16 +66,14 @@ class LabelColumns:
         labels = self._label.labels()
         if labels is None:
             self._table.fail("has no row, expected one for each example")
-        ids, table, lines, split = self._checked_ids(), self._table, self._lines, self._split
-        numbers = split.labels()
-        judging = None if numbers is None else numbers.numbers == split.number("test")
+        ids, table, lines = self._checked_ids(), self._table, self._lines
         return LabelledFile(
             field=table.field,
             path=table.path,
             labels=labels,
             checked=self._checked.labels(),
             given=self._given.labels(),
-            judging=judging,
+            split=self._split.labels(),
             ids=ids,
             name_row=lambda row: table.place(lines[row]),
             create_source=lambda: create_source(ids),
@@ -113,10 +111,6 @@ class _Column:
         """None for a row without such a column."""
         self._there |= name is not None
         self._rows.append(self._numbers.setdefault(name or "", len(self._numbers) - 1))
-
-    def number(self, name: str) -> int:
-        """Of a text; one that no row has if it was never there."""
-        return self._numbers.get(name, len(self._numbers))
 
     def labels(self) -> Labels | None:
         """None if no row had the column."""
@@ -180,8 +174,8 @@ def _checked_row(
     row = rows.get(from_spreadsheet(written), rows.get(written))
     if row is None:
         table.fail(f"id {written!r} is not in {file.path!r}; expected one of its ids", line)
-    if file.judging is not None and file.judging[row]:
-        table.fail(f"id {written!r} is a test row; expected one to train with", line)
+    if file.judging[row]:
+        table.fail(f"id {written!r} is a row that judges; expected one to train with", line)
     number = names.get(from_spreadsheet(label), names.get(label))
     if number is None:
         table.fail(

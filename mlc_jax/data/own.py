@@ -1,6 +1,7 @@
 """A user's own files, of whatever kind: labels as given, and labels that somebody checked."""
 
 import dataclasses
+import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,8 @@ from mlc_jax.data.source import UNKNOWN, Source, Subset
 from mlc_jax.errors import InputError
 
 FIELD = "config.dataset."  # Of the settings that name files.
+SPLITS = ("", "train", "test", "validation")  # What a row may say of itself.
+SPLIT_NAMES = "train, test, validation or nothing"
 
 # A class gives held-out rows only if it keeps this many times as many to train with.
 _KEPT_PER_HELD_OUT = 2
@@ -50,7 +53,7 @@ class LabelledFile:
       labels: of every row.
       checked: of the rows that somebody checked; None if the file does not have such labels.
       given: the labels of checked rows as they were before; None if they are not known.
-      judging: `[N]` bool, the rows that only judge; None if the file does not say.
+      split: of every row, one of `SPLITS`; None if the file does not say.
       ids: text `[N]`, each once; None where rows are known by their numbers.
       name_row: what messages call a row: `line 3`.
       create_source: of its inputs. Called once all labels are known to be right: it may take long.
@@ -61,10 +64,23 @@ class LabelledFile:
     labels: Labels
     checked: Labels | None
     given: Labels | None
-    judging: np.ndarray | None
+    split: Labels | None
     ids: np.ndarray | None
     name_row: Callable[[int], str]
     create_source: Callable[[], Source]
+
+    def rows_of(self, split: str) -> np.ndarray:
+        """`[N]` bool, the rows that say they are of `split`."""
+        if self.split is None or split not in self.split.names:
+            return np.zeros(len(self.labels.numbers), bool)
+        of_split: np.ndarray = self.split.numbers == self.split.names.index(split)
+        return of_split
+
+    @functools.cached_property
+    def judging(self) -> np.ndarray:
+        """`[N]` bool, the rows that nothing is learned from."""
+        judging: np.ndarray = self.rows_of("test") | self.rows_of("validation")
+        return judging
 
     def fail(self, problem: str) -> NoReturn:
         """Raises an InputError on the file."""
@@ -75,7 +91,7 @@ class OwnData(NamedTuple):
     """What a run on own data is built from; the truth of noisy rows is not known.
 
     Attributes:
-      class_names, noisy, clean, test, prepare: as in `Dataset`.
+      class_names, noisy, clean, test, validation, prepare: as in `Dataset`.
       looked_up: `[len(clean)]` bool, rows that somebody chose to check because of what a run said.
       columns: how a table's columns became inputs.
       left_out: (id, what is wrong) of rows whose inputs cannot be read, and which are not there.
@@ -87,6 +103,7 @@ class OwnData(NamedTuple):
     test: Subset | None
     prepare: Callable[[Any], Any]
     looked_up: np.ndarray
+    validation: Subset | None = None
     columns: Columns | None = None
     left_out: tuple[tuple[str, str], ...] = ()
 
@@ -160,6 +177,29 @@ def hold_out(own: OwnData, per_class: int, rng: np.random.Generator) -> OwnData:
     )
 
 
+def check_classes(
+    given: np.ndarray,
+    truth: np.ndarray,
+    class_names: Sequence[str],
+    fail: Callable[[int, str], Any],
+) -> None:
+    """Each class of noisy labels needs a clean example, or nothing tells it from wrong ones.
+
+    Args:
+      given: of noisy examples.
+      truth: of clean ones.
+      class_names: of both.
+      fail: raises an InputError on a noisy example, given its place and the problem.
+    """
+    for place in np.flatnonzero(~np.isin(given, truth))[:1].tolist():
+        number = np.count_nonzero(given == given[place])
+        fail(
+            place,
+            f"has label {class_names[given[place]]!r}, as {number} noisy examples have and no "
+            "clean one; expected a clean example at least of each class",
+        )
+
+
 class _Classes:
     """Names of classes in their order."""
 
@@ -182,14 +222,20 @@ def _one_file(
     given, truth, later = (classes.numbers(file, x) for x in (file.labels, file.checked, checks))
     looked_up = (later != UNKNOWN) & (truth == UNKNOWN)
     truth = np.where(looked_up, later, truth)
-    judging = np.zeros(len(given), bool) if file.judging is None else file.judging
-    clean, noisy = (truth != UNKNOWN) & ~judging, (truth == UNKNOWN) & ~judging
+    learned = ~file.judging
+    clean, noisy = (truth != UNKNOWN) & learned, (truth == UNKNOWN) & learned
     _check_sizes(file, int(clean.sum()), int(noisy.sum()))
     _check_names(file, given, truth, classes.names)
+    rows = np.flatnonzero(noisy)
+    check_classes(
+        given[rows], truth[clean], classes.names,
+        lambda place, problem: file.fail(f"{file.name_row(int(rows[place]))} {problem}"),
+    )  # fmt: skip
     everything = Subset(file.create_source(), np.arange(len(given)), given, truth)
-    parts = [everything.take(np.flatnonzero(part)) for part in (noisy, clean, judging)]
-    test = parts[2] if len(parts[2]) else None
-    return OwnData(classes.names, parts[0], parts[1], test, prepare, looked_up[clean])
+    parts = noisy, clean, file.rows_of("test"), file.rows_of("validation")
+    of_noisy, of_clean, *judges = (everything.take(np.flatnonzero(part)) for part in parts)
+    test, validation = (judge if len(judge) else None for judge in judges)
+    return OwnData(classes.names, of_noisy, of_clean, test, prepare, looked_up[clean], validation)
 
 
 def _two_files(
@@ -199,6 +245,10 @@ def _two_files(
     truth, old = classes.numbers(clean, clean.labels), classes.numbers(clean, clean.given)
     _check_sizes(clean, len(truth), len(given))
     _check_names(clean, np.concatenate([given, old]), truth, classes.names)
+    check_classes(
+        given, truth, classes.names,
+        lambda row, problem: noisy.fail(f"{noisy.name_row(row)} {problem}"),
+    )  # fmt: skip
     doubtful = Subset.whole(noisy.create_source(), given=given)
     trusted = Subset.whole(clean.create_source(), given=old, truth=truth)
     return OwnData(classes.names, doubtful, trusted, None, prepare, np.zeros(len(truth), bool))
@@ -240,22 +290,25 @@ def _check_ids(files: Mapping[str, LabelledFile]) -> None:
 
 
 def _check_judging(files: Mapping[str, LabelledFile]) -> None:
-    for name, file in files.items():
-        for row in np.flatnonzero(file.judging)[:1].tolist() if file.judging is not None else ():
-            if name != "data":
-                file.fail(f"{file.name_row(row)} is a test row; expected those in dataset.test")
-            if "test" in files:
-                file.fail(f"{file.name_row(row)} is a test row; expected none beside dataset.test")
-            if file.checked is None:
-                file.fail(
-                    f"{file.name_row(row)} is a test row, but no row has a checked label; expected "
-                    "those, or the test rows of a benchmark in dataset.test"
-                )
-            for row in np.flatnonzero(file.judging & (file.checked.numbers == UNKNOWN))[:1]:
-                file.fail(
-                    f"{file.name_row(row)} is a test row that nobody checked; expected its true "
-                    "label"
-                )
+    for (name, file), split in itertools.product(files.items(), ("test", "validation")):
+        rows = np.flatnonzero(file.rows_of(split))
+        if not len(rows):
+            continue
+        found = f"{file.name_row(int(rows[0]))} is a {split} row"
+        if name != "data":
+            file.fail(f"{found}; expected those in dataset.{'test' if split == 'test' else 'data'}")
+        if split in files:
+            file.fail(f"{found}; expected none beside dataset.test")
+        if file.checked is None:
+            file.fail(
+                f"{found}, but no row has a checked label; expected those, or the test rows of a "
+                "benchmark in dataset.test"
+            )
+        for row in rows[file.checked.numbers[rows] == UNKNOWN][:1].tolist():
+            file.fail(
+                f"{file.name_row(row)} is a {split} row that nobody checked; expected its true "
+                "label"
+            )
 
 
 def _check_sizes(file: LabelledFile, num_clean: int, num_noisy: int) -> None:

@@ -102,8 +102,7 @@ def _read_first(table: Table, chosen: Sequence[str]) -> tuple[LabelledFile, Colu
                    "dataset.features")  # fmt: skip
     if not chosen:
         _check_leaks(table, file, taken)
-    training = np.ones(len(file.labels.numbers), bool) if file.judging is None else ~file.judging
-    columns = Columns(tuple(x.column(table.fail, training) for x in taken))
+    columns = Columns(tuple(x.column(table.fail, ~file.judging) for x in taken))
     _log(columns, [x for x in surveys if x not in taken], unnamed)
     return file, columns
 

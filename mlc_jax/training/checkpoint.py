@@ -23,6 +23,7 @@ from mlc_jax.errors import CheckpointError, Lost
 from mlc_jax.training.workdir import check_held
 
 DIRECTORY = "checkpoints"
+BEST = "best"  # Beside it: the state at the best validation accuracy, where that one is asked for.
 CHECKSUMS = "checksums"  # Their place in what is saved of the progress.
 
 # Settings that a run may change when it goes on: they do not touch what is learned.
@@ -44,7 +45,7 @@ FREE_FIELDS = frozenset({
 
 
 class Checkpointer:
-    """Saves and restores `(TrainState, progress)` under `workdir/checkpoints/<step>`.
+    """Saves and restores `(TrainState, progress)` under `workdir/<name>/<step>`.
 
     `progress` is a JSON-like dict kept beside the arrays: the config, and what the loop has to
     remember; a checksum of each array is added to it, since orbax reads flipped bytes as if they
@@ -55,10 +56,13 @@ class Checkpointer:
       workdir: of the run.
       sharding: how the state lies on the devices, replicated.
       keep: how many checkpoints to keep.
+      name: of the directory in `workdir`.
     """
 
-    def __init__(self, workdir: epath.Path, sharding: NamedSharding, *, keep: int):
-        self._directory = workdir / DIRECTORY
+    def __init__(
+        self, workdir: epath.Path, sharding: NamedSharding, *, keep: int, name: str = DIRECTORY
+    ):
+        self._directory = workdir / name
         self._sharding = sharding
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(keep),
@@ -130,8 +134,13 @@ class Checkpointer:
         return jax.tree.unflatten(structure, [leaves[name] for name in wanted]), progress
 
     def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
-        """Starts to save; what went wrong with the save before is raised here."""
-        if step == self.latest_step():
+        """Starts to save; what went wrong with the save before is raised here.
+
+        A step that was saved before, or one before that, is there: a run that goes on from an older
+        checkpoint makes the same steps again.
+        """
+        latest = self.latest_step()
+        if latest is not None and step <= latest:
             return
         check_held(self._directory.parent)
         with self._explained(f"of step {step} or the one before it cannot be written"):

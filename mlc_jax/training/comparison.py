@@ -33,7 +33,7 @@ def train_and_compare(
     itself is written before the others begin.
 
     Args and errors are those of `train.train_and_evaluate`; so are the results, which have
-    `compared`, too: `{method: last test accuracy}`. One that diverges has none.
+    `compared`, too: `{method: test accuracy}`. One that diverges has none.
     """
     settings.validate(config, num_devices=jax.device_count())
     rivals = [name for name in RIVALS if name != config.method]
@@ -64,7 +64,7 @@ def train_and_compare(
             if isinstance(other, NonFiniteLossError):
                 compared[name] = None
             else:
-                compared[name] = other.results["last_test_accuracy"]
+                compared[name] = other.results["test_accuracy"]
         results = report.add_comparison(run, finished.results, finished.of_noisy, compared, path)
     return results | {"workdir": str(path)}
 

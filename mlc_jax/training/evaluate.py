@@ -156,6 +156,16 @@ def create_predict(bound: BoundMethod, *, num_runs: int = 1) -> PredictFn:
     return predict
 
 
+def selected(evals: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first evaluation with the best validation accuracy in the last phase; None without."""
+    validated = [
+        row
+        for row in evals
+        if row["phase"] == evals[-1]["phase"] and row["validation_accuracy"] is not None
+    ]
+    return max(validated, key=lambda row: row["validation_accuracy"], default=None)
+
+
 def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Accuracy and mean cross-entropy (nats) of logits `[N, C]` against labels `[N]`."""
     logits = logits.astype(np.float64)

@@ -210,6 +210,12 @@ class Loop:
             if recorder.failure is None:
                 of_run = {name: of_runs[i] for name, of_runs in predictions.items()}
                 recorder.evaluated(step, phase, of_run)
+        if any(better := [recorder.has_new_best for recorder in self._recorders]):
+            states = stack.split(state, len(self._recorders))
+            for recorder, kept in itertools.compress(
+                zip(self._recorders, states, strict=True), better
+            ):
+                recorder.keep(step, kept)
 
     def _log(self, bar: tqdm, step: int, figures: dict[str, float]) -> None:
         if self._flop is not None:

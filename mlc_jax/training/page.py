@@ -84,7 +84,7 @@ def _summary(results: dict[str, Any]) -> str:
         f"{results['labels_changed']:,} of {results['num_noisy']:,} labels were changed. Mean "
         f"confidence in the corrected labels: {results['mean_confidence']:.3f}."
     )
-    accuracy = results["last_test_accuracy"]
+    accuracy = results["test_accuracy"]
     if accuracy is not None:
         text += (
             f" The classifier is right on {100 * accuracy:.1f} % of {results['num_test']:,} "

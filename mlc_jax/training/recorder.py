@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 from etils import epath
@@ -12,7 +13,7 @@ from etils import epath
 from mlc_jax import paths
 from mlc_jax.core import TrainState
 from mlc_jax.data.source import Subset
-from mlc_jax.errors import NonFiniteLossError
+from mlc_jax.errors import CheckpointError, NonFiniteLossError
 from mlc_jax.training import checkpoint, evaluate
 from mlc_jax.training.metrics import MetricWriter
 from mlc_jax.training.run import Run
@@ -28,6 +29,7 @@ class Recorder:
       progress: what is remembered beside the state: description, evaluations, seconds.
       workdir: of this run alone; None keeps everything in memory.
       checkpointer: of `workdir`.
+      best: of `workdir`, too, for the state at the best validation accuracy.
       failure: why the run was given up; the others of a stack go on.
       newest: metrics of the newest step that is known.
     """
@@ -36,9 +38,11 @@ class Recorder:
     progress: dict[str, Any]
     workdir: epath.Path | None = None
     checkpointer: checkpoint.Checkpointer | None = None
+    best: checkpoint.Checkpointer | None = None
     failure: NonFiniteLossError | None = None
     newest: dict[str, float] = dataclasses.field(default_factory=dict)
     _writer: MetricWriter | None = None
+    _kept: TrainState | None = None
 
     def open(self, step: int) -> None:
         """Opens the files of metrics, and writes what the run is if it starts; one process does."""
@@ -86,6 +90,8 @@ class Recorder:
         if self.failure is None and not checkpoint.all_finite(state):
             self.give_up(f"step {step}: a parameter is not finite.")
         if self.failure is None and self.checkpointer:
+            if self.best:
+                self.best.wait()  # The checkpoint remembers that it is there.
             self.checkpointer.save(step, state, self.progress)
             self._flush()
 
@@ -93,6 +99,55 @@ class Recorder:
         """Blocks until all saves are on disk."""
         if self.failure is None and self.checkpointer:
             self.checkpointer.wait()
+
+    @property
+    def has_new_best(self) -> bool:
+        """Whether the newest evaluation is the one whose state is to be kept."""
+        evals = self.progress["evals"]
+        return (
+            self.failure is None
+            and self.run.settings.best == "validation"
+            and evals[-1]["phase"] == len(self.run.bound.phases) - 1
+            and evaluate.selected(evals) is evals[-1]
+        )
+
+    def keep(self, step: int, state: TrainState) -> None:
+        """Keeps the state of the newest evaluation, in place of the one kept before."""
+        if self.best:
+            self.best.save(step, state, self.progress)
+        else:
+            self._kept = jax.device_put(state, may_alias=False)  # Steps donate theirs.
+
+    def final(self, last: TrainState) -> TrainState:
+        """The state that corrects and predicts, once the run is at its end.
+
+        Args:
+          last: of the last step.
+
+        Raises:
+          CheckpointError: the state that was kept is gone, or damaged.
+        """
+        if self.run.settings.best == "last" or self.failure is not None:
+            return last
+        if self.best is None:
+            assert self._kept is not None  # Of one evaluation at least.
+            return self._kept
+        selected = evaluate.selected(self.progress["evals"])
+        assert selected is not None and self.workdir is not None
+        if self.best.latest_step() != selected["step"]:
+            raise CheckpointError(
+                f"{self.workdir / checkpoint.BEST} lacks step {selected['step']}, which has the "
+                "best validation accuracy.\nUse another workdir, or best=last."
+            )
+        restored = self.best.restore(
+            jax.eval_shape(lambda: last),
+            self.run.description,
+            formerly={},
+            init=lambda: last,
+            prefix=self.run.prefix,
+        )
+        assert restored is not None
+        return restored[0]
 
     def evaluated(
         self, step: int, phase: int, predictions: Mapping[str, evaluate.Prediction]

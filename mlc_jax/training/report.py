@@ -16,7 +16,7 @@ from mlc_jax.data.label_columns import for_spreadsheet
 from mlc_jax.data.show import show
 from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.training import page, plots
-from mlc_jax.training.evaluate import Prediction
+from mlc_jax.training.evaluate import Prediction, selected
 from mlc_jax.training.metrics import read_metrics
 from mlc_jax.training.run import Run
 
@@ -92,7 +92,7 @@ def add_comparison(
     Args:
       run, of_noisy, workdir: see `write`.
       results: that `write` returned.
-      compared: last test accuracy by method; None where training diverged.
+      compared: test accuracy by method; None where training diverged.
 
     Returns:
       The results with `compared`, and the table with it.
@@ -126,7 +126,8 @@ def summarize(run: Run, progress: dict[str, Any], soft_labels: np.ndarray) -> di
     """The figures of a run, JSON-like; None where what they need is not known.
 
     `last`, `best` and `selected` test accuracies are kept apart: `best` has looked at the test set,
-    `selected` is the one at the best validation accuracy.
+    `selected` is the one at the best validation accuracy. `test_accuracy` is that of the state that
+    corrects and predicts, of `step`: by `Settings.best`, `last` or `selected`.
     """
     dataset, exported = run.dataset, run.exported
     # Of the classifier that is the method's: a first phase's makes way for it.
@@ -135,7 +136,8 @@ def summarize(run: Run, progress: dict[str, Any], soft_labels: np.ndarray) -> di
     corrected = soft_labels.argmax(axis=-1)
     tested = [row["test_accuracy"] for row in evals if row["test_accuracy"] is not None]
     validated = [row for row in evals if row["validation_accuracy"] is not None]
-    selected = max(validated, key=lambda row: row["validation_accuracy"], default=None)
+    of_selected = selected(evals)
+    used = of_selected if of_selected and run.settings.best == "validation" else evals[-1]
     noise_rate = dataset.noise_rate
     return {
         "method": run.method.name,
@@ -143,15 +145,17 @@ def summarize(run: Run, progress: dict[str, Any], soft_labels: np.ndarray) -> di
         "noise": dataset.noise,
         "seed": run.settings.seed,
         "num_steps": run.bound.num_steps,
+        "step": used["step"],
+        "test_accuracy": used["test_accuracy"],
         "last_test_accuracy": tested[-1] if tested else None,
         "best_test_accuracy": max(tested) if tested else None,
-        "selected_test_accuracy": selected["test_accuracy"] if selected else None,
+        "selected_test_accuracy": of_selected["test_accuracy"] if of_selected else None,
         "last_validation_accuracy": validated[-1]["validation_accuracy"] if validated else None,
         "given_label_accuracy": None if noise_rate is None else 1 - noise_rate,
         "corrected_label_accuracy": (
             float(np.mean(corrected == exported.truth))
             if exported.has_truth
-            else evals[-1].get("corrected_label_accuracy")  # Of what is judged by, if anything.
+            else used.get("corrected_label_accuracy")  # Of what is judged by, if anything.
         ),
         "labels_changed": int(np.sum(corrected != exported.given)),
         "mean_confidence": float(np.mean(soft_labels.max(axis=-1), dtype=np.float64)),
@@ -169,6 +173,7 @@ def format_table(results: dict[str, Any]) -> str:
     def percent(value: float | None, missing: str) -> str:
         return f"-  ({missing})" if value is None else f"{100 * value:.2f} %"
 
+    step, last = results["step"], results["num_steps"]
     changes = [f"{name} {count}" for name, count in results["most_changed"].items()]
     rows = [
         ("test accuracy, last", percent(results["last_test_accuracy"], "no test set")),
@@ -181,6 +186,7 @@ def format_table(results: dict[str, Any]) -> str:
             percent(results["selected_test_accuracy"], "no validation set"),
         ),
         *_compared(results),
+        *([] if step == last else [("labels and predictions", f"of step {step} of {last}")]),
         ("given labels right", percent(results["given_label_accuracy"], "truth not known")),
         ("corrected labels right", percent(results["corrected_label_accuracy"], "truth not known")),
         ("labels changed", f"{results['labels_changed']}"),
@@ -198,7 +204,7 @@ def _compared(results: dict[str, Any]) -> list[tuple[str, str]]:
     """What others reach, and how far off all of these accuracies may be."""
     if "compared" not in results:
         return []
-    own, size = results["last_test_accuracy"], results["num_test"]
+    own, size = results["test_accuracy"], results["num_test"]
     error = 100 * math.sqrt(own * (1 - own) / size)
     rows = [
         (f"  {name}, {COMPARED[name]}", "-  (diverged)" if x is None else f"{100 * x:.2f} %")

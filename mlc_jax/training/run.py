@@ -33,6 +33,7 @@ class Settings:
     """How a run goes, whatever its method and data; fields are those of the config."""
 
     seed: int = 0
+    best: str = "last"
     num_epochs: int = 60
     num_steps: int = 0
     noisy_batch_size: int = 100
@@ -167,11 +168,10 @@ def create_run(
         length_buckets=settings.length_buckets,
     )
     pipeline.check()
-    unchecked = np.setdiff1d(dataset.noisy.given, dataset.clean.truth)
-    if len(unchecked):
-        logging.warning(
-            "No clean example of class %s: nothing tells its labels from wrong ones.",
-            ", ".join(dataset.class_names[i] for i in unchecked[:5]),
+    if settings.best == "validation" and dataset.validation is None:
+        raise InputError(
+            f"{prefix}best: got 'validation', expected 'last', or a validation set: "
+            "validation_per_class of benchmarks, rows with split=validation of own data"
         )
     steps_per_epoch = pipeline.steps_per_epoch
     num_epochs = settings.num_steps / steps_per_epoch or settings.num_epochs

@@ -150,8 +150,8 @@ def train_runs(
       show_progress: whether process 0 draws a progress bar.
 
     Returns:
-      One recorder for each run; the stacked state, None if all diverged; and what each run says of
-      the noisy examples that it exports.
+      One recorder for each run; the stacked state, of the last step or the best one, None if all
+      diverged; and what each run says of the noisy examples that it exports.
     """
     check_memory(runs[0], len(runs))
     with contextlib.ExitStack() as contexts:
@@ -159,14 +159,18 @@ def train_runs(
         preempted = contexts.enter_context(sigterm_noticed()) if saves else PreemptionFlag()
         init, recorders, states = create_init(runs[0]), [], []
         for run, path in zip(runs, workdirs, strict=True):
-            checkpointer = None
+            checkpointer = best = None
             if path is not None:
-                checkpointer = checkpoint.Checkpointer(
-                    path, stack.replicated(), keep=run.settings.checkpoints_to_keep
-                )
+                keep = run.settings.checkpoints_to_keep
+                checkpointer = checkpoint.Checkpointer(path, stack.replicated(), keep=keep)
                 contexts.callback(checkpointer.close)
+                if run.settings.best == "validation":
+                    best = checkpoint.Checkpointer(
+                        path, stack.replicated(), keep=1, name=checkpoint.BEST
+                    )
+                    contexts.callback(best.close)
             state, progress = restore_or_init(run, init, checkpointer, formerly)
-            recorders.append(Recorder(run, progress, path, checkpointer))
+            recorders.append(Recorder(run, progress, path, checkpointer, best))
             states.append(state)
         if len({int(state.step) for state in states}) > 1:
             raise InputError(
@@ -177,6 +181,10 @@ def train_runs(
             state = loop.run(stack.join_states(states))
         except NonFiniteLossError:  # Of the last: no other is left.
             return recorders, None, [None] * len(runs)
+        if runs[0].settings.best != "last":
+            states = stack.split(state, len(runs))
+            pairs = zip(recorders, states, strict=True)
+            state = stack.join_states([recorder.final(last) for recorder, last in pairs])
         return recorders, state, loop.correct_labels(state)
 
 
