@@ -20,6 +20,7 @@ from etils import epath
 
 from mlc_jax.errors import InputError, Lost
 
+_BLOCK = 1 << 24  # Bytes that are copied at once.
 _SCHEME = re.compile(r"^([a-z][a-z0-9]+):/+")  # Longer than a drive letter.
 
 
@@ -178,7 +179,7 @@ def _readable(path: epath.PathLike, name: str) -> Iterator[None]:
     except Exception as error:  # Of gcsfs and of the network, a dozen types.
         raise InputError(
             f"{name}: cannot read {os.fspath(path)!r} ({_reason(error)}); expected a bucket that "
-            "this account may read"
+            f"this account may read, and room for a copy in {tempfile.gettempdir()}"
         ) from error
 
 
@@ -201,7 +202,8 @@ def _copied(remote: epath.Path, found: tuple[int, int]) -> pathlib.Path:
 
 def _copy(remote: epath.Path, place: pathlib.Path) -> None:
     if not remote.is_dir():
-        place.write_bytes(remote.read_bytes())
+        with remote.open("rb") as source, place.open("wb") as target:  # It may be large.
+            shutil.copyfileobj(source, target, _BLOCK)
         return
     place.mkdir()
     for inside in remote.iterdir():

@@ -153,9 +153,9 @@ def read_tfds(
     )
     if data_dir is not None:
         place = paths.absolute(data_dir, "config.dataset.data_dir")
-        data_dir = str(place)
         if not download and not place.is_dir():
             raise InputError(f"config.dataset.data_dir: no directory {data_dir!r}. {how}")
+        data_dir = str(place)
     where = data_dir or "~/tensorflow_datasets (the default)"
 
     def damaged(error: Exception) -> InputError:

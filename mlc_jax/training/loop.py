@@ -230,7 +230,7 @@ class Loop:
         self._drain()
         if not self._profiler.is_tracing and self._first.method.stride == 1:
             # Before XLA makes it faster, and of one device. The body of a loop would count once.
-            self._flop = train_step.lower(state, batch).cost_analysis()["flops"]
+            self._flop = (train_step.lower(state, batch).cost_analysis() or {}).get("flops")
         self._profiler.switch()
 
     def _warn_of_waiting(self, clock: Clock) -> None:
