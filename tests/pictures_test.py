@@ -169,9 +169,9 @@ def _bad_files(folder):
         "bmp": _encoded(_photo(64, 64), "BMP"),
     }
     truncated = {}
-    for suffix, data in whole.items():
-        for name, size in (("half", len(data) // 2), ("almost", len(data) - 2)):
-            (folder / f"{name}.{suffix}").write_bytes(data[:size])
+    for suffix, encoded in whole.items():
+        for name, size in (("half", len(encoded) // 2), ("almost", len(encoded) - 2)):
+            (folder / f"{name}.{suffix}").write_bytes(encoded[:size])
             truncated[f"{name}.{suffix}"] = cannot
     (folder / "text.jpg").write_text("not a picture")
     (folder / "empty.jpg").write_bytes(b"")
@@ -200,8 +200,8 @@ def test_bad_files_are_found(tmp_path):
 
 
 def test_a_damaged_picture_is_bad_though_a_crop_of_it_could_be_decoded(tmp_path):
-    data = _encoded(_photo(300, 300), "JPEG")
-    half = data[: len(data) // 2]
+    whole = _encoded(_photo(300, 300), "JPEG")
+    half = whole[: len(whole) // 2]
     assert tf.image.decode_and_crop_jpeg(half, [0, 0, 60, 60]).shape == (60, 60, 3)
     (tmp_path / "half.jpg").write_bytes(half)
     assert "decoded to its end" in picture_check.problem_of(os.fsencode(tmp_path / "half.jpg"))

@@ -130,7 +130,7 @@ def _look_at(paths: _Paths, rows: Sequence[int]) -> dict[int, str]:
 
 
 def _is_bmp_with_palette(data: bytes) -> bool:
-    """Whether TensorFlow, which takes a BMP's palette for grey levels, would show another picture."""
+    """One of colours: TensorFlow would take its numbers for grey levels."""
     if not data.startswith(b"BM") or int.from_bytes(data[28:30], "little") > 8:
         return False
     palette = 14 + int.from_bytes(data[14:18], "little")
