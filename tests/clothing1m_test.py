@@ -222,7 +222,6 @@ def test_processes_open_disjoint_pictures(load, directories, kind):
         store = _Recorded(noisy.source.store)
         recorded = data.Subset.whole(Pictures(store, Geometry(16)))
         part = recorded.take(noisy.rows)
-        store.rows.clear()  # What its layout was found by.
         for _ in EvaluationReader([part], [noisy.given], 16, process_index=i, process_count=2):
             pass
         read.append(store.rows)
