@@ -24,8 +24,8 @@ def get_config() -> ConfigDict:
     # the area may show nothing of its shape, which is what the classes differ by.
     config.dataset.random_crop = "plain"
     config.model.name = "resnet50"
-    # Neither paper nor code says how it was computed. Both keep windows of five steps small; what
-    # fits into which chip has not been measured yet (docs/results/pictures.md).
+    # Neither paper nor code says how it was computed. Both keep windows of five steps small: with
+    # this batch on every chip, a third of a TPU v5e's memory (docs/results/tpu.md).
     config.model.dtype = "bfloat16"
     config.model.resnet50.remat = True
     # Published: rate 0.1, a tenth of it from epoch 5 on, 15 epochs, batch 32. The clean batch has

@@ -7,7 +7,8 @@ says first what it will cost, then runs every dataset with its own config (confi
 DIR3/<dataset>/<noise>/<level>/<method>/seed<n>, and writes `table2.md` and `table2.csv` with the
 published numbers in a column of their own; the same command goes on where it was stopped.
 --override=num_epochs=1 --override=model.resnet.depth=8 changes settings of all runs: a table of
-smaller runs is another one, and says so. --cost_only stops after the cost.
+smaller runs is another one, and says so. --cost_only stops after the cost. --shard=i/n trains a
+share of the runs on one of n machines, --collect then makes the table (`experiments.shards`).
 """
 
 import ast
@@ -18,7 +19,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from experiments import noise_grid, noise_tables, paper_tables, runs
+from experiments import noise_grid, noise_tables, paper_tables, shards
 from experiments.tables import to_csv
 from mlc_jax import command_line, paths
 from mlc_jax.config import METHODS, TEXT_BENCHMARKS
@@ -47,6 +48,7 @@ _BATCH_RUNS = flags.DEFINE_integer(
     "batch_runs", 1, "Runs to train as one program, at most.", lower_bound=1
 )
 _COST_ONLY = flags.DEFINE_bool("cost_only", False, "Say what it will cost, and stop.")
+_SHARDS = shards.define_flags()
 
 
 def main() -> None:
@@ -68,7 +70,9 @@ def main() -> None:
         cells = noise_grid.cells(config, ["uniform", "flip"], levels)
         settings = {method: {"method": method} for method in methods}
         grid = noise_grid.grid(config, settings, cells, range(_SEEDS.value))
-        of_dataset = runs.train_rows(grid, workdir / name, batch_runs=_BATCH_RUNS.value)
+        of_dataset = _SHARDS.rows(config, grid, workdir / name, batch_runs=_BATCH_RUNS.value)
+        if not of_dataset:  # Of a worker, whose share is no table.
+            continue
         rows += of_dataset
         published = paper_tables.TABLE2.get(name, {})
         texts.append(

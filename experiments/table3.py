@@ -6,6 +6,8 @@
 says first what it will cost, then trains the methods one after the other, in DIR2/<method>/seed<n>,
 and writes `table3.md` and `table3.csv`; the same command goes on where it was stopped. DIR holds
 the files as they are distributed, or packed by mlc_jax.data.pack. --cost_only stops after the cost.
+--shard=i/n trains a share of the runs on one of n machines, --collect then makes the table
+(`experiments.shards`).
 """
 
 import pathlib
@@ -14,7 +16,7 @@ import sys
 from absl import flags, logging
 from ml_collections import config_flags
 
-from experiments import noise_grid, paper_tables, runs
+from experiments import noise_grid, paper_tables, runs, shards
 from experiments.tables import to_csv
 from mlc_jax import command_line, paths
 from mlc_jax.config import METHODS
@@ -32,6 +34,7 @@ _METHODS = flags.DEFINE_list(
 )
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Number of seeds.", lower_bound=1)
 _COST_ONLY = flags.DEFINE_bool("cost_only", False, "Say what it will cost, and stop.")
+_SHARDS = shards.define_flags()
 
 
 def main() -> None:
@@ -49,7 +52,9 @@ def main() -> None:
         for seed in range(_SEEDS.value)
     }
     workdir = paths.absolute(_WORKDIR.value)
-    rows = runs.train_rows(grid, workdir, batch_runs=1)
+    rows = _SHARDS.rows(config, grid, workdir, batch_runs=1)
+    if not rows:  # Of a worker, whose share is no table.
+        return
     workdir.joinpath("table3.csv").write_text(to_csv(rows))
     text = (
         f"{rows[0]['dataset']}, {rows[0]['num_noisy']} noisy labels, percent, mean ± standard "

@@ -1,8 +1,14 @@
 """Clothing1M's layout, and training on pictures in files from end to end."""
 
+import base64
+import csv
+import io
+import json
 import os
 import pathlib
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,24 +16,31 @@ import time
 import clothing1m_replica
 import numpy as np
 import pytest
+import tensorflow as tf
+from PIL import Image
 
 from configs import clothing1m as clothing1m_config
 from mlc_jax import data
 from mlc_jax.config import validate
 from mlc_jax.data import UNKNOWN
 from mlc_jax.data.clothing1m import CLASS_NAMES
+from mlc_jax.data.loader import EvaluationReader, Pipeline
+from mlc_jax.data.packed import pack
+from mlc_jax.data.pictures import THUMBNAIL_SIZE, Geometry, Pictures
 from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
 from mlc_jax.training import checkpoint, report
 
 ROOT = pathlib.Path(__file__).parents[1]
 PATIENCE = 300
-# Of a run that takes seconds; one and two devices, and clean batches of two halves.
+# Of a run that takes seconds; one and two devices, and clean batches of two halves. With
+# the skip link so few steps would change no label.
 SMALL = {
     "dataset.image_size": 16, "model.name": "mlp", "model.dtype": "float32",
     "main_optimizer.learning_rate": 0.01, "noisy_batch_size": 8, "clean_batch_size": 8,
-    "eval_batch_size": 16, "lcn.hidden_size": 8, "lcn.embedding_size": 8, "num_steps": 40,
-    "eval_every_epochs": 2, "log_every_steps": 10, "checkpoint_every_steps": 10,
+    "eval_batch_size": 16, "lcn.hidden_size": 8, "lcn.embedding_size": 8,
+    "lcn.skip_link": False, "num_steps": 40, "eval_every_epochs": 2, "log_every_steps": 10,
+    "checkpoint_every_steps": 10,
 }  # fmt: skip
 
 
@@ -36,6 +49,14 @@ def replica(tmp_path_factory):
     """A directory, which nobody may change, and its keys."""
     root = tmp_path_factory.mktemp("clothing1m")
     return root, clothing1m_replica.build(root)
+
+
+@pytest.fixture(scope="module")
+def directories(replica, tmp_path_factory):
+    """The same pictures as files, and packed."""
+    packed = tmp_path_factory.mktemp("packed")
+    pack(str(replica[0]), str(packed), size=72, quality=95, per_shard=50)
+    return {"files": replica[0], "packed": packed}
 
 
 @pytest.fixture
@@ -150,24 +171,84 @@ def test_bad_lists(load, tmp_path, file, change, message):
     assert str(error.value).startswith(f"config.dataset.data_dir: '{root / file}' {message}")
 
 
+# --- Two processes, and what each reads.
+
+
+class _Recorded:
+    """A store that remembers which rows were read."""
+
+    def __init__(self, store):
+        self._store, self.rows = store, []
+
+    def __len__(self):
+        return len(self._store)
+
+    def read(self, row):
+        row = tf.numpy_function(self._record, [row], tf.int64)
+        row.set_shape([])
+        return self._store.read(row)
+
+    def _record(self, row):
+        self.rows.append(int(row))
+        return row
+
+
+@pytest.mark.parametrize("kind", ["files", "packed"])
+def test_processes_train_on_disjoint_slices_of_each_batch(load, directories, kind):
+    dataset = load(directories[kind])
+    pipeline = Pipeline(dataset.noisy, dataset.clean, 8, 8, True, 1, augment=True, seed=0)
+
+    def take(**share):
+        batches = pipeline.batches(0, **share)
+        taken = [next(batches) for _ in range(3)]
+        batches.close()
+        return taken
+
+    shares = (take(process_index=i, process_count=2) for i in range(2))
+    for whole, first, second in zip(take(), *shares, strict=True):
+        for part, one, two in zip(whole, first, second, strict=True):
+            assert one.inputs.shape[2] == two.inputs.shape[2] == part.inputs.shape[2] // 2
+            assert not np.intersect1d(one.rows, two.rows).size
+            for name in ("rows", "labels", "inputs"):
+                joined = np.concatenate([getattr(one, name), getattr(two, name)], axis=2)
+                np.testing.assert_array_equal(joined, getattr(part, name))
+
+
+@pytest.mark.parametrize("kind", ["files", "packed"])
+def test_processes_open_disjoint_pictures(load, directories, kind):
+    noisy = load(directories[kind]).noisy
+    read = []
+    for i in range(2):
+        store = _Recorded(noisy.source.store)
+        recorded = data.Subset.whole(Pictures(store, Geometry(16)))
+        part = recorded.take(noisy.rows)
+        for _ in EvaluationReader([part], [noisy.given], 16, process_index=i, process_count=2):
+            pass
+        read.append(store.rows)
+    assert sorted(read[0] + read[1]) == noisy.rows.tolist()
+    assert len(read[0]) == len(read[1]) == len(noisy) / 2
+
+
 # --- Training.
 
 
-@pytest.fixture
-def start(replica, tmp_path, compilation_cache):
-    """(workdir, number of devices, overrides) -> a run in a process of its own."""
-    processes = []
+@pytest.fixture(scope="module")
+def start(replica, tmp_path_factory, compilation_cache):
+    """(workdir, flags, overrides) -> a run in a process of its own."""
+    processes, cache = [], tmp_path_factory.mktemp("cache")
 
-    def run(workdir, num_devices=1, **overrides):
-        fields = SMALL | {"dataset.data_dir": replica[0], "dataset.cache_dir": tmp_path / "cache"}
-        flags = [f"--config.{x}={y}" for x, y in (fields | overrides).items()]
+    def run(workdir, *flags, num_devices=1, **overrides):
+        fields = SMALL | {"dataset.data_dir": replica[0], "dataset.cache_dir": cache} | overrides
+        settings = [f"--config.{x}={y}" for x, y in fields.items()]
         config = ROOT / "configs" / "clothing1m.py"
-        count = f"--xla_force_host_platform_device_count={num_devices}"
+        xla_flags = [x for x in os.environ["XLA_FLAGS"].split() if "device_count" not in x]
+        xla_flags.append(f"--xla_force_host_platform_device_count={num_devices}")
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlc_jax.main", f"--config={config}", "--noprogress", *flags,
-             f"--workdir={workdir}"],
+            [sys.executable, "-m", "mlc_jax.main", f"--config={config}", "--noprogress",
+             f"--workdir={workdir}", *settings, *flags],
             cwd=ROOT,
-            env=os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}"},
+            env=os.environ
+            | {"XLA_FLAGS": " ".join(xla_flags), "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         processes.append(process)
@@ -177,6 +258,13 @@ def start(replica, tmp_path, compilation_cache):
     for process in processes:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """A finished run, and what it said."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, _finish(start(workdir))
 
 
 def _finish(process):
@@ -190,28 +278,72 @@ def _soft_labels(workdir):
         return file["soft_label"]
 
 
-def test_killed_and_resumed_ends_bit_equal(start, tmp_path):
-    out = _finish(start(tmp_path / "whole"))
-    assert "given labels right" in out and "truth not known" not in out
-    process, deadline = start(tmp_path / "killed"), time.monotonic() + PATIENCE
-    saved = tmp_path / "killed" / checkpoint.DIRECTORY
+def test_killed_and_resumed_ends_bit_equal(start, whole, tmp_path):
+    process, deadline = start(tmp_path), time.monotonic() + PATIENCE
+    saved = tmp_path / checkpoint.DIRECTORY
     while not (saved.exists() and checkpoint.finished_steps(saved)):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "killed" / report.RESULTS_FILE).exists()
-    _finish(start(tmp_path / "killed"))
+    assert not (tmp_path / report.RESULTS_FILE).exists()
+    _finish(start(tmp_path))
     for name in (report.LABELS_FILE, report.SOFT_LABELS_FILE):
-        whole, killed = ((tmp_path / run / name).read_bytes() for run in ("whole", "killed"))
-        assert whole == killed
+        assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
+
+
+def test_the_report_shows_labels_and_pictures(whole):
+    workdir, out = whole
+    assert "given labels right" in out and "truth not known" not in out
+    page = (workdir / "report.html").read_text()
+    encoded = re.findall(r'src="data:image/\w+;base64,([^"]+)"', page)
+    images = [Image.open(io.BytesIO(base64.b64decode(x))) for x in encoded]
+    thumbnails = [x for x in images if max(x.size) == THUMBNAIL_SIZE]
+    assert thumbnails and len(images) > len(thumbnails)  # The others are plots.
+    for thumbnail in thumbnails:
+        assert np.asarray(thumbnail).std() > 5
+
+
+def test_a_folder_is_predicted_as_the_run_judged_itself(whole, replica, run_program, tmp_path):
+    (root, keys), output = replica, tmp_path / "out.csv"
+    code, _, err = run_program(
+        "mlc_jax.predict", f"--workdir={whole[0]}", f"--input={root / 'images'}",
+        f"--output={output}", "--noprogress", required=["workdir", "input", "output"],
+    )  # fmt: skip
+    assert code == 0, err
+    predicted = {f"images/{row['id']}": row["label"] for row in csv.DictReader(output.open())}
+    assert len(predicted) == sum(clothing1m_replica.SIZES.values())
+    truth = dict(x.split(" ") for x in (root / "clean_label_kv.txt").read_text().splitlines())
+    right = [predicted[key] == CLASS_NAMES[int(truth[key])] for key in keys["clean_test"]]
+    results = json.loads((whole[0] / report.RESULTS_FILE).read_text())
+    assert np.mean(right) == pytest.approx(results["last_test_accuracy"])
 
 
 @pytest.mark.slow
-def test_two_devices_are_one(start, tmp_path):
+def test_two_devices_are_one(start, whole, tmp_path):
     """Pictures and their crops; batch norm's statistics: tests/devices_test.py."""
-    for num_devices in (1, 2):
-        _finish(start(tmp_path / str(num_devices), num_devices))
-    one, two = (_soft_labels(tmp_path / str(i)) for i in (1, 2))
-    np.testing.assert_allclose(one, two, atol=2e-4)
+    _finish(start(tmp_path, num_devices=2))
+    _assert_alike(tmp_path, whole[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["files", "packed"])
+def test_two_processes_are_one(start, directories, tmp_path, kind):
+    place = {"dataset.data_dir": directories[kind]}
+    _finish(start(tmp_path / "one", **place))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    together = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2")
+    workdir = tmp_path / "two"
+    processes = [start(workdir, *together, f"--process_id={i}", **place) for i in range(2)]
+    for process in processes:
+        _finish(process)
+    _assert_alike(workdir, tmp_path / "one")
+
+
+def _assert_alike(workdir, other):
+    """Not bit for bit: gradients are added up in another order."""
+    one, two = _soft_labels(workdir), _soft_labels(other)
     assert one.std() > 0.001
+    np.testing.assert_allclose(one, two, atol=2e-4)

@@ -56,15 +56,20 @@ def test_published_methods_are_ours():
         assert set(published) <= set(METHODS)
 
 
-def test_table_3(run_program, tmp_path, standard_promotion, monkeypatch):
+@pytest.fixture
+def of_replica(tmp_path):
+    """Arguments of `experiments.table3`."""
     clothing1m_replica.build(tmp_path / "data")
     fields = SMALL | {"dataset.cache_dir": tmp_path / "cache"}
-    arguments = [
-        f"--data={tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}", "--methods=glc,mlc",
+    return [
+        f"--data={tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}",
         f"--config={ROOT / 'configs' / 'clothing1m.py'}",
         *(f"--config.{name}={value}" for name, value in fields.items()),
     ]  # fmt: skip
-    required = ["data", "workdir"]
+
+
+def test_table_3(run_program, of_replica, tmp_path, standard_promotion, monkeypatch):
+    arguments, required = [*of_replica, "--methods=glc,mlc"], ["data", "workdir"]
     code, out, err = run_program("experiments.table3", *arguments, "--cost_only", required=required)
     assert code == 0, err
     assert "| glc | 1 | 20 |" in out and not (tmp_path / "run").exists()
@@ -85,6 +90,26 @@ def test_table_3(run_program, tmp_path, standard_promotion, monkeypatch):
         "experiments.table3", *arguments, "--data=nowhere", required=required
     )
     assert code == 2 and "--data: 'nowhere/noisy_train_key_list.txt' cannot be read" in err
+
+
+@pytest.mark.slow
+def test_all_of_table_3_by_two_workers(run_program, of_replica, tmp_path, standard_promotion):
+    required = ["data", "workdir"]
+    for worker in range(2):
+        code, out, err = run_program(
+            "experiments.table3", *of_replica, f"--shard={worker}/2", required=required
+        )
+        assert code == 0 and f"Shard {worker} of 2: 4 of 8 runs." in out, err
+        assert not (tmp_path / "run" / "table3.md").exists()
+    code, out, err = run_program("experiments.table3", *of_replica, "--collect", required=required)
+    assert code == 0 and "not finished" not in out, err
+    rows = list(csv.DictReader((tmp_path / "run" / "table3.csv").open()))
+    methods = ["cross_entropy", "clean_only", *paper_tables.TABLE3]
+    assert [row["method"] for row in rows] == methods
+    assert all(0 <= float(row["last_test_accuracy"]) <= 1 for row in rows)
+    text = (tmp_path / "run" / "table3.md").read_text()
+    for name in methods:
+        assert f"| {name} | {paper_tables.TABLE3.get(name, '-')} |" in text
 
 
 def test_table_2(run_program, tmp_path, standard_promotion):

@@ -119,13 +119,15 @@ def test_any_draws_of_any_shape_give_a_picture(crop, width, height):
     ("kind", "mode"),
     [
         ("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "P"),
-        ("PNG", "RGBA"), ("PNG", "L"), ("WEBP", "RGB"), ("BMP", "RGB"),
+        ("PNG", "RGBA"), ("PNG", "L"), ("PNG", "LA"), ("WEBP", "RGB"), ("WEBP", "RGBA"),
+        ("BMP", "RGB"), ("BMP", "L"),
     ],
 )  # fmt: skip
 def test_kinds_of_files(kind, mode):
     """By what they hold, not by name."""
     image = np.full((20, 24, 3), (200, 120, 40), np.uint8)
-    want = np.asarray(Image.fromarray(image).convert("L" if mode == "L" else "RGB").convert("RGB"))
+    grey_or_not = "L" if mode in ("L", "LA") else "RGB"
+    want = np.asarray(Image.fromarray(image).convert(grey_or_not).convert("RGB"))
     source = Pictures(_Memory(_encoded(image, kind, mode)), SMALL)
     got = read_rows(source, np.array([0]))[0].astype(int)
     assert np.abs(got - want[:16, :16]).max() < (90 if mode == "P" else 6)
@@ -158,15 +160,25 @@ def _bad_files(folder):
     """One of each kind, and what is said of it."""
     jpeg = _encoded(_photo(64, 64), "JPEG")
     cannot = "is no JPEG, PNG, WebP or BMP that can be decoded to its end"
-    (folder / "half.jpg").write_bytes(jpeg[: len(jpeg) // 2])
-    (folder / "half.png").write_bytes(_encoded(_photo(64, 64))[:2000])
+    (folder / "palette.bmp").write_bytes(_encoded(_photo(64, 64), "BMP", "P"))
+    whole = {
+        "jpg": jpeg,
+        "jpeg": _encoded(_photo(64, 64), "JPEG", progressive=True),
+        "png": _encoded(_photo(64, 64)),
+        "webp": _encoded(_photo(64, 64), "WEBP"),
+        "bmp": _encoded(_photo(64, 64), "BMP"),
+    }
+    truncated = {}
+    for suffix, encoded in whole.items():
+        for name, size in (("half", len(encoded) // 2), ("almost", len(encoded) - 2)):
+            (folder / f"{name}.{suffix}").write_bytes(encoded[:size])
+            truncated[f"{name}.{suffix}"] = cannot
     (folder / "text.jpg").write_text("not a picture")
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "loop.jpg").symlink_to("loop.jpg")
     (folder / "gone.jpg").symlink_to("nowhere.jpg")
-    return {
-        "half.jpg": cannot,
-        "half.png": cannot,
+    return truncated | {
+        "palette.bmp": "is a BMP with a palette; PNG could hold its colours",
         "text.jpg": cannot,
         "empty.jpg": "is empty",
         "loop.jpg": "cannot be read (Too many levels of symbolic links)",
@@ -185,6 +197,16 @@ def test_bad_files_are_found(tmp_path):
     )
     assert {names[row]: problem for row, problem in found[1].items()} == expected
     assert found[0][-1] == (tmp_path / "good.jpg").stat().st_size
+
+
+def test_a_damaged_picture_is_bad_though_a_crop_of_it_could_be_decoded(tmp_path):
+    whole = _encoded(_photo(300, 300), "JPEG")
+    half = whole[: len(whole) // 2]
+    assert tf.image.decode_and_crop_jpeg(half, [0, 0, 60, 60]).shape == (60, 60, 3)
+    (tmp_path / "half.jpg").write_bytes(half)
+    assert "decoded to its end" in picture_check.problem_of(os.fsencode(tmp_path / "half.jpg"))
+    with pytest.raises(InputError):  # And whoever reads it all the same is told.
+        read_rows(Pictures(_Memory(half), SMALL), np.array([0]))
 
 
 def test_good_files_are_looked_at_once(tmp_path, monkeypatch):
@@ -267,7 +289,8 @@ def test_folders(load, tmp_path):
     want = _seen(_photo(24, 20, 10), Geometry(16))
     np.testing.assert_array_equal(read[0], want)
     prepared = dataset.prepare(read)
-    np.testing.assert_allclose(prepared[..., 0], (read[..., 0] / 255 - 0.485) / 0.229, atol=1e-5)
+    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    np.testing.assert_allclose(prepared, (read / 255 - mean) / deviation, atol=1e-5)
 
 
 def test_a_folder_alone_is_a_benchmark(load, tmp_path):
@@ -407,6 +430,7 @@ def test_batches_are_a_function_of_seed_and_step(load, tmp_path):
         return [batch.noisy.inputs[0, 0] for batch in taken]
 
     whole = take(5)
+    assert whole[0].dtype == np.uint8  # So do they go to the device.
     np.testing.assert_array_equal(take(2, 3), whole[3:])
     shares = [take(5, process_index=i, process_count=2) for i in range(2)]
     for batch, *parts in zip(whole, *shares, strict=True):

@@ -21,6 +21,7 @@ from mlc_jax.errors import InputError
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 _CHUNK = 256  # Files that the threads have before them.
+_GREY = b"".join(bytes([level, level, level, 0]) for level in range(256))
 
 
 def check_pictures(
@@ -81,6 +82,8 @@ def problem_of(path: bytes) -> str:
         if not data:
             return "is empty"
         return "is no JPEG, PNG, WebP or BMP that can be decoded to its end"
+    if _is_bmp_with_palette(data):
+        return "is a BMP with a palette; PNG could hold its colours"
     return ""
 
 
@@ -126,6 +129,14 @@ def _look_at(files: _Files, rows: Sequence[int]) -> dict[int, str]:
             problems |= {row: x for row, x in zip(chunk, found, strict=True) if x}
             bar.update(len(chunk))
     return problems
+
+
+def _is_bmp_with_palette(data: bytes) -> bool:
+    """One of colours: TensorFlow would take its numbers for grey levels."""
+    if not data.startswith(b"BM") or int.from_bytes(data[28:30], "little") > 8:
+        return False
+    palette = 14 + int.from_bytes(data[14:18], "little")
+    return data[palette : palette + len(_GREY)] != _GREY
 
 
 def _reason(error: OSError | ValueError) -> str:
