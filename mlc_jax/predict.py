@@ -7,19 +7,24 @@ like the run's own files, without labels: an .npz or .npy of inputs, a .csv, .js
 the columns of the features, or with `text`, and maybe an `id`; or a directory of pictures, or a
 table with their `path`. Of all but an .npz, a part is
 in memory at a time. The output has a row for each example: id, label, confidence, and the
-probability of each class.
+probability of each class. All three may be in a bucket (gs://BUCKET/NAME).
 """
 
+import contextlib
 import csv
 import pathlib
+import tempfile
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mlc_jax import command_line
+from mlc_jax import command_line, paths
 from mlc_jax.errors import InputError
 
 if TYPE_CHECKING:
+    from etils import epath
+
     from mlc_jax.api import Result
     from mlc_jax.new_examples import Opened
 
@@ -31,10 +36,11 @@ _PROGRESS = flags.DEFINE_bool("progress", True, "Draw a progress bar.")
 
 
 def main() -> None:
-    if not pathlib.Path(_INPUT.value).expanduser().exists():
+    examples = paths.local(_INPUT.value, "--input")
+    if not examples.exists():
         raise InputError(f"--input: no file {_INPUT.value!r}; expected one of examples")
-    output = pathlib.Path(_OUTPUT.value).expanduser()
-    if not output.parent.is_dir():
+    output = paths.absolute(_OUTPUT.value, "--output")
+    if not paths.is_remote(output) and not output.parent.is_dir():
         raise InputError(
             f"--output: no directory {str(output.parent)!r}; expected one to write {output.name} to"
         )
@@ -42,15 +48,27 @@ def main() -> None:
     from mlc_jax.new_examples import open_examples
 
     result = api.load(_WORKDIR.value)
-    opened = open_examples(result, _INPUT.value)
-    partial = output.with_name(output.name + ".partial")
+    opened = open_examples(result, str(examples))
+    with _written_whole(output) as place, place.open("w", encoding="utf-8", newline="") as file:
+        _write(result, opened, csv.writer(file, lineterminator="\n"))
+    print(f"{opened.size} predictions in {output}")
+
+
+@contextlib.contextmanager
+def _written_whole(output: "epath.Path") -> Iterator[pathlib.Path]:
+    """A file of this machine that becomes `output` at the end."""
+    if paths.is_remote(output):
+        with tempfile.TemporaryDirectory() as directory:
+            place = pathlib.Path(directory) / output.name
+            yield place
+            paths.write(output, place.read_bytes())
+        return
+    partial = pathlib.Path(output).with_name(output.name + ".partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            _write(result, opened, csv.writer(file, lineterminator="\n"))
+        yield partial
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
-    print(f"{opened.size} predictions in {output}")
 
 
 def _write(result: "Result", opened: "Opened", table: Any) -> None:

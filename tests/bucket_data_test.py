@@ -11,7 +11,7 @@ from mlc_jax import data, paths
 from mlc_jax.data import noise, tokens
 from mlc_jax.data.packed import pack
 from mlc_jax.errors import InputError
-from mlc_jax.training import encoding
+from mlc_jax.training import encoding, train
 
 pytestmark = pytest.mark.slow
 
@@ -135,6 +135,32 @@ def test_packed_pictures(put, tmp_path):
     np.testing.assert_array_equal(*read)
     with pytest.raises(InputError, match=r"dataset\.data: .* holds no packed pictures; expected"):
         load(put(folder))
+
+
+def test_predictions(put, place, tmp_path, run_program, standard_promotion):
+    """Workdir, examples and predictions in a bucket; of a file that is not there, one line."""
+    file = _table(tmp_path / "all.csv", x=[f"{i % 7}.5" for i in range(SIZE)])
+    config = table.get_config()
+    config.update_from_flattened_dict({
+        "dataset.data": put(file), "dataset.holdout_per_class": 0, "method": "cross_entropy",
+        "compare": False, "num_epochs": 2, "noisy_batch_size": 8, "clean_batch_size": 8,
+        "model.mlp.hidden_sizes": (4,), "meta_gradient.mix_clean": False,
+    })  # fmt: skip
+    train.train_and_evaluate(config, f"{place}/run", show_progress=False)
+    needed = ["workdir", "input", "output"]
+
+    def predict(input, output):
+        flags = f"--workdir={place}/run", f"--input={input}", f"--output={place}/{output}"
+        return run_program("mlc_jax.predict", *flags, "--noprogress", required=needed)
+
+    code, out, err = predict(put(file), "predictions.csv")
+    assert code == 0, err
+    rows = list(csv.DictReader(paths.absolute(f"{place}/predictions.csv").read_text().splitlines()))
+    assert [row["id"] for row in rows] == _columns()[0]
+    assert f"{SIZE} predictions in gs://" in out
+    code, _, err = predict(f"{place}/none.csv", "other.csv")
+    problem = f"error: --input: no file '{place}/none.csv'; expected one of examples"
+    assert (code, err.splitlines()[-1]) == (2, problem)
 
 
 def test_human_labels(put, tmp_path):
