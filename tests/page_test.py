@@ -53,7 +53,7 @@ def _render(size=300, names=("a", "b", "c"), source=None, truth=None, changed=0.
     )
     figures = {
         "labels_changed": int(moved.sum()), "num_noisy": size, "mean_confidence": 0.9,
-        "last_test_accuracy": 0.5, "num_test": 40, "corrected_label_accuracy": None,
+        "test_accuracy": 0.5, "num_test": 40, "corrected_label_accuracy": None,
     } | results  # fmt: skip
     table = "mlc on x, labels as given, seed 0\nlabels changed   3\n  most often     a -> b"
     of_noisy = Prediction(soft, soft, soft[:, 0])
