@@ -7,7 +7,7 @@ import io
 import json
 import pathlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -266,58 +266,109 @@ def load(
       InputError: there is no finished run, or it cannot be made again without `method`.
       CheckpointError: its checkpoint cannot be read, or is of another method.
     """
-    from mlc_jax.training import checkpoint, encoding, report, stack
-    from mlc_jax.training import run as runs
+    from mlc_jax.training import encoding, report, stack
     from mlc_jax.training.workdir import CONFIG_FILE, DATASET_FILE
 
     path = paths.absolute(workdir, "workdir")
     described, sizes, figures = (
         _read_json(path, name) for name in (CONFIG_FILE, DATASET_FILE, report.RESULTS_FILE)
     )
-    num_classes = len(sizes["class_names"])
-    read: Callable[[Any], Source] = create_source
-    kind, columns = "arrays", None
-    if sizes.get("columns") is not None:
-        kind, columns = "table", Columns.from_json(sizes["columns"])
-        read = functools.partial(_read_frame, columns)
-    if described.get("made_by") == _FIT:
-        settings = {k: v for k, v in described["method"].items() if k != "name"}
-        method = method or description.rebuild(settings)
-        if described.get("reader"):
-            read = encoding.reader_from_workdir(described["reader"], path)
-        if described["prepare"] is not None and prepare is None:
-            raise InputError(
-                f"prepare: {path} was made with {described['prepare']}; expected the same function "
-                "again: mlc_jax.load(workdir, prepare=...)"
-            )
-    elif method is None:
-        complete = config.complete(ConfigDict(described))
-        paired = sizes.get("paired", False)  # Of an older workdir it says nothing, and needs not.
-        if complete.dataset.name in config.IMAGE_FILES:
-            kind = "image_folder"
-            options = image_options(complete)
-            read = functools.partial(image_folder.unlabelled, options=options, field="x")
-        if complete.model.name == "bert":
-            kind, read = "text", encoding.text_reader(encoding.from_workdir(complete, path))
-        method = build.create_method(complete, num_classes, paired=paired)
-    assert method is not None
+    complete = None
+    if described.get("made_by") != _FIT:
+        complete = encoding.from_workdir(config.complete(ConfigDict(described)), path)
+    elif described["prepare"] is not None and prepare is None:
+        raise InputError(
+            f"prepare: {path} was made with {described['prepare']}; expected the same function "
+            "again: mlc_jax.load(workdir, prepare=...)"
+        )
+    inputs = _inputs_of(described, complete, sizes, path)
+    method = method or _method_of(described, complete, sizes)
     method = dataclasses.replace(method, initial_params=None)  # The checkpoint has them all.
     stored = sizes["prepare"]
     bound = method.bind(
         num_noisy=sizes["num_noisy"],
-        num_classes=num_classes,
+        num_classes=len(sizes["class_names"]),
         steps_per_epoch=sizes["steps_per_epoch"],
         num_epochs=sizes["num_epochs"],
         prepare=prepare or (Normalize(**stored) if stored else prepare_for(sizes["example"])),
         axis_name=stack.AXIS_NAME,
     )
-    is_best = described.get("best") == "validation"
+    state = _restored(bound, described, sizes, path)
+    with np.load(io.BytesIO((path / report.SOFT_LABELS_FILE).read_bytes())) as arrays:
+        stored_labels = {name: arrays[name] for name in arrays.files}
+    names = sizes["class_names"]
+    classes = np.asarray(names) if sizes["names_labels"] else np.arange(len(names))
+    return Result(
+        labels=classes[stored_labels["corrected_label"]],
+        label_quality=stored_labels["label_quality"],
+        soft_labels=stored_labels["soft_label"],
+        given_labels=classes[stored_labels["given_label"]],
+        ids=stored_labels["id"],
+        classes=classes,
+        figures=figures,
+        state=state,
+        bound=bound,
+        example=sizes["example"],
+        read=inputs.read,
+        kind=inputs.kind,
+        columns=inputs.columns,
+    )
+
+
+class _Inputs(NamedTuple):
+    """How a run's inputs are read again; see `Result`."""
+
+    kind: str
+    read: Callable[[Any], Source]
+    columns: Columns | None = None
+
+
+def _inputs_of(
+    described: dict[str, Any], complete: ConfigDict | None, sizes: dict[str, Any], path: epath.Path
+) -> _Inputs:
+    """Args: `complete`, the config, of a run of the command; the rest as `load` reads it."""
+    from mlc_jax.training import encoding
+
+    if sizes.get("columns") is not None:
+        columns = Columns.from_json(sizes["columns"])
+        return _Inputs("table", functools.partial(_read_frame, columns), columns)
+    if complete is None:
+        if described.get("reader"):
+            return _Inputs("text", encoding.reader_from_workdir(described["reader"], path))
+    elif complete.dataset.name in config.IMAGE_FILES:
+        options = image_options(complete)
+        read = functools.partial(image_folder.unlabelled, options=options, field="x")
+        return _Inputs("image_folder", read)
+    elif complete.model.name == "bert":
+        return _Inputs("text", encoding.text_reader(complete))
+    return _Inputs("arrays", create_source)
+
+
+def _method_of(
+    described: dict[str, Any], complete: ConfigDict | None, sizes: dict[str, Any]
+) -> Method:
+    if complete is None:
+        settings = {k: v for k, v in described["method"].items() if k != "name"}
+        rebuilt: Method = description.rebuild(settings)
+        return rebuilt
+    paired = sizes.get("paired", False)  # Of an older workdir it says nothing, and needs not.
+    return build.create_method(complete, len(sizes["class_names"]), paired=paired)
+
+
+def _restored(
+    bound: BoundMethod, described: dict[str, Any], sizes: dict[str, Any], path: epath.Path
+) -> TrainState:
+    """The state that corrects and predicts."""
+    from mlc_jax.training import checkpoint, stack
+    from mlc_jax.training import run as runs
+
     zeros = lambda leaf: np.zeros(leaf["shape"], leaf["dtype"])  # noqa: E731
     example = jax.tree.map(zeros, sizes["example"], is_leaf=is_description)
 
     def init() -> TrainState:
         return bound.init(jax.random.key(0), example)
 
+    is_best = described.get("best") == "validation"
     with contextlib.closing(
         checkpoint.Checkpointer(
             path,
@@ -331,25 +382,7 @@ def load(
         )
     if restored is None:
         raise InputError(f"workdir: no checkpoint in {str(path)!r}")
-    with np.load(io.BytesIO((path / report.SOFT_LABELS_FILE).read_bytes())) as arrays:
-        stored_labels = {name: arrays[name] for name in arrays.files}
-    names = sizes["class_names"]
-    classes = np.asarray(names) if sizes["names_labels"] else np.arange(len(names))
-    return Result(
-        labels=classes[stored_labels["corrected_label"]],
-        label_quality=stored_labels["label_quality"],
-        soft_labels=stored_labels["soft_label"],
-        given_labels=classes[stored_labels["given_label"]],
-        ids=stored_labels["id"],
-        classes=classes,
-        figures=figures,
-        state=restored[0],
-        bound=bound,
-        example=sizes["example"],
-        read=read,
-        kind=kind,
-        columns=columns,
-    )
+    return restored[0]
 
 
 def _read_frame(columns: Columns, x: Any) -> Source:
