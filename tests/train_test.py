@@ -39,6 +39,8 @@ RESULT_KEYS = {
     "noise",
     "seed",
     "num_steps",
+    "step",
+    "test_accuracy",
     "last_test_accuracy",
     "best_test_accuracy",
     "selected_test_accuracy",
