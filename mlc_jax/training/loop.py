@@ -239,8 +239,8 @@ class Loop:
         if clock.waited > MAX_WAIT_SHARE * clock.seconds:
             self._warned = True
             logging.warning(
-                "%.0f %% of the time was spent waiting for data: the chips could do more. Pack "
-                "pictures (mlc_jax.data.pack), or take a machine with more CPUs.",
+                "%.0f %% of the time was spent waiting for data. More CPUs would help, or pictures "
+                "that are packed (mlc_jax.data.pack).",
                 100 * clock.waited / clock.seconds,
             )
 
