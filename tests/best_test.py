@@ -102,6 +102,12 @@ def test_a_kept_state_that_is_gone_is_missed(finished, tmp_path, standard_promot
         _train(tmp_path / "copy")
 
 
+def test_what_is_evaluated_may_not_change(finished, standard_promotion):
+    """Or the state that was kept would not be among what is evaluated again."""
+    with pytest.raises(CheckpointError, match=r"config\.eval_every_epochs: 1 in the checkpoint, 2"):
+        _train(finished[0], eval_every_epochs=2)
+
+
 def test_runs_of_one_program_keep_a_state_each(finished, tmp_path, standard_promotion):
     _, results = finished
     configs = {str(tmp_path / "0"): _config(), str(tmp_path / "1"): _config(seed=1)}

@@ -249,13 +249,16 @@ def differing_fields(
       prefix: what a field's name begins with in the lines.
     """
     saved, given = flatten(saved), flatten(given)
+    # The state that is kept is one of those that were evaluated.
+    kept = {"eval_every_epochs"} if given.get("best") == "validation" else set()
+    free = FREE_FIELDS - kept
     # As JSON has them, like the values of configs: lists for tuples.
     added = json.loads(json.dumps({name: formerly[name] for name in given if name in formerly}))
     saved = added | saved
     return [
         f"  {prefix}{name}: {_shown(saved, name)} {where}, {_shown(given, name)} now"
         for name in sorted(saved.keys() | given.keys())
-        if name not in FREE_FIELDS
+        if name not in free
         and (name not in saved or name not in given or saved[name] != given[name])
     ]
 

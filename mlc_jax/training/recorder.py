@@ -137,7 +137,7 @@ class Recorder:
         if self.best.latest_step() != selected["step"]:
             raise CheckpointError(
                 f"{self.workdir / checkpoint.BEST} lacks step {selected['step']}, which has the "
-                "best validation accuracy.\nUse another workdir, or best=last."
+                "best validation accuracy.\nUse another workdir."
             )
         restored = self.best.restore(
             jax.eval_shape(lambda: last),
