@@ -198,6 +198,8 @@ def fit(
     dataset = create_dataset(method, noisy, clean, validation, test, prepare, read)
     if isinstance(method.model, Bert):
         encoding.check_dataset(dataset, method.model.config)
+    if reader is not None:
+        dataset = reader.with_states(dataset, method)
     described = {
         "made_by": _FIT,
         "method": {"name": method.name} | description.describe(method),

@@ -13,7 +13,6 @@ from mlc_jax.methods import METHODS, BilevelMethod, Method
 from mlc_jax.methods.mlc import MLC
 from mlc_jax.methods.types import TwoPhaseMethod
 from mlc_jax.models import MLP, Bert, LabelCorrectionNetwork, ResNet, ResNet50, WeightNet
-from mlc_jax.models.bert import FROZEN
 from mlc_jax.models.bert_checkpoint import load_config
 
 
@@ -126,17 +125,14 @@ def create_method(config: ConfigDict, num_classes: int, *, paired: bool = False)
     if config.method == "meta_weight_net":
         settings["weight_net"] = WeightNet(**config.weight_net)
     model = create_classifier(config.model, num_classes)
-    tx = create_optimizer(config, "main_optimizer")
     start = config.model.initial_params
     if isinstance(model, ResNet50):
         start = start or config.model.resnet50.checkpoint
     if isinstance(model, Bert):
         start = start or config.model.bert.checkpoint
-        if model.num_frozen_layers:
-            tx = dataclasses.replace(tx, groups=((FROZEN, 0.0, None), *tx.groups))
     return kind(
         model=model,
-        tx=tx,
+        tx=create_optimizer(config, "main_optimizer"),
         num_inner_steps=config.meta_gradient.num_inner_steps,
         mix_clean=config.meta_gradient.mix_clean,
         unroll=config.meta_gradient.unroll,

@@ -5,7 +5,9 @@ import csv
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import safetensors.numpy
 
 import mlc_jax as mlc
 from configs import text
@@ -124,3 +126,39 @@ def test_states_that_are_too_many_are_not_kept(create, tmp_path):
 def test_runs_of_one_program_share_states(create):
     one, other = build_run(create()), build_run(create(seed=1))
     assert one.dataset.noisy.source is other.dataset.noisy.source
+
+
+@pytest.mark.parametrize("tx", [mlc.adamw(2e-3, weight_decay=0.1), optax.adamw(2e-3)])
+def test_in_python(files, tiny_bert, tmp_path, tx, standard_promotion):
+    """`fit` keeps states, too; decay moves no frozen parameter, whoever made the optimizer."""
+
+    def examples(name):
+        with open(files / f"{name}.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return mlc.Examples([row["text"] for row in rows], [row["label"] for row in rows])
+
+    model = mlc.models.Bert(mlc.models.load_bert_config(tiny_bert), 2, num_frozen_layers=1)
+    lcn = mlc.models.LabelCorrectionNetwork(2, 8, 8)
+    method = mlc.methods.mlc(model=model, lcn=lcn, tx=tx, initial_params=str(tiny_bert))
+    labels, states = {}, []
+    for most in (1.0, 0.0):
+        reader = mlc.TextReader(
+            str(tiny_bert), frozen=False, max_length=24, cache_dir=str(tmp_path / f"cache{most}"),
+            max_cached_gb=most,
+        )  # fmt: skip
+        result = mlc.fit(
+            method, examples("noisy"), examples("clean"), reader=reader, num_steps=8,
+            batch_size=16, progress=False,
+        )  # fmt: skip
+        assert (tmp_path / f"cache{most}" / "features").exists() == (most > 0)
+        labels[most] = result.soft_labels
+        states.append(result.state.main)
+    np.testing.assert_allclose(labels[1.0], labels[0.0], atol=1e-3)
+    before = safetensors.numpy.load_file(tiny_bert / "model.safetensors")
+    encoder = states[0].params["encoder"]
+    name = "layer.{}.output.dense.weight".format
+    (first, second) = (next(x for k, x in before.items() if k.endswith(name(i))).T for i in (0, 1))
+    np.testing.assert_array_equal(encoder["frozen_layers"]["output"]["kernel"][0], first)
+    assert np.abs(encoder["layers"]["output"]["kernel"][0] - second).max() > 1e-3
+    paths = [jax.tree_util.keystr(x) for x, _ in jax.tree.leaves_with_path(states[0].opt_state)]
+    assert paths and not any("frozen_" in path for path in paths)

@@ -56,15 +56,22 @@ def in_groups(rules: list[Any], groups: tuple[Group, ...]) -> optax.GradientTran
         return update if factor == 1 else factor * update
 
     factors = optax.stateless(lambda updates, _: jax.tree.map_with_path(scaled, updates))
-    tx = optax.chain(*rules, factors)
-    if any(group.factor == 0 for group in groups):
-        tx = optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, _labels(groups))
+    tx = partitioned(optax.chain(*rules, factors), groups)
 
     def init(params: optax.Params) -> optax.OptState:
         _check_matches(params, groups)
         return tx.init(params)
 
     return optax.GradientTransformationExtraArgs(init, tx.update)
+
+
+def partitioned(
+    tx: optax.GradientTransformation, groups: tuple[Group, ...]
+) -> optax.GradientTransformation:
+    """`tx` for all parameters but those that are frozen, which it does not see."""
+    if all(group.factor for group in groups):
+        return tx
+    return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, _labels(groups))
 
 
 def _labels(groups: tuple[Group, ...]) -> Any:

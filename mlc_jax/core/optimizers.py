@@ -17,7 +17,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlc_jax.core.groups import Groups, add_weight_decay, as_groups, in_groups, is_number
+from mlc_jax.core.groups import (
+    Groups,
+    add_weight_decay,
+    as_groups,
+    in_groups,
+    is_number,
+    partitioned,
+)
 from mlc_jax.errors import expect
 
 OPTIMIZERS = ("sgd", "adam", "amsgrad", "adamw")
@@ -175,6 +182,18 @@ def bind(
         f"one made by {', '.join(OPTIMIZERS)}, or an optax.GradientTransformation",
     )
     return add_auxiliary(optimizer, before=True)
+
+
+def freeze(optimizer: Optimizer, pattern: str) -> Optimizer:
+    """The optimizer, by which parameters of these paths never move; it keeps no state for them.
+
+    Args:
+      optimizer: a spec, of which they are the first group, or an optax transformation.
+      pattern: regular expression, see `Group`.
+    """
+    if isinstance(optimizer, OptimizerSpec):
+        return dataclasses.replace(optimizer, groups=((pattern, 0.0, None), *optimizer.groups))
+    return partitioned(optimizer, as_groups([(pattern, 0.0)]))
 
 
 def sgd(

@@ -35,7 +35,7 @@ from mlc_jax.core import (
 )
 from mlc_jax.core.optimizers import Optimizer
 from mlc_jax.errors import expect
-from mlc_jax.models import initial_params, over_axis
+from mlc_jax.models import frozen_paths, initial_params, over_axis
 
 Prepare = Callable[[Inputs], Inputs]
 # (state, inputs [B, ...] as stored) -> (logits [B, C], evidence), in evaluation mode.
@@ -176,8 +176,10 @@ class Binding:
 
     def optimizer(self) -> optax.GradientTransformation:
         """The classifier's, which makes an update per inner step."""
+        frozen = frozen_paths(self.model)
+        tx = optimizers.freeze(self.tx, frozen) if frozen else self.tx
         return optimizers.bind(
-            self.tx, num_updates=self.num_steps, updates_per_epoch=self.steps_per_epoch
+            tx, num_updates=self.num_steps, updates_per_epoch=self.steps_per_epoch
         )
 
     def meta_optimizer(self, tx: Optimizer) -> optax.GradientTransformation:

@@ -26,6 +26,7 @@ __all__ = [
     "ResNet",
     "ResNet50",
     "WeightNet",
+    "frozen_paths",
     "initial_params",
     "load_bert_config",
     "over_axis",
@@ -51,6 +52,16 @@ def initial_params(model: nn.Module, source: str | None) -> dict[str, np.ndarray
     if isinstance(model, ResNet50):
         return load_resnet50(model, source)
     return load_params(source)
+
+
+def frozen_paths(model: nn.Module) -> str | None:
+    """Which parameters an optimizer must leave alone: a regular expression of their paths.
+
+    A model says so by an attribute of this name; None is none. Without a gradient they would still
+    be decayed.
+    """
+    pattern: str | None = getattr(model, "frozen_paths", None)
+    return pattern
 
 
 def over_axis(model: nn.Module, axis_name: str | None) -> nn.Module:

@@ -18,7 +18,6 @@ from mlc_jax.errors import InputError, expect
 from mlc_jax.models.mlp import MLP
 
 FEATURES = ("mean", "cls", "pooler")
-FROZEN = "encoder/frozen_"  # What paths of frozen parameters begin with.
 # Names as in Hugging Face's configs.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -149,8 +148,7 @@ class Bert(nn.Module):
     place of the ids there may be `frozen_states` (`[B, T, H]`), what the frozen layers make of them
     each time. Padding changes nothing but the time that a step takes.
 
-    Parameters that are frozen have `encoder/frozen_` in front of their path, so that
-    `Group("encoder/frozen_", factor=0)` keeps an optimizer from decaying them or keeping state.
+    Parameters that are frozen have `encoder/frozen_` in front of their path.
 
     Attributes:
       config: shape of the encoder.
@@ -173,6 +171,11 @@ class Bert(nn.Module):
     num_frozen_layers: int = 0
     dtype: DTypeLike | None = None
     remat: bool = False
+
+    @property
+    def frozen_paths(self) -> str | None:
+        """See `models.frozen_paths`."""
+        return "encoder/frozen_" if self.num_frozen_layers else None
 
     def setup(self) -> None:
         self.encoder = _Encoder(

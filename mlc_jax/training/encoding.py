@@ -5,6 +5,7 @@ import functools
 import tempfile
 from typing import Any
 
+import jax.numpy as jnp
 from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
@@ -14,7 +15,8 @@ from mlc_jax.data import Dataset
 from mlc_jax.data.source import ArraySource, Source
 from mlc_jax.data.tokens import Texts, Tokenizer, TokenSource, create_source
 from mlc_jax.errors import InputError, expect
-from mlc_jax.models.bert import BertConfig
+from mlc_jax.methods import Method
+from mlc_jax.models.bert import Bert, BertConfig
 from mlc_jax.models.bert_checkpoint import copy_checkpoint
 from mlc_jax.training.frozen import (
     EncodedSource,
@@ -41,6 +43,9 @@ class TextReader:
       feature, dtype: of the frozen encoder, see `mlc_jax.models.Bert`.
       tokenizer: a directory with a `tokenizer.json`, or a name on the hub; None is `checkpoint`.
       cache_dir: where tokens and features are kept; None is ~/.cache/mlc_jax.
+      max_cached_gb: for an encoder of which the first layers are frozen (`num_frozen_layers` of
+        `mlc_jax.models.Bert`): what they say of all texts is computed once and kept there, too, if
+        it takes no more than this; otherwise in each step.
     """
 
     checkpoint: str
@@ -50,6 +55,7 @@ class TextReader:
     dtype: str = "float32"
     tokenizer: str | None = None
     cache_dir: str | None = None
+    max_cached_gb: float = 4.0
 
     def __call__(self, texts: Any) -> Source:
         """A source of a few texts, of which nothing is kept.
@@ -67,8 +73,37 @@ class TextReader:
         return self._encoder()(source) if self.frozen else source
 
     def to_json(self) -> dict[str, Any]:
-        """What a workdir remembers; see `reader_from_workdir`."""
-        return {k: x for k, x in dataclasses.asdict(self).items() if k != "cache_dir"}
+        """What a workdir remembers, all that a run depends on; see `reader_from_workdir`."""
+        aside = ("cache_dir", "max_cached_gb")
+        return {k: x for k, x in dataclasses.asdict(self).items() if k not in aside}
+
+    def with_states(self, dataset: Dataset, method: Method) -> Dataset:
+        """The dataset with token states in place of tokens, if its classifier has frozen layers."""
+        model, most = method.model, self.max_cached_gb
+        # Other initial parameters than the checkpoint's may have other frozen layers.
+        if (
+            not isinstance(model, Bert)
+            or model.num_frozen_layers <= 0
+            or method.initial_params != self.checkpoint
+        ):
+            return dataset
+        dtype = jnp.dtype(model.dtype or jnp.float32).name
+        layers = _load_layers(self.checkpoint, model.num_frozen_layers, dtype, self.cache_dir)
+        names = ("noisy", "clean", "validation", "test")
+        subsets = {name: part for name in names if (part := getattr(dataset, name)) is not None}
+        sources = {id(subset.source): subset.source for subset in subsets.values()}.values()
+        size = sum(layers.num_bytes(source) for source in sources) / 1e9
+        if size > most:
+            logging.info(
+                "Frozen layers are computed in each step: what they say of all texts would take "
+                "%.1f GB, and max_cached_gb is %g.", size, most,
+            )  # fmt: skip
+            return dataset
+        changed = {
+            name: dataclasses.replace(subset, source=_states(layers, subset.source))
+            for name, subset in subsets.items()
+        }
+        return dataclasses.replace(dataset, **changed)
 
     def _tokens(self, texts: Any, ids: Any, cache_dir: str | None) -> TokenSource:
         expect(not isinstance(texts, str), "x", "one text", "a list of texts")
@@ -90,35 +125,6 @@ def frozen_encoder(config: ConfigDict) -> FrozenEncoder | None:
     if model.name != "bert" or model.bert.num_frozen_layers != -1:
         return None
     return _load(model.bert.checkpoint, model.bert.feature, model.dtype, config.dataset.cache_dir)
-
-
-def with_states(dataset: Dataset, config: ConfigDict) -> Dataset:
-    """The dataset with token states in place of tokens, where the first layers are frozen.
-
-    They are computed once, if those of all its texts take no more than `dataset.max_cached_gb`.
-    """
-    model, most = config.model, config.dataset.max_cached_gb
-    # Of initial parameters other than the checkpoint's, the frozen ones may be others, too.
-    if model.name != "bert" or model.bert.num_frozen_layers <= 0 or model.initial_params:
-        return dataset
-    names = ("noisy", "clean", "validation", "test")
-    subsets = {name: getattr(dataset, name) for name in names if getattr(dataset, name) is not None}
-    sources = {id(subset.source): subset.source for subset in subsets.values()}.values()
-    layers = _load_layers(
-        model.bert.checkpoint, model.bert.num_frozen_layers, model.dtype, config.dataset.cache_dir
-    )
-    size = sum(layers.num_bytes(source) for source in sources) / 1e9
-    if size > most:
-        logging.info(
-            "Frozen layers are computed in each step: what they say of all texts would take "
-            "%.1f GB, and dataset.max_cached_gb is %g.", size, most,
-        )  # fmt: skip
-        return dataset
-    changed = {
-        name: dataclasses.replace(subset, source=_states(layers, subset.source))
-        for name, subset in subsets.items()
-    }
-    return dataclasses.replace(dataset, **changed)
 
 
 @functools.lru_cache(maxsize=1)
@@ -198,6 +204,7 @@ def text_reader(config: ConfigDict) -> TextReader:
         dtype=model.dtype,
         tokenizer=dataset.tokenizer,
         cache_dir=dataset.cache_dir,
+        max_cached_gb=dataset.max_cached_gb,
     )
 
 

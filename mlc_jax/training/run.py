@@ -121,15 +121,17 @@ def build_run(config: ConfigDict) -> Run:
     dataset = data.load(config, encoding.frozen_encoder(config))
     if config.model.name == "bert":
         encoding.check_dataset(dataset, load_config(config.model.bert.checkpoint))
-        dataset = encoding.with_states(dataset, config)
     config = sizing.fill(config, dataset)
     fields = {field.name: config.get(field.name) for field in dataclasses.fields(Settings)}
     fields["diagnose_every"] = config.meta_gradient.diagnose_every
+    method = build.create_method(config, dataset.num_classes, paired=dataset.paired)
+    if config.model.name == "bert":
+        dataset = encoding.text_reader(config).with_states(dataset, method)
     return create_run(
         description=json.loads(config.to_json()),
         prefix="config.",
         dataset=dataset,
-        method=build.create_method(config, dataset.num_classes, paired=dataset.paired),
+        method=method,
         settings=Settings(**fields),
         augment=config.dataset.augment,
     )
