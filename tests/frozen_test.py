@@ -128,7 +128,13 @@ def test_runs_of_one_program_share_states(create):
     assert one.dataset.noisy.source is other.dataset.noisy.source
 
 
-@pytest.mark.parametrize("tx", [mlc.adamw(2e-3, weight_decay=0.1), optax.adamw(2e-3)])
+@pytest.mark.parametrize(
+    "tx",
+    [
+        mlc.sgd(1e-2, momentum=0.9, weight_decay=0.1),
+        optax.chain(optax.add_decayed_weights(0.1), optax.sgd(1e-2, momentum=0.9)),
+    ],
+)
 def test_in_python(files, tiny_bert, tmp_path, tx, standard_promotion):
     """`fit` keeps states, too; decay moves no frozen parameter, whoever made the optimizer."""
 
@@ -139,7 +145,10 @@ def test_in_python(files, tiny_bert, tmp_path, tx, standard_promotion):
 
     model = mlc.models.Bert(mlc.models.load_bert_config(tiny_bert), 2, num_frozen_layers=1)
     lcn = mlc.models.LabelCorrectionNetwork(2, 8, 8)
-    method = mlc.methods.mlc(model=model, lcn=lcn, tx=tx, initial_params=str(tiny_bert))
+    # Adam would make much of rounding: gradients of zero but for that.
+    method = mlc.methods.mlc(
+        model=model, lcn=lcn, tx=tx, meta_tx=mlc.sgd(1e-2), initial_params=str(tiny_bert)
+    )
     labels, states = {}, []
     for most in (1.0, 0.0):
         reader = mlc.TextReader(
@@ -153,12 +162,12 @@ def test_in_python(files, tiny_bert, tmp_path, tx, standard_promotion):
         assert (tmp_path / f"cache{most}" / "features").exists() == (most > 0)
         labels[most] = result.soft_labels
         states.append(result.state.main)
-    np.testing.assert_allclose(labels[1.0], labels[0.0], atol=1e-3)
+    np.testing.assert_allclose(labels[1.0], labels[0.0], atol=1e-5)
     before = safetensors.numpy.load_file(tiny_bert / "model.safetensors")
     encoder = states[0].params["encoder"]
     name = "layer.{}.output.dense.weight".format
     (first, second) = (next(x for k, x in before.items() if k.endswith(name(i))).T for i in (0, 1))
     np.testing.assert_array_equal(encoder["frozen_layers"]["output"]["kernel"][0], first)
-    assert np.abs(encoder["layers"]["output"]["kernel"][0] - second).max() > 1e-3
+    assert np.abs(encoder["layers"]["output"]["kernel"][0] - second).max() > 1e-4
     paths = [jax.tree_util.keystr(x) for x, _ in jax.tree.leaves_with_path(states[0].opt_state)]
     assert paths and not any("frozen_" in path for path in paths)
