@@ -295,7 +295,8 @@ def load(
         prepare=prepare or (Normalize(**stored) if stored else prepare_for(sizes["example"])),
         axis_name=stack.AXIS_NAME,
     )
-    state = _restored(bound, described, sizes, path)
+    step = figures["step"] if described.get("best") == "validation" else None
+    state = _restored(bound, described, sizes, path, step)
     with np.load(io.BytesIO((path / report.SOFT_LABELS_FILE).read_bytes())) as arrays:
         stored_labels = {name: arrays[name] for name in arrays.files}
     names = sizes["class_names"]
@@ -358,9 +359,10 @@ def _method_of(
 
 
 def _restored(
-    bound: BoundMethod, described: dict[str, Any], sizes: dict[str, Any], path: epath.Path
-) -> TrainState:
-    """The state that corrects and predicts."""
+    bound: BoundMethod, described: dict[str, Any], sizes: dict[str, Any], path: epath.Path,
+    step: int | None,
+) -> TrainState:  # fmt: skip
+    """The state of a step; None is the last."""
     from mlc_jax.training import checkpoint, stack
     from mlc_jax.training import run as runs
 
@@ -370,17 +372,11 @@ def _restored(
     def init() -> TrainState:
         return bound.init(jax.random.key(0), example)
 
-    is_best = described.get("best") == "validation"
     with contextlib.closing(
-        checkpoint.Checkpointer(
-            path,
-            stack.replicated(),
-            keep=runs.Settings.checkpoints_to_keep,
-            name=checkpoint.BEST if is_best else checkpoint.DIRECTORY,
-        )
+        checkpoint.Checkpointer(path, stack.replicated(), keep=runs.Settings.checkpoints_to_keep)
     ) as checkpointer:
         restored = checkpointer.restore(
-            jax.eval_shape(init), described, formerly={}, init=init, prefix=""
+            jax.eval_shape(init), described, formerly={}, init=init, prefix="", step=step
         )
     if restored is None:
         raise InputError(f"workdir: no checkpoint in {str(path)!r}")

@@ -1,16 +1,18 @@
 """The state at the best validation accuracy: kept, found again, and what a run ends with."""
 
 import functools
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from conftest import TINY_DIGITS
+from etils import epath
 
 import mlc_jax as mlc
 from mlc_jax import methods
 from mlc_jax.errors import CheckpointError, InputError
-from mlc_jax.training import checkpoint, train
+from mlc_jax.training import checkpoint, evaluate, train
 from mlc_jax.training.recorder import Recorder
 
 
@@ -21,7 +23,7 @@ def _config(**fields):
     config = digits.get_config()
     config.update_from_flattened_dict(
         TINY_DIGITS | {"best": "validation", "dataset.validation_per_class": 5, "num_epochs": 8,
-                       "noise.level": 0.8, "checkpoint_every_steps": 30} | fields
+                       "noise.level": 0.8, "checkpoint_every_steps": 5} | fields
     )  # fmt: skip
     return config
 
@@ -44,7 +46,10 @@ def test_the_state_of_the_best_validation_accuracy_corrects_and_predicts(
     assert results["step"] < results["num_steps"]  # Or nothing is shown by this.
     assert results["test_accuracy"] == results["selected_test_accuracy"]
     assert f"of step {results['step']} of {results['num_steps']}" in results["table"]
-    assert checkpoint.finished_steps(workdir / checkpoint.BEST) == [results["step"]]
+    # Older than the newest two, which refer to it.
+    newest = range(results["num_steps"], 0, -5)[:2]
+    steps = checkpoint.finished_steps(workdir / checkpoint.DIRECTORY)
+    assert steps == [results["step"], *sorted(newest)]
     loaded = mlc.load(workdir)
     assert int(loaded.state.step) == results["step"]
     assert np.mean(loaded.labels != loaded.given_labels) * len(loaded.labels) == pytest.approx(
@@ -62,28 +67,33 @@ def test_the_last_state_is_another(finished, tmp_path, standard_promotion):
     assert last["last_test_accuracy"] == results["last_test_accuracy"]
     assert last["step"] == last["num_steps"]
     assert last["labels_changed"] != results["labels_changed"]
-    assert not (tmp_path / checkpoint.BEST).exists()
+    steps = checkpoint.finished_steps(tmp_path / checkpoint.DIRECTORY)
+    assert results["step"] not in steps
 
 
-@pytest.mark.parametrize("kept", [2, 4])
+@pytest.mark.parametrize(("kept", "from_older"), [(2, False), (4, False), (4, True)])
 def test_stopped_after_a_state_was_kept_it_ends_the_same(
-    finished, tmp_path, kept, monkeypatch, standard_promotion
+    finished, tmp_path, kept, from_older, monkeypatch, standard_promotion
 ):
-    """The kept state is newer than the checkpoint that the run goes on from."""
+    """Without the newest checkpoint, too: the one before still has the state that it refers to."""
     workdir, results = finished
-    count, keep = 0, Recorder.keep
+    best, save = set(), Recorder.save
 
     def stop(self, step, state):
-        nonlocal count
-        keep(self, step, state)
-        self.best.wait()
-        count += 1
-        if count == kept:
+        save(self, step, state)
+        self.wait()
+        if row := evaluate.selected(self.progress["evals"]):
+            best.add(row["step"])
+        if len(best) == kept:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Recorder, "keep", stop)
+        patch.setattr(Recorder, "save", stop)
         _train(tmp_path)
+    steps = checkpoint.finished_steps(tmp_path / checkpoint.DIRECTORY)
+    assert steps[-1] == max(best)
+    if from_older:
+        shutil.rmtree(tmp_path / checkpoint.DIRECTORY / str(steps[-1]))
     again = _train(tmp_path)
     different = {"train_seconds", "table", "workdir"}
     assert {k: x for k, x in again.items() if k not in different} == {
@@ -94,18 +104,13 @@ def test_stopped_after_a_state_was_kept_it_ends_the_same(
 
 
 def test_a_kept_state_that_is_gone_is_missed(finished, tmp_path, standard_promotion):
-    import shutil
-
-    shutil.copytree(finished[0], tmp_path / "copy")
-    shutil.rmtree(tmp_path / "copy" / checkpoint.BEST)
+    workdir, results = finished
+    shutil.copytree(workdir, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / checkpoint.DIRECTORY / str(results["step"]))
     with pytest.raises(CheckpointError, match="lacks step"):
         _train(tmp_path / "copy")
-
-
-def test_what_is_evaluated_may_not_change(finished, standard_promotion):
-    """Or the state that was kept would not be among what is evaluated again."""
-    with pytest.raises(CheckpointError, match=r"config\.eval_every_epochs: 1 in the checkpoint, 2"):
-        _train(finished[0], eval_every_epochs=2)
+    with pytest.raises(InputError, match="no checkpoint"):
+        mlc.load(tmp_path / "copy")
 
 
 def test_runs_of_one_program_keep_a_state_each(finished, tmp_path, standard_promotion):
@@ -115,8 +120,9 @@ def test_runs_of_one_program_keep_a_state_each(finished, tmp_path, standard_prom
     ours = together[str(tmp_path / "0")]
     assert ours["step"] == results["step"]
     assert ours["labels_changed"] == pytest.approx(results["labels_changed"], abs=3)
-    other = together[str(tmp_path / "1")]
-    assert checkpoint.finished_steps(tmp_path / "1" / checkpoint.BEST) == [other["step"]]
+    for name, of_run in together.items():
+        directory = epath.Path(name) / checkpoint.DIRECTORY
+        assert of_run["step"] in checkpoint.finished_steps(directory)
 
 
 def test_in_memory_as_in_a_workdir(tmp_path, standard_promotion):

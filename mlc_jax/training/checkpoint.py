@@ -6,7 +6,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,6 @@ from mlc_jax.errors import CheckpointError, Lost
 from mlc_jax.training.workdir import check_held
 
 DIRECTORY = "checkpoints"
-BEST = "best"  # Beside it: the state at the best validation accuracy, where that one is asked for.
 CHECKSUMS = "checksums"  # Their place in what is saved of the progress.
 
 # Settings that a run may change when it goes on: they do not touch what is learned.
@@ -46,7 +45,7 @@ FREE_FIELDS = frozenset({
 
 
 class Checkpointer:
-    """Saves and restores `(TrainState, progress)` under `workdir/<name>/<step>`.
+    """Saves and restores `(TrainState, progress)` under `workdir/checkpoints/<step>`.
 
     `progress` is a JSON-like dict kept beside the arrays: the config, and what the loop has to
     remember; a checksum of each array is added to it, since orbax reads flipped bytes as if they
@@ -56,17 +55,15 @@ class Checkpointer:
     Args:
       workdir: of the run.
       sharding: how the state lies on the devices, replicated.
-      keep: how many checkpoints to keep.
-      name: of the directory in `workdir`.
+      keep: how many checkpoints to keep, and those that they refer to, see `save`.
     """
 
-    def __init__(
-        self, workdir: epath.Path, sharding: NamedSharding, *, keep: int, name: str = DIRECTORY
-    ):
-        self._directory = workdir / name
+    def __init__(self, workdir: epath.Path, sharding: NamedSharding, *, keep: int):
+        self._directory = workdir / DIRECTORY
         self._sharding = sharding
+        self._kept = _Kept(keep)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            preservation_policy=self._kept,
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,  # What a killed run left half-written.
         )
@@ -87,8 +84,9 @@ class Checkpointer:
         formerly: Mapping[str, Any],
         init: Callable[[], TrainState],
         prefix: str = "config.",
+        step: int | None = None,
     ) -> tuple[TrainState, dict[str, Any]] | None:
-        """Restores the newest checkpoint.
+        """Restores a checkpoint.
 
         What the state has gained since the checkpoint was written is at its start, as `init` makes
         it; the log names it.
@@ -100,6 +98,7 @@ class Checkpointer:
           init: makes the state before the first step, on the devices; called only if the checkpoint
             lacks a part of the state.
           prefix: see `differing_fields`.
+          step: of the checkpoint; None is the newest.
 
         Returns:
           `(state, progress)`, or None without a checkpoint.
@@ -108,8 +107,8 @@ class Checkpointer:
           CheckpointError: the checkpoint is damaged, of another config, or of a state that has
             other shapes or dtypes or parts that this one lacks.
         """
-        step = self.latest_step()
-        if step is None:
+        step = self.latest_step() if step is None else step
+        if step is None or step not in self._manager.all_steps():
             return None
         path = self._directory / str(step)
         with self._explained(f"of step {step} cannot be read", reading=step):
@@ -134,16 +133,24 @@ class Checkpointer:
         structure = jax.tree.structure(abstract_state)
         return jax.tree.unflatten(structure, [leaves[name] for name in wanted]), progress
 
-    def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
+    def save(
+        self, step: int, state: TrainState, progress: dict[str, Any],
+        refers_to: Callable[[int], int | None] = lambda step: None,
+    ) -> None:  # fmt: skip
         """Starts to save; what went wrong with the save before is raised here.
 
         A step that was saved before, or one before that, is there: a run that goes on from an older
         checkpoint makes the same steps again.
+
+        Args:
+          step, state, progress: what is saved.
+          refers_to: a checkpoint's step -> that of an older one without which it is not whole.
         """
         latest = self.latest_step()
         if latest is not None and step <= latest:
             return
         check_held(self._directory.parent)
+        self._kept.refers_to = refers_to
         with self._explained(f"of step {step} or the one before it cannot be written"):
             self._manager.check_for_errors()
             # A copy: it is written in the background, while the loop goes on.
@@ -222,6 +229,21 @@ class Checkpointer:
         )
 
 
+class _Kept:
+    """Orbax's rule of what is not removed: the newest checkpoints, and those that they refer to."""
+
+    def __init__(self, num_newest: int):
+        self._num_newest = num_newest
+        self.refers_to: Callable[[int], int | None] = lambda step: None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        newest = steps[-self._num_newest :]
+        kept = {*newest, *map(self.refers_to, newest)}
+        return [step in kept for step in steps]
+
+
 def finished_steps(directory: epath.Path) -> list[int]:
     """Steps of the checkpoints in `directory` that were written to the end."""
     if not directory.is_dir():
@@ -249,16 +271,13 @@ def differing_fields(
       prefix: what a field's name begins with in the lines.
     """
     saved, given = flatten(saved), flatten(given)
-    # The state that is kept is one of those that were evaluated.
-    kept = {"eval_every_epochs"} if given.get("best") == "validation" else set()
-    free = FREE_FIELDS - kept
     # As JSON has them, like the values of configs: lists for tuples.
     added = json.loads(json.dumps({name: formerly[name] for name in given if name in formerly}))
     saved = added | saved
     return [
         f"  {prefix}{name}: {_shown(saved, name)} {where}, {_shown(given, name)} now"
         for name in sorted(saved.keys() | given.keys())
-        if name not in free
+        if name not in FREE_FIELDS
         and (name not in saved or name not in given or saved[name] != given[name])
     ]
 

@@ -145,15 +145,16 @@ class Loop:
                 self._drain()
                 self._log(bar, step, clock.read(step))
                 self._warn_of_waiting(clock)
+            is_better = False
             if due(settings.eval_every_epochs * steps_per_epoch):
                 with clock.paused():
-                    self._evaluate(step, number, state)
+                    is_better = self._evaluate(step, number, state)
             seconds = clock.lap() / num_runs
             for recorder in self._recorders:
                 recorder.progress["train_seconds"] += seconds
             preempted = self._preempted.reached(step // stride)
             if preempted or self._should_save(
-                due(settings.checkpoint_every_steps), due(settings.log_every_steps)
+                is_better or due(settings.checkpoint_every_steps), due(settings.log_every_steps)
             ):
                 with clock.paused():
                     self._save(step, state)
@@ -198,8 +199,12 @@ class Loop:
         updated: TrainState = self._hooks[id(hook)](state, stack.for_all_devices(seen))
         return updated
 
-    def _evaluate(self, step: int, phase: int, state: TrainState) -> None:
-        """Accuracy on test and validation set, and of the corrected labels on a fixed probe."""
+    def _evaluate(self, step: int, phase: int, state: TrainState) -> bool:
+        """Accuracy on test and validation set, and of the corrected labels on a fixed probe.
+
+        Returns:
+          Whether a run may end with this state, which must be saved then.
+        """
         self._drain()
         dataset = self._first.dataset
         sets = {"probe": True, "test": dataset.test, "validation": dataset.validation}
@@ -210,12 +215,14 @@ class Loop:
             if recorder.failure is None:
                 of_run = {name: of_runs[i] for name, of_runs in predictions.items()}
                 recorder.evaluated(step, phase, of_run)
-        if any(better := [recorder.has_new_best for recorder in self._recorders]):
+        better = [recorder.has_new_best for recorder in self._recorders]
+        if any(better):
             states = stack.split(state, len(self._recorders))
             for recorder, kept in itertools.compress(
                 zip(self._recorders, states, strict=True), better
             ):
-                recorder.keep(step, kept)
+                recorder.keep(kept)
+        return any(better)
 
     def _log(self, bar: tqdm, step: int, figures: dict[str, float]) -> None:
         if self._flop is not None:

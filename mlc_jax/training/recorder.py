@@ -29,7 +29,6 @@ class Recorder:
       progress: what is remembered beside the state: description, evaluations, seconds.
       workdir: of this run alone; None keeps everything in memory.
       checkpointer: of `workdir`.
-      best: of `workdir`, too, for the state at the best validation accuracy.
       failure: why the run was given up; the others of a stack go on.
       newest: metrics of the newest step that is known.
     """
@@ -38,7 +37,6 @@ class Recorder:
     progress: dict[str, Any]
     workdir: epath.Path | None = None
     checkpointer: checkpoint.Checkpointer | None = None
-    best: checkpoint.Checkpointer | None = None
     failure: NonFiniteLossError | None = None
     newest: dict[str, float] = dataclasses.field(default_factory=dict)
     _writer: MetricWriter | None = None
@@ -90,9 +88,7 @@ class Recorder:
         if self.failure is None and not checkpoint.all_finite(state):
             self.give_up(f"step {step}: a parameter is not finite.")
         if self.failure is None and self.checkpointer:
-            if self.best:
-                self.best.wait()  # The checkpoint remembers that it is there.
-            self.checkpointer.save(step, state, self.progress)
+            self.checkpointer.save(step, state, self.progress, self._selected)
             self._flush()
 
     def wait(self) -> None:
@@ -111,12 +107,17 @@ class Recorder:
             and evaluate.selected(evals) is evals[-1]
         )
 
-    def keep(self, step: int, state: TrainState) -> None:
-        """Keeps the state of the newest evaluation, in place of the one kept before."""
-        if self.best:
-            self.best.save(step, state, self.progress)
-        else:
+    def keep(self, state: TrainState) -> None:
+        """Keeps the state of the newest evaluation in memory, where there are no checkpoints."""
+        if self.checkpointer is None:
             self._kept = jax.device_put(state, may_alias=False)  # Steps donate theirs.
+
+    def _selected(self, step: int) -> int | None:
+        """That of the state to end with, of those that were evaluated up to a step."""
+        if self.run.settings.best == "last":
+            return None
+        row = evaluate.selected([row for row in self.progress["evals"] if row["step"] <= step])
+        return None if row is None else row["step"]
 
     def final(self, last: TrainState) -> TrainState:
         """The state that corrects and predicts, once the run is at its end.
@@ -129,24 +130,24 @@ class Recorder:
         """
         if self.run.settings.best == "last" or self.failure is not None:
             return last
-        if self.best is None:
+        if self.checkpointer is None:
             assert self._kept is not None  # Of one evaluation at least.
             return self._kept
-        selected = evaluate.selected(self.progress["evals"])
+        selected = self._selected(int(last.step))
         assert selected is not None and self.workdir is not None
-        if self.best.latest_step() != selected["step"]:
-            raise CheckpointError(
-                f"{self.workdir / checkpoint.BEST} lacks step {selected['step']}, which has the "
-                "best validation accuracy.\nUse another workdir."
-            )
-        restored = self.best.restore(
+        restored = self.checkpointer.restore(
             jax.eval_shape(lambda: last),
             self.run.description,
             formerly={},
             init=lambda: last,
             prefix=self.run.prefix,
+            step=selected,
         )
-        assert restored is not None
+        if restored is None:
+            raise CheckpointError(
+                f"{self.workdir / checkpoint.DIRECTORY} lacks step {selected}, which has the best "
+                "validation accuracy.\nUse another workdir."
+            )
         return restored[0]
 
     def evaluated(

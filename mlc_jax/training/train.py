@@ -159,18 +159,13 @@ def train_runs(
         preempted = contexts.enter_context(sigterm_noticed()) if saves else PreemptionFlag()
         init, recorders, states = create_init(runs[0]), [], []
         for run, path in zip(runs, workdirs, strict=True):
-            checkpointer = best = None
+            checkpointer = None
             if path is not None:
                 keep = run.settings.checkpoints_to_keep
                 checkpointer = checkpoint.Checkpointer(path, stack.replicated(), keep=keep)
                 contexts.callback(checkpointer.close)
-                if run.settings.best == "validation":
-                    best = checkpoint.Checkpointer(
-                        path, stack.replicated(), keep=1, name=checkpoint.BEST
-                    )
-                    contexts.callback(best.close)
             state, progress = restore_or_init(run, init, checkpointer, formerly)
-            recorders.append(Recorder(run, progress, path, checkpointer, best))
+            recorders.append(Recorder(run, progress, path, checkpointer))
             states.append(state)
         if len({int(state.step) for state in states}) > 1:
             raise InputError(
