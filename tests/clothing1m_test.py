@@ -24,9 +24,10 @@ from mlc_jax import data
 from mlc_jax.config import validate
 from mlc_jax.data import UNKNOWN
 from mlc_jax.data.clothing1m import CLASS_NAMES
-from mlc_jax.data.loader import EvaluationReader, Pipeline
+from mlc_jax.data.loader import Pipeline
 from mlc_jax.data.packed import pack
 from mlc_jax.data.pictures import THUMBNAIL_SIZE, Geometry, Pictures
+from mlc_jax.data.reading import EvaluationReader
 from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
 from mlc_jax.training import checkpoint, report

@@ -16,15 +16,16 @@ import pytest
 import tensorflow as tf
 
 from mlc_jax.data import loader
-from mlc_jax.data.loader import (
-    EvaluationReader,
-    Pipeline,
+from mlc_jax.data.loader import Pipeline, batches_of, to_devices
+from mlc_jax.data.reading import EvaluationReader
+from mlc_jax.data.source import (
+    UNKNOWN,
+    ArraySource,
+    IndexedSource,
+    Subset,
     augment_images,
-    batches_of,
     read_rows,
-    to_devices,
 )
-from mlc_jax.data.source import UNKNOWN, ArraySource, IndexedSource, Subset
 from mlc_jax.errors import InputError
 
 NUM_NOISY, NUM_CLEAN = 24, 16
@@ -765,7 +766,8 @@ def test_closing_the_batches_stops_reading_and_releases_the_object():
 EXITS_MID_WAY = """
 import time
 import numpy as np
-from mlc_jax.data.loader import EvaluationReader, Pipeline
+from mlc_jax.data.loader import Pipeline
+from mlc_jax.data.reading import EvaluationReader
 from mlc_jax.data.source import IndexedSource, Subset
 
 class Slow:

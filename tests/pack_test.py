@@ -10,9 +10,10 @@ import pytest
 from configs import clothing1m as clothing1m_config
 from mlc_jax import data
 from mlc_jax.data import image_folder, packed
-from mlc_jax.data.loader import EvaluationReader, Pipeline
+from mlc_jax.data.loader import Pipeline
 from mlc_jax.data.packed import Packed, pack
 from mlc_jax.data.pictures import Geometry
+from mlc_jax.data.reading import EvaluationReader
 from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
 

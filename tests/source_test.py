@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mlc_jax.data.loader import Pipeline, read_rows
+from mlc_jax.data.loader import Pipeline
 from mlc_jax.data.source import (
     UNKNOWN,
     ArraySource,
@@ -18,6 +18,7 @@ from mlc_jax.data.source import (
     hash_arrays,
     layout_of,
     num_examples,
+    read_rows,
 )
 from mlc_jax.errors import InputError
 

@@ -11,7 +11,7 @@ import numpy as np
 from mlc_jax import paths
 from mlc_jax.data.columns import Columns
 from mlc_jax.data.prepare import Normalize
-from mlc_jax.data.source import ArraySource, Source, Tree
+from mlc_jax.data.source import ArraySource, Source, augment_images
 from mlc_jax.errors import InputError
 
 # Of the CIFAR training images in [0, 1], as in the published code: (125.3, 123.0, 113.9) / 255 ...
@@ -114,7 +114,7 @@ def cifar(name: str, data_dir: str | None, *, download: bool) -> Benchmark:
         name=name,
         class_names=tuple(info.features["label"].names),
         train=ArraySource(
-            train["image"], train["id"], num_draws=_CIFAR_DRAWS, augment=_crop_and_flip
+            train["image"], train["id"], num_draws=_CIFAR_DRAWS, augment=augment_images
         ),
         train_labels=train["label"],
         published_rows=train["row"],
@@ -198,12 +198,6 @@ def read_columns(builder: Any, split: str, names: Sequence[str]) -> dict[str, np
     if labels.min() < 0 or labels.max() >= builder.info.features["label"].num_classes:
         raise ValueError(f"{split} has labels from {labels.min()} to {labels.max()}")
     return columns | {"label": labels}
-
-
-def _crop_and_flip(images: Tree, draws: Any) -> Tree:
-    from mlc_jax.data.loader import augment_images  # Imports TensorFlow.
-
-    return augment_images(images, draws)
 
 
 def _read_images(builder: Any, split: str) -> dict[str, np.ndarray]:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf  # The loader, which imports this, has told it how to start.
+
+from mlc_jax.data.reading import tf
 
 _ORDER_KEY, _WITHIN_KEY, _WINDOWS_KEY = 1, 3, 4  # 2 is the augmentation's.
 _STEP = 8  # Lengths of buckets are multiples of it.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlc_jax.core import Inputs, TrainState
-from mlc_jax.data.loader import EvaluationReader
+from mlc_jax.data.reading import EvaluationReader
 from mlc_jax.data.source import Subset
 from mlc_jax.methods import BoundMethod
 from mlc_jax.training import stack

@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 from mlc_jax import build, data
 from mlc_jax import config as settings
 from mlc_jax.core import TrainState
-from mlc_jax.data.loader import Pipeline, read_rows
+from mlc_jax.data.loader import Pipeline
 from mlc_jax.data.prepare import Normalize
-from mlc_jax.data.source import Subset
+from mlc_jax.data.source import Subset, read_rows
 from mlc_jax.errors import CheckpointError, InputError
 from mlc_jax.methods import BoundMethod, Method
 from mlc_jax.models.bert_checkpoint import load_config
