@@ -3,11 +3,12 @@
     python -m experiments.benchmark --config=configs/digits.py --workdir=DIR \
         --num_inner_steps=1,5 --estimators=exact,exact:store,approximate --repeats=10
 
-`experiments.costs` says what is measured: an MLC window of k steps is held against a window of k
-plain ones. `exact:store` is exact with `meta_gradient.backward=store`; without a colon the config's
-is taken. Steps are timed in turn (plain, exact, approximate, plain, ...), so that whatever else the
-machine does weighs on all of them alike: on a shared machine the ratios are the message. Each k is
-written to `benchmark.jsonl` as soon as it is measured, and the same command goes on from there.
+`experiments.programs` says what the steps are, `experiments.costs` what is measured: an MLC window
+of k steps is held against a window of k plain ones. `exact:store` is exact with
+`meta_gradient.backward=store`; without a colon the config's is taken. Steps are timed in turn
+(plain, exact, approximate, plain, ...), so that whatever else the machine does weighs on all of
+them alike: on a shared machine the ratios are the message. Each k is written to `benchmark.jsonl`
+as soon as it is measured, and the same command goes on from there.
 Only the wait for data needs TensorFlow.
 """
 
@@ -18,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from experiments import costs
+from experiments import costs, programs
 from experiments.records import Records, flat_settings
 from experiments.tables import to_csv
 from mlc_jax import command_line
@@ -47,7 +48,7 @@ def main() -> None:
     config = _CONFIG.value
     num_inner_steps = _check_flags(config)
     with locked_workdir(_WORKDIR.value) as workdir:
-        setting = costs.describe(config) | {"repeats": _REPEATS.value}
+        setting = programs.describe(config) | {"repeats": _REPEATS.value}
         settings = flat_settings(config) | setting | {"--estimators": _ESTIMATORS.value}
         rows = costs.measure_lengths(
             config, num_inner_steps, _ESTIMATORS.value, repeats=_REPEATS.value,
@@ -102,9 +103,9 @@ def _check_flags(config: ConfigDict) -> list[int]:
     windows, estimators = _NUM_INNER_STEPS.value, _ESTIMATORS.value
     ok = windows and all(value.isdecimal() and int(value) for value in windows)
     expect(ok, "--num_inner_steps", ",".join(windows), "whole numbers from 1, as in 1,5")
-    expect(estimators, "--estimators", "", f"some of {', '.join(costs.STEPS)}")
+    expect(estimators, "--estimators", "", f"some of {', '.join(programs.STEPS)}")
     lengths = [int(value) for value in windows]
-    costs.check_steps(config, lengths, estimators)
+    programs.check_steps(config, lengths, estimators)
     return lengths
 
 

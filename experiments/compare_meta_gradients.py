@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from experiments import costs, lookahead, runs
+from experiments import costs, lookahead, programs, runs
 from experiments.meta_gradient_plots import (
     Rows,
     plot_accuracy,
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def _cost_records(config: ConfigDict, workdir: epath.Path) -> Records:
-    settings = flat_settings(config) | costs.describe(config)  # With what times depend on.
+    settings = flat_settings(config) | programs.describe(config)  # With what times depend on.
     settings |= {"--estimators": _ESTIMATORS.value, "--repeats": _REPEATS.value}
     return Records(workdir / "cost.jsonl", settings)
 
@@ -150,7 +150,7 @@ def _agreement_records(config: ConfigDict, workdir: epath.Path) -> Records:
 
 
 def _overrides(name: str, num_inner_steps: int) -> dict[str, Any]:
-    fields = costs.settings(name) | {"num_inner_steps": num_inner_steps, "update_every": 0}
+    fields = programs.settings(name) | {"num_inner_steps": num_inner_steps, "update_every": 0}
     return {f"meta_gradient.{field}": value for field, value in fields.items()}
 
 
@@ -249,7 +249,7 @@ def _exact(config: ConfigDict, num_inner_steps: int) -> ConfigDict:
 
 def _estimator(name: str) -> Estimator:
     """The estimator of that name, with the option in it."""
-    fields = costs.settings(name)
+    fields = programs.settings(name)
     estimator = ESTIMATORS[fields.pop("estimator")]
 
     def with_option(

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from configs import cifar10, digits
-from experiments import costs, torch_steps
+from experiments import programs, torch_steps
 from experiments.records import Records, Row, clear_programs
 from experiments.tables import to_csv
 from mlc_jax import command_line
@@ -130,8 +130,8 @@ def time_step(
 
 
 def _ours(config: ConfigDict, name: str, k: int = 1) -> Row:
-    """One step of costs.STEPS: ms of its window, and for each inner step."""
-    program = costs.create_program(config, name, k)
+    """One step of programs.STEPS: ms of its window, and for each inner step."""
+    program = programs.create_program(config, name, k)
     row = time_step(program.step, program.init(), program.batch)
     return {"ms_per_inner_step": row["ms"] / program.stride} | row
 
@@ -144,7 +144,7 @@ def _equality(config: ConfigDict) -> Measure:
         yield {"model": "digits' MLP", "step": name, "k": k}, difference
     small = copy.deepcopy(config)
     small.noisy_batch_size, small.clean_batch_size = 20, 20
-    place = {"model": costs.describe_step(config)["model"], "step": "exact", "k": 1}
+    place = {"model": programs.describe_step(config)["model"], "step": "exact", "k": 1}
     yield place, functools.partial(_difference, small, "exact", 1)
 
 
@@ -165,7 +165,7 @@ def _difference(config: ConfigDict, name: str, k: int) -> Row:
 def _trained(config: ConfigDict, name: str, k: int, device: Any) -> tuple[Any, Any]:
     """The states before and after ten windows, on the host."""
     with jax.default_device(device) if device else contextlib.nullcontext():
-        program = costs.create_program(config, name, k)
+        program = programs.create_program(config, name, k)
         state = program.init()
         first, step = jax.device_get(state.replace(rng=None)), jax.jit(program.step)
         for _ in range(_EQUALITY_WINDOWS):
@@ -197,7 +197,7 @@ def _windows(config: ConfigDict) -> Measure:
 
 
 def _scanned(config: ConfigDict, name: str, num_windows: int) -> Row:
-    program = costs.create_program(config, name, 1)
+    program = programs.create_program(config, name, 1)
 
     def call(state: Any, batch: Any) -> tuple[Any, Any]:
         state, losses = jax.lax.scan(
@@ -219,7 +219,7 @@ def _stack(config: ConfigDict) -> Measure:
 
 
 def _stacked(config: ConfigDict, name: str, num_runs: int) -> Row:
-    program = costs.create_program(config, name, 1)
+    program = programs.create_program(config, name, 1)
     copies = lambda tree: jax.tree.map(lambda x: jnp.stack([x] * num_runs), tree)  # noqa: E731
     row = time_step(jax.vmap(program.step), copies(program.init()), copies(program.batch))
     return {"ms_per_inner_step and run": row["ms"] / num_runs} | row

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from experiments import costs, runs
+from experiments import costs, programs, runs
 from experiments.meta_gradient_plots import NOISE_NAMES
 from experiments.records import Row
 from experiments.tables import to_markdown, values, where
@@ -50,7 +50,7 @@ class Arm(NamedTuple):
 
     def fields(self) -> dict[str, Any]:
         """What it says of a config."""
-        of_estimator = costs.settings(self.estimator)
+        of_estimator = programs.settings(self.estimator)
         of_estimator |= {"num_inner_steps": self.k, "update_every": self.s}
         return {f"meta_gradient.{name}": value for name, value in of_estimator.items()} | {
             "meta_optimizer.normalize": self.normalize

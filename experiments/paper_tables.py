@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import costs, runs
+from experiments import programs, runs
 from experiments.tables import to_markdown, where
 from mlc_jax import build
 from mlc_jax.methods import METHODS
@@ -144,7 +144,7 @@ def _forward_flops(config: ConfigDict) -> float:
         if config.model.bert.num_frozen_layers == -1:  # What the encoder says is computed once.
             example = np.ones((1, shape.hidden_size), np.float32)
     else:
-        pool = costs.load_pool(config)
+        pool = programs.load_pool(config)
         example, num_classes = pool.prepare(pool.example), pool.num_classes
     model = build.create_classifier(config.model, num_classes)
     init = functools.partial(model.init, jax.random.key(0), train=False)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from experiments import costs, lookahead
+from experiments import costs, lookahead, programs
 from experiments.records import Records
 
 pytestmark = pytest.mark.slow
@@ -218,13 +218,13 @@ def test_programs_of_agreement_are_given_back(load_program, tiny_config, tmp_pat
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 def test_programs_of_cost_are_given_back(tmp_path, monkeypatch):
-    def programs(config, lengths, steps, count):
+    def create(config, lengths, steps, count):
         step = lambda state, batch: (state + batch, state @ batch)  # noqa: E731
         init = functools.partial(jax.numpy.ones, (3, 3))
-        return [costs.Program(name, k, k, step, init, init()) for k in lengths for name in steps]
+        return [programs.Program(name, k, k, step, init, init()) for k in lengths for name in steps]
 
-    counts, names = [], [costs.PLAIN, "a", "b"]
-    monkeypatch.setattr(costs, "mlc_programs", _counted(programs, counts))
+    counts, names = [], [programs.PLAIN, "a", "b"]
+    monkeypatch.setattr(costs, "mlc_programs", _counted(create, counts))
     records = Records(epath.Path(tmp_path / "cost.jsonl"), {})
     costs.measure_lengths(None, [1, 2, 3, 4], names, repeats=1, records=records)
     counts.append(_mappings())

@@ -18,8 +18,8 @@ import optax
 import pytest
 
 from configs import ag_news
-from experiments import costs
-from experiments.costs import Memory
+from experiments import costs, programs
+from experiments.programs import Memory
 from mlc_jax.core import BACKWARDS
 
 pytestmark = pytest.mark.slow
@@ -34,8 +34,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 def rows(tiny_config):
     # AMSGrad is our own and keeps to strict promotion.
     config = tiny_config(**{"meta_optimizer.name": "amsgrad"})
-    programs = costs.mlc_programs(config, [1, 3], STEPS[1:])
-    return costs.to_rows(costs.measure(programs, repeats=2, min_seconds=0.0))
+    compiled = costs.mlc_programs(config, [1, 3], STEPS[1:])
+    return costs.to_rows(costs.measure(compiled, repeats=2, min_seconds=0.0))
 
 
 def test_there_is_a_row_for_every_step_and_window_length(rows):
@@ -59,7 +59,7 @@ def test_figures_are_plausible(rows):
 
 def test_figures_are_per_inner_step_and_ratios_within_a_round():
     def measured(name, seconds, flops, memory):
-        program = costs.Program(name, 2, 2, lambda state, batch: (state, None), dict, None)
+        program = programs.Program(name, 2, 2, lambda state, batch: (state, None), dict, None)
         return costs.Measurement(program, np.array(seconds), flops, memory, memory, 0.5)
 
     plain = measured("plain", [1.0, 2.0, 4.0], 2e9, Memory(MIB, 2 * MIB))
@@ -123,7 +123,7 @@ def test_flops_of_a_long_window_follow_from_small_ones(name, k, small, count):
 def test_flops_of_overlapping_windows_are_those_of_the_replay_and_of_the_real_steps(
     small, count, name, s
 ):
-    program = costs.create_program(small, f"{name}@{s}", 4, scan_unroll=4)
+    program = programs.create_program(small, f"{name}@{s}", 4, scan_unroll=4)
     assert program.stride == s
     predicted = costs.window_flops(small, f"{name}@{s}", 4, count=count)
     # Left out: what is done with params alone, to skip steps before the first. Here that shows.
@@ -133,7 +133,7 @@ def test_flops_of_overlapping_windows_are_those_of_the_replay_and_of_the_real_st
 @SLOW
 def test_a_recursion_that_goes_on_costs_the_same_whatever_k_is(small, count):
     for k in (4, 6):
-        program = costs.create_program(small, "approximate@2", k, scan_unroll=2)
+        program = programs.create_program(small, "approximate@2", k, scan_unroll=2)
         predicted = costs.window_flops(small, "approximate@2", k, count=count)
         np.testing.assert_allclose(predicted, costs.analyse(program)[0], rtol=0.02)
 
@@ -171,7 +171,7 @@ def test_conjugate_gradient_counts_every_iteration(small):
 def test_every_step_of_a_loop_counts(small, count):
     """What XLA says of a loop is one turn; the figure for the table is not that."""
     name = "exact:forward_over_reverse"
-    loop, _ = costs.analyse(costs.create_program(small, name, 20, scan_unroll=1))
+    loop, _ = costs.analyse(programs.create_program(small, name, 20, scan_unroll=1))
     assert costs.window_flops(small, name, 20, count=count) > 8 * loop
 
 
@@ -212,7 +212,7 @@ def analyse():
 
     @functools.cache
     def analysis(name, k, scan_unroll=1):
-        return costs.analyse(costs.create_program(_resnet(), name, k, scan_unroll=scan_unroll))
+        return costs.analyse(programs.create_program(_resnet(), name, k, scan_unroll=scan_unroll))
 
     return analysis
 
@@ -228,7 +228,7 @@ def _resnet():
 
 def _copy_bytes(config):
     """Of the classifier's params and its optimizer's state."""
-    main = jax.eval_shape(costs.create_program(config, "plain", 1).init).main
+    main = jax.eval_shape(programs.create_program(config, "plain", 1).init).main
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((main.params, main.opt_state)))
 
 
@@ -322,7 +322,7 @@ def test_batches_are_shaped_as_the_loop_hands_them_over(tiny_config):
     from mlc_jax.training.run import build_run
 
     config = tiny_config(**{"meta_gradient.num_inner_steps": 3})
-    shapes = costs.batch_shapes(config, costs.load_pool(config), num_devices=8)
+    shapes = programs.batch_shapes(config, programs.load_pool(config), num_devices=8)
     batch = next(build_run(config).pipeline.batches(0, num_devices=8))
     describe = lambda x: (x.shape, x.dtype)  # noqa: E731
     assert jax.tree.map(describe, batch) == jax.tree.map(describe, shapes)
@@ -339,7 +339,7 @@ def test_shapes_are_those_of_own_arrays(tiny_config, tmp_path):
             "noise.type": "none", "noisy_batch_size": 8, "clean_batch_size": 8,
         }
     )  # fmt: skip
-    program = costs.create_program(config, "plain", 2)
+    program = programs.create_program(config, "plain", 2)
     assert (program.batch.noisy.inputs.shape, program.batch.noisy.inputs.dtype) == (
         (2, 8, 7), np.float32
     )  # fmt: skip
@@ -351,8 +351,8 @@ def test_shapes_are_those_of_own_arrays(tiny_config, tmp_path):
 def test_cifar_needs_no_files():
     config = _resnet()
     config.dataset.name = "cifar100"
-    pool = costs.load_pool(config)
-    shapes = costs.batch_shapes(config, pool)
+    pool = programs.load_pool(config)
+    shapes = programs.batch_shapes(config, pool)
     assert pool.num_classes == 100
     assert shapes.noisy.inputs.shape == (1, 100, 32, 32, 3)
     assert shapes.noisy.inputs.dtype == np.uint8
@@ -362,20 +362,21 @@ def test_published_texts_need_no_files(tiny_bert):
     """Nor weights, where only shapes count."""
     config = ag_news.get_config()
     config.model.bert.checkpoint, config.dataset.max_length = str(tiny_bert), 24
-    pool = costs.load_pool(config)
-    shapes = costs.batch_shapes(config, pool)
+    pool = programs.load_pool(config)
+    shapes = programs.batch_shapes(config, pool)
     assert pool.num_classes == 4 and set(pool.inputs) == {"input_ids", "attention_mask"}
     for x in shapes.clean_inner.inputs.values():
         assert (x.shape, x.dtype) == ((1, 50, 24), np.int32)
     config.model.bert.num_frozen_layers = -1
-    features = costs.batch_shapes(config, costs.load_pool(config)).noisy.inputs
+    features = programs.batch_shapes(config, programs.load_pool(config)).noisy.inputs
     assert (features.shape, features.dtype) == ((1, 100, 16), np.float32)
 
 
 def test_tensorflow_is_not_imported():
     code = (
-        "import sys; from configs import cifar10, digits; from experiments import costs\n"
-        "for module in (cifar10, digits): costs.load_pool(module.get_config())\n"
+        "import sys; from configs import cifar10, digits; import experiments.costs\n"
+        "from experiments import programs\n"
+        "for module in (cifar10, digits): programs.load_pool(module.get_config())\n"
         "sys.exit('tensorflow' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

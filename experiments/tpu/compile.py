@@ -53,7 +53,7 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from experiments import costs
+from experiments import programs
 from experiments.records import Records, Row, flat_settings
 from experiments.tables import to_csv
 from experiments.tables import to_markdown as markdown_table
@@ -152,20 +152,20 @@ def compile_step(
       compiler says then.
     """
     config = copy.deepcopy(config)
-    config.meta_gradient.update(costs.settings(step))
+    config.meta_gradient.update(programs.settings(step))
     config.meta_gradient.num_inner_steps = num_inner_steps
     # 0 chooses by the platform that jax runs on, which is not the one that is compiled for.
     config.meta_gradient.unroll = config.meta_gradient.unroll or 1
-    pool = costs.load_pool(config)
+    pool = programs.load_pool(config)
     # A checkpoint's weights change nothing: its config.json will do.
     method = build.create_method(config, pool.num_classes)
     method = dataclasses.replace(method, initial_params=None)
-    bound = costs.bind(method, pool, AXIS_NAME)
+    bound = programs.bind(method, pool, AXIS_NAME)
     pmapped = over_devices(bound.train_step, donate=True, devices=list(chips))
     state = jax.eval_shape(lambda: bound.init(jax.random.key(0), pool.example))
     figures = dict.fromkeys(FIGURES, np.nan)
     start, note = time.perf_counter(), ""
-    lowered = pmapped.lower(state, costs.batch_shapes(config, pool, num_devices=len(chips)))
+    lowered = pmapped.lower(state, programs.batch_shapes(config, pool, num_devices=len(chips)))
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -190,7 +190,7 @@ def compile_step(
 
 def describe(config: ConfigDict, chips: Sequence[Any]) -> dict[str, Any]:
     """The step, chips and version."""
-    return costs.describe_step(config) | {
+    return programs.describe_step(config) | {
         "topology": _TOPOLOGY.value,
         "device": f"{len(chips)} {chips[0].device_kind}",
         "jax": jax.__version__,
