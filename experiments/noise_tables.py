@@ -177,6 +177,7 @@ def _draw_method(axes: Any, points: Rows, number: int, method: str) -> None:
         100 * np.array(errors),
         marker=_MARKERS[number % len(_MARKERS)],
         color="black" if method == "mlc" else f"C{number % 10}",
+        linestyle="--" if number >= 10 and method != "mlc" else "-",
         linewidth=2.5 if method == "mlc" else 1,
         markersize=4,
         capsize=2,
