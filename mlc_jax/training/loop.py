@@ -215,14 +215,7 @@ class Loop:
             if recorder.failure is None:
                 of_run = {name: of_runs[i] for name, of_runs in predictions.items()}
                 recorder.evaluated(step, phase, of_run)
-        better = [recorder.has_new_best for recorder in self._recorders]
-        if any(better):
-            states = stack.split(state, len(self._recorders))
-            for recorder, kept in itertools.compress(
-                zip(self._recorders, states, strict=True), better
-            ):
-                recorder.keep(kept)
-        return any(better)
+        return any(recorder.has_new_best for recorder in self._recorders)
 
     def _log(self, bar: tqdm, step: int, figures: dict[str, float]) -> None:
         if self._flop is not None:

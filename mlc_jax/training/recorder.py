@@ -84,12 +84,19 @@ class Recorder:
         logging.warning("%s is given up: %s", self.workdir, self.failure)
 
     def save(self, step: int, state: TrainState) -> None:
-        """Starts to save, unless the run has failed or a parameter is not finite."""
+        """Starts to save, unless the run has failed or a parameter is not finite.
+
+        In memory that is a copy, of a state that the run may end with.
+        """
         if self.failure is None and not checkpoint.all_finite(state):
             self.give_up(f"step {step}: a parameter is not finite.")
-        if self.failure is None and self.checkpointer:
+        if self.failure is not None:
+            return
+        if self.checkpointer:
             self.checkpointer.save(step, state, self.progress, self._selected)
             self._flush()
+        elif self._selected(step) == step:
+            self._kept = jax.device_put(state, may_alias=False)  # Steps donate theirs.
 
     def wait(self) -> None:
         """Blocks until all saves are on disk."""
@@ -98,7 +105,7 @@ class Recorder:
 
     @property
     def has_new_best(self) -> bool:
-        """Whether the newest evaluation is the one whose state is to be kept."""
+        """Whether the run may end with the state of the newest evaluation, which must be saved."""
         evals = self.progress["evals"]
         return (
             self.failure is None
@@ -106,11 +113,6 @@ class Recorder:
             and evals[-1]["phase"] == len(self.run.bound.phases) - 1
             and evaluate.selected(evals) is evals[-1]
         )
-
-    def keep(self, state: TrainState) -> None:
-        """Keeps the state of the newest evaluation in memory, where there are no checkpoints."""
-        if self.checkpointer is None:
-            self._kept = jax.device_put(state, may_alias=False)  # Steps donate theirs.
 
     def _selected(self, step: int) -> int | None:
         """That of the state to end with, of those that were evaluated up to a step."""
