@@ -5,7 +5,7 @@
 
 DIR has images/, the two ..._label_kv.txt and the four ..._key_list.txt. Nothing is unpacked. With
 ten million small reads per pass, a disk or bucket that hates small files is better served by
-`python -m mlc_jax.data.pack --input=DIR --output=PACKED`, then --config.dataset.data_dir=PACKED.
+`python -m mlc_jax.files.pack --input=DIR --output=PACKED`, then --config.dataset.data_dir=PACKED.
 
 Not run in full yet, for want of the data: the reader was tested on a small replica of their layout,
 and no accuracy is claimed.

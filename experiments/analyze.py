@@ -37,12 +37,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from experiments.tables import to_csv
 from experiments.tables import to_markdown as markdown_table
 from mlc_jax import command_line, data, paths
+from mlc_jax.benchmarks import datasets
 from mlc_jax.config import complete
 from mlc_jax.data import UNKNOWN
 from mlc_jax.errors import InputError, expect
-from mlc_jax.training import report
+from mlc_jax.report import report
 from mlc_jax.training.metrics import read_metrics
-from mlc_jax.training.workdir import CONFIG_FILE, DATASET_FILE
+from mlc_jax.workdir.workdir import CONFIG_FILE, DATASET_FILE
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Workdir of one finished run.")
 _CLEANLAB = flags.DEFINE_bool("cleanlab", True, "Set cleanlab beside the method, if installed.")
@@ -207,7 +208,7 @@ def cross_validated(config: ConfigDict, given: np.ndarray) -> np.ndarray:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    dataset = data.load(config)
+    dataset = datasets.load(config)
     noisy = dataset.noisy.take(slice(0, len(given)))  # A run may export the first labels alone.
     source = noisy.source
     assert isinstance(source, data.ArraySource)
@@ -347,7 +348,7 @@ def _class_names(workdir: epath.Path, config: ConfigDict | None, num_classes: in
             names: list[str] = json.loads(path.read_text())["class_names"]
             return names
         if config is not None:
-            return data.load(config).class_names
+            return datasets.load(config).class_names
     except (InputError, ValueError, KeyError) as error:
         logging.warning("Classes are drawn by number: %s", error)
     return [str(i) for i in range(num_classes)]

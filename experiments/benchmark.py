@@ -26,7 +26,7 @@ from mlc_jax import command_line
 from mlc_jax.config import validate
 from mlc_jax.core import ESTIMATORS
 from mlc_jax.errors import InputError, expect
-from mlc_jax.training.workdir import locked_workdir
+from mlc_jax.workdir.workdir import locked_workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/digits.py.", lock_config=True

@@ -65,7 +65,7 @@ from mlc_jax.data.loader import to_devices
 from mlc_jax.errors import expect
 from mlc_jax.training.run import Run, build_run, initial_state
 from mlc_jax.training.stack import over_devices
-from mlc_jax.training.workdir import locked_workdir
+from mlc_jax.workdir.workdir import locked_workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/digits.py.", lock_config=True

@@ -36,7 +36,7 @@ from experiments.tables import to_csv
 from mlc_jax import command_line
 from mlc_jax.core import BACKWARDS, ESTIMATORS
 from mlc_jax.errors import InputError, expect
-from mlc_jax.training.workdir import locked_workdir
+from mlc_jax.workdir.workdir import locked_workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "In place of CIFAR-10's.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the figures; made if need be.")

@@ -23,10 +23,12 @@ from ml_collections import config_flags
 
 from experiments import runs
 from experiments.tables import to_csv
-from mlc_jax import command_line, data, paths
-from mlc_jax.data import ArraySource, Dataset, Subset
+from mlc_jax import command_line, paths
+from mlc_jax.benchmarks import datasets
+from mlc_jax.data import ArraySource, Subset
+from mlc_jax.data.dataset import Dataset
 from mlc_jax.errors import InputError, expect
-from mlc_jax.training import report
+from mlc_jax.report import report
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/digits.py.", lock_config=True
@@ -57,7 +59,7 @@ def main() -> None:
     runs.run_grid(grid, workdir, batch_runs=_BATCH_RUNS.value)
     rows = []
     for name, config in grid.items():
-        accuracies = judge(data.load(config), workdir / name / report.LABELS_FILE)
+        accuracies = judge(datasets.load(config), workdir / name / report.LABELS_FILE)
         rows.append({"run": name} | accuracies)
         workdir.joinpath("downstream.csv").write_text(to_csv(rows))
     text = to_markdown(rows)

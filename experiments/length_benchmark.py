@@ -31,7 +31,7 @@ from mlc_jax import command_line
 from mlc_jax.config import validate
 from mlc_jax.core import Batch
 from mlc_jax.errors import expect
-from mlc_jax.training.workdir import locked_workdir
+from mlc_jax.workdir.workdir import locked_workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file of a text task, such as configs/ag_news.py.", lock_config=True

@@ -30,9 +30,9 @@ from tqdm import tqdm
 
 from experiments.tables import to_csv, to_markdown
 from mlc_jax import command_line
-from mlc_jax.data.pictures import Files, Geometry, Pictures, Store, decode, see
 from mlc_jax.errors import InputError
-from mlc_jax.training.workdir import locked_workdir
+from mlc_jax.files.pictures import Files, Geometry, Pictures, Store, decode, see
+from mlc_jax.workdir.workdir import locked_workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory for files and tables; made if need be.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Pixels after resizing.", lower_bound=1)
@@ -179,7 +179,7 @@ def main() -> None:
     with locked_workdir(_WORKDIR.value) as workdir:
         # Before TensorFlow: the loader says how it is to be imported.
         import mlc_jax.data.loader  # noqa: F401
-        from mlc_jax.data.packed import Packed, is_packed, pack
+        from mlc_jax.files.packed import Packed, is_packed, pack
 
         paths = make_files(pathlib.Path(workdir / "files"), _NUM_FILES.value)
         packed = workdir / "packed"

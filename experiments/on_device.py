@@ -25,15 +25,17 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from mlc_jax import build, command_line, data
+from mlc_jax import build, command_line
+from mlc_jax.benchmarks import datasets
+from mlc_jax.benchmarks.images import CIFAR_PREPARE
 from mlc_jax.config import validate
 from mlc_jax.core import Batch, Inputs, Labelled, TrainState
-from mlc_jax.data import benchmarks, datasets
+from mlc_jax.data.dataset import Benchmark, Dataset
 from mlc_jax.data.source import ArraySource, IndexedSource, Source, Subset
 from mlc_jax.errors import expect
 from mlc_jax.methods import BoundMethod, Method
 from mlc_jax.methods.types import Hook, Phase, Seen
-from mlc_jax.training.workdir import locked_workdir
+from mlc_jax.workdir.workdir import locked_workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/cifar10.py.", lock_config=True
@@ -58,14 +60,14 @@ def main() -> None:
         train(config, dataset, windows=_WINDOWS.value, write=write)
 
 
-def load(config: ConfigDict, images: str = "") -> data.Dataset:
+def load(config: ConfigDict, images: str = "") -> Dataset:
     """The config's dataset, or its split and noise on the images of a file."""
     if not images:
-        return data.load(config)
+        return datasets.load(config)
     with np.load(images) as file:
         train, test = ((file[f"{x}_images"], file[f"{x}_labels"]) for x in ("train", "test"))
     num_classes = int(train[1].max()) + 1
-    benchmark = benchmarks.Benchmark(
+    benchmark = Benchmark(
         name=config.dataset.name,
         class_names=tuple(map(str, range(num_classes))),
         train=ArraySource(train[0]),
@@ -74,14 +76,14 @@ def load(config: ConfigDict, images: str = "") -> data.Dataset:
         num_published=len(train[0]),
         test=ArraySource(test[0]),
         test_labels=test[1].astype(np.int32),
-        prepare=benchmarks.CIFAR_PREPARE,
+        prepare=CIFAR_PREPARE,
     )
     return datasets.corrupted(benchmark, config)
 
 
 def train(
     config: ConfigDict,
-    dataset: data.Dataset,
+    dataset: Dataset,
     *,
     windows: int,
     write: Callable[[dict[str, Any]], None],
@@ -144,7 +146,7 @@ def train(
     return state
 
 
-def _on_device(dataset: data.Dataset) -> dict[str, Labelled]:
+def _on_device(dataset: Dataset) -> dict[str, Labelled]:
     """All examples of the sets, in their order; labels as training sees them."""
     noisy, clean, test = dataset.noisy, dataset.clean, dataset.test
     given = clean.given if dataset.paired else None
@@ -256,7 +258,7 @@ class _Judge:
     def __init__(
         self,
         config: ConfigDict,
-        dataset: data.Dataset,
+        dataset: Dataset,
         bound: BoundMethod,
         sets: dict[str, Labelled],
     ):
@@ -293,7 +295,7 @@ class _Judge:
 
 
 def _apply(
-    hook: Hook, state: TrainState, dataset: data.Dataset, judge: _Judge, example: Inputs
+    hook: Hook, state: TrainState, dataset: Dataset, judge: _Judge, example: Inputs
 ) -> TrainState:
     seen = Seen(example)
     if hook.examples is not None:

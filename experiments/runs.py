@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from experiments.records import Row, clear_programs
 from mlc_jax import paths
+from mlc_jax.commands import train
 from mlc_jax.config import formerly, validate
 from mlc_jax.errors import CheckpointError, InputError, NonFiniteLossError, Preempted
-from mlc_jax.training import checkpoint, report, train
-from mlc_jax.training.workdir import CONFIG_FILE
+from mlc_jax.report import report
+from mlc_jax.workdir import checkpoint
+from mlc_jax.workdir.workdir import CONFIG_FILE
 
 # Runs by directory: what the row of each says, and its config.
 Grid = Mapping[str, tuple[dict[str, Any], ConfigDict]]

@@ -23,7 +23,7 @@ from experiments.records import Row
 from mlc_jax import paths
 from mlc_jax.config import flatten, formerly
 from mlc_jax.errors import InputError, expect
-from mlc_jax.training import checkpoint
+from mlc_jax.workdir import checkpoint
 
 SWEEP_FILE = "sweep.json"
 # Of a job array whose manager tells its tasks their number only, and not how many there are.

@@ -5,7 +5,8 @@
 
 says first what it will cost, then trains the methods one after the other, in DIR2/<method>/seed<n>,
 and writes `table3.md` and `table3.csv`; the same command goes on where it was stopped. DIR holds
-the files as they are distributed, or packed by mlc_jax.data.pack. --cost_only stops after the cost.
+the files as they are distributed, or packed by mlc_jax.files.pack. --cost_only stops after the
+cost.
 --shard=i/n trains a share of the runs on one of n machines, --collect then makes the table
 (`experiments.shards`).
 """
@@ -67,7 +68,7 @@ def main() -> None:
 
 def _num_noisy(directory: str) -> int:
     """Lines of the list: the pictures themselves are looked at when the first run begins."""
-    from mlc_jax.data.clothing1m import KEY_LISTS
+    from mlc_jax.benchmarks.clothing1m import KEY_LISTS
 
     file = pathlib.Path(directory).expanduser() / KEY_LISTS["noisy"]
     try:

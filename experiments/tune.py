@@ -35,7 +35,8 @@ from ml_collections import ConfigDict, config_flags
 from experiments import noise_grid, noise_tables, runs, tables
 from experiments.records import Row, flat_settings
 from experiments.tables import to_csv, values, where
-from mlc_jax import command_line, data, paths
+from mlc_jax import command_line, paths
+from mlc_jax.benchmarks import datasets
 from mlc_jax.config import METHODS, NOISE_TYPES
 from mlc_jax.errors import expect
 
@@ -339,7 +340,7 @@ def to_markdown(
 
 
 def _num_validation(config: ConfigDict) -> int:
-    validation = data.load(config).validation
+    validation = datasets.load(config).validation
     assert validation is not None  # There are some per class.
     return len(validation)
 

@@ -18,10 +18,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from mlc_jax import command_line, config, paths
-from mlc_jax.data.text_files import read_published
-from mlc_jax.data.tokens import Texts, Tokenizer, create_source
+from mlc_jax.benchmarks.texts import read_published
+from mlc_jax.encoders.encoding import frozen_encoder
 from mlc_jax.errors import expect
-from mlc_jax.training.encoding import frozen_encoder
+from mlc_jax.files.tokens import Texts, Tokenizer, create_source
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configs/ag_news.py:frozen.", lock_config=True

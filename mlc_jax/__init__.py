@@ -23,7 +23,7 @@ _PLACES = {
     "Examples": "mlc_jax.examples",
     "InnerLoss": "mlc_jax.core",
     "Result": "mlc_jax.api",
-    "TextReader": "mlc_jax.training.encoding",
+    "TextReader": "mlc_jax.encoders.encoding",
     "fit": "mlc_jax.api",
     "load": "mlc_jax.api",
     "adam": "mlc_jax.core.optimizers",
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from mlc_jax.api import Result, fit, load
     from mlc_jax.core import InnerLoss
     from mlc_jax.core.optimizers import adam, adamw, amsgrad, sgd
+    from mlc_jax.encoders.encoding import TextReader
     from mlc_jax.examples import Examples
-    from mlc_jax.training.encoding import TextReader
 
 
 def __getattr__(name: str) -> Any:

@@ -16,13 +16,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mlc_jax import build, config, description, paths
+from mlc_jax.benchmarks.datasets import image_options
 from mlc_jax.config.checks import whole
 from mlc_jax.core import TrainState
-from mlc_jax.data import Dataset, Source, Subset, image_folder
-from mlc_jax.data.columns import Columns
-from mlc_jax.data.datasets import image_options
+from mlc_jax.data import Source, Subset
+from mlc_jax.data.dataset import Dataset
 from mlc_jax.data.prepare import Normalize
-from mlc_jax.data.table_files import TableSource
 from mlc_jax.errors import InputError, expect
 from mlc_jax.examples import (
     Examples,
@@ -32,13 +31,16 @@ from mlc_jax.examples import (
     is_description,
     prepare_for,
 )
+from mlc_jax.files import image_folder
+from mlc_jax.files.columns import Columns
+from mlc_jax.files.table_files import TableSource
 from mlc_jax.methods import BoundMethod, Method
 from mlc_jax.models import Bert
 
 if TYPE_CHECKING:
     import pandas
 
-    from mlc_jax.training.encoding import TextReader
+    from mlc_jax.encoders.encoding import TextReader
 
 _FIT = "fit"  # In a description: made by `fit`, not from a config.
 
@@ -179,9 +181,11 @@ def fit(
       NonFiniteLossError: training diverged.
       Preempted: SIGTERM with a workdir; the same call goes on.
     """
-    from mlc_jax.training import encoding, report, train
+    from mlc_jax.encoders import encoding
+    from mlc_jax.report import report
+    from mlc_jax.training import loop
     from mlc_jax.training import run as runs
-    from mlc_jax.training.workdir import locked_workdir
+    from mlc_jax.workdir.workdir import locked_workdir
 
     expect(isinstance(method, Method), "method", method, "such as mlc_jax.methods.mlc(...)")
     chosen = _settings(
@@ -223,7 +227,7 @@ def fit(
         path = None if workdir is None else contexts.enter_context(locked_workdir(str(workdir)))
         if path is not None and reader is not None and jax.process_index() == 0:
             encoding.save(reader.checkpoint, dataset, path)
-        recorders, state, predictions = train.train_runs(
+        recorders, state, predictions = loop.train_runs(
             [run], [path], formerly=formerly, show_progress=progress
         )
         (recorder,), (of_noisy,) = recorders, predictions
@@ -268,8 +272,10 @@ def load(
       InputError: there is no finished run, or it cannot be made again without `method`.
       CheckpointError: its checkpoint cannot be read, or is of another method.
     """
-    from mlc_jax.training import encoding, report, stack
-    from mlc_jax.training.workdir import CONFIG_FILE, DATASET_FILE
+    from mlc_jax.encoders import encoding
+    from mlc_jax.report import report
+    from mlc_jax.training import stack
+    from mlc_jax.workdir.workdir import CONFIG_FILE, DATASET_FILE
 
     path = paths.absolute(workdir, "workdir")
     described, sizes, figures = (
@@ -330,7 +336,7 @@ def _inputs_of(
     described: dict[str, Any], complete: ConfigDict | None, sizes: dict[str, Any], path: epath.Path
 ) -> _Inputs:
     """Args: `complete`, the config, of a run of the command; the rest as `load` reads it."""
-    from mlc_jax.training import encoding
+    from mlc_jax.encoders import encoding
 
     if sizes.get("columns") is not None:
         columns = Columns.from_json(sizes["columns"])
@@ -363,8 +369,9 @@ def _restored(
     step: int | None,
 ) -> TrainState:  # fmt: skip
     """The state of a step; None is the last."""
-    from mlc_jax.training import checkpoint, stack
     from mlc_jax.training import run as runs
+    from mlc_jax.training import stack
+    from mlc_jax.workdir import checkpoint
 
     zeros = lambda leaf: np.zeros(leaf["shape"], leaf["dtype"])  # noqa: E731
     example = jax.tree.map(zeros, sizes["example"], is_leaf=is_description)

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from mlc_jax.core import identity
-from mlc_jax.data import UNKNOWN, ArraySource, Dataset, IndexedSource, Source, Subset
-from mlc_jax.data.own import check_classes
+from mlc_jax.data import UNKNOWN, ArraySource, IndexedSource, Source, Subset
+from mlc_jax.data.dataset import Dataset
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.data.source import Layout, layout_of, num_examples, read_rows
 from mlc_jax.errors import InputError, expect
+from mlc_jax.files.own import check_classes
 from mlc_jax.methods import Method
 
 

@@ -59,7 +59,7 @@ def main() -> None:
 def _train() -> None:
     import jax
 
-    from mlc_jax.training import comparison
+    from mlc_jax.commands import comparison
 
     results = comparison.train_and_compare(
         _CONFIG.value, _WORKDIR.value, show_progress=_PROGRESS.value

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from etils import epath
 
     from mlc_jax.api import Result
-    from mlc_jax.new_examples import Opened
+    from mlc_jax.commands.new_examples import Opened
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of a run that has ended.")
 _INPUT = flags.DEFINE_string("input", "", "File of examples without labels.")
@@ -45,7 +45,7 @@ def main() -> None:
             f"--output: no directory {str(output.parent)!r}; expected one to write {output.name} to"
         )
     from mlc_jax import api
-    from mlc_jax.new_examples import open_examples
+    from mlc_jax.commands.new_examples import open_examples
 
     result = api.load(_WORKDIR.value)
     opened = open_examples(result, str(examples))
@@ -74,7 +74,7 @@ def _written_whole(output: "epath.Path") -> Iterator[pathlib.Path]:
 def _write(result: "Result", opened: "Opened", table: Any) -> None:
     from tqdm import tqdm
 
-    from mlc_jax.data.label_columns import for_spreadsheet
+    from mlc_jax.files.label_columns import for_spreadsheet
 
     names = [for_spreadsheet(str(name)) for name in result.classes]
     table.writerow(["id", "label", "confidence", *(f"p_{name}" for name in result.classes)])

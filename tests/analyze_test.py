@@ -8,8 +8,8 @@ import pytest
 from etils import epath
 
 from mlc_jax.errors import InputError
-from mlc_jax.training import report
-from mlc_jax.training.workdir import CONFIG_FILE, DATASET_FILE
+from mlc_jax.report import report
+from mlc_jax.workdir.workdir import CONFIG_FILE, DATASET_FILE
 
 PROGRAM = "experiments.analyze"
 PICTURES = ("heat_maps.png", "label_quality.png", "dynamics.png")
@@ -192,11 +192,11 @@ def test_labels_open_in_cleanlabs_workflow(trained):
     classification = pytest.importorskip("cleanlab.classification")
     from sklearn.linear_model import LogisticRegression
 
-    from mlc_jax import data
+    from mlc_jax.benchmarks import datasets
 
     run = trained("mlc")
     table = pandas.read_csv(run.workdir / report.LABELS_FILE)
-    noisy = data.load(run.config).noisy
+    noisy = datasets.load(run.config).noisy
     inputs = noisy.source.inputs[noisy.rows].reshape(len(table), -1).astype(np.float32)
     learner = classification.CleanLearning(LogisticRegression(max_iter=50))
     learner.fit(inputs, table["given_label"].to_numpy(), label_issues=table)

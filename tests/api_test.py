@@ -17,9 +17,11 @@ from sklearn.datasets import load_digits
 
 import mlc_jax as mlc
 from mlc_jax import description
+from mlc_jax.commands import train
 from mlc_jax.errors import CheckpointError, InputError
 from mlc_jax.methods import METHODS
-from mlc_jax.training import checkpoint, report, train
+from mlc_jax.report import report
+from mlc_jax.workdir import checkpoint
 
 NAMES = np.array(list("abcdefghij"))
 ROOT = pathlib.Path(__file__).parents[1]

@@ -14,12 +14,15 @@ import pytest
 
 from configs import arrays as arrays_config
 from configs import digits as digits_config
-from mlc_jax import data
-from mlc_jax.data import UNKNOWN, label_columns
-from mlc_jax.data.benchmarks import digits
+from mlc_jax.benchmarks import datasets
+from mlc_jax.benchmarks.images import digits
+from mlc_jax.commands import comparison, train
+from mlc_jax.data import UNKNOWN
 from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
-from mlc_jax.training import comparison, report, sizing, train
+from mlc_jax.files import label_columns
+from mlc_jax.report import report
+from mlc_jax.training import sizing
 from mlc_jax.training.metrics import read_metrics
 
 CONFIG = f"--config={pathlib.Path(__file__).parents[1] / 'configs' / 'arrays.py'}"
@@ -125,7 +128,7 @@ def test_rows_and_labels_keep_together(tmp_path, rows, test_rows, layout, kind):
     told = TOLD[kind]
     files = _files(layout, tmp_path, rows, told)
     files["test"] = _save(tmp_path / "test.npz", inputs=test_rows[0], labels=told(test_rows[1]))
-    dataset = data.load(_config(files))
+    dataset = datasets.load(_config(files))
     inputs, truth, given, checked = rows
     names = np.sort(told(np.arange(10)))  # Names as text, numbers as numbers: 7 before 17.
     assert dataset.class_names == tuple(str(name) for name in names)
@@ -153,7 +156,7 @@ def test_old_labels_of_clean_rows_may_be_left_out(tmp_path, rows):
     files = _two_files(tmp_path, rows, TOLD["names"])
     with np.load(files["clean"]) as file:
         _save(tmp_path / "clean.npz", inputs=file["inputs"], labels=file["labels"])
-    clean = data.load(_config(files)).clean
+    clean = datasets.load(_config(files)).clean
     assert clean.has_truth
     np.testing.assert_array_equal(clean.given, UNKNOWN)
 
@@ -166,7 +169,7 @@ def test_types_of_inputs(tmp_path, rows, stored, kept):
     inputs, *others = rows
     stored = (inputs > 8 if stored == "bool" else inputs).astype(stored)
     file = _one_file(tmp_path / "all.npz", (stored, *others), TOLD["names"])
-    source = data.load(_config({"data": file})).noisy.source
+    source = datasets.load(_config({"data": file})).noisy.source
     assert source.inputs.dtype == kept
     np.testing.assert_array_equal(source.inputs, stored)
 
@@ -177,18 +180,20 @@ def test_features_are_standardized_by_the_noisy_set(tmp_path, rows):
     assert (inputs[~checked].std(axis=0) == 0).any()
     for layout in ("one file", "two files"):
         config = _config(_files(layout, tmp_path, rows, TOLD["names"]))
-        dataset = data.load(config)
+        dataset = datasets.load(config)
         noisy = inputs[~checked].astype(np.float64)
         mean, std = noisy.mean(axis=0), noisy.std(axis=0)
         want = np.where(std == 0, inputs, (inputs - mean) / np.where(std == 0, 1, std))
         np.testing.assert_allclose(dataset.prepare(inputs), want, rtol=1e-4, atol=1e-5)
         config.dataset.standardize = False
-        np.testing.assert_array_equal(data.load(config).prepare(inputs), inputs.astype(np.float32))
+        np.testing.assert_array_equal(
+            datasets.load(config).prepare(inputs), inputs.astype(np.float32)
+        )
 
 
 def test_a_benchmark_is_standardized_by_its_noisy_part(tmp_path, rows):
     config = _config(_files("benchmark", tmp_path, rows, TOLD["names"]))
-    dataset = data.load(config)
+    dataset = datasets.load(config)
     noisy = rows[0][dataset.noisy.rows]
     assert len(noisy) == NUM_ROWS - 50
     ready = dataset.prepare(noisy)
@@ -210,21 +215,22 @@ def test_inputs_are_scaled_as_they_are_like(tmp_path, rows, change, scaled):
     stored = change(inputs)
     config = _config({"data": _one_file(tmp_path / "all.npz", (stored, *others), TOLD["names"])})
     config.dataset.standardize = None
-    ready = data.load(config).prepare(stored)
+    ready = datasets.load(config).prepare(stored)
     if scaled is None:
         config.dataset.standardize = True
-        scaled = data.load(config).prepare
+        scaled = datasets.load(config).prepare
     np.testing.assert_allclose(ready, scaled(stored), rtol=1e-6)
 
 
 def test_a_file_that_was_written_again_is_read_again(tmp_path, rows):
     file = _one_file(tmp_path / "all.npz", rows, TOLD["names"])
     config = _config({"data": file})
-    before = data.load(config)
-    assert data.load(config).noisy.source is before.noisy.source  # Runs of one process share it.
+    before = datasets.load(config)
+    # Runs of one process share it.
+    assert datasets.load(config).noisy.source is before.noisy.source
     inputs, truth, given, checked = rows
     _one_file(tmp_path / "all.npz", (inputs, truth, (given + 1) % 10, checked), TOLD["names"])
-    after = data.load(config)
+    after = datasets.load(config)
     assert (after.noisy.given != before.noisy.given).all()
     assert after.fingerprint() != before.fingerprint()
 
@@ -261,8 +267,8 @@ def test_a_benchmark_is_split_and_made_noisy_as_ours_are(tiny_config, digits_fil
         "dataset.split_seed": 5,
         "dataset.paired": paired,
     }
-    ours = data.load(tiny_config(**fields))
-    theirs = data.load(_as_digits(tiny_config(**fields), digits_file))
+    ours = datasets.load(tiny_config(**fields))
+    theirs = datasets.load(_as_digits(tiny_config(**fields), digits_file))
     assert (ours.class_names, ours.noise) == (theirs.class_names, theirs.noise)
     for name in ("noisy", "clean", "validation", "test"):
         one, other = getattr(ours, name), getattr(theirs, name)
@@ -280,7 +286,7 @@ def test_rows_that_only_judge(tmp_path, rows):
     _, truth, _, checked = rows
     splits = np.where(np.isin(np.arange(NUM_ROWS), np.flatnonzero(checked)[:40]), "test", "")
     file = _one_file(tmp_path / "all.npz", rows, TOLD["numbers"], splits=splits)
-    dataset = data.load(_config({"data": file}))
+    dataset = datasets.load(_config({"data": file}))
     assert (len(dataset.test), len(dataset.clean)) == (40, NUM_CLEAN - 40)
     np.testing.assert_array_equal(dataset.test.rows, np.flatnonzero(checked)[:40])
     names = [dataset.class_names[i] for i in dataset.test.truth]
@@ -291,21 +297,21 @@ def test_rows_that_only_judge(tmp_path, rows):
 def test_clean_rows_are_held_out(tmp_path, rows):
     """By class, of those with enough; the same whatever else is checked later."""
     file = _one_file(tmp_path / "all.npz", rows, TOLD["names"])
-    everything = data.load(_config({"data": file}))
+    everything = datasets.load(_config({"data": file}))
     counts = np.bincount(everything.clean.truth, minlength=10)
     assert counts.min() < 9 <= counts.max()  # Of a hundred rows, drawn regardless of class.
     config = _config({"data": file}, **{"dataset.holdout_per_class": 3})
-    dataset = data.load(config)
+    dataset = datasets.load(config)
     expected = np.where(counts >= 9, 3, 0)
     np.testing.assert_array_equal(np.bincount(dataset.test.truth, minlength=10), expected)
     assert len(dataset.clean) == NUM_CLEAN - expected.sum()
     assert not np.intersect1d(dataset.clean.rows, dataset.test.rows).size
     config.dataset.checked = _checks(tmp_path / "more.csv", {0: "zero", 1: "one", 2: "two"})
-    later = data.load(config)
+    later = datasets.load(config)
     np.testing.assert_array_equal(later.test.rows, dataset.test.rows)
     assert len(later.clean) == len(dataset.clean) + 3
     config.dataset.split_seed = 1
-    assert not np.array_equal(data.load(config).test.rows, dataset.test.rows)
+    assert not np.array_equal(datasets.load(config).test.rows, dataset.test.rows)
 
 
 def _checks(path, labels, key="id"):
@@ -330,9 +336,9 @@ def test_labels_that_are_checked_later(tmp_path, rows, has_ids):
     second = _checks(tmp_path / "2.csv", {names[old]: NAMES[truth[old]], names[new[0]]: other})
     config = _config({"data": file}, **{"dataset.checked": f"{first},{second}"})
     with pytest.raises(InputError, match=rf"2\.csv' line 3: id '.*' is checked as '{other}', and"):
-        data.load(config)
+        datasets.load(config)
     _checks(tmp_path / "2.csv", {names[old]: NAMES[truth[old]]})
-    dataset = data.load(config)
+    dataset = datasets.load(config)
     assert list(dataset.clean.rows) == sorted([*np.flatnonzero(checked), *new])
     assert not np.isin(new, dataset.noisy.rows).any()
     got = [dataset.class_names[i] for i in dataset.clean.truth]
@@ -431,8 +437,8 @@ def _mapped(directory, rows, told, **columns):
 
 
 def test_inputs_may_stay_on_disk(tmp_path, rows):
-    mapped = data.load(_config({"data": _mapped(tmp_path, rows, TOLD["names"])}))
-    plain = data.load(_config({"data": _one_file(tmp_path / "all.npz", rows, TOLD["names"])}))
+    mapped = datasets.load(_config({"data": _mapped(tmp_path, rows, TOLD["names"])}))
+    plain = datasets.load(_config({"data": _one_file(tmp_path / "all.npz", rows, TOLD["names"])}))
     assert isinstance(mapped.noisy.source.inputs, np.memmap)
     assert mapped.class_names == plain.class_names
     for name in ("noisy", "clean"):
@@ -469,7 +475,7 @@ def test_bad_memory_maps(refused, tmp_path, rows):
 def test_files_in_the_home_directory(tmp_path, rows, monkeypatch):
     _one_file(tmp_path / "all.npz", rows, TOLD["names"])
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert len(data.load(_config({"data": "~/all.npz"})).clean) == NUM_CLEAN
+    assert len(datasets.load(_config({"data": "~/all.npz"})).clean) == NUM_CLEAN
 
 
 # --- Whole runs.
@@ -570,7 +576,7 @@ def test_sizes_of_the_data_choose_what_is_left_open(tmp_path, rows, caplog):
         config[name] = open_ones[name]
     logging.getLogger("absl").setLevel(logging.INFO)
     with caplog.at_level(logging.INFO, "absl"):
-        filled = sizing.fill(config, data.load(config))
+        filled = sizing.fill(config, datasets.load(config))
     chosen = {"num_epochs": 91, "noisy_batch_size": 60, "clean_batch_size": 100}
     assert {name: filled[name] for name in chosen} == chosen
     assert (filled.lcn.hidden_size, filled.lcn.embedding_size) == (64, 64)
@@ -579,14 +585,14 @@ def test_sizes_of_the_data_choose_what_is_left_open(tmp_path, rows, caplog):
         "clean_batch_size=100, lcn.hidden_size=64, lcn.embedding_size=64." in caplog.messages
     )
     config.num_epochs, config.lcn.hidden_size = 7, 9
-    filled = sizing.fill(config, data.load(config))
+    filled = sizing.fill(config, datasets.load(config))
     assert (filled.num_epochs, filled.lcn.hidden_size, filled.noisy_batch_size) == (7, 9, 60)
 
 
 def test_digits_as_own_data_get_the_settings_of_digits(digits_file):
     config = arrays_config.get_config()
     config.dataset.update(**digits_file)
-    filled = sizing.fill(config, data.load(config))
+    filled = sizing.fill(config, datasets.load(config))
     theirs = digits_config.get_config()
     for name in ("num_epochs", "noisy_batch_size", "clean_batch_size"):
         assert filled[name] == theirs[name]
@@ -857,7 +863,7 @@ def test_links(refused, tmp_path, rows):
     file = pathlib.Path(_one_file(tmp_path / "all.npz", rows, TOLD["names"]))
     (tmp_path / "link.npz").symlink_to(file)
     link = f"{tmp_path}/../{tmp_path.name}/link.npz"
-    assert len(data.load(_config({"data": link})).clean) == NUM_CLEAN
+    assert len(datasets.load(_config({"data": link})).clean) == NUM_CLEAN
     for ending in ("npz", "npy"):
         loop = tmp_path / f"loop.{ending}"
         loop.symlink_to(loop)

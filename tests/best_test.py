@@ -11,9 +11,12 @@ from etils import epath
 
 import mlc_jax as mlc
 from mlc_jax import methods
+from mlc_jax.benchmarks import datasets
+from mlc_jax.commands import train
 from mlc_jax.errors import CheckpointError, InputError
-from mlc_jax.training import checkpoint, evaluate, train
+from mlc_jax.training import evaluate
 from mlc_jax.training.recorder import Recorder
+from mlc_jax.workdir import checkpoint
 
 
 def _config(**fields):
@@ -55,7 +58,7 @@ def test_the_state_of_the_best_validation_accuracy_corrects_and_predicts(
     assert np.mean(loaded.labels != loaded.given_labels) * len(loaded.labels) == pytest.approx(
         results["labels_changed"]
     )
-    test = mlc.data.load(_config()).test
+    test = datasets.load(_config()).test
     right = loaded.predict(np.asarray(test.source.inputs)[test.rows]) == test.truth
     assert np.mean(right) == pytest.approx(results["selected_test_accuracy"])
 
@@ -163,7 +166,7 @@ def test_rows_of_own_data_may_say_that_they_validate(tmp_path):
              checked_labels=checked, splits=splits)  # fmt: skip
     config = arrays.get_config()
     config.dataset.data = str(tmp_path / "all.npz")
-    dataset = mlc.data.load(config)
+    dataset = datasets.load(config)
     rows = dataset.validation.rows
     np.testing.assert_array_equal(rows, np.flatnonzero(splits == "validation"))
     np.testing.assert_array_equal(dataset.validation.truth, labels[rows])
@@ -174,4 +177,4 @@ def test_rows_of_own_data_may_say_that_they_validate(tmp_path):
     np.savez(tmp_path / "all.npz", inputs=np.arange(40.0)[:, None], labels=labels,
              checked_labels=checked, splits=splits)  # fmt: skip
     with pytest.raises(InputError, match="row '30' is a validation row that nobody checked"):
-        mlc.data.load(config)
+        datasets.load(config)

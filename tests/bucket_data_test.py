@@ -8,10 +8,12 @@ from PIL import Image
 
 from configs import arrays, image_folder, table, text
 from mlc_jax import data, paths
-from mlc_jax.data import noise, tokens
-from mlc_jax.data.packed import pack
+from mlc_jax.benchmarks import datasets, noise
+from mlc_jax.commands import train
+from mlc_jax.encoders import encoding
 from mlc_jax.errors import InputError
-from mlc_jax.training import encoding, train
+from mlc_jax.files import tokens
+from mlc_jax.files.packed import pack
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +56,7 @@ def _load(module, tmp_path, **fields):
     config = module.get_config()
     fields = {"cache_dir": str(tmp_path / "cache"), "holdout_per_class": 0} | fields
     config.update_from_flattened_dict({f"dataset.{name}": x for name, x in fields.items()})
-    return data.load(config, encoding.frozen_encoder(config))
+    return datasets.load(config, encoding.frozen_encoder(config))
 
 
 def _assert_equal(one, other):
@@ -96,8 +98,8 @@ def test_texts_and_the_cache_of_their_tokens_and_features(put, place, tmp_path, 
         config = text.get_config("frozen")
         config.model.bert.checkpoint = str(tiny_bert)
         config.dataset.update(data=file, cache_dir=cache, max_length=16, holdout_per_class=0)
-        data.datasets._own_data.cache_clear()  # As in another process.
-        return data.load(config, encoding.frozen_encoder(config))
+        datasets._own_data.cache_clear()  # As in another process.
+        return datasets.load(config, encoding.frozen_encoder(config))
 
     want, there = load(str(file), str(tmp_path / "cache")), put(file)
     _assert_equal(load(there, cache), want)

@@ -32,7 +32,7 @@ SPOT_GRACE_SECONDS = 15
 
 @pytest.fixture
 def short_lease(monkeypatch):
-    from mlc_jax.training import lease
+    from mlc_jax.workdir import lease
 
     monkeypatch.setattr(lease, "EXPIRY", 2.0)
     monkeypatch.setattr(lease, "RENEW_EVERY", 0.2)
@@ -41,7 +41,7 @@ def short_lease(monkeypatch):
 
 
 def train(config, workdir):
-    from mlc_jax.training import train
+    from mlc_jax.commands import train
 
     return train.train_and_evaluate(config, str(workdir), show_progress=False)
 
@@ -81,7 +81,7 @@ def test_a_run_is_the_one_it_is_on_a_disk(place, tiny_config, trained):
 
 
 def test_stopped_and_gone_on_with(place, tiny_config, trained, monkeypatch):
-    from mlc_jax.training import preemption
+    from mlc_jax.workdir import preemption
 
     steps = iter(range(100))
     monkeypatch.setattr(preemption.PreemptionFlag, "reached", lambda self, count: next(steps) == 30)
@@ -101,7 +101,8 @@ def test_killed_and_gone_on_with(place, tiny_config, trained, when, short_lease)
     program = f"""
 import os, signal, sys, threading, time
 import jax, orbax.checkpoint as ocp
-from mlc_jax.training import lease, train
+from mlc_jax.workdir import lease
+from mlc_jax.commands import train
 sys.path.insert(0, {str(pathlib.Path(__file__).parents[1])!r})
 from configs import digits
 from orbax.checkpoint._src.path import atomicity
@@ -130,7 +131,7 @@ train.train_and_evaluate(config, {place!r}, show_progress=False)
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
-    from mlc_jax.training.checkpoint import finished_steps
+    from mlc_jax.workdir.checkpoint import finished_steps
 
     directory = paths.absolute(place) / "checkpoints"
     there = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
@@ -165,7 +166,8 @@ def test_the_bucket_is_away_for_a_while(place, bucket_server, tiny_config, train
 
 def test_a_large_state_is_saved_within_the_grace_of_spot_pods(place, record_property):
     """As large as that of a ResNet-50, its momentum and an LCN."""
-    from mlc_jax.training import checkpoint, stack, workdir
+    from mlc_jax.training import stack
+    from mlc_jax.workdir import checkpoint, workdir
 
     state = {"x": np.ones(181 * 2**18, np.float32)}
     with workdir.locked_workdir(place) as path:
@@ -247,7 +249,8 @@ def test_the_next_attempt_of_a_job_does_not_wait(place, short_lease, monkeypatch
 
 
 def test_a_holder_that_was_stopped_writes_no_checkpoint(place, short_lease, tiny_config):
-    from mlc_jax.training import checkpoint, stack, workdir
+    from mlc_jax.training import stack
+    from mlc_jax.workdir import checkpoint, workdir
 
     with workdir.locked_workdir(place) as path:
         manager = checkpoint.Checkpointer(path, stack.replicated(), keep=1)

@@ -26,9 +26,9 @@ from configs import default
 from mlc_jax.config import flatten
 from mlc_jax.core import MainState, MetaState, TrainState
 from mlc_jax.errors import CheckpointError, InputError
-from mlc_jax.training import checkpoint
-from mlc_jax.training.checkpoint import FREE_FIELDS, Checkpointer, finished_steps
-from mlc_jax.training.workdir import locked_workdir
+from mlc_jax.workdir import checkpoint
+from mlc_jax.workdir.checkpoint import FREE_FIELDS, Checkpointer, finished_steps
+from mlc_jax.workdir.workdir import locked_workdir
 
 # TensorStore's threads also complain, to nobody, where a read or a write fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -21,16 +21,18 @@ from PIL import Image
 
 from configs import clothing1m as clothing1m_config
 from mlc_jax import data
+from mlc_jax.benchmarks import datasets
+from mlc_jax.benchmarks.clothing1m import CLASS_NAMES
 from mlc_jax.config import validate
 from mlc_jax.data import UNKNOWN
-from mlc_jax.data.clothing1m import CLASS_NAMES
 from mlc_jax.data.loader import Pipeline
-from mlc_jax.data.packed import pack
-from mlc_jax.data.pictures import THUMBNAIL_SIZE, Geometry, Pictures
 from mlc_jax.data.reading import EvaluationReader
 from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
-from mlc_jax.training import checkpoint, report
+from mlc_jax.files.packed import pack
+from mlc_jax.files.pictures import THUMBNAIL_SIZE, Geometry, Pictures
+from mlc_jax.report import report
+from mlc_jax.workdir import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
 PATIENCE = 300
@@ -68,7 +70,7 @@ def load(tmp_path):
         fields |= {"cache_dir": str(tmp_path / "cache")}
         config.update_from_flattened_dict({f"dataset.{x}": y for x, y in fields.items()})
         validate(config)
-        return data.load(config)
+        return datasets.load(config)
 
     return run
 

@@ -14,14 +14,14 @@ from ml_collections import ConfigDict
 from configs import arrays, cifar10, cifar100, digits
 from mlc_jax import build
 from mlc_jax import config as settings
+from mlc_jax.benchmarks import noise
+from mlc_jax.commands import train
 from mlc_jax.config import SETTINGS, validate
 from mlc_jax.core import BACKWARDS, ESTIMATORS, OVERLAPPING, optimizers
 from mlc_jax.core.inner_loss import PRIORS
-from mlc_jax.data import noise
 from mlc_jax.errors import InputError
 from mlc_jax.methods import METHODS
 from mlc_jax.models.label_correction import FORMS
-from mlc_jax.training import train
 
 INF, NAN = float("inf"), float("nan")
 DEPTHS = "6n + 2 with n >= 1: 8, 14, ..."

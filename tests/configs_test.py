@@ -11,11 +11,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import arrays, cifar10, cifar100, default, digits, table
-from mlc_jax import data
+from mlc_jax.benchmarks import datasets
+from mlc_jax.benchmarks.images import cifar
+from mlc_jax.commands import train
 from mlc_jax.config import flatten
-from mlc_jax.data.benchmarks import cifar
 from mlc_jax.errors import InputError
-from mlc_jax.training import train
 
 PACKS = pathlib.Path(__file__).parents[2] / "shared" / "data"
 CONFIGS = [digits, cifar10, cifar100, arrays, table]
@@ -253,7 +253,7 @@ def test_real_cifar10_joins_its_human_labels():
         "noise.file": str(PACKS / "cifar10n" / "cifar10n.npz"),
         "noise.key": "worst",
     })  # fmt: skip
-    dataset = data.load(config)
+    dataset = datasets.load(config)
     benchmark = cifar("cifar10", config.dataset.data_dir, download=False)
     assert (len(benchmark.train), len(benchmark.test)) == (50_000, 10_000)
     assert benchmark.train.inputs.shape == (50_000, 32, 32, 3)

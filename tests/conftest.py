@@ -149,7 +149,7 @@ def tiny_flags():
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, tiny_config, compilation_cache):
     """(name in TRAINED) -> that run, trained when it is first asked for."""
-    from mlc_jax.training import train
+    from mlc_jax.commands import train
 
     runs: dict[str, TrainedRun] = {}
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from mlc_jax import config, methods
+from mlc_jax.commands import train
 from mlc_jax.config.checks import one_of
 from mlc_jax.core import Batch, Labelled
 from mlc_jax.core.optimizers import sgd
 from mlc_jax.models import MLP
-from mlc_jax.training import train
 
 TEXT = (pathlib.Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 

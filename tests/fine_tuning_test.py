@@ -13,8 +13,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import text
-from mlc_jax.training import checkpoint, report, stack, train
+from mlc_jax.commands import train
+from mlc_jax.report import report
+from mlc_jax.training import stack
 from mlc_jax.training.run import build_run
+from mlc_jax.workdir import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUM_STEPS = 12  # 6 an epoch.

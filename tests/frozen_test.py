@@ -11,10 +11,11 @@ import safetensors.numpy
 
 import mlc_jax as mlc
 from configs import text
+from mlc_jax.commands import train
 from mlc_jax.data.source import read_rows
-from mlc_jax.data.tokens import TokenSource
-from mlc_jax.training import report, train
-from mlc_jax.training.frozen import FrozenLayers, StatesSource
+from mlc_jax.encoders.frozen import FrozenLayers, StatesSource
+from mlc_jax.files.tokens import TokenSource
+from mlc_jax.report import report
 from mlc_jax.training.run import build_run
 
 NUM_FROZEN = 1

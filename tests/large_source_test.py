@@ -24,12 +24,14 @@ GIGABYTE = 2**30
 
 def _main(folder: str, num_paths: int, workdir: str) -> None:
     import mlc_jax as mlc
-    from mlc_jax.data import Dataset, Subset
-    from mlc_jax.data.pictures import Files, Geometry, Pictures
+    from mlc_jax.data import Subset
+    from mlc_jax.data.dataset import Dataset
     from mlc_jax.data.prepare import Normalize
-    from mlc_jax.training import report, train
+    from mlc_jax.files.pictures import Files, Geometry, Pictures
+    from mlc_jax.report import report
+    from mlc_jax.training import loop
     from mlc_jax.training.run import Settings, create_run
-    from mlc_jax.training.workdir import locked_workdir
+    from mlc_jax.workdir.workdir import locked_workdir
 
     start = time.perf_counter()
     files = np.array(sorted(path.name for path in pathlib.Path(folder).iterdir()), "S")
@@ -63,7 +65,7 @@ def _main(folder: str, num_paths: int, workdir: str) -> None:
     next(run.pipeline.batches(0))
     first = time.perf_counter() - start
     with locked_workdir(workdir) as path:
-        (recorder,), _, (of_noisy,) = train.train_runs(
+        (recorder,), _, (of_noisy,) = loop.train_runs(
             [run], [path], formerly={}, show_progress=False
         )
         report.write(run, recorder.progress, of_noisy, path)

@@ -26,8 +26,9 @@ if SETTINGS["num_processes"] > 1:
     )
 
 from configs import digits
+from mlc_jax.commands import train
 from mlc_jax.errors import Preempted
-from mlc_jax.training import loop, train
+from mlc_jax.training import loop
 
 # JAX looks for the signal once a second, and then the processes agree on where to stop.
 SECONDS_A_WINDOW_AFTER_SIGTERM = 0.2

@@ -133,7 +133,7 @@ def test_grid(run_program, tiny_flags, tmp_path, monkeypatch, own_compilation_ca
         raise AssertionError("trained again")
 
     # Other numbers of runs together change nothing.
-    monkeypatch.setattr("mlc_jax.training.train.train_together", train_together)
+    monkeypatch.setattr("mlc_jax.commands.train.train_together", train_together)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert run_program(PROGRAM, *args, "--batch_runs=1")[:2] == (0, out)
     code, _, err = run_program(PROGRAM, *args, "--config.num_epochs=3")

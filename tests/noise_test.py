@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlc_jax.data import noise
+from mlc_jax.benchmarks import noise
 from mlc_jax.errors import InputError
 
 MATRIX_TYPES = ("uniform", "flip", "flip_any")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import arrays, digits
-from mlc_jax import data
+from mlc_jax.benchmarks import datasets
 from mlc_jax.errors import InputError
 
 
@@ -35,7 +35,7 @@ def tiny(config, **fields):
 def trained(on_device, config, windows=7, **fields):
     rows = []
     config = tiny(config, **fields)
-    state = on_device.train(config, data.load(config), windows=windows, write=rows.append)
+    state = on_device.train(config, datasets.load(config), windows=windows, write=rows.append)
     return state, rows
 
 
@@ -57,7 +57,7 @@ def test_methods_train(on_device, method):
 def test_an_epoch_sees_every_noisy_example_once_and_old_windows_again(on_device):
     config = tiny(digits.get_config())
     config.meta_gradient.num_inner_steps, config.meta_gradient.update_every = 4, 2
-    dataset = data.load(config)
+    dataset = datasets.load(config)
     method = on_device.build.create_method(config, dataset.num_classes)
     draw = on_device._Draw(config, method, on_device._on_device(dataset), augment=False)
     noisy = np.asarray(draw.rows(0, 34)[0])  # [windows, k, B]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import mlc_jax as mlc
-from mlc_jax import data
+from mlc_jax.benchmarks import datasets
 from mlc_jax.errors import InputError
 
 NAMES = np.array(["ant", "bee", "cow"])
@@ -71,11 +71,11 @@ def _config(kind, tmp_path, checked=CHECKED):
 @each_kind
 def test_each_class_needs_a_clean_example(tmp_path, kind):
     config = _config(kind, tmp_path)
-    assert len(data.load(config).clean) == 9
+    assert len(datasets.load(config).clean) == 9
     labels = config.dataset.data.replace(".npy", ".csv")  # Those of a memory map are beside it.
     config = _config(kind, tmp_path, np.where(CHECKED == "bee", "", CHECKED))
     with pytest.raises(InputError) as raised:
-        data.load(config)
+        datasets.load(config)
     row = {"arrays": "row '1'", "parquet": "row 2"}.get(kind, "line 3")
     assert str(raised.value) == (
         f"config.dataset.data: {labels!r} {row} has label 'bee', as 10 noisy examples have and no "
@@ -93,7 +93,7 @@ def test_each_class_needs_a_clean_example_in_two_files_and_in_python(tmp_path):
         config.dataset[name] = str(tmp_path / f"{name}.npz")
     problem = " has label 'bee', as 7 noisy examples have and no clean one; expected a clean"
     with pytest.raises(InputError) as raised:
-        data.load(config)
+        datasets.load(config)
     assert str(raised.value).startswith(
         f"config.dataset.noisy: {config.dataset.noisy!r} row '1'{problem}"
     )
@@ -130,7 +130,7 @@ def test_a_file_that_may_not_be_read(tmp_path, kind):
         if "pytest" in str(directory):
             directory.chmod(0o755)
     with _somebody_else(), pytest.raises(InputError) as raised:
-        data.load(config)
+        datasets.load(config)
     text = str(raised.value)
     assert "\n" not in text and "ermission denied" in text
     assert ("7.png" if kind == "pictures" else config.dataset.data) in text

@@ -12,8 +12,9 @@ import numpy as np
 import pandas
 import pytest
 
-from mlc_jax.data.benchmarks import digits
-from mlc_jax.training import checkpoint, train
+from mlc_jax.benchmarks.images import digits
+from mlc_jax.commands import train
+from mlc_jax.workdir import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
 PATIENCE = 120  # Seconds until a run that shows no progress has failed the test.

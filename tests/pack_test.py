@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from configs import clothing1m as clothing1m_config
-from mlc_jax import data
-from mlc_jax.data import image_folder, packed
+from mlc_jax.benchmarks import datasets
 from mlc_jax.data.loader import Pipeline
-from mlc_jax.data.packed import Packed, pack
-from mlc_jax.data.pictures import Geometry
 from mlc_jax.data.reading import EvaluationReader
 from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
+from mlc_jax.files import image_folder, packed
+from mlc_jax.files.packed import Packed, pack
+from mlc_jax.files.pictures import Geometry
 
 SETTINGS = {"size": 72, "quality": 95, "per_shard": 50}
 
@@ -34,7 +34,7 @@ def _load(root, tmp_path, **fields):
     fields = {"data_dir": str(root), "image_size": 63, "bad_images": "leave_out", **fields}
     fields["cache_dir"] = str(tmp_path / "cache")
     config.update_from_flattened_dict({f"dataset.{x}": y for x, y in fields.items()})
-    return data.load(config)
+    return datasets.load(config)
 
 
 def test_packed_rows_are_those_of_the_files(directories, tmp_path):
@@ -112,9 +112,9 @@ def test_packing_goes_on_where_it_was_stopped(directories, tmp_path, monkeypatch
 
 def test_the_program(run_program, directories, tmp_path):
     arguments = [f"--input={directories[0]}", f"--output={tmp_path / 'out'}", "--size=72"]
-    code, _, err = run_program("mlc_jax.data.pack", *arguments, required=["input", "output"])
+    code, _, err = run_program("mlc_jax.files.pack", *arguments, required=["input", "output"])
     assert code == 0 and packed.is_packed(tmp_path / "out"), err
-    code, _, err = run_program("mlc_jax.data.pack", *arguments, required=["input", "output"])
+    code, _, err = run_program("mlc_jax.files.pack", *arguments, required=["input", "output"])
     assert code == 2 and "is packed already" in err
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mlc_jax.data.source import UNKNOWN, ArraySource, Subset
-from mlc_jax.training import page
+from mlc_jax.report import page
 from mlc_jax.training.evaluate import Prediction
 
 BROWSER = next(

@@ -81,7 +81,7 @@ def test_table_3(run_program, of_replica, tmp_path, standard_promotion, monkeypa
     assert [row["method"] for row in rows] == ["glc", "mlc"]
     assert all(row["corrected_label_accuracy"] for row in rows)
     # What is finished is not run again.
-    from mlc_jax.training import train
+    from mlc_jax.commands import train
 
     monkeypatch.setattr(train, "train_together", None)
     code, out, _ = run_program("experiments.table3", *arguments, required=required)

@@ -12,15 +12,15 @@ from PIL import Image
 
 import mlc_jax as mlc
 from configs import image_folder as image_folder_config
-from mlc_jax import data
+from mlc_jax.benchmarks import datasets
+from mlc_jax.commands import train
 from mlc_jax.config import validate
-from mlc_jax.data import image_folder, picture_check, pictures
 from mlc_jax.data.loader import Pipeline
-from mlc_jax.data.pictures import Files, Geometry, Pictures
 from mlc_jax.data.show import show
 from mlc_jax.data.source import UNKNOWN, read_rows
 from mlc_jax.errors import InputError
-from mlc_jax.training import train
+from mlc_jax.files import image_folder, pictures
+from mlc_jax.files.pictures import Files, Geometry, Pictures
 
 SMALL = Geometry(image_size=16, resize_size=20)
 
@@ -192,7 +192,7 @@ def test_bad_files_are_found(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     expected["folder.jpg"] = "cannot be read (Is a directory)"
     names = [*expected, "good.jpg"]
-    found = picture_check.check_pictures(
+    found = pictures.check_pictures(
         str(tmp_path), np.array([os.fsencode(x) for x in names]), str(tmp_path / "cache")
     )
     assert {names[row]: problem for row, problem in found[1].items()} == expected
@@ -204,7 +204,7 @@ def test_a_damaged_picture_is_bad_though_a_crop_of_it_could_be_decoded(tmp_path)
     half = whole[: len(whole) // 2]
     assert tf.image.decode_and_crop_jpeg(half, [0, 0, 60, 60]).shape == (60, 60, 3)
     (tmp_path / "half.jpg").write_bytes(half)
-    assert "decoded to its end" in picture_check.problem_of(os.fsencode(tmp_path / "half.jpg"))
+    assert "decoded to its end" in pictures.problem_of(os.fsencode(tmp_path / "half.jpg"))
     with pytest.raises(InputError):  # And whoever reads it all the same is told.
         read_rows(Pictures(_Memory(half), SMALL), np.array([0]))
 
@@ -215,12 +215,10 @@ def test_good_files_are_looked_at_once(tmp_path, monkeypatch):
         _save(tmp_path / name.decode(), seed=i)
 
     def check():
-        return picture_check.check_pictures(str(tmp_path), names, str(tmp_path / "cache"))[1]
+        return pictures.check_pictures(str(tmp_path), names, str(tmp_path / "cache"))[1]
 
-    looked, problem = [], picture_check.problem_of
-    monkeypatch.setattr(
-        picture_check, "problem_of", lambda path: looked.append(path) or problem(path)
-    )
+    looked, problem = [], pictures.problem_of
+    monkeypatch.setattr(pictures, "problem_of", lambda path: looked.append(path) or problem(path))
     assert check() == {} and len(looked) == 2
     assert check() == {} and len(looked) == 2
     (tmp_path / "b.png").write_bytes(b"something else")
@@ -267,7 +265,7 @@ def load(create):
     def run(**fields):
         config = create(**fields)
         validate(config)
-        return data.load(config)
+        return datasets.load(config)
 
     return run
 

@@ -21,7 +21,7 @@ from kubernetes_rules import outcome, pod_and_spec
 
 import mlc_jax as mlc
 from mlc_jax import paths
-from mlc_jax.training.checkpoint import finished_steps
+from mlc_jax.workdir.checkpoint import finished_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("standard_promotion")]
 

@@ -9,10 +9,9 @@ import pytest
 
 import mlc_jax as mlc
 from configs import table as table_config
-from mlc_jax import new_examples
-from mlc_jax.data.benchmarks import digits
+from mlc_jax.benchmarks.images import digits
+from mlc_jax.commands import new_examples, train
 from mlc_jax.errors import InputError
-from mlc_jax.training import train
 
 NAMES = ["=one", "two"]  # A spreadsheet would run the first.
 

@@ -5,7 +5,8 @@ import logging
 import pytest
 
 from mlc_jax import paths
-from mlc_jax.training import loop, train
+from mlc_jax.commands import train
+from mlc_jax.training import loop
 from mlc_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

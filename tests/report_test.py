@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from mlc_jax import data
-from mlc_jax.data import UNKNOWN, ArraySource, Dataset, Subset
-from mlc_jax.training import plots, report
+from mlc_jax.benchmarks import datasets
+from mlc_jax.data import UNKNOWN, ArraySource, Subset
+from mlc_jax.data.dataset import Dataset
+from mlc_jax.report import plots, report
 from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.metrics import METRICS_FILE, read_metrics
 from mlc_jax.training.run import Settings
@@ -37,7 +38,7 @@ def run(request, trained):
 
 @pytest.fixture(scope="module")
 def dataset(trained):
-    return data.load(trained("mlc").config)
+    return datasets.load(trained("mlc").config)
 
 
 def test_csv_has_a_row_for_each_noisy_example_by_id(run, dataset):

@@ -52,7 +52,7 @@ def trained(monkeypatch):
             outcome[run_dir] = results | {"table": "a\nb", "workdir": run_dir}
         return outcome
 
-    monkeypatch.setattr("mlc_jax.training.train.train_together", train_together)
+    monkeypatch.setattr("mlc_jax.commands.train.train_together", train_together)
     return started
 
 
@@ -211,7 +211,7 @@ def test_error_of_any_other_kind_has_a_note(tiny_config, workdir, monkeypatch):
     def train_together(*_, **__):
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("mlc_jax.training.train.train_together", train_together)
+    monkeypatch.setattr("mlc_jax.commands.train.train_together", train_together)
     with pytest.raises(ZeroDivisionError, match="by zero") as error:
         runs.run_grid(_grid(tiny_config()), workdir)
     assert error.value.__notes__ == ["In the run mlc/seed0."]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from mlc_jax import data
+from mlc_jax.benchmarks import datasets
+from mlc_jax.benchmarks.splits import split_rows
 from mlc_jax.data import UNKNOWN
-from mlc_jax.data.splits import split_rows
 from mlc_jax.errors import InputError
 
 NUM_CLASSES = 4
@@ -118,7 +118,7 @@ def load(tiny_config, tmp_path):
 
     def create(kind, **fields):
         human = {"noise.file": str(tmp_path / "labels.npz"), "noise.key": "worst"}
-        return data.load(tiny_config(**{"noise.type": kind} | human | fields))
+        return datasets.load(tiny_config(**{"noise.type": kind} | human | fields))
 
     return create
 

@@ -8,11 +8,11 @@ import pytest
 
 from configs import table as table_config
 from mlc_jax import config as settings
-from mlc_jax import data
-from mlc_jax.data.columns import MAX_CATEGORIES, Columns
+from mlc_jax.benchmarks import datasets
 from mlc_jax.data.source import read_rows
-from mlc_jax.data.tables import Table
 from mlc_jax.errors import InputError
+from mlc_jax.files.columns import MAX_CATEGORIES, Columns
+from mlc_jax.files.tables import Table
 
 SIZE = 60
 
@@ -54,7 +54,7 @@ def load(tmp_path):
             config.dataset[name] = str(path)
         config.update_from_flattened_dict({f"dataset.{k}": v for k, v in fields.items()})
         settings.validate(config)
-        return data.load(config)
+        return datasets.load(config)
 
     return run
 

@@ -10,12 +10,12 @@ import pandas
 import pytest
 
 from mlc_jax import config as settings
-from mlc_jax import data
-from mlc_jax.data import UNKNOWN, datasets, text_files
+from mlc_jax.benchmarks import datasets, texts
+from mlc_jax.data import UNKNOWN
 from mlc_jax.data.source import read_rows
-from mlc_jax.data.tables import MAX_FIELD_CHARACTERS, Table
-from mlc_jax.data.tokens import Tokenizer
 from mlc_jax.errors import InputError
+from mlc_jax.files.tables import MAX_FIELD_CHARACTERS, Table
+from mlc_jax.files.tokens import Tokenizer
 
 PACKS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "tfds"
 ROWS = [
@@ -50,7 +50,7 @@ def load(create_config):
     def run(name="text", noise="none", **fields):
         config = create_config(name, noise, **fields)
         settings.validate(config)
-        return data.load(config)
+        return datasets.load(config)
 
     return run
 
@@ -414,7 +414,7 @@ LINES = {
 
 def _published(directory, name, *, train=10, test=3):
     """Files as they are published; examples of class c are rows c, c + C, ..."""
-    num_classes = len(text_files.LAYOUTS[name].class_names)
+    num_classes = len(texts.LAYOUTS[name].class_names)
     for split, per_class in (("train", train), ("test", test)):
         numbers = np.tile(np.arange(num_classes) + 1, per_class)
         lines = [LINES[name][0].format(number) + "\n" for number in numbers]
@@ -423,9 +423,9 @@ def _published(directory, name, *, train=10, test=3):
 
 
 def test_names_of_datasets():
-    assert set(text_files.LAYOUTS) == set(settings.TEXT_BENCHMARKS)
+    assert set(texts.LAYOUTS) == set(settings.TEXT_BENCHMARKS)
     assert set(datasets._OWN) == set(settings.OWN_FILES)
-    layouts = text_files.LAYOUTS
+    layouts = texts.LAYOUTS
     assert {name: len(x.class_names) for name, x in layouts.items()} == {
         "ag_news": 4, "yelp5": 5, "amazon5": 5, "yahoo": 10,
     }  # fmt: skip
@@ -448,7 +448,7 @@ def test_published_files(load, tmp_path, name, tiny_tokenizer):
     assert dataset.clean.ids[0] == f"train_{dataset.clean.rows[0]:06d}"
     assert dataset.test.ids[1] == "test_000001"
     assert dataset.noise_rate > 0
-    source = text_files._read_published(text_files.LAYOUTS[name], str(tmp_path / "train.csv"))[0]
+    source = texts._read_published(texts.LAYOUTS[name], str(tmp_path / "train.csv"))[0]
     assert set(source.read()) == {LINES[name][1]}
     backend = Tokenizer.load(tiny_tokenizer)
     (want,) = backend.encode([LINES[name][1]], 99)

@@ -14,11 +14,12 @@ import safetensors.numpy
 
 import mlc_jax as mlc
 from configs import ag_news, amazon5, text, yahoo, yelp5
+from mlc_jax.benchmarks.texts import LAYOUTS
+from mlc_jax.commands import comparison, train
 from mlc_jax.config import validate
 from mlc_jax.data.source import read_rows
-from mlc_jax.data.text_files import LAYOUTS
+from mlc_jax.encoders import encoding
 from mlc_jax.errors import InputError
-from mlc_jax.training import comparison, encoding, train
 
 LAYERS = 3  # Of the tiny BERT.
 WORDS = {"good": ("good", "news"), "bad": ("bad", "text")}

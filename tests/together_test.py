@@ -8,10 +8,13 @@ import pytest
 
 from configs import arrays
 from experiments import runs
+from mlc_jax.commands import train
 from mlc_jax.errors import InputError, NonFiniteLossError, Preempted
 from mlc_jax.methods import METHODS
-from mlc_jax.training import loop, preemption, report, train
+from mlc_jax.report import report
+from mlc_jax.training import loop
 from mlc_jax.training.run import build_run
+from mlc_jax.workdir import preemption
 
 NUM_STEPS = 84  # Of configs/digits.py made small: 21 an epoch.
 TWO_PHASES = ("forward", "joint", "distillation", "glc")

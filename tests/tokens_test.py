@@ -13,11 +13,11 @@ import time
 import numpy as np
 import pytest
 
-from mlc_jax.data import tokens
 from mlc_jax.data.loader import Pipeline
 from mlc_jax.data.source import Subset, layout_of, read_rows
-from mlc_jax.data.tokens import Texts, Tokenizer, create_source
 from mlc_jax.errors import InputError
+from mlc_jax.files import tokens
+from mlc_jax.files.tokens import Texts, Tokenizer, create_source
 
 TEXTS = ["good news", "bad text, but long: " + "x" * 40, "", "a", "good " * 7, "Zoë"] * 500
 MAX_LENGTH = 12
@@ -225,7 +225,7 @@ def test_interrupted_while_tokenising(create, tmp_path, monkeypatch, chunk):
 
 KILLED = """
 import os, sys
-from mlc_jax.data import tokens
+from mlc_jax.files import tokens
 encode, calls = tokens.Tokenizer.encode, []
 def killed(self, texts, max_length):
     calls.append(texts)

@@ -19,12 +19,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from mlc_jax import config as settings
+from mlc_jax.commands import train
 from mlc_jax.errors import InputError, NonFiniteLossError
-from mlc_jax.training import checkpoint, report, train
+from mlc_jax.report import report
 from mlc_jax.training import run as run_module
 from mlc_jax.training.metrics import METRICS_FILE, read_metrics
 from mlc_jax.training.run import build_run, create_init
-from mlc_jax.training.workdir import locked_workdir
+from mlc_jax.workdir import checkpoint
+from mlc_jax.workdir.workdir import locked_workdir
 
 NUM_STEPS = 84
 TIMING = (

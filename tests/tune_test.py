@@ -9,7 +9,7 @@ import pytest
 
 from mlc_jax.config import METHODS, SETTINGS, validate
 from mlc_jax.errors import NonFiniteLossError
-from mlc_jax.training import report
+from mlc_jax.report import report
 
 PROGRAM = "experiments.tune"
 TUNED = ("cross_entropy", "self_training")
@@ -56,7 +56,7 @@ def stand_in(monkeypatch):
         accuracy_of["function"] = function
         return started
 
-    monkeypatch.setattr("mlc_jax.training.train.train_together", train_together)
+    monkeypatch.setattr("mlc_jax.commands.train.train_together", train_together)
     return trains
 
 
@@ -250,7 +250,7 @@ def test_tuning_is_resumed(run_program, tiny_flags, tmp_path, monkeypatch):
     def train_together(*_, **__):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("mlc_jax.training.train.train_together", train_together)
+    monkeypatch.setattr("mlc_jax.commands.train.train_together", train_together)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert run_program(PROGRAM, *args, "--batch_runs=1")[:2] == (0, out)
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

@@ -64,7 +64,7 @@ from mlc_jax.core import BACKWARDS, ESTIMATORS
 from mlc_jax.errors import InputError, expect
 from mlc_jax.methods import METHODS, BilevelMethod
 from mlc_jax.training.stack import AXIS_NAME, over_devices
-from mlc_jax.training.workdir import locked_workdir
+from mlc_jax.workdir.workdir import locked_workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/digits.py.", lock_config=True

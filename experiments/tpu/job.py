@@ -27,7 +27,7 @@ from ml_collections import config_flags
 
 from mlc_jax import command_line, config
 from mlc_jax.errors import ExitCode, InputError, expect
-from mlc_jax.training.lease import ATTEMPT_VARIABLE, JOB_VARIABLE
+from mlc_jax.workdir.lease import ATTEMPT_VARIABLE, JOB_VARIABLE
 
 COUNT_VARIABLE = "JOB_COMPLETIONS"  # See `experiments.shards`.
 COORDINATOR_PORTS = (8471, 8482)  # Of libtpu, and of jax.distributed.

@@ -14,7 +14,7 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 text(),
                 "Directory of TensorFlow Datasets; None is its own default, ~/tensorflow_datasets. "
                 "Text benchmarks: of the published train.csv and test.csv. clothing1m: of images/, "
-                "key lists and labels, or packed by mlc_jax.data.pack.",
+                "key lists and labels, or packed by mlc_jax.files.pack.",
             ),
             "download": Setting(False, flag(), "Let TensorFlow Datasets fetch what is missing."),
             "tfds_name": Setting(

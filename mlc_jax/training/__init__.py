@@ -1,1 +1,1 @@
-"""From a run's description to its results: the loop, checkpoints, evaluation, the report."""
+"""Training: a run's description, the loop, devices and stacks of runs, evaluation."""

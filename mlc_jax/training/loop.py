@@ -9,24 +9,26 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from mlc_jax.core import Batch, TrainState
 from mlc_jax.data.loader import batches_of
-from mlc_jax.errors import Preempted
+from mlc_jax.errors import InputError, NonFiniteLossError, Preempted
 from mlc_jax.methods.types import Hook, Phase, Seen
 from mlc_jax.training import diagnosis, evaluate, progress, stack
-from mlc_jax.training.clock import Clock
-from mlc_jax.training.preemption import PreemptionFlag
-from mlc_jax.training.profile import Profiler
+from mlc_jax.training.profile import Clock, Profiler
 from mlc_jax.training.recorder import Recorder
+from mlc_jax.training.run import Run, check_memory, create_init, restore_or_init
+from mlc_jax.workdir.checkpoint import Checkpointer
+from mlc_jax.workdir.preemption import PreemptionFlag, sigterm_noticed
 
 MAX_WAIT_SHARE = 0.05  # Of the time, before a warning.
 SECONDS_TO_JUDGE = 30.0  # Of training; at its start readers fill their buffers.
@@ -240,7 +242,7 @@ class Loop:
             self._warned = True
             logging.warning(
                 "%.0f %% of the time was spent waiting for data. More CPUs would help, or pictures "
-                "that are packed (mlc_jax.data.pack).",
+                "that are packed (mlc_jax.files.pack).",
                 100 * clock.waited / clock.seconds,
             )
 
@@ -286,3 +288,52 @@ class Loop:
             recorder.save(step, of_run)
         self._raise_if_all_failed()
         self._last_save = time.monotonic()
+
+
+def train_runs(
+    runs: Sequence[Run],
+    workdirs: Sequence[epath.Path | None],
+    *,
+    formerly: Mapping[str, Any],
+    show_progress: bool,
+) -> tuple[list[Recorder], TrainState | None, Sequence[evaluate.Prediction | None]]:
+    """Trains runs of one shape to their end, from where their workdirs stand.
+
+    Args:
+      runs: what is trained.
+      workdirs: locked; None keeps a run in memory.
+      formerly: see `config.formerly`.
+      show_progress: whether process 0 draws a progress bar.
+
+    Returns:
+      One recorder for each run; the stacked state, of the last step or the best one, None if all
+      diverged; and what each run says of the noisy examples that it exports.
+    """
+    check_memory(runs[0], len(runs))
+    with contextlib.ExitStack() as contexts:
+        saves = any(path is not None for path in workdirs)
+        preempted = contexts.enter_context(sigterm_noticed()) if saves else PreemptionFlag()
+        init, recorders, states = create_init(runs[0]), [], []
+        for run, path in zip(runs, workdirs, strict=True):
+            checkpointer = None
+            if path is not None:
+                keep = run.settings.checkpoints_to_keep
+                checkpointer = Checkpointer(path, stack.replicated(), keep=keep)
+                contexts.callback(checkpointer.close)
+            state, progress = restore_or_init(run, init, checkpointer, formerly)
+            recorders.append(Recorder(run, progress, path, checkpointer))
+            states.append(state)
+        if len({int(state.step) for state in states}) > 1:
+            raise InputError(
+                "runs of one program stand at different steps: " + ", ".join(map(str, workdirs))
+            )
+        loop = Loop(recorders, preempted, show_progress)
+        try:
+            state = loop.run(stack.join_states(states))
+        except NonFiniteLossError:  # Of the last: no other is left.
+            return recorders, None, [None] * len(runs)
+        if runs[0].settings.best != "last":
+            states = stack.split(state, len(runs))
+            pairs = zip(recorders, states, strict=True)
+            state = stack.join_states([recorder.final(last) for recorder, last in pairs])
+        return recorders, state, loop.correct_labels(state)

@@ -14,10 +14,11 @@ from mlc_jax import paths
 from mlc_jax.core import TrainState
 from mlc_jax.data.source import Subset
 from mlc_jax.errors import CheckpointError, NonFiniteLossError
-from mlc_jax.training import checkpoint, evaluate
+from mlc_jax.training import evaluate
 from mlc_jax.training.metrics import MetricWriter
 from mlc_jax.training.run import Run
-from mlc_jax.training.workdir import CONFIG_FILE, DATASET_FILE
+from mlc_jax.workdir import checkpoint
+from mlc_jax.workdir.workdir import CONFIG_FILE, DATASET_FILE
 
 
 @dataclasses.dataclass

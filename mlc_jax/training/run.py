@@ -12,18 +12,21 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from mlc_jax import build, data
+from mlc_jax import build
 from mlc_jax import config as settings
+from mlc_jax.benchmarks import datasets
 from mlc_jax.core import TrainState
+from mlc_jax.data.dataset import Dataset
 from mlc_jax.data.loader import Pipeline
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.data.source import Subset, read_rows
+from mlc_jax.encoders import encoding
+from mlc_jax.encoders.frozen import StatesSource
 from mlc_jax.errors import CheckpointError, InputError
 from mlc_jax.methods import BoundMethod, Method
 from mlc_jax.models.bert_checkpoint import load_config
-from mlc_jax.training import encoding, sizing, stack
-from mlc_jax.training.checkpoint import Checkpointer
-from mlc_jax.training.frozen import StatesSource
+from mlc_jax.training import sizing, stack
+from mlc_jax.workdir.checkpoint import Checkpointer
 
 # Noisy examples whose labels are measured at every evaluation; all of them at the end.
 LABEL_PROBE_SIZE = 2_000
@@ -58,7 +61,7 @@ class Run:
     Attributes:
       description: JSON-like; all that made the run. A checkpoint of another one is refused.
       prefix: what a field of the description is called by in messages: `config.`.
-      dataset: see `data.Dataset`.
+      dataset: see `Dataset`.
       pipeline: of its training batches.
       method: with its settings.
       bound: the same for the dataset's sizes, over the devices.
@@ -68,7 +71,7 @@ class Run:
 
     description: dict[str, Any]
     prefix: str
-    dataset: data.Dataset
+    dataset: Dataset
     pipeline: Pipeline
     method: Method
     bound: BoundMethod
@@ -118,7 +121,7 @@ class Run:
 
 def build_run(config: ConfigDict) -> Run:
     """Builds what a config says; raises InputError for what the data do not allow."""
-    dataset = data.load(config, encoding.frozen_encoder(config))
+    dataset = datasets.load(config, encoding.frozen_encoder(config))
     if config.model.name == "bert":
         encoding.check_dataset(dataset, load_config(config.model.bert.checkpoint))
     config = sizing.fill(config, dataset)
@@ -141,7 +144,7 @@ def create_run(
     *,
     description: dict[str, Any],
     prefix: str,
-    dataset: data.Dataset,
+    dataset: Dataset,
     method: Method,
     settings: Settings,
     augment: bool,

@@ -6,7 +6,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from mlc_jax.config import SIZED
-from mlc_jax.data import Dataset
+from mlc_jax.data.dataset import Dataset
 
 # Digits' own settings, 60 epochs of 1,387 noisy examples, with steps growing as the square root of
 # the examples.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,23 +9,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mlc_jax import paths
-from mlc_jax.data import (
-    arrays,
-    benchmarks,
-    clothing1m,
-    image_folder,
-    noise,
-    table_files,
-    text_files,
-)
-from mlc_jax.data.benchmarks import Benchmark
-from mlc_jax.data.columns import Columns
-from mlc_jax.data.own import FIELD, OwnData, hold_out
-from mlc_jax.data.pictures import Geometry
+from mlc_jax.benchmarks import clothing1m, images, noise, texts
+from mlc_jax.benchmarks.splits import Rows, split_rows
+from mlc_jax.data.dataset import Benchmark, Dataset
 from mlc_jax.data.source import UNKNOWN, Source, Subset, read_rows
-from mlc_jax.data.splits import Rows, split_rows
-from mlc_jax.data.tokens import TokenSource
 from mlc_jax.errors import InputError
+from mlc_jax.files import arrays, image_folder, table_files, text_files
+from mlc_jax.files.own import FIELD, OwnData, hold_out
+from mlc_jax.files.pictures import Geometry
+from mlc_jax.files.tokens import TokenSource
 
 # Streams of the seeds, so that equal seeds for different purposes do not draw the same numbers.
 _SPLIT_STREAM, _MATRIX_STREAM, _SAMPLE_STREAM, _HOLDOUT_STREAM = 1, 2, 3, 4
@@ -37,74 +28,6 @@ _OWN: dict[str, tuple[Callable[..., OwnData | Benchmark], str]] = {
     "table": (table_files.load, "checked_label"),
     "text": (text_files.load, "checked_label"),
 }
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """What a run trains and is evaluated on: rows of sources, and what is known of their labels.
-
-    Attributes:
-      name: for a reader.
-      class_names: C names.
-      noisy: examples whose labels may be wrong. Training sees `noisy.given`; the true labels, where
-        they are known, are for measuring only.
-      clean: examples with trusted labels, `clean.truth`; `clean.given` where the old one is known.
-      validation: examples with trusted labels to select a model by, or None.
-      test: evaluated on, each example once, or None.
-      prepare: from inputs as stored to what a model takes.
-      noise: of the given labels, for a reader: `flip 0.4`.
-      names_labels: whether labels are written by name, rather than by number.
-      columns: how a table's columns became inputs.
-      left_out: (id, what is wrong) of rows whose inputs cannot be read, and which are not there.
-      judged: held-out examples whose given and true labels are both known, or None: corrections are
-        judged by them where the truth of noisy examples is not known.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    noisy: Subset
-    clean: Subset
-    validation: Subset | None
-    test: Subset | None
-    prepare: Callable[[Any], Any]
-    noise: str
-    names_labels: bool = False
-    columns: Columns | None = None
-    left_out: tuple[tuple[str, str], ...] = ()
-    judged: Subset | None = None
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
-    def noise_rate(self) -> float | None:
-        """Share of given labels that are wrong; None where truth is not known."""
-        known = self.noisy if self.noisy.has_truth else self.judged
-        return None if known is None else float(np.mean(known.given != known.truth))
-
-    @property
-    def paired(self) -> bool:
-        """Whether the given labels of clean examples are known, of some at least."""
-        return bool((self.clean.given != UNKNOWN).any())
-
-    def clean_labels_spent(self, *, trained_on: bool) -> int:
-        """Trusted labels that a run uses for anything but the test.
-
-        Args:
-          trained_on: whether its method trains on the clean set.
-        """
-        validation = 0 if self.validation is None else len(self.validation)
-        return validation + (len(self.clean) if trained_on else 0)
-
-    def trained_on(self, name: str) -> tuple[Subset, np.ndarray]:
-        """The set `noisy` or `clean`, and its labels as training sees them."""
-        return (self.noisy, self.noisy.given) if name == "noisy" else (self.clean, self.clean.truth)
-
-    def fingerprint(self) -> str:
-        """Differs where a run on the data would; a checkpoint remembers it."""
-        texts = [self.noisy.fingerprint(), self.clean.fingerprint(), *self.class_names]
-        return hashlib.blake2b("\n".join(texts).encode(), digest_size=8).hexdigest()
 
 
 def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = None) -> Dataset:
@@ -119,18 +42,18 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
     """
     c = config.dataset
     if c.name == "digits":
-        return corrupted(benchmarks.digits(), config)
+        return corrupted(images.digits(), config)
     tokenizer = c.tokenizer or config.model.bert.checkpoint
     tokens = text_files.Settings(tokenizer, c.max_length, c.cache_dir, encode)
-    if c.name in text_files.LAYOUTS:
-        benchmark = text_files.published(
+    if c.name in texts.LAYOUTS:
+        benchmark = texts.published(
             c.name, c.data_dir, tokens, tfds_name=c.tfds_name, download=c.download
         )
         return corrupted(benchmark, config)
     if c.name == "clothing1m":
         return _clothing1m(c.data_dir, image_options(config), paired=c.paired)
     if c.name not in _OWN:
-        return corrupted(benchmarks.cifar(c.name, c.data_dir, download=c.download), config)
+        return corrupted(images.cifar(c.name, c.data_dir, download=c.download), config)
     files, checked = (c.data, c.noisy, c.clean, c.test), _listed(c.checked)
     names = ["data", "noisy", "clean", "test", *("checked" for _ in checked)]
     stamps = tuple(

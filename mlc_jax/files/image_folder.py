@@ -9,15 +9,23 @@ import numpy as np
 from absl import logging
 
 from mlc_jax import paths
-from mlc_jax.data.benchmarks import Benchmark
-from mlc_jax.data.label_columns import NAMES, LabelColumns, read_checks
-from mlc_jax.data.own import FIELD, LabelledFile, Labels, OwnData, combine
-from mlc_jax.data.packed import Packed, is_packed, local_directory
-from mlc_jax.data.picture_check import ENDINGS, check_pictures, pictures_below
-from mlc_jax.data.pictures import PREPARE, Files, Geometry, Pictures, Store
+from mlc_jax.data.dataset import Benchmark
 from mlc_jax.data.prepare import Normalize
-from mlc_jax.data.tables import Table
 from mlc_jax.errors import InputError
+from mlc_jax.files.label_columns import NAMES, LabelColumns, read_checks
+from mlc_jax.files.own import FIELD, LabelledFile, Labels, OwnData, combine
+from mlc_jax.files.packed import Packed, is_packed, local_directory
+from mlc_jax.files.pictures import (
+    ENDINGS,
+    PREPARE,
+    Files,
+    Geometry,
+    Pictures,
+    Store,
+    check_pictures,
+    pictures_below,
+)
+from mlc_jax.files.tables import Table
 
 _NAMED = 5  # Bad files in a message.
 

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlc_jax.api import Result
-from mlc_jax.data import Source, arrays
-from mlc_jax.data.table_files import TableSource
-from mlc_jax.data.tables import Table
+from mlc_jax.data import Source
 from mlc_jax.errors import InputError
 from mlc_jax.examples import create_source
+from mlc_jax.files import arrays
+from mlc_jax.files.table_files import TableSource
+from mlc_jax.files.tables import Table
 
 CHUNK = 8_192  # Examples that are in memory at once.
 

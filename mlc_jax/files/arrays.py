@@ -6,13 +6,13 @@ import numpy as np
 from absl import logging
 
 from mlc_jax import paths
-from mlc_jax.data.benchmarks import Benchmark
-from mlc_jax.data.label_columns import NAMES, LabelColumns, read_checks
-from mlc_jax.data.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile, Labels, OwnData, combine
+from mlc_jax.data.dataset import Benchmark
 from mlc_jax.data.prepare import Normalize, blocks, extremes, standardize
 from mlc_jax.data.source import UNKNOWN, ArraySource, IndexedSource, Subset
-from mlc_jax.data.tables import ENDINGS, Table
 from mlc_jax.errors import InputError
+from mlc_jax.files.label_columns import NAMES, LabelColumns, read_checks
+from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile, Labels, OwnData, combine
+from mlc_jax.files.tables import ENDINGS, Table
 
 _COLUMNS = ("labels", "checked_labels", "given_labels", "ids", "splits")
 

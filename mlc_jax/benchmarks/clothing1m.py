@@ -16,12 +16,12 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from absl import logging
 
-from mlc_jax.data.image_folder import Options, kept, open_store
-from mlc_jax.data.own import FIELD
-from mlc_jax.data.packed import local_directory
-from mlc_jax.data.pictures import Pictures
 from mlc_jax.data.source import UNKNOWN, Source, Subset
 from mlc_jax.errors import InputError
+from mlc_jax.files.image_folder import Options, kept, open_store
+from mlc_jax.files.own import FIELD
+from mlc_jax.files.packed import local_directory
+from mlc_jax.files.pictures import Pictures
 
 CLASS_NAMES = (
     "T-shirt", "Shirt", "Knitwear", "Chiffon", "Sweater", "Hoodie", "Windbreaker", "Jacket",

@@ -11,20 +11,20 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mlc_jax import paths
-from mlc_jax.data import Dataset
+from mlc_jax.data.dataset import Dataset
 from mlc_jax.data.source import ArraySource, Source
-from mlc_jax.data.tokens import Texts, Tokenizer, TokenSource, create_source
-from mlc_jax.errors import InputError, expect
-from mlc_jax.methods import Method
-from mlc_jax.models.bert import Bert, BertConfig
-from mlc_jax.models.bert_checkpoint import copy_checkpoint
-from mlc_jax.training.frozen import (
+from mlc_jax.encoders.frozen import (
     EncodedSource,
     FrozenEncoder,
     FrozenLayers,
     StatesSource,
     check_tokens,
 )
+from mlc_jax.errors import InputError, expect
+from mlc_jax.files.tokens import Texts, Tokenizer, TokenSource, create_source
+from mlc_jax.methods import Method
+from mlc_jax.models.bert import Bert, BertConfig
+from mlc_jax.models.bert_checkpoint import copy_checkpoint
 
 FOLDER = "encoder"  # In a workdir: what it takes to read texts later.
 

@@ -10,7 +10,7 @@ from etils import epath
 
 from mlc_jax import paths
 from mlc_jax.errors import InputError
-from mlc_jax.training.lease import Lease
+from mlc_jax.workdir.lease import Lease
 
 LOCK_FILE = ".lock"
 CONFIG_FILE = "config.json"  # What the run is; written when it starts.

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from absl import logging
 
-from mlc_jax.data.benchmarks import Benchmark
-from mlc_jax.data.columns import Columns
+from mlc_jax.data.dataset import Benchmark
 from mlc_jax.data.source import UNKNOWN, Source, Subset
 from mlc_jax.errors import InputError
+from mlc_jax.files.columns import Columns
 
 FIELD = "config.dataset."  # Of the settings that name files.
 SPLITS = ("", "train", "test", "validation")  # What a row may say of itself.

@@ -11,11 +11,11 @@ import numpy as np
 from etils import epath
 
 from mlc_jax import paths
-from mlc_jax.data import Dataset
-from mlc_jax.data.label_columns import for_spreadsheet
+from mlc_jax.data.dataset import Dataset
 from mlc_jax.data.show import show
 from mlc_jax.data.source import UNKNOWN, Subset
-from mlc_jax.training import page, plots
+from mlc_jax.files.label_columns import for_spreadsheet
+from mlc_jax.report import page, plots
 from mlc_jax.training.evaluate import Prediction, selected
 from mlc_jax.training.metrics import read_metrics
 from mlc_jax.training.run import Run

@@ -1,6 +1,6 @@
 """Packs a directory of pictures into ArrayRecord shards, for disks that hate small files.
 
-    python -m mlc_jax.data.pack --input=clothing1m --output=packed
+    python -m mlc_jax.files.pack --input=clothing1m --output=packed
     python -m mlc_jax.main --config=configs/clothing1m.py --config.dataset.data_dir=packed ...
 
 Pictures are decoded, their shorter side is resized to --size (larger ones only), and they are
@@ -13,7 +13,7 @@ packed.json, and are then refused or left out as files would be.
 from absl import flags, logging
 
 from mlc_jax import command_line
-from mlc_jax.data.packed import pack
+from mlc_jax.files.packed import pack
 
 _INPUT = flags.DEFINE_string("input", "", "Directory of pictures, at any depth.")
 _OUTPUT = flags.DEFINE_string("output", "", "Directory for the shards; made if need be.")

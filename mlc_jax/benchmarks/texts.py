@@ -1,21 +1,21 @@
-"""Texts: the benchmarks of Zhang, Zhao and LeCun (2015), as published, and files of one's own."""
+"""The text benchmarks of Zhang, Zhao and LeCun (2015), as published."""
 
 import functools
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mlc_jax import paths
 from mlc_jax.core import identity
-from mlc_jax.data.benchmarks import Benchmark, read_columns, read_tfds
-from mlc_jax.data.label_columns import NAMES, LabelColumns, read_checks
-from mlc_jax.data.own import FIELD, LabelledFile, OwnData, combine
-from mlc_jax.data.source import Source
-from mlc_jax.data.tables import Table
-from mlc_jax.data.tokens import Texts, Tokenizer, TokenSource, create_source
+from mlc_jax.data.dataset import Benchmark
+from mlc_jax.data.tfds import read_columns, read_tfds
 from mlc_jax.errors import InputError
+from mlc_jax.files.own import FIELD
+from mlc_jax.files.tables import Table
+from mlc_jax.files.text_files import Settings
+from mlc_jax.files.tokens import Texts
 
 _STARS = ("1 star", "2 stars", "3 stars", "4 stars", "5 stars")
 # The README of the published files knows \n alone; reviews have \" as well. In AG News no backslash
@@ -60,64 +60,6 @@ LAYOUTS = {
         _ESCAPES,
     ),
 }  # fmt: skip
-
-
-class Settings(NamedTuple):
-    """How texts become tokens, see `tokens.create_source`, and what is trained on in their place.
-
-    Attributes:
-      encode: from a source of tokens to the one that is read.
-    """
-
-    tokenizer: str
-    max_length: int
-    cache_dir: str | None
-    encode: Callable[[TokenSource], Source] | None = None
-
-    def source_maker(self) -> Callable[..., Source]:
-        """(texts, ids or id_format) -> what is read; the tokenizer is loaded at once."""
-        tokenizer = Tokenizer.load(self.tokenizer)
-
-        def make(texts: Texts, **names: Any) -> Source:
-            source = create_source(
-                texts, tokenizer, max_length=self.max_length, cache_dir=self.cache_dir, **names
-            )
-            return source if self.encode is None else self.encode(source)
-
-        return make
-
-
-def load(
-    data: str | None,
-    noisy: str | None,
-    clean: str | None,
-    test: str | None,
-    settings: Settings,
-    checked: Sequence[str] = (),
-) -> OwnData | Benchmark:
-    """Reads one file, or two, and maybe one to judge by; `.csv`, `.jsonl` or `.parquet`.
-
-    Args:
-      data: columns `text`, `label` as given, `checked_label` (empty where nobody looked), and maybe
-        `id` and `split` (`test` for rows that only judge). Without `checked_label` all labels
-        count as true, and the file is a benchmark.
-      noisy, clean: in place of `data`: `text` and `label`; the clean file's are the true ones, and
-        its `given_label`, if there, the old ones.
-      test: `text` and true `label`.
-      settings: see `Settings`.
-      checked: see `read_checks`.
-
-    Raises:
-      InputError: a file that cannot be read, or labels that do not fit together.
-    """
-    make_source = settings.source_maker()
-    files = {
-        name: _read_own(Table(FIELD + name, path), make_source)
-        for name, path in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
-        if path
-    }
-    checks = read_checks(checked, files["data"]) if checked else None
-    return combine(files, identity, checks=checks)
 
 
 @functools.lru_cache(maxsize=1)  # Runs of one process share their labels and caches.
@@ -229,21 +171,3 @@ def _joined(parts: list[str | None], layout: Layout) -> str:
     for written, meant in layout.escapes:
         text = text.replace(written, meant)
     return text
-
-
-def _read_own(table: Table, make_source: Callable[..., Source]) -> LabelledFile:
-    """Keeps labels and ids, and where the rows stand; texts are read again when they are needed."""
-    columns = LabelColumns(table)
-
-    def texts_with_labels() -> Iterator[str]:
-        for line, (text, *values) in table.rows(["text", "label"], NAMES[1:]):
-            if not text or text.isspace():
-                table.fail("text is empty, expected a text in each row", line)
-            columns.add(line, values)
-            yield text
-
-    def read() -> Iterator[str]:
-        return (text or "" for _, (text,) in table.rows(["text"]))
-
-    texts = Texts.scan(read, texts_with_labels())
-    return columns.finish(lambda ids: make_source(texts, ids=ids))

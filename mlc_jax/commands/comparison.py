@@ -11,12 +11,14 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mlc_jax import config as settings
+from mlc_jax.commands import train
 from mlc_jax.data.loader import batches_of
 from mlc_jax.errors import NonFiniteLossError
-from mlc_jax.training import checkpoint, report, train
+from mlc_jax.report import report
 from mlc_jax.training.loop import create_train_step
 from mlc_jax.training.run import Run, build_run, initial_state
-from mlc_jax.training.workdir import locked_workdir
+from mlc_jax.workdir import checkpoint
+from mlc_jax.workdir.workdir import locked_workdir
 
 FOLDER = "compare"  # In a workdir: those of the others, by method.
 RIVALS = ("cross_entropy", "clean_only")

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mlc_jax.data.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile, Labels
 from mlc_jax.data.source import UNKNOWN, Source
-from mlc_jax.data.tables import Table
+from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile, Labels
+from mlc_jax.files.tables import Table
 
 # Beside `label`, which each file has. All other columns are inputs, or nobody's business.
 OPTIONAL = ("checked_label", "given_label", "id", "split")

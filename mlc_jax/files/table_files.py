@@ -8,13 +8,13 @@ import numpy as np
 from absl import logging
 
 from mlc_jax.core import identity
-from mlc_jax.data.arrays import scale
-from mlc_jax.data.benchmarks import Benchmark
-from mlc_jax.data.columns import Columns, Survey, survey
-from mlc_jax.data.label_columns import NAMES, LabelColumns, read_checks
-from mlc_jax.data.own import FIELD, LabelledFile, Labels, OwnData, combine
+from mlc_jax.data.dataset import Benchmark
 from mlc_jax.data.source import UNKNOWN, ArraySource, Source
-from mlc_jax.data.tables import Table
+from mlc_jax.files.arrays import scale
+from mlc_jax.files.columns import Columns, Survey, survey
+from mlc_jax.files.label_columns import NAMES, LabelColumns, read_checks
+from mlc_jax.files.own import FIELD, LabelledFile, Labels, OwnData, combine
+from mlc_jax.files.tables import Table
 
 # A column is held to determine the label if chance would do so more seldom than that.
 _CHANCE = 1e-6

@@ -20,7 +20,7 @@ from mlc_jax import paths
 from mlc_jax.config import flatten
 from mlc_jax.core import TrainState
 from mlc_jax.errors import CheckpointError, Lost
-from mlc_jax.training.workdir import check_held
+from mlc_jax.workdir.workdir import check_held
 
 DIRECTORY = "checkpoints"
 CHECKSUMS = "checksums"  # Their place in what is saved of the progress.

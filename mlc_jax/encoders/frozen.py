@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from mlc_jax import paths
 from mlc_jax.data.source import ArraySource, IndexedSource, read_rows
-from mlc_jax.data.tokens import CACHE_DIR, TokenSource
 from mlc_jax.errors import InputError, expect
+from mlc_jax.files.tokens import CACHE_DIR, TokenSource
 from mlc_jax.models.bert import Bert, BertConfig
 from mlc_jax.models.bert_checkpoint import bert_params, load_bert
 

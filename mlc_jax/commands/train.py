@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,16 +10,14 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mlc_jax import config as settings
-from mlc_jax.core import TrainState
-from mlc_jax.data.datasets import is_scaled
+from mlc_jax.benchmarks.datasets import is_scaled
+from mlc_jax.encoders import encoding
 from mlc_jax.errors import InputError, NonFiniteLossError
-from mlc_jax.training import checkpoint, encoding, report, stack
+from mlc_jax.report import report
 from mlc_jax.training.evaluate import Prediction
-from mlc_jax.training.loop import Loop
-from mlc_jax.training.preemption import PreemptionFlag, sigterm_noticed
-from mlc_jax.training.recorder import Recorder
-from mlc_jax.training.run import Run, build_run, check_memory, create_init, restore_or_init
-from mlc_jax.training.workdir import locked_workdir
+from mlc_jax.training.loop import train_runs
+from mlc_jax.training.run import Run, build_run
+from mlc_jax.workdir.workdir import locked_workdir
 
 # Settings in which runs of one program may differ: they change numbers, but no shapes.
 STACKED_FIELDS = ("seed", "dataset.split_seed", "noise")
@@ -132,55 +130,6 @@ def train_one(
         return recorder.failure
     results = report.write(run, recorder.progress, of_noisy, workdir)
     return Finished(results | {"workdir": str(workdir)}, of_noisy)
-
-
-def train_runs(
-    runs: Sequence[Run],
-    workdirs: Sequence[epath.Path | None],
-    *,
-    formerly: Mapping[str, Any],
-    show_progress: bool,
-) -> tuple[list[Recorder], TrainState | None, Sequence[Prediction | None]]:
-    """Trains runs of one shape to their end, from where their workdirs stand.
-
-    Args:
-      runs: what is trained.
-      workdirs: locked; None keeps a run in memory.
-      formerly: see `config.formerly`.
-      show_progress: whether process 0 draws a progress bar.
-
-    Returns:
-      One recorder for each run; the stacked state, of the last step or the best one, None if all
-      diverged; and what each run says of the noisy examples that it exports.
-    """
-    check_memory(runs[0], len(runs))
-    with contextlib.ExitStack() as contexts:
-        saves = any(path is not None for path in workdirs)
-        preempted = contexts.enter_context(sigterm_noticed()) if saves else PreemptionFlag()
-        init, recorders, states = create_init(runs[0]), [], []
-        for run, path in zip(runs, workdirs, strict=True):
-            checkpointer = None
-            if path is not None:
-                keep = run.settings.checkpoints_to_keep
-                checkpointer = checkpoint.Checkpointer(path, stack.replicated(), keep=keep)
-                contexts.callback(checkpointer.close)
-            state, progress = restore_or_init(run, init, checkpointer, formerly)
-            recorders.append(Recorder(run, progress, path, checkpointer))
-            states.append(state)
-        if len({int(state.step) for state in states}) > 1:
-            raise InputError(
-                "runs of one program stand at different steps: " + ", ".join(map(str, workdirs))
-            )
-        loop = Loop(recorders, preempted, show_progress)
-        try:
-            state = loop.run(stack.join_states(states))
-        except NonFiniteLossError:  # Of the last: no other is left.
-            return recorders, None, [None] * len(runs)
-        if runs[0].settings.best != "last":
-            states = stack.split(state, len(runs))
-            pairs = zip(recorders, states, strict=True)
-            state = stack.join_states([recorder.final(last) for recorder, last in pairs])
-        return recorders, state, loop.correct_labels(state)
 
 
 def stack_key(config: ConfigDict) -> str:

@@ -4,7 +4,7 @@
     DIR/names.npy                    bytes [N], sorted
     DIR/pictures-00000.array_record  the first pictures, in the order of names
 
-`python -m mlc_jax.data.pack` writes them.
+`python -m mlc_jax.files.pack` writes them.
 """
 
 import functools
@@ -23,8 +23,8 @@ from etils import epath
 from tqdm import tqdm
 
 from mlc_jax import paths
-from mlc_jax.data.picture_check import pictures_below
 from mlc_jax.errors import InputError
+from mlc_jax.files.pictures import pictures_below
 
 INFO_FILE, NAMES_FILE = "packed.json", "names.npy"
 # For random access, and for no threads and buffers of each of a hundred open shards.
@@ -53,7 +53,7 @@ def local_directory(field: str, path: str) -> str:
         if not is_packed(path):
             raise InputError(
                 f"{field}: {path!r} holds no packed pictures; expected, in a bucket, what "
-                "mlc_jax.data.pack writes"
+                "mlc_jax.files.pack writes"
             )
     return str(paths.local(path, field))
 
@@ -87,7 +87,7 @@ class Packed:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{field}: {str(root)!r} is no whole set of packed pictures ({error}); expected "
-                "what mlc_jax.data.pack writes"
+                "what mlc_jax.files.pack writes"
             ) from error
         self.names = every if names is None else names
         places = np.searchsorted(every, self.names)
@@ -253,8 +253,7 @@ def _smaller(path: pathlib.Path, size: int, quality: int) -> tuple[bytes, str]:
     """A picture's JPEG, or what is wrong with it."""
     import tensorflow as tf
 
-    from mlc_jax.data.picture_check import problem_of
-    from mlc_jax.data.pictures import decode, to_uint8
+    from mlc_jax.files.pictures import decode, problem_of, to_uint8
 
     problem = problem_of(os.fsencode(path))
     if problem:

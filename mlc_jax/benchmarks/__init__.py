@@ -1,0 +1,1 @@
+"""What is published: digits, CIFAR, texts, Clothing1M; splits, and noise on their labels."""

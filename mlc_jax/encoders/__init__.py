@@ -1,0 +1,1 @@
+"""From texts as a user has them to what a classifier reads."""

@@ -1,0 +1,1 @@
+"""What people bring: tables, arrays, texts and pictures, with their labels."""
