@@ -6,10 +6,10 @@ Parts, each with a table (CSV and Markdown) and a picture in DIR; the first thre
 
     agreement   cosine with the exact k-step meta-gradient, and norm over its norm, on the same
                 windows: at three points of one real run, at low and at high noise
-    cost        time, compilation, memory and FLOPs beside plain steps (`experiments.benchmark`)
+    cost        time, compilation, memory and FLOPs beside plain steps (`speed.benchmark`)
     accuracy    what training with each of them ends at, over seeds
     lookahead   what looking ahead is worth, and exactness, where the LCN learns as often
-                (`experiments.lookahead`): `--parts=lookahead --batch_runs=25` took an hour
+                (`experiments.meta.lookahead`): `--parts=lookahead --batch_runs=25` took an hour
 
 Everything is written as soon as it is measured (`cost.jsonl` after every k, `agreement.jsonl` after
 every k and noise level, `runs/` after every run), and the same command measures what is missing.
@@ -35,8 +35,9 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from experiments import costs, lookahead, programs, runs
-from experiments.meta_gradient_plots import (
+from experiments import runs
+from experiments.meta import lookahead
+from experiments.meta.meta_gradient_plots import (
     Rows,
     plot_accuracy,
     plot_agreement,
@@ -44,6 +45,7 @@ from experiments.meta_gradient_plots import (
     plot_lookahead,
 )
 from experiments.records import Records, Row, clear_programs, flat_settings
+from experiments.speed import costs, programs
 from experiments.tables import to_csv, to_markdown, values, where
 from mlc_jax import command_line
 from mlc_jax.config import validate

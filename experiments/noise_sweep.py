@@ -5,7 +5,7 @@
 
 Every run has a workdir of its own, DIR/<noise>/<level>/<method>/seed<n>; one that is finished is
 not run again, one that was interrupted goes on. In DIR: `runs.csv`, `sweep.csv`, `sweep.md` and
-`sweep.png` (`experiments.noise_tables`).
+`sweep.png` (`experiments.paper.noise_tables`).
 
 --batch_runs=N trains up to N runs of a method, which differ in seed and noise alone, as one
 program: many times faster for small models. Each is the run that it would be alone, rounding aside.
@@ -17,7 +17,8 @@ a job array); --collect then makes the tables (`experiments.shards`).
 from absl import flags, logging
 from ml_collections import config_flags
 
-from experiments import noise_grid, noise_tables, shards
+from experiments import shards
+from experiments.paper import noise_grid, noise_tables
 from mlc_jax import command_line, paths
 from mlc_jax.config import METHODS, NOISE_TYPES
 

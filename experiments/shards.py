@@ -18,7 +18,8 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from experiments import noise_grid, runs
+from experiments import runs
+from experiments.paper import noise_grid
 from experiments.records import Row
 from mlc_jax import paths
 from mlc_jax.config import flatten, formerly

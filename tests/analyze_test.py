@@ -11,7 +11,7 @@ from mlc_jax.errors import InputError
 from mlc_jax.report import report
 from mlc_jax.workdir.workdir import CONFIG_FILE, DATASET_FILE
 
-PROGRAM = "experiments.analyze"
+PROGRAM = "experiments.paper.analyze"
 PICTURES = ("heat_maps.png", "label_quality.png", "dynamics.png")
 
 

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 def test_tables(run_program, tiny_flags, tmp_path):
     flags = tiny_flags(**{"meta_optimizer.name": "amsgrad"})
     code, out, err = run_program(
-        "experiments.benchmark",
+        "experiments.speed.benchmark",
         *(flag for flag in flags if flag != "--noprogress"),
         f"--workdir={tmp_path}",
         "--num_inner_steps=1",
@@ -44,7 +44,7 @@ def test_tables(run_program, tiny_flags, tmp_path):
 def test_bad_flags_get_one_line_and_leave_nothing_behind(flag, message, run_program, tmp_path):
     workdir = tmp_path / "out"
     code, _, err = run_program(
-        "experiments.benchmark", "--config=configs/digits.py", f"--workdir={workdir}", flag
+        "experiments.speed.benchmark", "--config=configs/digits.py", f"--workdir={workdir}", flag
     )
     assert code == 2
     assert err.startswith(f"error: {message}")
@@ -56,7 +56,7 @@ def test_without_tensorflow_all_but_the_wait_for_data_is_measured(tiny_flags, tm
     code = (
         "import runpy, sys\n"
         "sys.modules['tensorflow'] = None\n"
-        "runpy.run_module('experiments.benchmark', run_name='__main__', alter_sys=True)\n"
+        "runpy.run_module('experiments.speed.benchmark', run_name='__main__', alter_sys=True)\n"
     )
     flags = [flag for flag in tiny_flags() if flag != "--noprogress"]
     flags += [f"--workdir={tmp_path}", "--num_inner_steps=1", "--estimators=one_step"]
@@ -68,7 +68,7 @@ def test_without_tensorflow_all_but_the_wait_for_data_is_measured(tiny_flags, tm
 
 
 def test_wait_for_data(load_program, tiny_config):
-    share = load_program("experiments.benchmark").data_wait_share(
+    share = load_program("experiments.speed.benchmark").data_wait_share(
         tiny_config(**{"meta_optimizer.name": "amsgrad"}), num_windows=3
     )
     assert 0 <= share <= 1

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from experiments import costs, lookahead, programs
+from experiments.meta import lookahead
 from experiments.records import Records
+from experiments.speed import costs, programs
 
 pytestmark = pytest.mark.slow
 

@@ -18,8 +18,8 @@ import optax
 import pytest
 
 from configs import ag_news
-from experiments import costs, programs
-from experiments.programs import Memory
+from experiments.speed import costs, programs
+from experiments.speed.programs import Memory
 from mlc_jax.core import BACKWARDS
 
 pytestmark = pytest.mark.slow
@@ -374,8 +374,8 @@ def test_published_texts_need_no_files(tiny_bert):
 
 def test_tensorflow_is_not_imported():
     code = (
-        "import sys; from configs import cifar10, digits; import experiments.costs\n"
-        "from experiments import programs\n"
+        "import sys; from configs import cifar10, digits; import experiments.speed.costs\n"
+        "from experiments.speed import programs\n"
         "for module in (cifar10, digits): programs.load_pool(module.get_config())\n"
         "sys.exit('tensorflow' in sys.modules)"
     )

@@ -163,7 +163,7 @@ def test_the_benchmark_of_lengths(fields, tmp_path, run_program, standard_promot
     settings = fields | {"method": "clean_only", "noisy_batch_size": 8, "clean_batch_size": 16}
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     code, out, err = run_program(
-        "experiments.length_benchmark", f"--config={ROOT / 'configs' / 'text.py'}:finetuned",
+        "experiments.speed.length_benchmark", f"--config={ROOT / 'configs' / 'text.py'}:finetuned",
         *flags, "--length_buckets=1,2", "--rounds=1", f"--workdir={tmp_path / 'out'}",
     )  # fmt: skip
     assert code == 0, err

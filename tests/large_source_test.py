@@ -115,7 +115,7 @@ def test_a_million_paths_cost_an_index_and_not_their_pixels(folder, tmp_path, re
 @pytest.mark.slow
 def test_the_benchmark_holds_the_loader_against_bare_tf_data(tmp_path):
     root = pathlib.Path(__file__).parents[1]
-    command = [sys.executable, "-m", "experiments.loader_benchmark", f"--workdir={tmp_path}"]
+    command = [sys.executable, "-m", "experiments.speed.loader_benchmark", f"--workdir={tmp_path}"]
     settings = ["--image_size=32", "--num_files=96", "--batches=2", "--rounds=2"]
     result = subprocess.run([*command, *settings], capture_output=True, text=True, cwd=root)
     assert result.returncode == 0, result.stderr

@@ -7,7 +7,7 @@ import statistics
 import jax
 import pytest
 
-from experiments import noise_grid, noise_tables
+from experiments.paper import noise_grid, noise_tables
 from mlc_jax.errors import InputError
 
 PROGRAM = "experiments.noise_sweep"

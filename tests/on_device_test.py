@@ -13,12 +13,12 @@ from mlc_jax.errors import InputError
 
 @pytest.fixture
 def on_device(load_program):
-    return load_program("experiments.on_device")
+    return load_program("experiments.speed.on_device")
 
 
 @pytest.fixture
 def device_benchmark(load_program):
-    return load_program("experiments.device_benchmark")
+    return load_program("experiments.speed.device_benchmark")
 
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")  # For optax's Adam.
@@ -97,7 +97,7 @@ def test_crops_are_pieces_of_the_padded_image(on_device):
 
 def test_rows_are_written(on_device, run_program, tiny_flags, tmp_path):
     flags = [flag for flag in tiny_flags() if flag != "--noprogress"]
-    code, _, err = run_program("experiments.on_device", *flags, f"--workdir={tmp_path}")
+    code, _, err = run_program("experiments.speed.on_device", *flags, f"--workdir={tmp_path}")
     assert code == 0, err
     rows = [json.loads(line) for line in (tmp_path / "on_device.jsonl").read_text().splitlines()]
     assert {"step", "epoch", "loss", "ms_per_step", "test_accuracy"} <= rows[-1].keys()
@@ -105,7 +105,7 @@ def test_rows_are_written(on_device, run_program, tiny_flags, tmp_path):
 
 def test_the_benchmark_of_devices_wants_one(run_program, tmp_path):
     code, _, err = run_program(
-        "experiments.device_benchmark", f"--workdir={tmp_path}", required=["workdir"]
+        "experiments.speed.device_benchmark", f"--workdir={tmp_path}", required=["workdir"]
     )
     assert code == 2
     assert "error: --parts: got the CPU, expected an accelerator" in err

@@ -7,7 +7,7 @@ import clothing1m_replica
 import pytest
 
 from configs import clothing1m, digits
-from experiments import paper_tables
+from experiments.paper import paper_tables
 from mlc_jax.config import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def test_published_methods_are_ours():
 
 @pytest.fixture
 def of_replica(tmp_path):
-    """Arguments of `experiments.table3`."""
+    """Arguments of `experiments.paper.table3`."""
     clothing1m_replica.build(tmp_path / "data")
     fields = SMALL | {"dataset.cache_dir": tmp_path / "cache"}
     return [
@@ -70,10 +70,12 @@ def of_replica(tmp_path):
 
 def test_table_3(run_program, of_replica, tmp_path, standard_promotion, monkeypatch):
     arguments, required = [*of_replica, "--methods=glc,mlc"], ["data", "workdir"]
-    code, out, err = run_program("experiments.table3", *arguments, "--cost_only", required=required)
+    code, out, err = run_program(
+        "experiments.paper.table3", *arguments, "--cost_only", required=required
+    )
     assert code == 0, err
     assert "| glc | 1 | 20 |" in out and not (tmp_path / "run").exists()
-    code, out, err = run_program("experiments.table3", *arguments, required=required)
+    code, out, err = run_program("experiments.paper.table3", *arguments, required=required)
     assert code == 0, err
     text = (tmp_path / "run" / "table3.md").read_text()
     assert text in out and "| glc | 73.69 |" in text and "| mlc | 75.78 |" in text
@@ -84,10 +86,10 @@ def test_table_3(run_program, of_replica, tmp_path, standard_promotion, monkeypa
     from mlc_jax.commands import train
 
     monkeypatch.setattr(train, "train_together", None)
-    code, out, _ = run_program("experiments.table3", *arguments, required=required)
+    code, out, _ = run_program("experiments.paper.table3", *arguments, required=required)
     assert code == 0 and text in out
     code, _, err = run_program(
-        "experiments.table3", *arguments, "--data=nowhere", required=required
+        "experiments.paper.table3", *arguments, "--data=nowhere", required=required
     )
     assert code == 2 and "--data: 'nowhere/noisy_train_key_list.txt' cannot be read" in err
 
@@ -97,11 +99,13 @@ def test_all_of_table_3_by_two_workers(run_program, of_replica, tmp_path, standa
     required = ["data", "workdir"]
     for worker in range(2):
         code, out, err = run_program(
-            "experiments.table3", *of_replica, f"--shard={worker}/2", required=required
+            "experiments.paper.table3", *of_replica, f"--shard={worker}/2", required=required
         )
         assert code == 0 and f"Shard {worker} of 2: 4 of 8 runs." in out, err
         assert not (tmp_path / "run" / "table3.md").exists()
-    code, out, err = run_program("experiments.table3", *of_replica, "--collect", required=required)
+    code, out, err = run_program(
+        "experiments.paper.table3", *of_replica, "--collect", required=required
+    )
     assert code == 0 and "not finished" not in out, err
     rows = list(csv.DictReader((tmp_path / "run" / "table3.csv").open()))
     methods = ["cross_entropy", "clean_only", *paper_tables.TABLE3]
@@ -120,7 +124,7 @@ def test_table_2(run_program, tmp_path, standard_promotion):
         *(f"--override={setting}" for setting in settings),
     ]  # fmt: skip
     required = ["data", "workdir"]
-    code, out, err = run_program("experiments.table2", *arguments, required=required)
+    code, out, err = run_program("experiments.paper.table2", *arguments, required=required)
     assert code == 0, err
     assert "| mlc | 4 | 10 |" in out  # Two kinds of noise at two levels.
     text = (tmp_path / "table2.md").read_text()
@@ -133,7 +137,7 @@ def test_table_2(run_program, tmp_path, standard_promotion):
         ("--override=num_epoch=3", "--override: got 'num_epoch=3', expected FIELD=VALUE"),
         ("--override=num_epochs=many", "--override: got 'num_epochs=many'"),
     ):
-        code, _, err = run_program("experiments.table2", *arguments, bad, required=required)
+        code, _, err = run_program("experiments.paper.table2", *arguments, bad, required=required)
         assert code == 2 and message in err
 
 
@@ -150,7 +154,7 @@ def test_texts_and_images_have_their_costs(run_program, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(shape))
     for texts in ("finetuned", "frozen"):
         code, out, err = run_program(
-            "experiments.table2", "--data=ag_news:there,cifar10:there", "--cost_only",
+            "experiments.paper.table2", "--data=ag_news:there,cifar10:there", "--cost_only",
             f"--workdir={tmp_path}", f"--checkpoint={tmp_path}", f"--texts={texts}",
             required=["data", "workdir"],
         )  # fmt: skip

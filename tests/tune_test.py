@@ -11,7 +11,7 @@ from mlc_jax.config import METHODS, SETTINGS, validate
 from mlc_jax.errors import NonFiniteLossError
 from mlc_jax.report import report
 
-PROGRAM = "experiments.tune"
+PROGRAM = "experiments.paper.tune"
 TUNED = ("cross_entropy", "self_training")
 TINY = {"num_epochs": 1}
 ARGS = (

@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture
 def weak_labels(load_program):
-    return load_program("experiments.weak_labels")
+    return load_program("experiments.labels.weak_labels")
 
 
 def test_most_matches_win_and_nothing_is_drawn(weak_labels):

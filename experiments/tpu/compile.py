@@ -53,8 +53,8 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from experiments import programs
 from experiments.records import Records, Row, flat_settings
+from experiments.speed import programs
 from experiments.tables import to_csv
 from experiments.tables import to_markdown as markdown_table
 from experiments.tpu.collectives import collective_bytes

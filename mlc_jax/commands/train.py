@@ -54,7 +54,7 @@ def train_together(
     """Trains runs that differ in no more than `STACKED_FIELDS` as one program, by `jax.vmap`.
 
     Each is the run that it is alone, with a workdir, checkpoints and a report of its own (but for
-    the picture, which takes as long as the run: `experiments.analyze` draws it), and may be
+    the picture, which takes as long as the run: `experiments.paper.analyze` draws it), and may be
     finished alone; all must stand at the same step. One that diverges does not stop the others.
 
     Args:

@@ -1,6 +1,7 @@
 """Trains one run with its data on the device and many windows per call; needs no TensorFlow.
 
-    python -m experiments.on_device --config=configs/cifar10.py --images=cifar10.npz --workdir=DIR
+    python -m experiments.speed.on_device --config=configs/cifar10.py --images=cifar10.npz \
+        --workdir=DIR
 
 For accelerators that a small model leaves waiting: `mlc_jax.main` calls the device for every window
 and reads its batches with tf.data; here one call is a `lax.scan` over `--windows` of them, and the

@@ -1,6 +1,6 @@
 """The paper's Table 3: methods on Clothing1M, beside the published numbers.
 
-    python -m experiments.table3 --data=DIR --workdir=DIR2 \
+    python -m experiments.paper.table3 --data=DIR --workdir=DIR2 \
         --config.model.resnet50.checkpoint=resnet50.safetensors
 
 says first what it will cost, then trains the methods one after the other, in DIR2/<method>/seed<n>,
@@ -17,7 +17,8 @@ import sys
 from absl import flags, logging
 from ml_collections import config_flags
 
-from experiments import noise_grid, paper_tables, runs, shards
+from experiments import runs, shards
+from experiments.paper import noise_grid, paper_tables
 from experiments.tables import to_csv
 from mlc_jax import command_line, paths
 from mlc_jax.config import METHODS

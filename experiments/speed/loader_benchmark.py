@@ -1,6 +1,6 @@
 """How fast pictures are read, from files and packed, beside bare tf.data and torch's DataLoader.
 
-    python -m experiments.loader_benchmark --workdir=DIR --image_size=224 --rounds=5 \
+    python -m experiments.speed.loader_benchmark --workdir=DIR --image_size=224 --rounds=5 \
         --torch_python=PYTHON
 
 JPEG files of about 500 x 375 pixels are made of scikit-learn's two photographs. All sides decode

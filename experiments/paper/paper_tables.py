@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import programs, runs
+from experiments import runs
+from experiments.speed import programs
 from experiments.tables import to_markdown, where
 from mlc_jax import build
 from mlc_jax.methods import METHODS

@@ -1,6 +1,6 @@
 """What corrected labels are worth to another tool: scikit-learn and cleanlab, on the same digits.
 
-    python -m experiments.downstream --config=configs/digits.py --seeds=5 --workdir=DIR
+    python -m experiments.labels.downstream --config=configs/digits.py --seeds=5 --workdir=DIR
 
 For each seed, MLC corrects the given labels (a run in DIR/seed<n>, resumable). Then a logistic
 regression, which knows nothing of clean labels, learns

@@ -1,8 +1,9 @@
 """What steps cost on an accelerator, beside PyTorch's and the released code's; needs no TensorFlow.
 
-    python -m experiments.device_benchmark --workdir=DIR --parts=equality,lengths
-    python -m experiments.device_benchmark --workdir=DIR --parts=released --released_code=CLONE
-    python -m experiments.device_benchmark --workdir=DIR --parts=bert --config=...
+    python -m experiments.speed.device_benchmark --workdir=DIR --parts=equality,lengths
+    python -m experiments.speed.device_benchmark --workdir=DIR --parts=released \
+        --released_code=CLONE
+    python -m experiments.speed.device_benchmark --workdir=DIR --parts=bert --config=...
 
 Parts: `equality` holds every estimator on the accelerator against the CPU. `lengths` times exact
 windows of k steps for each way back, `windows` several windows per call, `stack` several runs as
@@ -30,8 +31,8 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from configs import cifar10, digits
-from experiments import programs, torch_steps
 from experiments.records import Records, Row, clear_programs
+from experiments.speed import programs, torch_steps
 from experiments.tables import to_csv
 from mlc_jax import command_line
 from mlc_jax.core import BACKWARDS, ESTIMATORS
@@ -57,7 +58,9 @@ def main() -> None:
     unknown = [part for part in _PARTS.value if part not in _MEASURES]
     expect(not unknown, "--parts", ",".join(unknown), f"some of {', '.join(_MEASURES)}")
     if jax.default_backend() == "cpu":
-        raise InputError("--parts: got the CPU, expected an accelerator; see experiments.benchmark")
+        raise InputError(
+            "--parts: got the CPU, expected an accelerator; see experiments.speed.benchmark"
+        )
     config = _CONFIG.value or cifar10.get_config()
     with locked_workdir(_WORKDIR.value) as workdir:
         records = Records(

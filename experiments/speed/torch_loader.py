@@ -1,4 +1,4 @@
-"""How fast torch's DataLoader reads the same files; run by `experiments.loader_benchmark`.
+"""How fast torch's DataLoader reads the same files; run by `experiments.speed.loader_benchmark`.
 
     PYTHON torch_loader.py '{"paths": [...], "size": 224, "batch_size": 96, "batches": 20, ...}'
 

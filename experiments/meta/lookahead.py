@@ -13,9 +13,10 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from experiments import costs, programs, runs
-from experiments.meta_gradient_plots import NOISE_NAMES
+from experiments import runs
+from experiments.meta.meta_gradient_plots import NOISE_NAMES
 from experiments.records import Row
+from experiments.speed import costs, programs
 from experiments.tables import to_markdown, values, where
 from mlc_jax.training.run import build_run
 

@@ -1,6 +1,6 @@
 """The paper's Table 2: mean accuracy over UNIF and FLIP at ten levels each, images and texts.
 
-    python -m experiments.table2 --data=cifar10:DIR,cifar100:DIR,ag_news:DIR2 --workdir=DIR3 \
+    python -m experiments.paper.table2 --data=cifar10:DIR,cifar100:DIR,ag_news:DIR2 --workdir=DIR3 \
         --checkpoint=bert-base-uncased --texts=finetuned
 
 says first what it will cost, then runs every dataset with its own config (configs/<name>.py), in
@@ -19,7 +19,8 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from experiments import noise_grid, noise_tables, paper_tables, shards
+from experiments import shards
+from experiments.paper import noise_grid, noise_tables, paper_tables
 from experiments.tables import to_csv
 from mlc_jax import command_line, paths
 from mlc_jax.config import METHODS, TEXT_BENCHMARKS

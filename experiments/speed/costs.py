@@ -22,7 +22,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments.programs import (
+from experiments.records import Records, clear_programs
+from experiments.speed.programs import (
     PLAIN,
     Memory,
     Program,
@@ -30,7 +31,6 @@ from experiments.programs import (
     settings,
     with_settings,
 )
-from experiments.records import Records, clear_programs
 from experiments.tables import to_markdown as markdown_table
 from mlc_jax import core
 

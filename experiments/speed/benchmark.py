@@ -1,9 +1,9 @@
 """What an MLC step costs beside a plain one: time, memory, FLOPs, and waiting for data.
 
-    python -m experiments.benchmark --config=configs/digits.py --workdir=DIR \
+    python -m experiments.speed.benchmark --config=configs/digits.py --workdir=DIR \
         --num_inner_steps=1,5 --estimators=exact,exact:store,approximate --repeats=10
 
-`experiments.programs` says what the steps are, `experiments.costs` what is measured: an MLC window
+`programs` says what the steps are, `costs` what is measured: an MLC window
 of k steps is held against a window of k plain ones. `exact:store` is exact with
 `meta_gradient.backward=store`; without a colon the config's is taken. Steps are timed in turn
 (plain, exact, approximate, plain, ...), so that whatever else the machine does weighs on all of
@@ -19,8 +19,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from experiments import costs, programs
 from experiments.records import Records, flat_settings
+from experiments.speed import costs, programs
 from experiments.tables import to_csv
 from mlc_jax import command_line
 from mlc_jax.config import validate

@@ -1,8 +1,8 @@
 """Fair tuning: every method gets the same number of trials, and is shown on fresh seeds.
 
-    python -m experiments.tune --config=configs/digits.py --config.dataset.validation_per_class=5 \
-        --methods=all --noise=uniform,flip --levels=0.2,0.6,0.8 --trials=8 --batch_runs=30 \
-        --workdir=DIR
+    python -m experiments.paper.tune --config=configs/digits.py \
+        --config.dataset.validation_per_class=5 --methods=all --noise=uniform,flip \
+        --levels=0.2,0.6,0.8 --trials=8 --batch_runs=30 --workdir=DIR
 
 A trial is one setting of a method, trained on all noise with --tuning_seeds seeds. The first one is
 the config as it is, the others are drawn from the method's space, `SPACES`: its learning rate and
@@ -16,7 +16,7 @@ diverge comes after all with which fewer do, whatever the others reach; its accu
 runs that end. What validates is counted among the clean labels spent.
 
 In DIR: `trials.csv`, a row per trial; `chosen.csv` and `chosen.md`, the setting of each method; of
-the final runs `runs.csv`, `sweep.csv`, `sweep.md`, `sweep.png` (`experiments.noise_tables`). Every
+the final runs `runs.csv`, `sweep.csv`, `sweep.md`, `sweep.png` (`noise_tables`). Every
 run has a workdir of its own, `<noise>/<level>/<method>/trial<n>/seed<n>` in DIR/tuning or
 DIR/final; one that is finished is not run again, one that was interrupted goes on, and one that
 diverged is tried again.
@@ -32,7 +32,8 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments import noise_grid, noise_tables, runs, tables
+from experiments import runs, tables
+from experiments.paper import noise_grid, noise_tables
 from experiments.records import Row, flat_settings
 from experiments.tables import to_csv, values, where
 from mlc_jax import command_line, paths

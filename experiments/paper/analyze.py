@@ -1,6 +1,6 @@
 """What a finished run made of its labels: the paper's figures 6 to 8, and a report on label errors.
 
-    python -m experiments.analyze --workdir=DIR
+    python -m experiments.paper.analyze --workdir=DIR
 
 DIR is the workdir of one run, of any method, or of `mlc_jax.fit`. In DIR/analysis:
 

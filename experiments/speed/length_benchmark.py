@@ -1,6 +1,6 @@
 """What batches of like length save: padding, steps and tokens per second, for texts.
 
-    python -m experiments.length_benchmark --config=configs/ag_news.py \
+    python -m experiments.speed.length_benchmark --config=configs/ag_news.py \
         --config.dataset.data_dir=DIR --config.model.bert.checkpoint=NAME --workdir=DIR \
         --num_inner_steps=1,5 --length_buckets=1,2,3
 

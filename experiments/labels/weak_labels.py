@@ -1,6 +1,6 @@
 """Labels that nobody gave: AG News by keyword rules, and by likeness to a sentence on each class.
 
-    python -m experiments.weak_labels --config=configs/ag_news.py:frozen \
+    python -m experiments.labels.weak_labels --config=configs/ag_news.py:frozen \
         --config.dataset.data_dir=DIR --config.model.bert.checkpoint=NAME --workdir=runs/weak
 
 writes `weak_labels.npz` with the arrays `keywords` and `zero_shot`, a label for each training text,
