@@ -33,6 +33,7 @@ def get_config(kind: str = "full") -> ConfigDict:
     config.main_optimizer.schedule = "cosine"
     config.meta_optimizer.learning_rate = 1e-3  # As for other own files.
     config = arrays.own(config)
+    config.method = "robust_mlc"  # cross_fit trains many classifiers of features, no network.
     if kind == "small":
         config.dataset.image_size = 64
         config.model.resnet50.depth = 26

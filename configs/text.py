@@ -28,8 +28,6 @@ def get_config(kind: str = "frozen") -> ConfigDict:
     config = _trained(config, kind)
     if kind == "frozen":
         return arrays.own(config)
-    config.compare = True
-    config.dataset.holdout_per_class = 5
     return config
 
 

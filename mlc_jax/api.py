@@ -236,7 +236,8 @@ def fit(
         assert state is not None and of_noisy is not None
         if path is not None:
             report.write(run, recorder.progress, of_noisy, path)
-        figures = report.summarize(run, recorder.progress, of_noisy.soft_labels)
+        found, of_noisy = report.judged(run, of_noisy)
+        figures = report.summarize(run, recorder.progress, of_noisy.soft_labels, found)
     classes = _classes(dataset)
     columns = report.label_columns(run.exported, of_noisy)
     return Result(

@@ -10,6 +10,7 @@ from mlc_jax.core import EstimatorSpec
 from mlc_jax.core.optimizers import OptimizerSpec
 from mlc_jax.errors import InputError, expect
 from mlc_jax.methods import METHODS, BilevelMethod, Method
+from mlc_jax.methods.cross_fit import CrossFit
 from mlc_jax.methods.mlc import MLC
 from mlc_jax.methods.types import TwoPhaseMethod
 from mlc_jax.models import MLP, Bert, LabelCorrectionNetwork, ResNet, ResNet50, WeightNet
@@ -118,6 +119,9 @@ def create_method(config: ConfigDict, num_classes: int, *, paired: bool = False)
             settings["pair_weight"] = pair_weight
         lcn["form"] = lcn["form"] or kind.default_form(paired=paired)
         settings["lcn"] = LabelCorrectionNetwork(num_classes, **lcn)
+    if kind is CrossFit:
+        sizes = tuple(settings.pop("hidden_sizes"))
+        return CrossFit(model=MLP(num_classes, sizes), **settings)
     preset = getattr(kind, "inner_loss", None)
     if preset is not None:
         chosen = {name: x for name, x in config.inner_loss.items() if x is not None}

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,10 +10,11 @@ import numpy as np
 from mlc_jax.core import identity
 from mlc_jax.data import UNKNOWN, ArraySource, IndexedSource, Source, Subset
 from mlc_jax.data.dataset import Dataset
+from mlc_jax.data.folds import DRAWN
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.data.source import Layout, layout_of, num_examples, read_rows
 from mlc_jax.errors import InputError, expect
-from mlc_jax.files.own import check_classes
+from mlc_jax.files.own import how_drawn, missing_classes
 from mlc_jax.methods import Method
 
 
@@ -29,12 +30,16 @@ class Examples:
       given: `[N]`, of clean examples: the labels as given before somebody checked them. None where
         they are not known; -1 or "" in a row where they are not.
       ids: `[N]` names of the examples; None numbers them.
+      drawn: of clean examples, how they were chosen: `random` (a random sample of all), `per_class`
+        (so many of each class) or `looked_up` (because of something about them); one of these, or
+        one for each `[N]`. None guesses.
     """
 
     x: Any
     labels: Any
     given: Any = None
     ids: Any = None
+    drawn: Any = None
 
     def __post_init__(self) -> None:
         size = len(self)
@@ -116,7 +121,8 @@ def create_dataset(
 
     noisy_part, clean_part = subset("noisy"), subset("clean")
     assert noisy_part is not None and clean_part is not None
-    check_classes(noisy_part.given, clean_part.truth, class_names, _fail_on_noisy)
+    missing_classes(noisy_part.given, clean_part.truth, class_names)
+    drawn = _drawn(clean)
     return Dataset(
         name="examples",
         class_names=class_names,
@@ -127,11 +133,19 @@ def create_dataset(
         prepare=prepare,
         noise="given",
         names_labels=names is not None,
+        drawn=how_drawn(clean_part.truth, drawn, None),
     )
 
 
-def _fail_on_noisy(row: int, problem: str) -> NoReturn:
-    raise InputError(f"noisy: example {row} {problem}")
+def _drawn(clean: Examples) -> np.ndarray:
+    """How checked rows were chosen, text `[M]`; "" where that is not said."""
+    drawn = clean.drawn
+    if drawn is None or isinstance(drawn, str):
+        drawn = np.full(len(clean), drawn or "")
+    drawn = np.asarray(drawn).astype(str)
+    for row in np.flatnonzero(~np.isin(drawn, ("", *DRAWN)))[:1].tolist():
+        expect(False, "clean.drawn", drawn[row], f"{', '.join(DRAWN)} or nothing")
+    return drawn
 
 
 def check_layout(source: Source, example: Any) -> None:

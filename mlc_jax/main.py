@@ -59,11 +59,9 @@ def main() -> None:
 def _train() -> None:
     import jax
 
-    from mlc_jax.commands import comparison
+    from mlc_jax.commands import train
 
-    results = comparison.train_and_compare(
-        _CONFIG.value, _WORKDIR.value, show_progress=_PROGRESS.value
-    )
+    results = train.train_and_evaluate(_CONFIG.value, _WORKDIR.value, show_progress=_PROGRESS.value)
     if jax.process_index() == 0:
         print(results["table"])
 

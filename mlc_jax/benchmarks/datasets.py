@@ -12,15 +12,16 @@ from mlc_jax import paths
 from mlc_jax.benchmarks import clothing1m, images, noise, texts
 from mlc_jax.benchmarks.splits import Rows, split_rows
 from mlc_jax.data.dataset import Benchmark, Dataset
+from mlc_jax.data.folds import PER_CLASS
 from mlc_jax.data.source import UNKNOWN, Source, Subset, read_rows
 from mlc_jax.errors import InputError
 from mlc_jax.files import arrays, image_folder, table_files, text_files
-from mlc_jax.files.own import FIELD, OwnData, hold_out
+from mlc_jax.files.own import FIELD, OwnData
 from mlc_jax.files.pictures import Geometry
 from mlc_jax.files.tokens import TokenSource
 
 # Streams of the seeds, so that equal seeds for different purposes do not draw the same numbers.
-_SPLIT_STREAM, _MATRIX_STREAM, _SAMPLE_STREAM, _HOLDOUT_STREAM = 1, 2, 3, 4
+_SPLIT_STREAM, _MATRIX_STREAM, _SAMPLE_STREAM = 1, 2, 3
 # Kinds of own files: how they are read, and what their column of checked labels is called.
 _OWN: dict[str, tuple[Callable[..., OwnData | Benchmark], str]] = {
     "arrays": (arrays.load, "checked_labels"),
@@ -66,10 +67,9 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
         "table": table_files.Options(_listed(c.features), c.standardize),
         "text": tokens,
     }[c.name]
-    own = _own_data(c.name, files, checked, stamps, options)
+    own = _own_data(c.name, files, checked, c.drawn, stamps, options)
     if isinstance(own, Benchmark):
         return corrupted(own, config)
-    own = hold_out(own, c.holdout_per_class, np.random.default_rng([c.split_seed, _HOLDOUT_STREAM]))
     if config.noise.type != "none":
         raise InputError(
             f"config.noise.type: got {config.noise.type!r}, expected none: the labels of "
@@ -87,6 +87,7 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
         names_labels=True,
         columns=own.columns,
         left_out=own.left_out,
+        drawn=own.drawn,
     )
 
 
@@ -133,11 +134,12 @@ def _own_data(
     name: str,
     files: tuple[str | None, ...],
     checked: tuple[str, ...],
+    drawn: str | None,
     stamps: tuple[Any, ...],
     options: Any,
 ) -> OwnData | Benchmark:
     del stamps
-    return _OWN[name][0](*files, options, checked)
+    return _OWN[name][0](*files, options, checked, drawn)
 
 
 def corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
@@ -170,6 +172,7 @@ def corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
         noise=f"{kind} {level}".strip(),
         names_labels=benchmark.names_labels,
         columns=benchmark.columns,
+        drawn=np.full(len(clean), PER_CLASS),  # `split_rows` takes so many of each.
         left_out=benchmark.left_out,
     )
 

@@ -25,6 +25,14 @@ SETTINGS: dict[str, Setting] = {
 }
 
 
+# Settings that are gone, and the values of older workdirs that mean what happens without them. With
+# any other value such a workdir can still be loaded, but not go on.
+REMOVED: dict[str, tuple[Any, ...]] = {
+    "compare": (False, True),  # It did not touch what is learned.
+    "dataset.holdout_per_class": (0,),
+}
+
+
 def get_config() -> ConfigDict:
     """The default config; fields are locked, so a misspelt one is an error."""
     config = ConfigDict()
@@ -53,17 +61,32 @@ def complete(saved: ConfigDict) -> ConfigDict:
     """A config of today from one of an older workdir: what it lacks is what it was made with."""
     config = get_config()
     flat = formerly() | flatten(saved.to_dict())
-    unknown = sorted(flat.keys() - SETTINGS.keys())
+    unknown = sorted(flat.keys() - SETTINGS.keys() - REMOVED.keys())
     if unknown:
         raise InputError(f"config.{unknown[0]}: there is no such setting")
     with config.ignore_type():
         for field, value in flat.items():
+            if field in REMOVED:
+                continue
             *sections, name = field.split(".")
             place = config
             for section in sections:
                 place = place[section]
             place[name] = value
     return config
+
+
+def meant(flat: dict[str, Any]) -> dict[str, Any]:
+    """What a flat config means, so that two that mean the same are equal.
+
+    Args:
+      flat: `{'a.b': value}`, of any version.
+    """
+    flat = {k: x for k, x in flat.items() if k not in REMOVED or x not in REMOVED[k]}
+    if flat.get("dataset.name", OWN_FILES[0]) not in OWN_FILES:  # noqa: F405
+        # Of published data None is False, as older versions wrote it.
+        flat["dataset.standardize"] = flat.get("dataset.standardize") or False
+    return flat
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 # Names that the registries of the packages must have, too; a test holds them together.
 METHODS = (
     "cross_entropy", "clean_only", "noisy_only", "forward", "joint", "mlnt", "distillation",
-    "l2rw", "meta_weight_net", "glc", "mlc", "self_training", "robust_mlc", "emlc",
+    "l2rw", "meta_weight_net", "glc", "mlc", "self_training", "robust_mlc", "emlc", "cross_fit",
 )  # fmt: skip
 
 # Those whose inner loss has settings; in all others the labels' meaning would be lost.
@@ -11,6 +11,7 @@ INNER_LOSS_METHODS = (
     "cross_entropy", "clean_only", "meta_weight_net", "mlc", "self_training", "robust_mlc",
 )  # fmt: skip
 LCN_FORMS = ("network", "posterior", "both")
+DRAWN = ("random", "per_class", "looked_up")
 PRIORS = ("uniform", "targets")
 ESTIMATORS = (
     "exact", "approximate", "one_step", "truncated", "first_order", "finite_difference", "neumann",

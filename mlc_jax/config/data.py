@@ -1,7 +1,7 @@
 """Settings of the data and of its noise."""
 
 from mlc_jax.config.checks import SEED, Setting, flag, number, one_of, optional, text, whole
-from mlc_jax.config.choices import BAD_IMAGES, DATASETS, IMAGE_CROPS, NOISE_TYPES
+from mlc_jax.config.choices import BAD_IMAGES, DATASETS, DRAWN, IMAGE_CROPS, NOISE_TYPES
 
 # By section; a section's fields stand together in the config.
 SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
@@ -57,11 +57,12 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "Beside data: FILE[,FILE...] with columns id and checked_label, such as the "
                 "to_check.csv of the run before, once it is filled in.",
             ),
-            "holdout_per_class": Setting(
-                0,
-                whole(0),
-                "Own files without test rows: checked rows per class to judge by instead of "
-                "training with them; a class that would not keep twice as many keeps all.",
+            "drawn": Setting(
+                None,
+                optional(one_of(*DRAWN)),
+                "Own files: how checked rows were chosen that have no column `drawn`: random (a "
+                "random sample of all rows), per_class (so many of each class) or looked_up "
+                "(because of something about them). None guesses, and says what.",
             ),
             "features": Setting(
                 None,

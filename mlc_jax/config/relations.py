@@ -48,6 +48,23 @@ def relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tuple
             or bool(values["model.resnet50.checkpoint"] or values["model.initial_params"]),
             "False without model.resnet50.checkpoint: there are no statistics to keep",
         ),
+        (
+            "method",
+            values["method"] != "cross_fit" or _is_of_features(values),
+            "another with a network that is trained whole: cross_fit trains many classifiers of "
+            "features, of model.name=mlp, or of bert with model.bert.num_frozen_layers=-1",
+        ),
+        (
+            "num_steps",
+            values["method"] != "cross_fit" or values["num_steps"] == 0,
+            "0 with cross_fit: cross_fit.num_rounds and cross_fit.steps_per_round say how long it "
+            "trains",
+        ),
+        (
+            "best",
+            values["method"] != "cross_fit" or values["best"] == "last",
+            "last with cross_fit",
+        ),
         *_overlap(values),
         *_inner_loss(values),
         *_own_data(values),
@@ -57,6 +74,11 @@ def relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tuple
     if num_devices is not None:
         relations += _batches(values, num_devices)
     return relations
+
+
+def _is_of_features(values: dict[str, Any]) -> bool:
+    frozen = values["model.bert.num_frozen_layers"] == -1
+    return values["model.name"] == "mlp" or (values["model.name"] == "bert" and frozen)
 
 
 def _overlap(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:

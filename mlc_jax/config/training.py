@@ -7,6 +7,7 @@ from mlc_jax.config.checks import (
     SEED,
     SIZE,
     STEPS,
+    WIDTHS,
     Setting,
     flag,
     number,
@@ -76,12 +77,6 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "Initialisation, batch order and augmentation. Splits and noise have their own.",
             ),
             "method": Setting("mlc", one_of(*METHODS), f"How to train: {', '.join(METHODS)}."),
-            "compare": Setting(
-                False,
-                flag(),
-                "Train cross_entropy and clean_only as well, in compare/ of the workdir, and say "
-                "in the final table and the report what they reach.",
-            ),
         },
     ),
     (
@@ -107,6 +102,30 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             ),
             "hand_over": preset(
                 bool, flag(), "Labels as given first, the method's as the clean ones are fitted."
+            ),
+        },
+    ),
+    (
+        "cross_fit",
+        {
+            "num_folds": Setting(
+                5,
+                whole(2, 20),
+                "K, of the checked rows: each is predicted by classifiers that its check was "
+                "hidden from.",
+            ),
+            "num_parts": Setting(
+                2,
+                whole(1, 10),
+                "H, of all rows: each is predicted by classifiers that did not learn from it. K "
+                "times H of them are trained as one program.",
+            ),
+            "num_rounds": Setting(
+                5, whole(1, 100), "Of training; before each the labels are corrected anew."
+            ),
+            "steps_per_round": Setting(300, whole(1, 10**6), "Of each classifier."),
+            "hidden_sizes": Setting(
+                (), WIDTHS, "Of the classifiers' hidden layers; none is a linear one."
             ),
         },
     ),

@@ -42,6 +42,45 @@ class Batch(NamedTuple):
     clean_outer: Labelled | None
 
 
+class Rows(NamedTuple):
+    """All rows of a run, and who learns from which: the noisy rows, then the checked ones.
+
+    Lists of rows have one length each: a short one is filled up by its own rows, which changes
+    nothing, since batches are drawn from its first `lengths`.
+
+    Attributes:
+      inputs: `[N, ...]`, as stored.
+      votes: `[N, S]` int32, the given labels; -1 where nothing was said.
+      checks: `[N]` int32, -1 where nobody looked.
+      is_judged: `[N]` bool, checked rows that were not looked up: those that weights, `R`, `pi` and
+        the verdict are measured on.
+      part: `[N]` int32, from 0 to H - 1.
+      is_visible: `[K, N]` bool, the checks that runs (k, .) see.
+      lists, lengths: `[K, H, L]` and `[K, H]` int32, what run (k, h) learns from.
+      rival_lists, rival_lengths: `[H + K, L]` and `[H + K]`: for each part, rows with a given label
+        outside of it; for each fold, the checks that are seen outside of it.
+      judged: `[M]` int32, the judged rows, filled up by row 0.
+      fold: `[M]` int32, of each of them.
+      counts: `[M]` float32, 0 where it is filled up.
+      is_random: whether the checks say how frequent classes are.
+    """
+
+    inputs: Inputs
+    votes: Array
+    checks: Array
+    is_judged: Array
+    part: Array
+    is_visible: Array
+    lists: Array
+    lengths: Array
+    rival_lists: Array
+    rival_lengths: Array
+    judged: Array
+    fold: Array
+    counts: Array
+    is_random: Array
+
+
 class MainState(flax.struct.PyTreeNode):
     """The classifier (main model): the paper's `w` and what its optimizer remembers."""
 

@@ -71,6 +71,8 @@ class Dataset:
       names_labels: whether labels are written by name, rather than by number.
       columns: how a table's columns became inputs.
       left_out: (id, what is wrong) of rows whose inputs cannot be read, and which are not there.
+      drawn: `[len(clean)]` text, where each clean example comes from, of `folds.DRAWN`; None where
+        nobody asks.
       judged: held-out examples whose given and true labels are both known, or None: corrections are
         judged by them where the truth of noisy examples is not known.
     """
@@ -87,6 +89,7 @@ class Dataset:
     columns: Columns | None = None
     left_out: tuple[tuple[str, str], ...] = ()
     judged: Subset | None = None
+    drawn: np.ndarray | None = None
 
     @property
     def num_classes(self) -> int:

@@ -62,6 +62,11 @@ class Pipeline:
     length_buckets: int = 1
 
     @property
+    def examples_per_step(self) -> int:
+        """Noisy and clean ones, over all devices."""
+        return self.noisy_batch_size + self.clean_batch_size
+
+    @property
     def stride(self) -> int:
         """s, inner steps that a window is further on than the one before."""
         return self.num_inner_steps - self.num_replayed

@@ -7,6 +7,7 @@ from absl import logging
 
 from mlc_jax import paths
 from mlc_jax.data.dataset import Benchmark
+from mlc_jax.data.folds import DRAWN
 from mlc_jax.data.prepare import Normalize, blocks, extremes, standardize
 from mlc_jax.data.source import UNKNOWN, ArraySource, IndexedSource, Subset
 from mlc_jax.errors import InputError
@@ -14,7 +15,7 @@ from mlc_jax.files.label_columns import NAMES, LabelColumns, read_checks
 from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile, Labels, OwnData, combine
 from mlc_jax.files.tables import ENDINGS, Table
 
-_COLUMNS = ("labels", "checked_labels", "given_labels", "ids", "splits")
+_COLUMNS = ("labels", "checked_labels", "given_labels", "ids", "splits", "drawn")
 
 
 def load(
@@ -24,6 +25,7 @@ def load(
     test: str | None,
     standardized: bool | None,
     checked: Sequence[str] = (),
+    drawn: str | None = None,
 ) -> OwnData | Benchmark:
     """Reads one file, or two, and maybe one to judge by.
 
@@ -39,6 +41,7 @@ def load(
       test: `inputs` and true `labels`.
       standardized: see `config.dataset.standardize`.
       checked: see `read_checks`.
+      drawn: see `how_drawn`.
 
     Raises:
       InputError: a file that cannot be read, or arrays that do not fit together.
@@ -53,7 +56,7 @@ def load(
         file.check_shape_of(next(iter(files.values())))
     labelled = {name: file.labelled() for name, file in files.items()}
     checks = read_checks(checked, labelled["data"]) if checked else None
-    own = combine(labelled, Normalize(), str if named else int, checks)
+    own = combine(labelled, Normalize(), str if named else int, checks, drawn)
     return (
         own if isinstance(own, Benchmark) else own._replace(prepare=scale(own.noisy, standardized))
     )
@@ -203,7 +206,8 @@ class _File:
             labels=labels,
             checked=self._labels("checked_labels"),
             given=self._labels("given_labels"),
-            split=self._split(),
+            split=self._texts("splits", SPLITS, SPLIT_NAMES),
+            drawn=self._texts("drawn", ("", *DRAWN), f"{', '.join(DRAWN)} or nothing"),
             ids=None if ids is None else ids.astype(str),
             name_row=lambda row: f"row {str(row if ids is None else ids[row])!r}",
             create_source=lambda: ArraySource(inputs, ids),
@@ -230,15 +234,15 @@ class _File:
         self.fail(f"has no labels beside it; expected {', '.join(places[:-1])} or {places[-1]}")
         raise AssertionError
 
-    def _split(self) -> Labels | None:
-        splits = self.arrays.get("splits")
-        if splits is None:
+    def _texts(self, key: str, known: Sequence[str], described: str) -> Labels | None:
+        values = self.arrays.get(key)
+        if values is None:
             return None
-        if not np.issubdtype(splits.dtype, np.str_):
-            self.fail(f"['splits'] holds {splits.dtype}, expected texts: {SPLIT_NAMES}")
-        for row in np.flatnonzero(~np.isin(splits, SPLITS))[:1]:
-            self.fail(f"['splits'] row {row} is {str(splits[row])!r}, expected {SPLIT_NAMES}")
-        return Labels.of(splits)
+        if not np.issubdtype(values.dtype, np.str_):
+            self.fail(f"[{key!r}] holds {values.dtype}, expected texts: {described}")
+        for row in np.flatnonzero(~np.isin(values, known))[:1]:
+            self.fail(f"[{key!r}] row {row} is {str(values[row])!r}, expected {described}")
+        return Labels.of(values)
 
     def _labels(self, key: str) -> Labels | None:
         if key not in self.arrays:

@@ -1,17 +1,19 @@
 """The columns of a user's table that are not inputs: labels, ids, and which rows only judge."""
 
+import hashlib
 import re
 from array import array
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mlc_jax.data.folds import DRAWN, LOOKED_UP, RANDOM
 from mlc_jax.data.source import UNKNOWN, Source
-from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile, Labels
+from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, Checks, LabelledFile, Labels
 from mlc_jax.files.tables import Table
 
 # Beside `label`, which each file has. All other columns are inputs, or nobody's business.
-OPTIONAL = ("checked_label", "given_label", "id", "split")
+OPTIONAL = ("checked_label", "given_label", "id", "split", "drawn")
 NAMES = ("label", *OPTIONAL)
 
 # A spreadsheet runs a value that begins with one of these; files for people have a ' before it.
@@ -27,7 +29,9 @@ class LabelColumns:
 
     def __init__(self, table: Table):
         self._table = table
-        self._label, self._checked, self._given, self._split = (_Column() for _ in range(4))
+        self._label, self._checked, self._given, self._split, self._drawn = (
+            _Column() for _ in range(5)
+        )
         self._ids: list[str | None] = []
         self._lines = array("q")
 
@@ -41,14 +45,16 @@ class LabelColumns:
         Raises:
           InputError: there is no label, or the split is none.
         """
-        label, checked, given, identifier, split = values
+        label, checked, given, identifier, split, drawn = values
         if not label or label.isspace():
             self._table.fail("label is empty, expected a label in each row", line)
         if split is not None and split not in SPLITS:
             self._table.fail(f"split is {split!r}, expected {SPLIT_NAMES}", line)
+        if drawn and drawn not in DRAWN:
+            self._table.fail(f"drawn is {drawn!r}, expected {', '.join(DRAWN)} or nothing", line)
         for column, value in (
             (self._label, label), (self._checked, checked), (self._given, given),
-            (self._split, split),
+            (self._split, split), (self._drawn, drawn),
         ):  # fmt: skip
             column.append(value)
         self._ids.append(identifier)
@@ -74,6 +80,7 @@ class LabelColumns:
             checked=self._checked.labels(),
             given=self._given.labels(),
             split=self._split.labels(),
+            drawn=self._drawn.labels(),
             ids=ids,
             name_row=lambda row: table.place(lines[row]),
             create_source=lambda: create_source(ids),
@@ -118,12 +125,15 @@ class _Column:
         return Labels(names, np.array(self._rows, np.int32)) if self._there else None
 
 
-def read_checks(paths: Sequence[str], file: LabelledFile) -> Labels:
-    """Labels of rows of a file that were checked later, `[N]`.
+def read_checks(paths: Sequence[str], file: LabelledFile) -> Checks:
+    """Labels of rows of a file that were checked later, `[N]`, and how these rows were chosen.
 
     Args:
       paths: tables with columns `id` and `checked_label`, which is empty where nobody looked; ids
-        are those of the file, or numbers of its rows, from 0, where it has none.
+        are those of the file, or numbers of its rows, from 0, where it has none. `why` says, as in
+        a `to_check.csv`, which rows were drawn at random; without it all were looked up. Random
+        rows of a `to_check.csv` are the next ones of one order (`random_order`), so a row that was
+        looked up counts as drawn at random, too, once that order has passed it.
       file: `config.dataset.data`.
 
     Raises:
@@ -132,18 +142,19 @@ def read_checks(paths: Sequence[str], file: LabelledFile) -> Labels:
     """
     ids = [str(i) for i in range(len(file.labels.numbers))] if file.ids is None else file.ids
     rows = {str(name): row for row, name in enumerate(ids)}
-    names = {name: number for number, name in enumerate(file.labels.names)}
+    known = list(file.labels.names)
+    known += [x for x in (file.checked.names if file.checked else ()) if x not in known]
+    names = {name: number for number, name in enumerate(known)}
     numbers = np.full(len(rows), UNKNOWN, np.int32)
+    drawn = np.full(len(rows), "", "U9")
     places: dict[int, str] = {}
     if file.checked is not None:
         for row in np.flatnonzero(file.checked.numbers != UNKNOWN).tolist():
-            name = file.checked.names[file.checked.numbers[row]]
-            if name in names:  # If not, it is refused when all labels are looked at.
-                numbers[row] = names[name]
-                places[row] = f"{file.path!r} {file.name_row(row)}"
+            numbers[row] = names[file.checked.names[file.checked.numbers[row]]]
+            places[row] = f"{file.path!r} {file.name_row(row)}"
     for path in paths:
         table, found = Table(f"{FIELD}checked", path), False
-        for line, (written, label) in table.rows(["id", "checked_label"]):
+        for line, (written, label, why) in table.rows(["id", "checked_label"], ["why"]):
             if not label or label.isspace():
                 continue
             found = True
@@ -151,14 +162,31 @@ def read_checks(paths: Sequence[str], file: LabelledFile) -> Labels:
             if row in places and numbers[row] != number:
                 table.fail(
                     f"id {written!r} is checked as {label!r}, and as "
-                    f"{file.labels.names[numbers[row]]!r} in {places[row]}; expected one label",
+                    f"{known[numbers[row]]!r} in {places[row]}; expected one label",
                     line,
                 )
             numbers[row] = number
+            if row not in places:
+                drawn[row] = RANDOM if why == RANDOM else LOOKED_UP
             places.setdefault(row, f"{path!r} {table.place(line)}")
         if not found:
             table.fail("has no checked_label; expected some that are filled in")
-    return Labels(file.labels.names, numbers)
+    order = random_order(ids)
+    last = max(order[drawn == RANDOM], default=-1)
+    drawn[(drawn == LOOKED_UP) & (order < last)] = RANDOM
+    return Checks(Labels(tuple(known), numbers), drawn)
+
+
+def random_order(ids: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Where each row stands in the order that rows are drawn in, to be checked; int64 `[N]`.
+
+    It depends on the ids alone, so that the rows that it has passed are a random sample of all,
+    whatever was checked beside them: rows drawn from what is left over would not be.
+    """
+    keys = [hashlib.blake2b(str(name).encode(), digest_size=8).digest() for name in ids]
+    ranks = np.empty(len(keys), np.int64)
+    ranks[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
+    return ranks
 
 
 def _checked_row(
@@ -180,7 +208,7 @@ def _checked_row(
     if number is None:
         table.fail(
             f"checked_label is {label!r}, which no row was given; expected one of "
-            f"{', '.join(file.labels.names[:10])}{', ...' if len(names) > 10 else ''}",
+            f"{', '.join(list(names)[:10])}{', ...' if len(names) > 10 else ''}",
             line,
         )
     return row, number

@@ -1,6 +1,7 @@
 """A user's own files, of whatever kind: labels as given, and labels that somebody checked."""
 
 import dataclasses
+import difflib
 import functools
 import itertools
 import pathlib
@@ -11,6 +12,7 @@ import numpy as np
 from absl import logging
 
 from mlc_jax.data.dataset import Benchmark
+from mlc_jax.data.folds import DRAWN, PER_CLASS, RANDOM
 from mlc_jax.data.source import UNKNOWN, Source, Subset
 from mlc_jax.errors import InputError
 from mlc_jax.files.columns import Columns
@@ -18,9 +20,6 @@ from mlc_jax.files.columns import Columns
 FIELD = "config.dataset."  # Of the settings that name files.
 SPLITS = ("", "train", "test", "validation")  # What a row may say of itself.
 SPLIT_NAMES = "train, test, validation or nothing"
-
-# A class gives held-out rows only if it keeps this many times as many to train with.
-_KEPT_PER_HELD_OUT = 2
 
 
 class Labels(NamedTuple):
@@ -54,6 +53,7 @@ class LabelledFile:
       checked: of the rows that somebody checked; None if the file does not have such labels.
       given: the labels of checked rows as they were before; None if they are not known.
       split: of every row, one of `SPLITS`; None if the file does not say.
+      drawn: of every row, one of `folds.DRAWN` or nothing; None if the file does not say.
       ids: text `[N]`, each once; None where rows are known by their numbers.
       name_row: what messages call a row: `line 3`.
       create_source: of its inputs. Called once all labels are known to be right: it may take long.
@@ -68,6 +68,7 @@ class LabelledFile:
     ids: np.ndarray | None
     name_row: Callable[[int], str]
     create_source: Callable[[], Source]
+    drawn: Labels | None = None
 
     def rows_of(self, split: str) -> np.ndarray:
         """`[N]` bool, the rows that say they are of `split`."""
@@ -87,12 +88,24 @@ class LabelledFile:
         raise InputError(f"{self.field}: {self.path!r} {problem}")
 
 
+class Checks(NamedTuple):
+    """Labels of rows that were checked later.
+
+    Attributes:
+      labels: `[N]`.
+      drawn: text `[N]`, of checked rows one of `DRAWN`.
+    """
+
+    labels: Labels
+    drawn: np.ndarray
+
+
 class OwnData(NamedTuple):
     """What a run on own data is built from; the truth of noisy rows is not known.
 
     Attributes:
       class_names, noisy, clean, test, validation, prepare: as in `Dataset`.
-      looked_up: `[len(clean)]` bool, rows that somebody chose to check because of what a run said.
+      drawn: text `[len(clean)]`, how each checked row was chosen, of `folds.DRAWN`.
       columns: how a table's columns became inputs.
       left_out: (id, what is wrong) of rows whose inputs cannot be read, and which are not there.
     """
@@ -102,7 +115,7 @@ class OwnData(NamedTuple):
     clean: Subset
     test: Subset | None
     prepare: Callable[[Any], Any]
-    looked_up: np.ndarray
+    drawn: np.ndarray
     validation: Subset | None = None
     columns: Columns | None = None
     left_out: tuple[tuple[str, str], ...] = ()
@@ -112,7 +125,8 @@ def combine(
     files: Mapping[str, LabelledFile],
     prepare: Callable[[Any], Any],
     order: Callable[[str], Any] = str,
-    checks: Labels | None = None,
+    checks: Checks | None = None,
+    drawn: str | None = None,
 ) -> OwnData | Benchmark:
     """One file, or two, and maybe one to judge by.
 
@@ -122,6 +136,7 @@ def combine(
       prepare: from inputs as stored to what a model takes.
       order: classes are sorted by this key of their names.
       checks: of rows of `data`, labels that were checked later, and are in no file of these.
+      drawn: how checked rows were chosen that do not say so themselves; None guesses.
 
     Raises:
       InputError: labels that do not go together.
@@ -131,11 +146,11 @@ def combine(
     columns = [x for f in files.values() for x in (f.labels, f.checked, f.given) if x is not None]
     classes = _Classes(tuple(sorted({name for x in columns for name in x.names}, key=order)))
     if "data" not in files:
-        own = _two_files(files["noisy"], files["clean"], classes, prepare)
+        own = _two_files(files["noisy"], files["clean"], classes, prepare, drawn)
     elif files["data"].checked is None and checks is None:
         return _benchmark(files["data"], files.get("test"), classes, prepare)
     else:
-        own = _one_file(files["data"], checks, classes, prepare)
+        own = _one_file(files["data"], checks, classes, prepare, drawn)
     if "test" in files:
         test = files["test"]
         truth = classes.numbers(test, test.labels)
@@ -144,60 +159,47 @@ def combine(
     return own
 
 
-def hold_out(own: OwnData, per_class: int, rng: np.random.Generator) -> OwnData:
-    """Sets some of the clean rows aside to judge by, if there are no others.
-
-    They are drawn from the rows that were clean from the start: those that were looked up because
-    they seemed wrong are no fair sample. A class that would not keep twice as many keeps them all.
-    """
-    if own.test is not None or not per_class:
-        return own
-    held, kept_whole = [], []
-    for number, name in enumerate(own.class_names):
-        of_class = own.clean.truth == number
-        rows = np.flatnonzero(of_class & ~own.looked_up)
-        if len(rows) < per_class or of_class.sum() < (1 + _KEPT_PER_HELD_OUT) * per_class:
-            kept_whole.append(f"{name} ({of_class.sum()})")
-        else:
-            held.append(rng.choice(rows, per_class, replace=False))
-    if kept_whole:
-        more = f" and {len(kept_whole) - 5} more" if len(kept_whole) > 5 else ""
-        logging.info(
-            "Nothing is held out of class %s%s: too few checked rows for holdout_per_class=%d, of "
-            "which a class keeps twice as many to train with.",
-            ", ".join(kept_whole[:5]), more, per_class,
-        )  # fmt: skip
-    if not held:
-        return own
-    rows = np.sort(np.concatenate(held))
-    kept = np.setdiff1d(np.arange(len(own.clean)), rows)
-    logging.info("%d checked rows are held out, to judge by.", len(rows))
-    return own._replace(
-        clean=own.clean.take(kept), test=own.clean.take(rows), looked_up=own.looked_up[kept]
-    )
-
-
-def check_classes(
-    given: np.ndarray,
-    truth: np.ndarray,
-    class_names: Sequence[str],
-    fail: Callable[[int, str], Any],
-) -> None:
-    """Each class of noisy labels needs a clean example, or nothing tells it from wrong ones.
+def missing_classes(given: np.ndarray, truth: np.ndarray, class_names: Sequence[str]) -> None:
+    """Says which classes have no checked row: a random sample often misses one.
 
     Args:
-      given: of noisy examples.
-      truth: of clean ones.
+      given: of doubtful rows.
+      truth: of checked ones.
       class_names: of both.
-      fail: raises an InputError on a noisy example, given its place and the problem.
     """
-    for place in np.flatnonzero(~np.isin(given, truth))[:1].tolist():
-        number = np.count_nonzero(given == given[place])
-        fail(
-            place,
-            f"has label {class_names[given[place]]!r}, as {number} noisy examples have and no "
-            "clean one; expected a clean example at least of each class",
-        )
+    missing = [class_names[i] for i in np.setdiff1d(given[given != UNKNOWN], truth)]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        logging.warning(
+            "No checked row is of class %s%s: nothing is known of labels of that class.",
+            ", ".join(missing[:5]), more,
+        )  # fmt: skip
+
+
+def how_drawn(truth: np.ndarray, said: np.ndarray, setting: str | None) -> np.ndarray:
+    """How each checked row was chosen, text `[M]` of `folds.DRAWN`.
+
+    Where neither the row nor the setting says, equally many of each class were drawn so, and others
+    count as a random sample.
+
+    Args:
+      truth: `[M]` labels of checked rows.
+      said: text `[M]`, by the rows themselves; "" where they do not.
+      setting: for all others; None guesses.
+    """
+    drawn = said.astype("U9")
+    if (drawn == "").any():
+        counts = np.unique(truth[drawn == ""], return_counts=True)[1]
+        alike = len(counts) > 1 and counts.min() == counts.max()
+        guess = setting or (PER_CLASS if alike else RANDOM)
+        if setting is None:
+            what = "so many per class" if guess == PER_CLASS else "a random sample"
+            logging.info(
+                "The %d checked rows count as %s; dataset.drawn or a column `drawn` (%s) says "
+                "otherwise.", (drawn == "").sum(), what, ", ".join(DRAWN),
+            )  # fmt: skip
+        drawn[drawn == ""] = guess
+    return drawn
 
 
 class _Classes:
@@ -217,41 +219,55 @@ class _Classes:
 
 
 def _one_file(
-    file: LabelledFile, checks: Labels | None, classes: _Classes, prepare: Callable[[Any], Any]
+    file: LabelledFile,
+    checks: Checks | None,
+    classes: _Classes,
+    prepare: Callable[[Any], Any],
+    drawn: str | None,
 ) -> OwnData:
-    given, truth, later = (classes.numbers(file, x) for x in (file.labels, file.checked, checks))
-    looked_up = (later != UNKNOWN) & (truth == UNKNOWN)
-    truth = np.where(looked_up, later, truth)
+    given, truth = (classes.numbers(file, x) for x in (file.labels, file.checked))
+    said = _said(file)
+    if checks is not None:
+        later = classes.numbers(file, checks.labels)
+        is_new = (later != UNKNOWN) & (truth == UNKNOWN)
+        truth = np.where(is_new, later, truth)
+        said = np.where(is_new, checks.drawn, said)
     learned = ~file.judging
     clean, noisy = (truth != UNKNOWN) & learned, (truth == UNKNOWN) & learned
     _check_sizes(file, int(clean.sum()), int(noisy.sum()))
     _check_names(file, given, truth, classes.names)
-    rows = np.flatnonzero(noisy)
-    check_classes(
-        given[rows], truth[clean], classes.names,
-        lambda place, problem: file.fail(f"{file.name_row(int(rows[place]))} {problem}"),
-    )  # fmt: skip
+    missing_classes(given[noisy], truth[clean], classes.names)
     everything = Subset(file.create_source(), np.arange(len(given)), given, truth)
     parts = noisy, clean, file.rows_of("test"), file.rows_of("validation")
     of_noisy, of_clean, *judges = (everything.take(np.flatnonzero(part)) for part in parts)
     test, validation = (judge if len(judge) else None for judge in judges)
-    return OwnData(classes.names, of_noisy, of_clean, test, prepare, looked_up[clean], validation)
+    chosen = how_drawn(truth[clean], said[clean], drawn)
+    return OwnData(classes.names, of_noisy, of_clean, test, prepare, chosen, validation)
+
+
+def _said(file: LabelledFile) -> np.ndarray:
+    """What rows say themselves of how they were drawn, text `[N]`."""
+    if file.drawn is None:
+        return np.full(len(file.labels.numbers), "", "U9")
+    return np.array([*file.drawn.names, ""], "U9")[file.drawn.numbers]
 
 
 def _two_files(
-    noisy: LabelledFile, clean: LabelledFile, classes: _Classes, prepare: Callable[[Any], Any]
+    noisy: LabelledFile,
+    clean: LabelledFile,
+    classes: _Classes,
+    prepare: Callable[[Any], Any],
+    drawn: str | None,
 ) -> OwnData:
     given = classes.numbers(noisy, noisy.labels)
     truth, old = classes.numbers(clean, clean.labels), classes.numbers(clean, clean.given)
     _check_sizes(clean, len(truth), len(given))
     _check_names(clean, np.concatenate([given, old]), truth, classes.names)
-    check_classes(
-        given, truth, classes.names,
-        lambda row, problem: noisy.fail(f"{noisy.name_row(row)} {problem}"),
-    )  # fmt: skip
+    missing_classes(given, truth, classes.names)
     doubtful = Subset.whole(noisy.create_source(), given=given)
     trusted = Subset.whole(clean.create_source(), given=old, truth=truth)
-    return OwnData(classes.names, doubtful, trusted, None, prepare, np.zeros(len(truth), bool))
+    chosen = how_drawn(truth, _said(clean), drawn)
+    return OwnData(classes.names, doubtful, trusted, None, prepare, chosen)
 
 
 def _benchmark(
@@ -313,7 +329,7 @@ def _check_judging(files: Mapping[str, LabelledFile]) -> None:
 
 def _check_sizes(file: LabelledFile, num_clean: int, num_noisy: int) -> None:
     if not num_clean:
-        raise InputError(f"{file.field}: no row is checked; expected some of every class")
+        raise InputError(f"{file.field}: no row is checked; expected some")
     if not num_noisy:
         raise InputError(f"{file.field}: all rows are checked; expected some to correct")
 
@@ -321,10 +337,16 @@ def _check_sizes(file: LabelledFile, num_clean: int, num_noisy: int) -> None:
 def _check_names(
     file: LabelledFile, given: np.ndarray, truth: np.ndarray, class_names: Sequence[str]
 ) -> None:
-    """No true label may be one that no row was given: it is misspelt, most likely."""
-    for number in np.setdiff1d(truth[truth != UNKNOWN], given)[:1]:
-        row = int(np.flatnonzero(truth == number)[0])
+    """A true label that no row was given, and one row has, is misspelt, most likely."""
+    for number in np.setdiff1d(truth[truth != UNKNOWN], given):
+        rows = np.flatnonzero(truth == number)
+        if len(rows) > 1:
+            continue  # A class that annotators never used.
+        name = class_names[number]
+        others = [x for x in class_names if x != name]
+        near = difflib.get_close_matches(name, others, n=1) or others[:1]
         file.fail(
-            f"{file.name_row(row)} has label {class_names[number]!r}, which no row was given; "
-            "expected one of those that were"
+            f"{file.name_row(int(rows[0]))} alone has label {name!r}, which no row was given; "
+            f"expected one of those that were, such as {near[0]!r}, or two rows at least of a new "
+            "class"
         )

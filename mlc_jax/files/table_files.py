@@ -41,6 +41,7 @@ def load(
     test: str | None,
     options: Options,
     checked: Sequence[str] = (),
+    drawn: str | None = None,
 ) -> OwnData | Benchmark:
     """Reads one file, or two, and maybe one to judge by; `.csv`, `.jsonl` or `.parquet`.
 
@@ -52,6 +53,7 @@ def load(
         `text`.
       options: see `Options`.
       checked: see `read_checks`.
+      drawn: see `how_drawn`.
 
     Raises:
       InputError: a file that cannot be read, labels that do not fit together, or a column that
@@ -63,7 +65,7 @@ def load(
     file, columns = _read_first(table, options.features)
     files = {first: file} | {name: _read(other, columns) for name, other in others}
     checks = read_checks(checked, file) if checked else None
-    own = combine(files, identity, checks=checks)
+    own = combine(files, identity, checks=checks, drawn=drawn)
     if isinstance(own, Benchmark):
         return dataclasses.replace(own, columns=columns)
     return own._replace(prepare=scale(own.noisy, options.standardized), columns=columns)

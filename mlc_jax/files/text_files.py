@@ -44,6 +44,7 @@ def load(
     test: str | None,
     settings: Settings,
     checked: Sequence[str] = (),
+    drawn: str | None = None,
 ) -> OwnData | Benchmark:
     """Reads one file, or two, and maybe one to judge by; `.csv`, `.jsonl` or `.parquet`.
 
@@ -56,6 +57,7 @@ def load(
       test: `text` and true `label`.
       settings: see `Settings`.
       checked: see `read_checks`.
+      drawn: see `how_drawn`.
 
     Raises:
       InputError: a file that cannot be read, or labels that do not fit together.
@@ -67,7 +69,7 @@ def load(
         if path
     }
     checks = read_checks(checked, files["data"]) if checked else None
-    return combine(files, identity, checks=checks)
+    return combine(files, identity, checks=checks, drawn=drawn)
 
 
 def _read_own(table: Table, make_source: Callable[..., Source]) -> LabelledFile:

@@ -3,6 +3,7 @@
 from mlc_jax.methods.cross_entropy import CleanOnly as clean_only
 from mlc_jax.methods.cross_entropy import CrossEntropy as cross_entropy
 from mlc_jax.methods.cross_entropy import NoisyOnly as noisy_only
+from mlc_jax.methods.cross_fit import CrossFit as cross_fit
 from mlc_jax.methods.distillation import Distillation as distillation
 from mlc_jax.methods.emlc import EMLC as emlc
 from mlc_jax.methods.forward import Forward as forward
@@ -31,6 +32,7 @@ METHODS: dict[str, type[Method]] = {
     "self_training": self_training,
     "robust_mlc": robust_mlc,
     "emlc": emlc,
+    "cross_fit": cross_fit,
 }
 
 __all__ = ["METHODS", "BilevelMethod", "BoundMethod", "Method", *METHODS]

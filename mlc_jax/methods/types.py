@@ -25,6 +25,7 @@ from mlc_jax.core import (
     Metrics,
     Output,
     Params,
+    Rows,
     TrainState,
     Window,
     features_of,
@@ -40,7 +41,7 @@ from mlc_jax.models import frozen_paths, initial_params, over_axis
 Prepare = Callable[[Inputs], Inputs]
 # (state, inputs [B, ...] as stored) -> (logits [B, C], evidence), in evaluation mode.
 Classify = Callable[[TrainState, Inputs], tuple[jax.Array, Any]]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 CorrectLabels = Callable[[TrainState, Any, jax.Array, jax.Array], jax.Array]
 # (state, batch `[B, ...]`, key) -> (state, metrics of this device's slice); must not advance
 # `state.step`.
@@ -82,7 +83,8 @@ class Phase(NamedTuple):
     Attributes:
       num_steps: inner steps, a multiple of `Method.stride`.
       train_step: (state, batches `[k, B, ...]`) -> the state `Method.stride` inner steps later, and
-        scalar metrics, averaged over devices. The batches are those of the k steps up to there.
+        scalar metrics, averaged over devices. The batches are those of the k steps up to there; a
+        method with `out_of_fold` is given all `Rows`.
       before: run once, before the first step.
       after_epoch: run after every epoch.
     """
@@ -110,7 +112,10 @@ class BoundMethod(NamedTuple):
       learned_labels: state -> soft labels `[N, C]` of the noisy set, for methods that learn one for
         each example; they stand for what `correct_labels` says of it.
       evidence: what `correct_labels` and `label_quality` see of examples beside the logits.
-      classify: the classifier in evaluation mode; `Method.bind` provides it.
+      classify: the classifier in evaluation mode; None is the model as it is, which `Method.bind`
+        provides.
+      out_of_fold: of a method that is trained on `Rows` in place of batches: (state, rows) ->
+        probabilities `[N, C]` by name, of classifiers that did not learn from a row.
     """
 
     init: Callable[[chex.PRNGKey, Inputs], TrainState]
@@ -122,6 +127,7 @@ class BoundMethod(NamedTuple):
     learned_labels: Callable[[TrainState], jax.Array] | None = None
     evidence: Evidence = features_of
     classify: Classify | None = None
+    out_of_fold: Callable[[TrainState, Rows], dict[str, jax.Array]] | None = None
 
     @property
     def num_steps(self) -> int:
@@ -280,7 +286,7 @@ class Method(abc.ABC):
             output = Output(*outputs)
             return output.logits, bound.evidence(output, prepared, None)
 
-        return bound._replace(classify=classify)
+        return bound if bound.classify else bound._replace(classify=classify)
 
     @abc.abstractmethod
     def build(self, binding: Binding) -> BoundMethod:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mlc_jax.data.show import show
 from mlc_jax.data.source import Subset
+from mlc_jax.report.verdict import NAMES, Verdict
 from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.run import Run
 
@@ -39,7 +40,12 @@ code, pre { background: #f4f4f4; padding: .1rem .3rem; overflow-x: auto; } pre {
 
 
 def render(
-    run: Run, results: dict[str, Any], table: str, of_noisy: Prediction, picture: bytes
+    run: Run,
+    results: dict[str, Any],
+    table: str,
+    of_noisy: Prediction,
+    picture: bytes,
+    found: Verdict | None = None,
 ) -> bytes:
     """The page, UTF-8. All text of the user is escaped; pictures are encoded anew, and small.
 
@@ -49,12 +55,14 @@ def render(
       table: for the terminal; its first line is the title.
       of_noisy: what is said of the noisy examples that the run exports.
       picture: a PNG of curves and labels.
+      found: the verdict, if there is one.
     """
     exported, names = run.exported, run.dataset.class_names
     corrected = of_noisy.soft_labels.argmax(axis=-1)
     title, *lines = table.split("\n")
     sections = [
         f"<h1>{_text(title)}</h1>",
+        *([] if found is None else [_verdict(found)]),
         f"<p>{_text(_summary(results))}</p>",
         _what_to_do(results),
         "<h2>Figures</h2>" + _figures(lines),
@@ -90,12 +98,24 @@ def _summary(results: dict[str, Any]) -> str:
             f" The classifier is right on {100 * accuracy:.1f} % of {results['num_test']:,} "
             "examples that it was not trained on"
         )
-        for name, of_other in results.get("compared", {}).items():
-            what = {"cross_entropy": "all labels as given", "clean_only": "the clean ones alone"}
-            if of_other is not None:
-                text += f"; trained on {what[name]}: {100 * of_other:.1f} %"
         text += "."
     return text
+
+
+def _verdict(found: Verdict) -> str:
+    """First of all: how good the labels are, as far as checks can tell."""
+    text = f"<h2>Verdict</h2><p><b>{_text(found.sentence)}</b></p>"
+    if not found.n:
+        return text
+    head, *_ = found.lines()
+    rows = [
+        [_text(NAMES[name]), f"{100 * x.estimate:.1f}", f"{100 * x.low:.0f} to {100 * x.high:.0f}"]
+        for name, x in found.shares.items()
+        if x.estimate is not None
+    ]
+    notes = found.lines()[1 + len(rows) : -1]
+    table = _table(["", "% right", "95 % interval"], rows, numbers=[1, 2])
+    return f"{text}<p>{_text(head)}</p>{table}" + "".join(f"<p>{_text(x)}</p>" for x in notes)
 
 
 def _what_to_do(results: dict[str, Any]) -> str:
@@ -107,9 +127,10 @@ def _what_to_do(results: dict[str, Any]) -> str:
         "<code>corrected_labels.csv</code> has every label, how sure the method is of it "
         "(<code>confidence</code>) and how far it believes the one that was given "
         "(<code>label_quality</code>).",
-        "<code>to_check.csv</code> has the rows that are most worth a look. Fill in "
-        "<code>checked_label</code> of as many as you like, and train again, into another "
-        "directory, with <code>--config.dataset.checked=to_check.csv</code> beside the same data.",
+        "<code>to_check.csv</code> has rows to check. Those drawn at random tell how good the "
+        "labels are; the uncertain ones make them better. Fill in <code>checked_label</code> of as "
+        "many as you like, and train again, into another directory, with "
+        "<code>--config.dataset.checked=to_check.csv</code> beside the same data.",
         "New examples: <code>python -m mlc_jax.predict --workdir=... --input=... "
         "--output=predictions.csv</code>.",
     )

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 from typing import Any
 
 import jax
@@ -12,10 +11,13 @@ from etils import epath
 
 from mlc_jax import paths
 from mlc_jax.data.dataset import Dataset
+from mlc_jax.data.folds import AllRows
 from mlc_jax.data.show import show
 from mlc_jax.data.source import UNKNOWN, Subset
-from mlc_jax.files.label_columns import for_spreadsheet
+from mlc_jax.files.label_columns import for_spreadsheet, random_order
 from mlc_jax.report import page, plots
+from mlc_jax.report.verdict import Verdict, flatten, judge
+from mlc_jax.training.evaluate import CHECKED as CHECKED_ROWS
 from mlc_jax.training.evaluate import Prediction, selected
 from mlc_jax.training.metrics import read_metrics
 from mlc_jax.training.run import Run
@@ -26,9 +28,8 @@ SOFT_LABELS_FILE = "corrected_labels.npz"
 PICTURE_FILE = "training.png"
 PAGE_FILE = "report.html"
 TO_CHECK_FILE = "to_check.csv"
-NUM_TO_CHECK = 100
-# What others are trained on that a run is compared with.
-COMPARED = {"cross_entropy": "labels as given", "clean_only": "clean labels alone"}
+CHECKED_FILE = "checked_rows.csv"
+NUM_RANDOM, NUM_UNCERTAIN = 30, 70  # Rows to check.
 LEFT_OUT_FILE = "left_out.csv"
 
 
@@ -59,9 +60,11 @@ def write(
       The results, with the table for the terminal under `table`. All processes get them, the first
       one writes.
     """
-    results = summarize(run, progress, of_noisy.soft_labels)
+    found, of_noisy = judged(run, of_noisy)
+    results = summarize(run, progress, of_noisy.soft_labels, found)
     if jax.process_index() == 0:
         _write_labels(run, of_noisy, workdir)
+        _write_checked(run, of_noisy, workdir)
         if not run.exported.has_truth:
             paths.write(workdir / TO_CHECK_FILE, _to_check(run, of_noisy))
         if picture:
@@ -74,37 +77,13 @@ def write(
                 _title(results),
             )
             paths.write(workdir / PICTURE_FILE, drawn)
-            page_ = page.render(run, results, format_table(results), of_noisy, drawn)
+            page_ = page.render(run, results, format_table(results), of_noisy, drawn, found)
             paths.write(workdir / PAGE_FILE, page_)
         _write_results(results, workdir)
-    return results | {"table": format_table(results)}
-
-
-def add_comparison(
-    run: Run,
-    results: dict[str, Any],
-    of_noisy: Prediction,
-    compared: dict[str, float | None],
-    workdir: epath.Path,
-) -> dict[str, Any]:
-    """Says in a report that is written what other methods reach on the same data.
-
-    Args:
-      run, of_noisy, workdir: see `write`.
-      results: that `write` returned.
-      compared: test accuracy by method; None where training diverged.
-
-    Returns:
-      The results with `compared`, and the table with it.
-    """
-    figures = {name: results[name] for name in results if name not in ("table", "workdir")}
-    figures["compared"] = compared
-    table = format_table(figures)
-    if jax.process_index() == 0:
-        drawn = (workdir / PICTURE_FILE).read_bytes()
-        paths.write(workdir / PAGE_FILE, page.render(run, figures, table, of_noisy, drawn))
-        _write_results(figures, workdir)
-    return results | figures | {"table": table}
+    table = format_table(results)
+    if found is not None:
+        table += "\n\n" + "\n".join(found.lines())
+    return results | {"table": table}
 
 
 def _write_results(figures: dict[str, Any], workdir: epath.Path) -> None:
@@ -122,8 +101,44 @@ def write_left_out(dataset: Dataset, workdir: epath.Path) -> None:
     paths.write(workdir / LEFT_OUT_FILE, text.getvalue().encode())
 
 
-def summarize(run: Run, progress: dict[str, Any], soft_labels: np.ndarray) -> dict[str, Any]:
+def judged(run: Run, of_noisy: Prediction) -> tuple[Verdict | None, Prediction]:
+    """The verdict of a cross-fitted run, and its labels with calibrated confidence.
+
+    Another run has none, and its labels stay as they are.
+    """
+    if of_noisy.out_of_fold is None:
+        return None, of_noisy
+    pipeline = run.pipeline
+    assert isinstance(pipeline, AllRows)
+    rows, clean = pipeline.rows, run.dataset.clean
+    places = rows.judged[rows.counts > 0] - len(run.dataset.noisy)
+    of_checked = of_noisy.out_of_fold[CHECKED_ROWS]
+    shares = None if rows.is_random else of_noisy.soft_labels.mean(axis=0)
+    found = judge(
+        {name: x[places] for name, x in of_checked.items()},
+        clean.truth[places],
+        clean.given[places],
+        rows.fold[rows.counts > 0],
+        doubtful=len(run.dataset.noisy),
+        class_names=run.dataset.class_names,
+        class_shares=shares,
+    )
+    soft = flatten(of_noisy.soft_labels, found.temperature)
+    given = np.maximum(run.exported.given, 0)
+    quality = soft[np.arange(len(soft)), given]
+    return found, of_noisy._replace(soft_labels=soft, label_quality=quality)
+
+
+def summarize(
+    run: Run, progress: dict[str, Any], soft_labels: np.ndarray, found: Verdict | None = None
+) -> dict[str, Any]:
     """The figures of a run, JSON-like; None where what they need is not known.
+
+    Args:
+      run: what was trained.
+      progress: of the loop.
+      soft_labels: `[N, C]`, of the noisy examples that the run exports.
+      found: the verdict, if there is one.
 
     `last`, `best` and `selected` test accuracies are kept apart: `best` has looked at the test set,
     `selected` is the one at the best validation accuracy. `test_accuracy` is that of the state that
@@ -164,7 +179,7 @@ def summarize(run: Run, progress: dict[str, Any], soft_labels: np.ndarray) -> di
         "num_noisy": len(dataset.noisy),
         "num_test": 0 if dataset.test is None else len(dataset.test),
         "train_seconds": progress["train_seconds"],
-    }
+    } | ({} if found is None else {"verdict": found.to_json()})
 
 
 def format_table(results: dict[str, Any]) -> str:
@@ -185,7 +200,6 @@ def format_table(results: dict[str, Any]) -> str:
             "test accuracy, selected by validation",
             percent(results["selected_test_accuracy"], "no validation set"),
         ),
-        *_compared(results),
         *([] if step == last else [("labels and predictions", f"of step {step} of {last}")]),
         ("given labels right", percent(results["given_label_accuracy"], "truth not known")),
         ("corrected labels right", percent(results["corrected_label_accuracy"], "truth not known")),
@@ -198,19 +212,6 @@ def format_table(results: dict[str, Any]) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join([_title(results), *(f"{name:<{width}}  {value}" for name, value in rows)])
-
-
-def _compared(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """What others reach, and how far off all of these accuracies may be."""
-    if "compared" not in results:
-        return []
-    own, size = results["test_accuracy"], results["num_test"]
-    error = 100 * math.sqrt(own * (1 - own) / size)
-    rows = [
-        (f"  {name}, {COMPARED[name]}", "-  (diverged)" if x is None else f"{100 * x:.2f} %")
-        for name, x in results["compared"].items()
-    ]
-    return [*rows, (f"  standard error, of {size} rows", f"{error:.2f} %")]
 
 
 def _title(results: dict[str, Any]) -> str:
@@ -251,10 +252,42 @@ def label_columns(exported: Subset, of_noisy: Prediction) -> dict[str, np.ndarra
     }
 
 
+# What of a cross-fitted run is in the tables beside the corrected label: column by prediction.
+_PREDICTED = {
+    "classifier": "predicted_label",
+    "checked": "predicted_by_checked",
+    "given": "predicted_by_given",
+}
+
+
+def _predicted(probs: dict[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+    """Columns `[N]` of labels that classifiers give rows they did not learn from."""
+    if probs is None:
+        return {}
+    return {column: probs[name].argmax(axis=-1) for name, column in _PREDICTED.items()}
+
+
+def _write_checked(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
+    """What is predicted of checked rows by classifiers that did not see the check."""
+    if of_noisy.out_of_fold is None:
+        return
+    clean, probs = run.dataset.clean, of_noisy.out_of_fold[CHECKED_ROWS]
+    drawn = run.pipeline.drawn if isinstance(run.pipeline, AllRows) else None
+    columns = {
+        "id": clean.ids,
+        "drawn": drawn,
+        "given_label": clean.given,
+        "checked_label": clean.truth,
+        "corrected_label": probs["corrected"].argmax(axis=-1),
+        **_predicted(probs),
+    }
+    paths.write(workdir / CHECKED_FILE, _csv(_shown(run, columns)))
+
+
 def _write_labels(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
     exported = run.exported
-    columns = label_columns(exported, of_noisy)
-    # The last two under the names of cleanlab, whose tools take them.
+    columns = label_columns(exported, of_noisy) | _predicted(of_noisy.out_of_fold)
+    # Some under the names of cleanlab, whose tools take them.
     paths.write(workdir / LABELS_FILE, _csv(_shown(run, columns)))
     arrays = io.BytesIO()
     truth = exported.truth if exported.has_truth else np.full(len(exported), UNKNOWN, np.int32)
@@ -274,11 +307,13 @@ def _shown(run: Run, columns: dict[str, np.ndarray]) -> dict[str, Any]:
     """Columns for a reader: text by text, labels by name."""
     shown: dict[str, Any] = dict(columns)
     shown["id"] = [for_spreadsheet(name) for name in columns["id"].tolist()]
-    for name in ("given_label", "corrected_label"):
-        if run.dataset.names_labels:
-            names = np.asarray([for_spreadsheet(x) for x in run.dataset.class_names])
+    for name in columns.keys() & {
+        "given_label", "corrected_label", "checked_label", *_PREDICTED.values()
+    }:  # fmt: skip
+        if run.dataset.names_labels:  # The last one of these is that of UNKNOWN, -1.
+            names = np.asarray([*(for_spreadsheet(x) for x in run.dataset.class_names), ""])
             shown[name] = names[columns[name]]
-    for name in ("confidence", "label_quality"):
+    for name in columns.keys() & {"confidence", "label_quality"}:
         shown[name] = [f"{value:.6f}" for value in columns[name]]
     return shown
 
@@ -292,12 +327,20 @@ def _csv(columns: dict[str, Any]) -> bytes:
 
 
 def _to_check(run: Run, of_noisy: Prediction) -> bytes:
-    """The rows most worth a look, the first ones first, with a column to fill in."""
-    rows = worth_a_look(of_noisy)[:NUM_TO_CHECK]
+    """Rows to check, with a column to fill in: random ones first, then the least certain.
+
+    The random ones judge. They are the next ones of one order of all rows (`random_order`), so that
+    over several rounds they are one random sample.
+    """
+    order = np.argsort(random_order(run.exported.ids), kind="stable")[:NUM_RANDOM]
+    uncertain = worth_a_look(of_noisy)
+    uncertain = uncertain[~np.isin(uncertain, order)][:NUM_UNCERTAIN]
+    rows = np.concatenate([order, uncertain])
+    why = ["random"] * len(order) + ["uncertain"] * len(uncertain)
     columns = label_columns(run.exported, of_noisy)
     shown = _shown(run, {name: column[rows] for name, column in columns.items()})
     del shown["is_label_issue"]
-    checked = {"checked_label": [""] * len(rows)}
+    checked = {"why": why, "checked_label": [""] * len(rows)}
     source, of_source = run.exported.source, run.exported.rows[rows]
     if hasattr(source, "show"):  # What one reads of a row, unless it is a picture.
         examples = [x for x in show(source, of_source) if isinstance(x, str)]

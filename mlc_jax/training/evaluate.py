@@ -1,14 +1,16 @@
 """Predictions for every example of a set, each exactly once, on any number of devices."""
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlc_jax.core import Inputs, TrainState
+from mlc_jax.core import Inputs, Rows, TrainState
+from mlc_jax.data.folds import AllRows, of_one_length
 from mlc_jax.data.reading import EvaluationReader
 from mlc_jax.data.source import Subset
 from mlc_jax.methods import BoundMethod
@@ -24,12 +26,17 @@ class Prediction(NamedTuple):
       logits: of the classifier, `[N, C]`.
       soft_labels: what the method holds the labels to be, `[N, C]`.
       label_quality: how far it believes the given labels, `[N]` in [0, 1].
+      out_of_fold: of a cross-fitted method: probabilities `[N, C]` by name, of classifiers that did
+        not learn from these examples, and under `CHECKED` the same of the clean ones.
     """
 
     logits: np.ndarray
     soft_labels: np.ndarray
     label_quality: np.ndarray
+    out_of_fold: dict[str, Any] | None = None
 
+
+CHECKED = "checked_rows"
 
 # (state, reader, examples in it) -> one prediction for each run.
 PredictFn = Callable[[TrainState, EvaluationReader, int], list[Prediction]]
@@ -46,6 +53,10 @@ class Evaluator:
         self._runs = runs
         self._predict = create_predict(runs[0].bound, num_runs=len(runs))
         self._readers: dict[str, tuple[EvaluationReader, Sequence[np.ndarray]]] = {}
+        out_of_fold = runs[0].bound.out_of_fold
+        self._out_of_fold = (
+            stack.over_devices(out_of_fold, num_runs=len(runs)) if out_of_fold else None
+        )
 
     def predict(self, state: TrainState, name: str) -> list[Prediction]:
         """For each run, of one of its sets.
@@ -55,6 +66,8 @@ class Evaluator:
         Where the method has learned labels for the noisy examples, `exported` and `probe` have
         those.
         """
+        if self._out_of_fold and name in ("exported", "probe"):
+            return self._of_rows(state, name)
         if name not in self._readers:
             examples = [_examples(run, name) for run in self._runs]
             subsets, labels = zip(*examples, strict=True)
@@ -73,6 +86,33 @@ class Evaluator:
             _with_labels(prediction, np.asarray(soft)[positions], given)
             for prediction, soft, given in zip(predictions, learned, labels, strict=True)
         ]
+
+    def _of_rows(self, state: TrainState, name: str) -> list[Prediction]:
+        """Of noisy examples, by classifiers that did not learn from them."""
+        assert self._out_of_fold is not None
+        together = jax.device_get(self._out_of_fold(state, rows_on_devices(tuple(self._runs))))
+        return [
+            _of_noisy(run, probs, run.probe if name == "probe" else np.arange(len(run.exported)))
+            for run, probs in zip(self._runs, stack.split(together, len(self._runs)), strict=True)
+        ]
+
+
+@functools.lru_cache(maxsize=1)  # The loop and the evaluator of a run share them.
+def rows_on_devices(runs: tuple[Run, ...]) -> Rows:
+    """All rows of cross-fitted runs, `[devices, ...]`, or `[devices, runs, ...]`."""
+    rows = of_one_length([cast(AllRows, run.pipeline).rows for run in runs])
+    return cast(Rows, stack.on_all_devices(rows))
+
+
+def _of_noisy(run: Run, probs: dict[str, np.ndarray], positions: np.ndarray) -> Prediction:
+    num_noisy = len(run.dataset.noisy)
+    noisy = {name: x[:num_noisy][positions] for name, x in probs.items()}
+    soft, given = noisy["corrected"], run.dataset.noisy.given[positions]
+    clean = {name: x[num_noisy:] for name, x in probs.items()}
+    with np.errstate(divide="ignore"):
+        logits = np.log(noisy["classifier"])
+    quality = soft[np.arange(len(soft)), given]
+    return Prediction(logits, soft, quality, noisy | {CHECKED: clean})
 
 
 def _examples(run: Run, name: str) -> tuple[Subset, np.ndarray]:
@@ -151,7 +191,8 @@ def create_predict(bound: BoundMethod, *, num_runs: int = 1) -> PredictFn:
         together: Prediction = jax.tree.map(
             lambda *parts: np.concatenate(parts, axis=1)[:, :size], *outputs
         )
-        return [Prediction(*of_run) for of_run in zip(*together, strict=True)]
+        parts = together[:3]
+        return [Prediction(*of_run) for of_run in zip(*parts, strict=True)]
 
     return predict
 

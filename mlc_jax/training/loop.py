@@ -10,7 +10,7 @@ import functools
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -19,8 +19,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from mlc_jax.core import Batch, TrainState
-from mlc_jax.data.loader import batches_of
+from mlc_jax.core import TrainState
+from mlc_jax.data.folds import AllRows
+from mlc_jax.data.loader import Pipeline, batches_of
 from mlc_jax.errors import InputError, NonFiniteLossError, Preempted
 from mlc_jax.methods.types import Hook, Phase, Seen
 from mlc_jax.training import diagnosis, evaluate, progress, stack
@@ -104,15 +105,15 @@ class Loop:
         return self._evaluator.predict(state, "exported")
 
     def _run_phase(
-        self, number: int, state: TrainState, batches: Iterator[Batch], end: int, bar: tqdm
+        self, number: int, state: TrainState, batches: Iterator[Any], end: int, bar: tqdm
     ) -> TrainState:
         """Trains to step `end`, the phase's last."""
         run, settings, num_runs = self._first, self._first.settings, len(self._recorders)
         phase, stride = run.bound.phases[number], run.method.stride
         steps_per_epoch = run.pipeline.steps_per_epoch
         step, start = stack.step_of(state), end - phase.num_steps
-        batch_size = run.pipeline.noisy_batch_size + run.pipeline.clean_batch_size
-        clock = Clock(step, batch_size * num_runs, jax.device_count())
+        examples_per_step = run.pipeline.examples_per_step * num_runs
+        clock = Clock(step, examples_per_step, jax.device_count())
         if phase.before and step == start:
             state = self._apply(phase.before, state)
         train_step = create_train_step(phase, num_runs)
@@ -126,7 +127,7 @@ class Loop:
 
         while step < end:
             with clock.waiting():
-                batch: Batch = next(batches)
+                batch = next(batches)
             if self._profiler.is_due(step):
                 with clock.paused():
                     self._profile(step, train_step, state, batch)
@@ -166,9 +167,13 @@ class Loop:
                 raise Preempted(f"SIGTERM: saved step {step} of {run.bound.num_steps}.")
         return state
 
-    def _batches(self, step: int) -> Iterator[Batch]:
+    def _batches(self, step: int) -> Iterator[Any]:
+        """What the steps read from here on."""
+        runs = tuple(recorder.run for recorder in self._recorders)
+        if isinstance(self._first.pipeline, AllRows):
+            return itertools.repeat(evaluate.rows_on_devices(runs))
         return batches_of(
-            [recorder.run.pipeline for recorder in self._recorders],
+            [cast(Pipeline, run.pipeline) for run in runs],
             step // self._first.method.stride,
             num_devices=jax.local_device_count(),
             process_index=jax.process_index(),
@@ -227,7 +232,7 @@ class Loop:
             recorder.write(step, "train", recorder.newest | figures)
         progress.show(bar, living, figures["examples_per_second"])
 
-    def _profile(self, step: int, train_step: Any, state: TrainState, batch: Batch) -> None:
+    def _profile(self, step: int, train_step: Any, state: TrainState, batch: Any) -> None:
         """Begins or ends a trace, of steps that are waited for."""
         self._drain()
         if not self._profiler.is_tracing and self._first.method.stride == 1:

@@ -17,6 +17,7 @@ from mlc_jax import config as settings
 from mlc_jax.benchmarks import datasets
 from mlc_jax.core import TrainState
 from mlc_jax.data.dataset import Dataset
+from mlc_jax.data.folds import RANDOM, AllRows
 from mlc_jax.data.loader import Pipeline
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.data.source import Subset, read_rows
@@ -24,6 +25,7 @@ from mlc_jax.encoders import encoding
 from mlc_jax.encoders.frozen import StatesSource
 from mlc_jax.errors import CheckpointError, InputError
 from mlc_jax.methods import BoundMethod, Method
+from mlc_jax.methods.cross_fit import CrossFit
 from mlc_jax.models.bert_checkpoint import load_config
 from mlc_jax.training import sizing, stack
 from mlc_jax.workdir.checkpoint import Checkpointer
@@ -62,7 +64,7 @@ class Run:
       description: JSON-like; all that made the run. A checkpoint of another one is refused.
       prefix: what a field of the description is called by in messages: `config.`.
       dataset: see `Dataset`.
-      pipeline: of its training batches.
+      pipeline: of its training batches; all rows, where the method is cross-fitted.
       method: with its settings.
       bound: the same for the dataset's sizes, over the devices.
       settings: see `Settings`.
@@ -72,7 +74,7 @@ class Run:
     description: dict[str, Any]
     prefix: str
     dataset: Dataset
-    pipeline: Pipeline
+    pipeline: Pipeline | AllRows
     method: Method
     bound: BoundMethod
     settings: Settings
@@ -154,28 +156,7 @@ def create_run(
     Raises:
       InputError: sizes that do not suit each other.
     """
-    num_devices = jax.device_count()
-    pipeline = Pipeline(
-        noisy=dataset.noisy,
-        clean=dataset.clean,
-        noisy_batch_size=_fitted(
-            prefix, "noisy", settings.noisy_batch_size, len(dataset.noisy), num_devices
-        ),
-        clean_batch_size=_fitted(
-            prefix,
-            "clean",
-            settings.clean_batch_size,
-            len(dataset.clean),
-            num_devices * (2 if method.mix_clean else 1),
-        ),
-        split_clean=method.mix_clean,
-        num_inner_steps=method.stride + method.num_replayed,
-        augment=augment,
-        seed=settings.seed,
-        num_replayed=method.num_replayed,
-        length_buckets=settings.length_buckets,
-    )
-    pipeline.check()
+    pipeline = _create_pipeline(prefix, dataset, method, settings, augment=augment)
     if settings.best == "validation" and dataset.validation is None:
         raise InputError(
             f"{prefix}best: got 'validation', expected 'last', or a validation set: "
@@ -199,6 +180,49 @@ def create_run(
         axis_name=stack.AXIS_NAME,
     )
     return Run(description, prefix, dataset, pipeline, method, bound, settings, num_epochs)
+
+
+def _create_pipeline(
+    prefix: str, dataset: Dataset, method: Method, settings: Settings, *, augment: bool
+) -> Pipeline | AllRows:
+    """What the method's steps read, in sizes that the data allow."""
+    if isinstance(method, CrossFit):
+        drawn = dataset.drawn
+        if drawn is None:
+            drawn = np.full(len(dataset.clean), RANDOM)
+        return AllRows(
+            noisy=dataset.noisy,
+            clean=dataset.clean,
+            drawn=drawn,
+            folds=method.num_folds,
+            parts=method.num_parts,
+            seed=settings.seed,
+            batch_size=method.batch_size,
+            steps_per_epoch=method.steps_per_round,
+        )
+    num_devices = jax.device_count()
+    pipeline = Pipeline(
+        noisy=dataset.noisy,
+        clean=dataset.clean,
+        noisy_batch_size=_fitted(
+            prefix, "noisy", settings.noisy_batch_size, len(dataset.noisy), num_devices
+        ),
+        clean_batch_size=_fitted(
+            prefix,
+            "clean",
+            settings.clean_batch_size,
+            len(dataset.clean),
+            num_devices * (2 if method.mix_clean else 1),
+        ),
+        split_clean=method.mix_clean,
+        num_inner_steps=method.stride + method.num_replayed,
+        augment=augment,
+        seed=settings.seed,
+        num_replayed=method.num_replayed,
+        length_buckets=settings.length_buckets,
+    )
+    pipeline.check()
+    return pipeline
 
 
 def _fitted(prefix: str, part: str, wanted: int, size: int, multiple: int) -> int:

@@ -41,6 +41,7 @@ def fill(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     flat = {name: x for name, x in chosen.items() if not _get(config, name)}
     if flat:
         filled.update_from_flattened_dict(flat)
+    if flat and config.method != "cross_fit":  # Which has no use for them.
         logging.info(
             "From %d noisy and %d clean examples of %d classes: %s.", num_noisy, num_clean,
             dataset.num_classes, ", ".join(f"{name}={x}" for name, x in flat.items()),

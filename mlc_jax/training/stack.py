@@ -76,6 +76,12 @@ def for_all_devices(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda x: np.broadcast_to(x, (num_devices, *np.shape(x))), joined)
 
 
+def on_all_devices(trees: Sequence[Any]) -> Any:
+    """The same, placed: for what every step reads anew."""
+    mesh = Mesh(np.asarray(jax.local_devices()), (AXIS_NAME,))
+    return jax.device_put(for_all_devices(trees), NamedSharding(mesh, PartitionSpec(AXIS_NAME)))
+
+
 def per_run(fun: Callable[[Any], Any], state: Any, num_runs: int) -> list[Any]:
     """What `fun` makes of each run's state."""
     return split((fun if num_runs == 1 else jax.vmap(fun))(state), num_runs)

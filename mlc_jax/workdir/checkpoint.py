@@ -17,7 +17,7 @@ from etils import epath
 from jax.sharding import NamedSharding
 
 from mlc_jax import paths
-from mlc_jax.config import flatten
+from mlc_jax.config import flatten, meant
 from mlc_jax.core import TrainState
 from mlc_jax.errors import CheckpointError, Lost
 from mlc_jax.workdir.workdir import check_held
@@ -27,7 +27,6 @@ CHECKSUMS = "checksums"  # Their place in what is saved of the progress.
 
 # Settings that a run may change when it goes on: they do not touch what is learned.
 FREE_FIELDS = frozenset({
-    "compare",
     "dataset.data_dir",
     "dataset.download",
     "dataset.max_cached_gb",
@@ -273,7 +272,7 @@ def differing_fields(
     saved, given = flatten(saved), flatten(given)
     # As JSON has them, like the values of configs: lists for tuples.
     added = json.loads(json.dumps({name: formerly[name] for name in given if name in formerly}))
-    saved = added | saved
+    saved, given = meant(added | saved), meant(given)
     return [
         f"  {prefix}{name}: {_shown(saved, name)} {where}, {_shown(given, name)} now"
         for name in sorted(saved.keys() | given.keys())

@@ -1,0 +1,166 @@
+"""What given labels, classifiers and a few checks together say of a row's label.
+
+    q(y | n)  ~  exp( a log p(y | x_n) + l sum_s log( R_s[v_ns, y] / pi_y )
+                      + b log p_given(y | x_n) + c log p_checked(y | x_n) )
+
+`p` is a classifier that did not learn from the row, `R_s[v, y] = P(y | source s says v)`, and `pi`
+the share of each class. `p_given` learned the labels as given, `p_checked` the checked rows alone:
+the two simple things that one would do instead, so that the pool is hardly ever below them. The
+four weights are fitted by the likelihood of checks that nothing else saw (`fit_weights`): labels
+that say nothing get an l near 0, a classifier that knows nothing an a near 0.
+
+Letters in shapes: N rows, S sources of given labels, C classes, M judged rows. `R` is counts of the
+checked rows, smoothed towards what is known of all labels together: without that a handful of rows
+per class decides by chance.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+LOG_FLOOR = -9.0  # No classifier may rule a class out.
+NUM_TERMS = 4
+
+_WEIGHT_STEPS, _WEIGHT_RATE = 300, 0.05
+
+
+def source_counts(
+    votes: jax.Array,
+    q: jax.Array,
+    weight: jax.Array,
+    checked_weight: jax.Array,
+    pi: jax.Array,
+    prior_strength: float,
+) -> jax.Array:
+    """`R` `[S, V, C]`, P(class | given label), with V = C.
+
+    The prior of a row of `R` has `rho` at the label itself and the rest by class frequency, and
+    counts as `prior_strength` rows. `rho` is the accuracy of all sources together, from checked
+    rows alone, with a Beta(1, 1) prior.
+
+    Args:
+      votes: `[N, S]` int32; -1 where a source said nothing.
+      q: `[N, C]`, what the labels are held to be; one-hot where a row is checked.
+      weight: `[N]`, by which a row is counted: 1 if it is checked, less if it is doubtful.
+      checked_weight: `[N]`, the same of checked rows alone, 0 elsewhere.
+      pi: `[C]`.
+      prior_strength: pseudo-counts.
+    """
+    num_classes = q.shape[1]
+    said = (votes >= 0).astype(q.dtype)
+    right = jnp.take_along_axis(q, jnp.maximum(votes, 0), axis=1) * said
+    rho = (jnp.sum(checked_weight[:, None] * right) + 1) / (
+        jnp.sum(checked_weight[:, None] * said) + 2
+    )
+    eye = jnp.eye(num_classes, dtype=q.dtype)
+    others = pi[None, :] * (1 - eye)
+    prior = rho * eye + (1 - rho) * others / jnp.sum(others, axis=1, keepdims=True)
+
+    def of_source(column: tuple[jax.Array, jax.Array]) -> jax.Array:
+        vote, spoke = column
+        counted = q * (weight * spoke)[:, None]
+        counts = jax.ops.segment_sum(counted, jnp.maximum(vote, 0), num_classes)
+        counts = counts + prior_strength * prior
+        return counts / jnp.sum(counts, axis=1, keepdims=True)
+
+    result: jax.Array = jax.lax.map(of_source, (votes.T, said.T))
+    return result
+
+
+def label_term(votes: jax.Array, matrices: jax.Array, pi: jax.Array) -> jax.Array:
+    """`sum_s log(R_s[v_ns, y] / pi_y)` `[N, C]`, over the sources that said something.
+
+    Args:
+      votes: `[N, S]` int32.
+      matrices: `R` `[S, V, C]`.
+      pi: `[C]`.
+    """
+
+    def add(total: jax.Array, source: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        vote, matrix = source
+        term = jnp.log(matrix)[jnp.maximum(vote, 0)] - jnp.log(pi)
+        return total + jnp.where((vote >= 0)[:, None], term, jnp.zeros_like(term)), None
+
+    zeros = jnp.zeros((votes.shape[0], matrices.shape[-1]), matrices.dtype)
+    return jax.lax.scan(add, zeros, (votes.T, matrices))[0]
+
+
+def class_shares(q: jax.Array, weight: jax.Array) -> jax.Array:
+    """`pi` `[C]`: the mean of q `[N, C]` by weight `[N]`, with one row more, of all classes."""
+    sums = jnp.sum(q * weight[:, None], axis=0) + 1 / q.shape[1]
+    return sums / jnp.sum(sums)
+
+
+def shifted_shares(
+    evidence: jax.Array, rows: jax.Array, floor: float, steps: int = 100
+) -> jax.Array:
+    """`pi` `[C]` where the checked rows do not say how frequent classes are: label-shift EM.
+
+    Source: Saerens, Latinne, Decaestecker (2002), "Adjusting the Outputs of a Classifier to New a
+    Priori Probabilities", with a pseudo-count per class and a floor, so that no class can vanish.
+
+    Args:
+      evidence: `[N, C]`, log P(what is known of the row | class) up to a constant per row, from
+        what was learned without `pi`.
+      rows: `[N]`, 1 where a row counts.
+      floor: the least share of a class, as a part of 1 / C.
+      steps: of the iteration.
+    """
+    num_classes = evidence.shape[1]
+
+    def step(_: int, pi: jax.Array) -> jax.Array:
+        shares = jnp.sum(jax.nn.softmax(evidence + jnp.log(pi)) * rows[:, None], axis=0) + 1
+        shares = jnp.maximum(shares / jnp.sum(shares), floor / num_classes)
+        return shares / jnp.sum(shares)
+
+    start = jnp.full(num_classes, 1 / num_classes, evidence.dtype)
+    shares: jax.Array = jax.lax.fori_loop(0, steps, step, start)
+    return shares
+
+
+def pool(weights: jax.Array, *terms: jax.Array) -> jax.Array:
+    """`log q` `[..., C]`, of the weights `(a, l, b, c)` `[4]` and as many terms `[..., C]`."""
+    total = weights[0] * terms[0]
+    for weight, term in zip(weights[1:], terms[1:], strict=True):
+        total = total + weight * term
+    return jax.nn.log_softmax(total)
+
+
+def fit_weights(
+    terms: jax.Array, checks: jax.Array, counts: jax.Array, width: float, rival_width: float
+) -> tuple[jax.Array, jax.Array]:
+    """The weights `(a, l, b, c)` `[4]`, and the log-likelihood there.
+
+    Maximum a posteriori of the likelihood of checks that none of the terms saw, by Adam.
+
+    Args:
+      terms: `[M, 4, C]`: log p, label term, log p_given, log p_checked.
+      checks: `[M]` int32.
+      counts: `[M]`, by which a row counts.
+      width: of the log-normal prior of a and l, whose median is 1.
+      rival_width: of the half-normal prior of b and c.
+    """
+
+    def positive(theta: jax.Array) -> jax.Array:
+        return jnp.concatenate([jnp.exp(theta[:2]), theta[2:]])
+
+    def likelihood(theta: jax.Array) -> jax.Array:
+        log_q = jnp.maximum(pool(positive(theta), *jnp.moveaxis(terms, 1, 0)), LOG_FLOOR)
+        return jnp.sum(counts * jnp.take_along_axis(log_q, checks[:, None], axis=1)[:, 0])
+
+    def loss(theta: jax.Array) -> jax.Array:
+        prior = jnp.sum(jnp.square(theta[:2])) / (2 * width**2)
+        prior = prior + jnp.sum(jnp.square(theta[2:])) / (2 * rival_width**2)
+        return prior - likelihood(theta)
+
+    adam = optax.adam(optax.cosine_decay_schedule(_WEIGHT_RATE, _WEIGHT_STEPS))
+
+    def step(carry: tuple[jax.Array, optax.OptState], _: None) -> tuple[tuple, None]:  # type: ignore[type-arg]
+        theta, state = carry
+        updates, state = adam.update(jax.grad(loss)(theta), state)
+        theta = theta + updates
+        return (theta.at[2:].set(jnp.maximum(theta[2:], 0.0)), state), None
+
+    start = jnp.array([0.0, 0.0, 0.1, 0.1], terms.dtype) * min(1.0, rival_width)
+    (theta, _), _ = jax.lax.scan(step, (start, adam.init(start)), None, length=_WEIGHT_STEPS)
+    return positive(theta), likelihood(theta)

@@ -1,0 +1,149 @@
+"""Who learns from what, where every row is predicted by classifiers that did not learn from it.
+
+Checked rows are dealt into K folds, and all rows into H parts. Run (k, h) does not see the checks
+of fold k, and does not learn from part h. A checked row of fold k is a doubtful row there, with its
+given label, in a part like all others: only its check is hidden. Left out altogether, it would be
+predicted as a new row is, and doubtful rows are not: they were learned from, with their labels.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from mlc_jax.core import Rows
+from mlc_jax.data.source import UNKNOWN, Subset, read_rows
+
+RANDOM, PER_CLASS, LOOKED_UP = "random", "per_class", "looked_up"
+DRAWN = (RANDOM, PER_CLASS, LOOKED_UP)  # Where a checked row may come from.
+
+_FOLD_STREAM = 35  # Of the seed.
+
+
+def deal(strata: np.ndarray, ways: int, rng: np.random.Generator) -> np.ndarray:
+    """Deals rows `[n]` into `ways` groups, evenly within strata and over all; int32 `[n]`."""
+    order = np.lexsort((rng.random(len(strata)), strata))
+    groups = np.empty(len(strata), np.int32)
+    groups[order] = (np.arange(len(strata)) + rng.integers(ways)) % ways
+    return groups
+
+
+def assign(
+    votes: np.ndarray, checks: np.ndarray, drawn: np.ndarray, folds: int, parts: int, seed: int
+) -> dict[str, np.ndarray]:
+    """The fields of `Rows` but for its inputs.
+
+    Args:
+      votes: `[N, S]`.
+      checks: `[N]`.
+      drawn: `[N]` text, of checked rows one of `DRAWN`.
+      folds: K; fewer where fewer rows are judged.
+      parts: H.
+      seed: of who is where.
+    """
+    rng = np.random.default_rng([seed, _FOLD_STREAM])
+    is_checked = checks != UNKNOWN
+    is_judged = is_checked & (drawn != LOOKED_UP)
+    fold = np.full(len(checks), -1, np.int32)
+    fold[is_judged] = deal(checks[is_judged], folds, rng)
+    part = np.zeros(len(checks), np.int32)
+    part[~is_judged] = deal(votes.max(axis=1, initial=UNKNOWN)[~is_judged], parts, rng)
+    part[is_judged] = deal(fold[is_judged], parts, rng)
+    is_visible = is_checked & (fold != np.arange(folds)[:, None])
+    outside = [(part != h) | (parts == 1) for h in range(parts)]
+    said = (votes != UNKNOWN).any(axis=1)
+    lists, lengths = _equal([is_visible[k] | rows for k in range(folds) for rows in outside])
+    rival_lists, rival_lengths = _equal([*(said & rows for rows in outside), *is_visible])
+    judged = np.flatnonzero(is_judged)
+    size = max(1, len(judged))
+    return {
+        "votes": votes.astype(np.int32),
+        "checks": checks.astype(np.int32),
+        "is_judged": is_judged,
+        "part": part,
+        "is_visible": is_visible,
+        "lists": lists.reshape(folds, parts, -1),
+        "lengths": lengths.reshape(folds, parts),
+        "rival_lists": rival_lists,
+        "rival_lengths": rival_lengths,
+        "judged": np.resize(judged if len(judged) else np.zeros(1, int), size).astype(np.int32),
+        "fold": np.maximum(fold[judged] if len(judged) else np.zeros(1, np.int32), 0),
+        "counts": np.full(size, float(len(judged) > 0), np.float32),
+        "is_random": np.array(np.sum(drawn == RANDOM) >= np.sum(drawn == PER_CLASS)),
+    }
+
+
+def _equal(masks: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of masks `[N]`, in lists of one length; an empty one has row 0, and counts none."""
+    lists = [np.flatnonzero(mask) for mask in masks]
+    length = max(1, *(len(rows) for rows in lists))
+    filled = [np.resize(rows if len(rows) else np.zeros(1, int), length) for rows in lists]
+    return np.stack(filled).astype(np.int32), np.array([len(rows) for rows in lists], np.int32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AllRows:
+    """What a cross-fitted run reads: all rows, once. It stands where others have a `Pipeline`.
+
+    Attributes:
+      noisy: examples with labels `given`.
+      clean: examples that were checked, `truth`; their `given` labels where they are known.
+      drawn: `[len(clean)]` text, of `DRAWN`.
+      folds, parts: K and H.
+      seed: of who is where.
+      batch_size: rows of one step of one run.
+      steps_per_epoch: steps of a round.
+    """
+
+    noisy: Subset
+    clean: Subset
+    drawn: np.ndarray
+    folds: int
+    parts: int
+    seed: int
+    batch_size: int
+    steps_per_epoch: int
+
+    @property
+    def examples_per_step(self) -> int:
+        """Over all runs."""
+        return self.folds * self.parts * self.batch_size
+
+    @functools.cached_property
+    def rows(self) -> Rows:
+        """NumPy arrays.
+
+        Raises:
+          InputError: while reading; inputs that cannot be read, or are no single array.
+        """
+        subsets = (self.noisy, self.clean)
+        inputs = [read_rows(subset.source, subset.rows) for subset in subsets]
+        votes = np.concatenate([subset.given for subset in subsets])[:, None]
+        unchecked = np.full(len(self.noisy), UNKNOWN, np.int32)
+        checks = np.concatenate([unchecked, self.clean.truth])
+        drawn = np.concatenate([np.full(len(self.noisy), "", self.drawn.dtype), self.drawn])
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts), *inputs)
+        return Rows(
+            inputs=joined, **assign(votes, checks, drawn, self.folds, self.parts, self.seed)
+        )
+
+
+def of_one_length(of_runs: Sequence[Rows]) -> list[Rows]:
+    """Rows of several runs, whose lists are filled up to the longest of them all."""
+    longest = {
+        name: max(getattr(rows, name).shape[-1] for rows in of_runs)
+        for name in ("lists", "rival_lists", "judged", "fold", "counts")
+    }
+
+    def filled(rows: Rows) -> Rows:
+        fields = {}
+        for name, length in longest.items():
+            array = getattr(rows, name)
+            more = length - array.shape[-1]
+            pad = [(0, 0)] * (array.ndim - 1) + [(0, more)]
+            fields[name] = np.pad(array, pad)  # What follows the own rows is never drawn.
+        return rows._replace(**fields)
+
+    return [filled(rows) for rows in of_runs]

@@ -1,0 +1,371 @@
+"""How good labels are, by checks that were hidden from what predicts them, and what to do about it.
+
+Everything here is of *judged* rows: rows that were checked, not because of what a run said of them,
+and that are predicted by classifiers that did not see the check. What is said of them is an
+estimate for the rows that nobody checked. NumPy and SciPy alone.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import optimize, special, stats
+
+ENOUGH = 30  # Judged rows, below which there are intervals, but no sentence.
+AS_GIVEN, CORRECTED, CLASSIFIER, CHECKED, GIVEN = (
+    "as_given", "corrected", "classifier", "checked", "given",
+)  # fmt: skip
+NAMES = {
+    AS_GIVEN: "labels as given",
+    CORRECTED: "corrected labels",
+    CLASSIFIER: "the classifier's own predictions",
+    CHECKED: "a classifier of the checked rows alone",
+    GIVEN: "a classifier of the labels as given",
+}
+SENTENCES = {
+    CORRECTED: "Take the corrected labels.",
+    CLASSIFIER: "Take the classifier's own predictions.",
+    CHECKED: "Take the predictions of the checked rows alone: they do better.",
+    AS_GIVEN: "The corrected labels are not shown to be better than the labels as given.",
+}
+
+# Variance of a share over judged rows in parts of what independent rows have: rows of a fold are
+# predicted by the same classifiers. Measured, see docs/results/own_data.md.
+_DEPENDENCE = 1.25
+_LEVEL = 0.95
+_POWER = 0.8
+_MOST_ROWS = 20_000
+_ROWS_PER_BIN, _MOST_BINS = 15, 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """A share of the rows that nobody checked, from 0 to 1, estimated on n judged rows.
+
+    Attributes:
+      estimate: None without a judged row.
+      low, high: of the 95 % interval.
+      n: judged rows.
+    """
+
+    estimate: float | None
+    low: float
+    high: float
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two predictions on the same rows: McNemar's exact test.
+
+    Attributes:
+      better, worse: rows that only the first has right, and only the second.
+      p: two-sided.
+    """
+
+    better: int
+    worse: int
+    p: float
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the first is shown to be the better one."""
+        return self.better > self.worse and self.p < 1 - _LEVEL
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the judged rows say.
+
+    Attributes:
+      shares: right, by name in `NAMES`; `as_given` only where given labels are known.
+      comparisons: of each with the labels as given.
+      take: which of `SENTENCES`; None with fewer than `ENOUGH` rows, or no given labels.
+      more: further rows, checked at random, that would show a difference of this size with 80 %
+        power, where it is not shown; None if none would.
+      doubtful: rows that it is about.
+      unseen: names of classes of which no row was judged.
+      confidence, calibration_error: mean confidence in the corrected labels of judged rows, and how
+        far it is off, by a temperature that was fitted on other folds.
+      temperature: the one of all folds, by which exported probabilities are flattened.
+      per_class: whether so many rows of each class were drawn: shares are weighted then.
+    """
+
+    shares: dict[str, Share]
+    comparisons: dict[str, Comparison]
+    take: str | None
+    more: int | None
+    doubtful: int
+    unseen: tuple[str, ...]
+    confidence: float | None
+    calibration_error: float | None
+    temperature: float
+    per_class: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def n(self) -> int:
+        """Judged rows."""
+        return self.shares[CORRECTED].n
+
+    @property
+    def sentence(self) -> str:
+        """What to do, in words."""
+        if not self.n:
+            return (
+                "No row was checked at random, so nothing is known of how good these labels are. "
+                "Check the random rows of to_check.csv."
+            )
+        if AS_GIVEN not in self.shares:
+            return (
+                "The old labels of the checked rows are not known, so nothing is compared with "
+                "them: keep them (given_label)."
+            )
+        if self.take is None:
+            return f"{self.n} rows are too few for more than these intervals: check {ENOUGH}."
+        text = SENTENCES[self.take]
+        if self.take != AS_GIVEN:
+            one = self.comparisons[self.take]
+            return (
+                f"{text} Of the judged rows they are right in {one.better} where the given label "
+                f"is wrong, and wrong in {one.worse} where it is right (p = {one.p:.2g})."
+            )
+        if self.more is not None:
+            text += (
+                f" {self.more} more rows, checked at random, would show a difference of this size."
+            )
+        return text
+
+    def lines(self) -> list[str]:
+        """For the terminal; the last one says what to do."""
+        if not self.n:
+            return [f"Verdict: {self.sentence}"]
+        how = "so many per class, weighted" if self.per_class else "a random sample"
+        head = (
+            f"Percent right of the {self.doubtful:,} rows that nobody checked, estimated by "
+            f"{self.n} checked ones ({how}) that were hidden from what predicts them:"
+        )
+        width = max(map(len, NAMES.values()))
+        rows = [f"  {NAMES[name]:<{width}}  {_percent(x)}" for name, x in self.shares.items()]
+        notes = []
+        if self.confidence is not None and self.calibration_error is not None:
+            notes.append(
+                f"Confidence in corrected labels: {100 * self.confidence:.1f} % on average, off by "
+                f"{100 * self.calibration_error:.1f} points."
+            )
+        if self.unseen:
+            more = f" and {len(self.unseen) - 5} more" if len(self.unseen) > 5 else ""
+            notes.append(
+                f"No judged row is of class {', '.join(self.unseen[:5])}{more}: nothing is known "
+                "of labels of that class."
+            )
+        return [head, *rows, *notes, f"Verdict: {self.sentence}"]
+
+
+def _percent(share: Share) -> str:
+    assert share.estimate is not None
+    return f"{100 * share.estimate:5.1f}  (95 %: {100 * share.low:.0f} to {100 * share.high:.0f})"
+
+
+def judge(
+    predictions: Mapping[str, np.ndarray],
+    checks: np.ndarray,
+    given: np.ndarray,
+    folds: np.ndarray,
+    *,
+    doubtful: int,
+    class_names: Sequence[str],
+    class_shares: np.ndarray | None = None,
+) -> Verdict:
+    """The verdict on predictions.
+
+    Args:
+      predictions: probabilities `[n, C]` by name, all of `NAMES` but `as_given`, each by
+        classifiers that did not see the row's check.
+      checks: `[n]`, what the labels are.
+      given: `[n]`, what they were before; negative where that is not known.
+      folds: `[n]`.
+      doubtful: rows that nobody checked.
+      class_names: C names.
+      class_shares: `[C]`, where so many rows of each class were drawn; None for a random sample.
+    """
+    right = {
+        name: predictions[name].argmax(axis=-1) == checks for name in NAMES if name != AS_GIVEN
+    }
+    if len(checks) and (given >= 0).all():
+        right = {AS_GIVEN: given == checks} | right
+
+    def share(name: str) -> Share:
+        dependence = 1.0 if name == AS_GIVEN else _DEPENDENCE
+        if class_shares is None:
+            return share_right(right[name], doubtful, dependence)
+        return weighted_share(right[name], checks, class_shares, doubtful, dependence)
+
+    comparisons, take, more = {}, None, None
+    if AS_GIVEN in right:
+        comparisons = {
+            name: compare(x, right[AS_GIVEN]) for name, x in right.items() if name != AS_GIVEN
+        }
+        if len(checks) >= ENOUGH:
+            take, more = _choose(right, comparisons)
+    confidence, error, temperature = calibrate(predictions[CORRECTED], checks, folds)
+    return Verdict(
+        shares={name: share(name) for name in right},
+        comparisons=comparisons,
+        take=take,
+        more=more,
+        doubtful=doubtful,
+        unseen=tuple(class_names[i] for i in np.setdiff1d(np.arange(len(class_names)), checks)),
+        confidence=confidence,
+        calibration_error=error,
+        temperature=temperature,
+        per_class=class_shares is not None,
+    )
+
+
+def _choose(
+    right: Mapping[str, np.ndarray], comparisons: Mapping[str, Comparison]
+) -> tuple[str, int | None]:
+    """Which sentence, and how many more rows would settle it."""
+    own = compare(right[CLASSIFIER], right[CORRECTED])
+    alone = compare(right[CHECKED], right[CORRECTED])
+    if alone.is_shown and comparisons[CHECKED].is_shown:
+        return CHECKED, None
+    corrected = comparisons[CORRECTED]
+    if comparisons[CLASSIFIER].is_shown and (own.is_shown or not corrected.is_shown):
+        return CLASSIFIER, None
+    if corrected.is_shown:
+        return CORRECTED, None
+    n = len(right[CORRECTED])
+    needed = rows_needed(corrected.better / n, corrected.worse / n)
+    return AS_GIVEN, None if needed is None else max(needed - n, 1)
+
+
+def share_right(right: np.ndarray, doubtful: int, dependence: float = 1.0) -> Share:
+    """Wilson's interval for the share right among rows that were not drawn.
+
+    The error of the estimate has variance `p (1 - p) (1 / n + 1 / doubtful)`, so n rows count for
+    fewer, and for fewer yet by the dependence of the folds.
+
+    Args:
+      right: `[n]` bool.
+      doubtful: rows that the share is of.
+      dependence: variance in parts of that of independent rows.
+    """
+    n = len(right)
+    if n == 0:
+        return Share(None, 0.0, 1.0, 0)
+    z = float(stats.norm.ppf((1 + _LEVEL) / 2))
+    p, m = float(np.mean(right)), n / ((1 + n / max(doubtful, 1)) * dependence)
+    centre = (p + z**2 / (2 * m)) / (1 + z**2 / m)
+    half = z * np.sqrt(p * (1 - p) / m + z**2 / (4 * m**2)) / (1 + z**2 / m)
+    return Share(p, float(max(0.0, centre - half)), float(min(1.0, centre + half)), n)
+
+
+def weighted_share(
+    right: np.ndarray, checks: np.ndarray, class_shares: np.ndarray, doubtful: int,
+    dependence: float = 1.0,
+) -> Share:  # fmt: skip
+    """The same where so many of each class were drawn: shares per class, weighted.
+
+    A class without a row counts as the mean of the others. The variance of a class is that of two
+    rows right and two wrong beside its own.
+    """
+    if not len(checks):
+        return Share(None, 0.0, 1.0, 0)
+    size = len(class_shares)
+    counts = np.bincount(checks, minlength=size)
+    hits = np.bincount(checks, weights=right, minlength=size)
+    seen = counts > 0
+    of_class = np.where(seen, hits / np.maximum(counts, 1), 0.0)
+    weight = class_shares[seen].sum()
+    of_class[~seen] = (class_shares * of_class)[seen].sum() / max(weight, 1e-9)
+    estimate = float(np.sum(class_shares * of_class))
+    smooth = (hits + 2) / (counts + 4)
+    each = 1 / np.maximum(counts, 0.5) + 1 / (np.maximum(class_shares, 1e-9) * max(doubtful, 1))
+    variance = float(np.sum(class_shares**2 * smooth * (1 - smooth) * each))
+    half = float(stats.norm.ppf((1 + _LEVEL) / 2)) * np.sqrt(variance * dependence)
+    centre = (estimate + float(np.sum(class_shares * smooth))) / 2
+    low, high = min(estimate, centre - half), max(estimate, centre + half)
+    return Share(estimate, float(max(0.0, low)), float(min(1.0, high)), len(checks))
+
+
+def compare(first: np.ndarray, second: np.ndarray) -> Comparison:
+    """McNemar's exact test of two arrays `[n]` of what is right."""
+    better, worse = int(np.sum(first & ~second)), int(np.sum(second & ~first))
+    if better + worse == 0:
+        return Comparison(0, 0, 1.0)
+    return Comparison(better, worse, float(stats.binomtest(better, better + worse).pvalue))
+
+
+def power(n: int, better: float, worse: float) -> float:
+    """Of that test with n rows, where shares `better` and `worse` of all rows differ so."""
+    odd = np.arange(n + 1)
+    chance = stats.binom.pmf(odd, n, better + worse)
+    odd, chance = odd[chance > 1e-7], chance[chance > 1e-7]
+    fewest = stats.binom.isf((1 - _LEVEL) / 2, odd, 0.5) + 1  # Wins that are significant.
+    return float(np.sum(chance * stats.binom.sf(fewest - 1, odd, better / (better + worse))))
+
+
+def rows_needed(better: float, worse: float) -> int | None:
+    """Fewest rows that show such a difference with 80 % power; None for none, or very many."""
+    if better <= worse:
+        return None
+    low, high = 4, 8
+    while power(high, better, worse) < _POWER:
+        low, high = high, 2 * high
+        if high > _MOST_ROWS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(middle, better, worse) >= _POWER else (middle, high)
+    return high
+
+
+def calibrate(
+    probs: np.ndarray, checks: np.ndarray, folds: np.ndarray
+) -> tuple[float | None, float | None, float]:
+    """Mean confidence, its calibration error, and the temperature to export by.
+
+    Confidence and error are by temperatures that were fitted on other folds than they are of.
+
+    Args:
+      probs: `[n, C]`.
+      checks, folds: `[n]`.
+    """
+    if not len(checks):
+        return None, None, 1.0
+    tempered = probs.copy()
+    for fold in np.unique(folds):
+        here = folds == fold
+        tempered[here] = flatten(probs[here], _temperature(probs[~here], checks[~here]))
+    confidence, right = tempered.max(axis=-1), tempered.argmax(axis=-1) == checks
+    num_bins = int(np.clip(len(checks) // _ROWS_PER_BIN, 1, _MOST_BINS))
+    bins = np.array_split(np.argsort(confidence, kind="stable"), num_bins)
+    off = [len(rows) * abs(confidence[rows].mean() - right[rows].mean()) for rows in bins]
+    return float(confidence.mean()), float(sum(off) / len(checks)), _temperature(probs, checks)
+
+
+def flatten(probs: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities `[n, C]` to the power 1 / temperature, normalised."""
+    log_probs = np.log(np.maximum(probs, 1e-6)) / temperature
+    flat: np.ndarray = special.softmax(log_probs, axis=-1)
+    return flat
+
+
+def _temperature(probs: np.ndarray, checks: np.ndarray) -> float:
+    """By the likelihood of checks, with a log-normal prior at 1."""
+    if not len(checks):
+        return 1.0
+    log_probs = np.log(np.maximum(probs, 1e-6))
+
+    def loss(log_temperature: float) -> float:
+        said = special.log_softmax(log_probs / np.exp(log_temperature), axis=-1)
+        likelihood = said[np.arange(len(checks)), checks].sum()
+        return float(log_temperature**2 / 2 - likelihood)
+
+    found = optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded")
+    return float(np.exp(found.x))
