@@ -101,23 +101,22 @@ def standard_promotion():
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Equal programs are compiled once, in this process and in those that tests start."""
-    path = str(tmp_path_factory.mktemp("compilation_cache"))
+    """Equal programs are compiled once, by all workers and by the processes that tests start."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # Of all workers of this call.
+    path = str(base / "compilation_cache")
     settings = {
         "jax_compilation_cache_dir": path,
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
-    before = {name: getattr(jax.config, name) for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
-    yield path
-    for name, value in before.items():
-        jax.config.update(name, value)
-        del os.environ[name.upper()]
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -147,7 +146,7 @@ def tiny_flags():
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, tiny_config, compilation_cache):
+def trained(tmp_path_factory, tiny_config):
     """(name in TRAINED) -> that run, trained when it is first asked for."""
     from mlc_jax.commands import train
 
