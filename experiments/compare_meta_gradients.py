@@ -63,7 +63,7 @@ from mlc_jax.core import (
     agreement,
 )
 from mlc_jax.core.estimators import DEFAULTS
-from mlc_jax.data.loader import to_devices
+from mlc_jax.data.loader import Pipeline, to_devices
 from mlc_jax.errors import expect
 from mlc_jax.training.run import Run, build_run, initial_state
 from mlc_jax.training.stack import over_devices
@@ -265,6 +265,7 @@ def _estimator(name: str) -> Estimator:
 
 
 def _batches(run: Run, first_window: int) -> Iterator[Batch]:
+    assert isinstance(run.pipeline, Pipeline)
     arrays = run.pipeline.batches(first_window, num_devices=jax.local_device_count())
     return to_devices(arrays, jax.local_devices())
 

@@ -67,12 +67,13 @@ def data_wait_share(config: ConfigDict, num_windows: int = _DATA_WINDOWS) -> flo
     Runs the config's pipeline, placement and step as the loop does: one step in flight. The first
     window, with compilation and the filling of the buffers, is left out.
     """
-    from mlc_jax.data.loader import to_devices  # Imports TensorFlow, as the next does.
+    from mlc_jax.data.loader import Pipeline, to_devices  # Imports TensorFlow, as the next does.
     from mlc_jax.training.run import build_run, initial_state
     from mlc_jax.training.stack import over_devices
 
     validate(config, num_devices=jax.device_count())
     run = build_run(config)
+    assert isinstance(run.pipeline, Pipeline)
     arrays = run.pipeline.batches(0, num_devices=jax.local_device_count())
     batches = to_devices(arrays, jax.local_devices())
     step = over_devices(run.bound.train_step, donate=True)

@@ -59,6 +59,7 @@ class Variant:
     """The steps of one (k, length_buckets), and what an epoch of its batches is like."""
 
     def __init__(self, config: ConfigDict):
+        from mlc_jax.data.loader import Pipeline
         from mlc_jax.training import loop, run
 
         built = run.build_run(config)
@@ -70,6 +71,7 @@ class Variant:
         self.seconds: dict[Lengths, list[float]] = {}
         real = padded = 0
         num_windows = built.pipeline.steps_per_epoch // self.num_inner_steps
+        assert isinstance(built.pipeline, Pipeline)
         batches = built.pipeline.batches(0, num_devices=jax.local_device_count())
         for batch in itertools.islice(batches, num_windows):
             masks = [part.inputs["attention_mask"] for part in batch if part is not None]

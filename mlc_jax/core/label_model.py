@@ -155,7 +155,7 @@ def fit_weights(
 
     adam = optax.adam(optax.cosine_decay_schedule(_WEIGHT_RATE, _WEIGHT_STEPS))
 
-    def step(carry: tuple[jax.Array, optax.OptState], _: None) -> tuple[tuple, None]:  # type: ignore[type-arg]
+    def step(carry: tuple[jax.Array, optax.OptState], _: None) -> tuple[tuple, None]:
         theta, state = carry
         updates, state = adam.update(jax.grad(loss)(theta), state)
         theta = theta + updates

@@ -60,7 +60,6 @@ class CrossFit(Method):
       learning_rate: at the start of a round.
       weight_decays: E of them; each run is trained with all, and they are weighed by the likelihood
         of the checks that the run did not see.
-      mixup: parameter of MixUp's Beta distribution; 0 is off.
       prior_strength: pseudo-counts of the prior of R, the matrix of what given labels mean.
       expected_weight: of a doubtful row in R, beside a checked one's 1.
       trust_width: of the prior of a and l, the weights of classifier and given label.
@@ -75,7 +74,6 @@ class CrossFit(Method):
     batch_size: int = 256
     learning_rate: float = 0.05
     weight_decays: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
-    mixup: float = 1.0
     prior_strength: float = 10.0
     expected_weight: float = 0.3
     trust_width: float = 2.0
@@ -359,22 +357,12 @@ class _Machine:
         def step(carry: Any, t: jax.Array) -> tuple[Any, jax.Array]:
             rng = jax.random.fold_in(key, first_step + t)
             # One draw for all, and all draws on each device: random numbers compile slowly.
-            draws = jax.random.uniform(rng, (2, num_lists, size))
             own = jnp.maximum(lengths, 1)[:, None]
-            places = jnp.minimum((draws[0] * own).astype(jnp.int32), own - 1)
-            rows = jnp.take_along_axis(lists, places, axis=1)
-            # lambda = 1 - u^(1 / mixup) / 2: for 1 that is Beta(1, 1), folded, and none towards 0.
-            keep = jnp.ones_like(draws[1])
-            if method.mixup:
-                keep = 1 - draws[1] ** (1 / method.mixup) / 2
-            rows, keep = rows[members], keep[members]
-
-            def mixed(values: jax.Array) -> jax.Array:
-                share = keep.reshape(keep.shape + (1,) * (values.ndim - 2))
-                return share * values + (1 - share) * values[:, ::-1]
-
-            inputs = jax.tree.map(lambda leaf: mixed(leaf[rows]), x)
-            wanted = mixed(targets[target_of[members][:, None], rows])
+            draws = jax.random.uniform(rng, (num_lists, size)) * own
+            places = jnp.minimum(draws.astype(jnp.int32), own - 1)
+            rows = jnp.take_along_axis(lists, places, axis=1)[members]
+            inputs = jax.tree.map(lambda leaf: leaf[rows], x)
+            wanted = targets[target_of[members][:, None], rows]
             turn = jnp.asarray(t, jnp.float32) / method.steps_per_round
             rate = (1 + _LAST_RATE + (1 - _LAST_RATE) * jnp.cos(jnp.pi * turn)) / 2
             carry, loss = over_lists(

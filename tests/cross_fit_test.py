@@ -1,0 +1,414 @@
+"""Cross-fitting: who learns from what, the label model's numbers, and whole runs."""
+
+import csv
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mlc_jax as mlc
+from mlc_jax.commands import train
+from mlc_jax.core import label_model
+from mlc_jax.data import ArraySource, Subset, folds
+from mlc_jax.errors import Preempted
+from mlc_jax.training import stack
+from mlc_jax.workdir import preemption
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")  # For optax's Adam.
+
+CLASSES, FEATURES = 3, 4
+SHORT = {"num_folds": 3, "num_rounds": 2, "steps_per_round": 40, "batch_size": 32}
+
+
+def _data(seed=0, size=150, num_checked=30, wrong=0.4):
+    """Three clouds; labels of which some are the next class; some rows checked at random."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, CLASSES, size)
+    x = rng.normal(size=(size, FEATURES)) + 2 * np.eye(CLASSES, FEATURES)[truth]
+    given = np.where(rng.random(size) < wrong, (truth + 1) % CLASSES, truth)
+    checked = np.zeros(size, bool)
+    checked[rng.permutation(size)[:num_checked]] = True
+    return x.astype(np.float32), truth.astype(np.int32), given.astype(np.int32), checked
+
+
+def _pipeline(x, truth, given, checked, drawn=folds.RANDOM, **fields):
+    source = ArraySource(x)
+    noisy, clean = np.flatnonzero(~checked), np.flatnonzero(checked)
+    unknown = np.full(len(noisy), -1, np.int32)
+    fields = {"folds": 3, "parts": 2, "seed": 0, "batch_size": 32, "steps_per_epoch": 40} | fields
+    return folds.AllRows(
+        Subset(source, noisy, given[noisy], unknown),
+        Subset(source, clean, given[clean], truth[clean]),
+        np.broadcast_to(drawn, len(clean)).astype("U9"), **fields,
+    )  # fmt: skip
+
+
+def _bound(num_noisy=120, axis_name=None, **fields):
+    method = mlc.methods.cross_fit(model=mlc.models.MLP(CLASSES, ()), **(SHORT | fields))
+    return method.bind(
+        num_noisy=num_noisy, num_classes=CLASSES, steps_per_epoch=40, num_epochs=1,
+        axis_name=axis_name,
+    )  # fmt: skip
+
+
+def _trained(bound, rows, x, rounds=2):
+    state = jax.jit(bound.init)(jax.random.key(0), x[:1])
+    state, _ = jax.jit(bound.phases[0].train_step)(state, rows)
+    step = jax.jit(bound.phases[1].train_step)
+    for _ in range(rounds):
+        state, _ = step(state, rows)
+    return state
+
+
+# --- Who learns from what.
+
+
+def test_nobody_is_judged_by_who_learned_from_it():
+    x, truth, given, checked = _data()
+    rows = _pipeline(x, truth, given, checked).rows
+    num_noisy = int((~checked).sum())
+    judged = rows.judged[rows.counts > 0]
+    assert sorted(judged) == list(range(num_noisy, len(x)))  # All checked rows, after the others.
+    for k in range(3):
+        hidden = judged[rows.fold == k]
+        assert len(hidden) == 10 and not rows.is_visible[k, hidden].any()
+        assert rows.is_visible[k, np.setdiff1d(judged, hidden)].all()
+        for h in range(2):
+            learned = rows.lists[k, h, : rows.lengths[k, h]]
+            assert len(np.unique(learned)) == len(learned)
+            # All that is not in part h, and the checks that are seen.
+            own = rows.part[learned] == h
+            assert rows.is_visible[k, learned[own]].all()
+            outside = np.flatnonzero(rows.part != h)
+            assert np.isin(outside, learned).all()
+            assert np.isin(hidden[rows.part[hidden] != h], learned).all()  # As doubtful rows.
+    # Of the rivals, those of a part know no row of it, those of a fold only checks that are seen.
+    for h in range(2):
+        assert (rows.part[rows.rival_lists[h, : rows.rival_lengths[h]]] != h).all()
+    for k in range(3):
+        alone = rows.rival_lists[2 + k, : rows.rival_lengths[2 + k]]
+        np.testing.assert_array_equal(np.sort(alone), np.flatnonzero(rows.is_visible[k]))
+
+
+def test_folds_have_their_share_of_each_class():
+    _, truth, given, checked = _data(num_checked=60)
+    rows = _pipeline(np.zeros((150, 1), np.float32), truth, given, checked).rows
+    checks = rows.checks[rows.judged]
+    for label in range(CLASSES):
+        counts = np.bincount(rows.fold[checks == label], minlength=3)
+        assert counts.max() - counts.min() <= 1
+
+
+def test_rows_that_were_looked_up_teach_and_do_not_judge():
+    x, truth, given, checked = _data()
+    drawn = np.where(np.arange(30) < 12, folds.LOOKED_UP, folds.RANDOM)
+    rows = _pipeline(x, truth, given, checked, drawn).rows
+    looked_up = np.flatnonzero(~rows.is_judged & (rows.checks >= 0))
+    assert len(looked_up) == 12 and rows.counts.sum() == 18
+    assert rows.is_visible[:, looked_up].all()
+    assert not np.isin(rows.judged, looked_up).any()
+
+
+@pytest.mark.parametrize("num_checked", [0, 1, 2])
+def test_hardly_any_judged_row(num_checked):
+    x, truth, given, checked = _data(num_checked=max(1, num_checked))
+    drawn = folds.RANDOM if num_checked else folds.LOOKED_UP
+    rows = _pipeline(x, truth, given, checked, drawn).rows
+    assert rows.counts.sum() == num_checked
+    bound = _bound()
+    probs = jax.jit(bound.out_of_fold)(_trained(bound, rows, x, rounds=1), rows)
+    assert all(np.isfinite(p).all() for p in probs.values())
+
+
+def test_stacked_runs_have_lists_of_one_length():
+    pipelines = [_pipeline(*_data(seed=seed), seed=seed) for seed in (0, 1)]
+    together = folds.of_one_length([pipeline.rows for pipeline in pipelines])
+    for rows, pipeline in zip(together, pipelines, strict=True):
+        own = pipeline.rows.lists.shape[-1]
+        np.testing.assert_array_equal(rows.lists[..., :own], pipeline.rows.lists)
+    assert together[0].lists.shape == together[1].lists.shape
+
+
+# --- The label model, against NumPy.
+
+
+def test_what_given_labels_mean():
+    """R is counts, and a prior of all labels together: rho at the label itself."""
+    votes = np.array([[0], [0], [1], [2], [-1]])
+    checks, weight = np.array([0, 1, 1, 2, 0]), np.array([1.0, 1.0, 1.0, 0.3, 1.0])
+    q, pi = np.eye(3)[checks], np.array([0.5, 0.3, 0.2])
+    clean = np.array([1.0, 1.0, 1.0, 0.0, 1.0])
+    found = label_model.source_counts(
+        *map(jnp.asarray, (votes, q, weight, clean, pi)), prior_strength=10.0
+    )
+    rho = (2 + 1) / (3 + 2)  # Two of the three votes on checked rows are right.
+    want = np.zeros((3, 3))
+    for vote, label, w in zip(votes[:, 0], checks, weight, strict=True):
+        if vote >= 0:
+            want[vote, label] += w
+    for v in range(3):
+        others = np.where(np.arange(3) == v, 0, pi)
+        want[v] += 10 * (rho * np.eye(3)[v] + (1 - rho) * others / others.sum())
+    np.testing.assert_allclose(found[0], want / want.sum(axis=1, keepdims=True), rtol=1e-5)
+    term = label_model.label_term(jnp.asarray(votes), found, jnp.asarray(pi))
+    np.testing.assert_allclose(term[2], np.log(found[0, 1]) - np.log(pi), rtol=1e-5)
+    np.testing.assert_array_equal(term[4], 0)  # Who says nothing changes nothing.
+
+
+def test_two_sources_are_added_up():
+    votes = jnp.array([[0, 1], [0, -1]])
+    matrices = jnp.array([[[0.8, 0.2], [0.1, 0.9]], [[0.6, 0.4], [0.5, 0.5]]])
+    pi = jnp.array([0.5, 0.5])
+    term = label_model.label_term(votes, matrices, pi)
+    one = np.log([0.8, 0.2]) - np.log(0.5)
+    np.testing.assert_allclose(term, [one + np.log([0.5, 0.5]) - np.log(0.5), one], rtol=1e-5)
+
+
+def test_weights_follow_what_can_be_trusted():
+    """Labels that say nothing get an l near 0, a classifier that knows nothing an a near 0."""
+    rng = np.random.default_rng(0)
+    checks = rng.integers(0, 3, 200)
+
+    def says(right):
+        label = np.where(rng.random(200) < right, checks, rng.integers(0, 3, 200))
+        return np.log(np.full((200, 3), 0.1) + 0.7 * np.eye(3)[label])
+
+    good, noise = says(0.8), says(0.0)
+    for terms, low, high in (((good, noise), 1, 0), ((noise, good), 0, 1)):
+        stacked = jnp.asarray(np.stack([*terms, noise, noise], axis=1), jnp.float32)
+        weights, _ = label_model.fit_weights(stacked, jnp.asarray(checks), jnp.ones(200), 2.0, 0.5)
+        assert weights[high] > 0.7 and weights[low] < 0.2
+        assert (weights[2:] < 0.2).all() and (weights >= 0).all()
+
+
+def test_class_shares_do_not_run_away():
+    """A rare class, of which nothing much is known, keeps a floor."""
+    evidence = jnp.asarray(np.random.default_rng(0).normal(size=(500, 2)) + [0.5, 0])
+    shares = label_model.shifted_shares(evidence, jnp.ones(500), 0.2)
+    assert shares[1] >= 0.1 and abs(float(shares.sum()) - 1) < 1e-6
+    informed = 4 * np.eye(2)[(np.arange(500) < 65).astype(int)]
+    shares = label_model.shifted_shares(jnp.asarray(informed), jnp.ones(500), 0.2)
+    np.testing.assert_allclose(shares[1], 65 / 500, atol=0.02)
+
+
+# --- Training.
+
+
+@pytest.fixture(scope="module")
+def example():
+    """A run of two rounds: data, rows, the bound method and the state."""
+    with jax.numpy_dtype_promotion("standard"):
+        x, truth, given, checked = _data()
+        rows, bound = _pipeline(x, truth, given, checked).rows, _bound()
+        return x, truth[~checked], given[~checked], rows, bound, _trained(bound, rows, x)
+
+
+def test_labels_get_better_and_are_judged_right(example):
+    _, truth, given, rows, bound, state = example
+    probs = jax.device_get(jax.jit(bound.out_of_fold)(state, rows))
+    right = {name: np.mean(p[: len(truth)].argmax(1) == truth) for name, p in probs.items()}
+    assert np.mean(given == truth) < 0.7 and right["corrected"] > 0.85
+    assert right["corrected"] > right["given"]
+    judged = rows.judged
+    estimate = np.mean(probs["corrected"][judged].argmax(1) == rows.checks[judged])
+    assert abs(estimate - right["corrected"]) < 0.2  # Two standard errors of thirty rows.
+
+
+def test_a_check_has_no_part_in_what_predicts_its_row(example):
+    """All that runs (k, .) and the rivals know stays bit-equal when a check of fold k changes."""
+    x, _, _, rows, bound, _ = example
+    row, fold = int(rows.judged[0]), int(rows.fold[0])
+    checks = rows.checks.copy()
+    checks[row] = (checks[row] + 1) % CLASSES
+    one, other = (_trained(bound, r, x, rounds=1) for r in (rows, rows._replace(checks=checks)))
+    own = slice(2 * fold, 2 * fold + 2)  # Its K x H runs, and its rival.
+    for before, after in zip(
+        jax.tree.leaves(one.main.params), jax.tree.leaves(other.main.params), strict=True
+    ):
+        part = own if before.shape[0] == 6 else slice(2 + fold, 3 + fold)
+        np.testing.assert_array_equal(before[part], after[part])
+        assert not np.array_equal(before, after)  # Others saw it.
+
+
+def test_new_rows_are_predicted_by_the_mean_of_all_runs(example):
+    x, _, _, _, bound, state = example
+    logits, _ = jax.jit(bound.classify)(state, x[:7])
+    params, meta = jax.device_get((state.main.params, state.meta.params))
+
+    def log_probs(dense):
+        logits = np.einsum("nd,gedc->genc", x[:7], dense["output"]["kernel"])
+        logits = logits + dense["output"]["bias"][:, :, None]
+        shifted = logits - logits.max(axis=-1, keepdims=True)
+        logs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+        return np.maximum(logs, label_model.LOG_FLOOR)
+
+    runs = np.einsum("e,genc->gnc", meta["decay_weights"], log_probs(params["runs"]))
+    runs = runs - np.log(np.exp(runs).sum(axis=-1, keepdims=True))
+    rivals = log_probs(params["rivals"])[:, 0]
+    a, _, b, c = meta["weights"]
+    probs = []
+    for k in range(3):
+        for h in range(2):
+            total = a * runs[2 * k + h] + b * rivals[h] + c * rivals[2 + k]
+            probs.append(np.exp(total) / np.exp(total).sum(axis=-1, keepdims=True))
+    np.testing.assert_allclose(np.exp(logits), np.mean(probs, axis=0), rtol=2e-4, atol=1e-6)
+
+
+def test_devices_share_the_runs(example):
+    """Six runs on eight devices and on four: what one device trains."""
+    x, _, _, rows, _, alone = example
+    bound = _bound(axis_name=stack.AXIS_NAME)
+    for num_devices in (4, 8):
+        devices = jax.local_devices()[:num_devices]
+        spread = jax.tree.map(lambda a: np.broadcast_to(a, (num_devices, *np.shape(a))), rows)  # noqa: B023
+        state = jax.jit(bound.init)(jax.random.key(0), x[:1])
+        for phase, times in zip(bound.phases, (1, 2), strict=True):
+            step = stack.over_devices(phase.train_step, devices=devices)
+            for _ in range(times):
+                state, _ = step(state, spread)
+        for one, other in zip(
+            jax.tree.leaves((alone.main, alone.meta)), jax.tree.leaves((state.main, state.meta)),
+            strict=True,
+        ):  # fmt: skip
+            np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4)
+
+
+def test_so_many_per_class_leave_rare_classes_rare():
+    """Classes of 87 and 13 %, five checked rows of each: labels do not run away."""
+    rng = np.random.default_rng(3)
+    truth = (rng.random(400) < 0.13).astype(np.int32)
+    x = (rng.normal(size=(400, 2)) + 1.5 * np.eye(2)[truth]).astype(np.float32)
+    given = np.where(rng.random(400) < 0.15, 1 - truth, truth).astype(np.int32)
+    checked = np.zeros(400, bool)
+    for label in (0, 1):
+        checked[rng.permutation(np.flatnonzero(truth == label))[:5]] = True
+    rows = _pipeline(x, truth, given, checked, folds.PER_CLASS).rows
+    assert not rows.is_random
+    method = mlc.methods.cross_fit(model=mlc.models.MLP(2, ()), **SHORT)
+    bound = method.bind(num_noisy=390, num_classes=2, steps_per_epoch=40, num_epochs=1)
+    state = _trained(bound, rows, x)
+    probs = jax.device_get(jax.jit(bound.out_of_fold)(state, rows))["corrected"][:390]
+    assert np.mean(probs.argmax(1) == truth[~checked]) > 0.84
+    assert 0.05 < probs[:, 1].mean() < 0.3
+
+
+# --- The command, and fit.
+
+
+def _table(path, *, num_checked=30, column=None):
+    x, truth, given, checked = _data(num_checked=num_checked)
+    names = np.array(["ant", "bee", "cat"])
+    with path.open("w") as file:
+        table = csv.writer(file)
+        table.writerow(["id", *"abcd", "label", "checked_label", *(["drawn"] if column else [])])
+        for i, row in enumerate(x.tolist()):
+            label = names[truth[i]] if checked[i] else ""
+            more = [column if checked[i] else ""] if column else []
+            table.writerow([f"r{i}", *row, names[given[i]], label, *more])
+    return truth, checked
+
+
+def _config(path, **fields):
+    from configs import table
+
+    config = table.get_config()
+    config.dataset.data = str(path)
+    config.cross_fit.update(num_folds=3, num_rounds=2, steps_per_round=40)
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def test_a_table_to_its_verdict(tmp_path):
+    truth, checked = _table(tmp_path / "all.csv")
+    config = _config(tmp_path / "all.csv")
+    results = train.train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)
+    assert results["table"].splitlines()[-1].startswith("Verdict: Take the corrected labels.")
+    stored = json.loads((tmp_path / "run" / "results.json").read_text())["verdict"]
+    assert stored["take"] == "corrected" and stored["shares"]["corrected"]["n"] == 30
+    names = np.array(["ant", "bee", "cat"])[truth]
+    with (tmp_path / "run" / "corrected_labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    right = [row["corrected_label"] == names[int(row["id"][1:])] for row in rows]
+    assert len(rows) == 120 and np.mean(right) > 0.85
+    assert {"predicted_label", "predicted_by_checked", "predicted_by_given"} <= rows[0].keys()
+    with (tmp_path / "run" / "checked_rows.csv").open() as file:
+        judged = list(csv.DictReader(file))
+    assert [row["id"] for row in judged] == [f"r{i}" for i in np.flatnonzero(checked)]
+    share = np.mean([row["corrected_label"] == row["checked_label"] for row in judged])
+    np.testing.assert_allclose(share, stored["shares"]["corrected"]["estimate"])
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.index("<h2>Verdict</h2>") < page.index("<h2>Figures</h2>")
+    result = mlc.load(tmp_path / "run")
+    assert result.labels.tolist() == [row["corrected_label"] for row in rows]
+    probs = result.predict_proba({name: [0.0, 2.0] for name in "abcd"})
+    np.testing.assert_allclose(probs.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_stopped_between_rounds_it_ends_the_same(tmp_path, monkeypatch):
+    _table(tmp_path / "all.csv")
+    config = _config(tmp_path / "all.csv")
+    train.train_and_evaluate(config, str(tmp_path / "whole"), show_progress=False)
+    reached = preemption.PreemptionFlag.reached
+    monkeypatch.setattr(
+        preemption.PreemptionFlag, "reached", lambda self, step: step == 2 or reached(self, step)
+    )
+    with pytest.raises(Preempted):
+        train.train_and_evaluate(config, str(tmp_path / "parts"), show_progress=False)
+    monkeypatch.undo()
+    train.train_and_evaluate(config, str(tmp_path / "parts"), show_progress=False)
+    for name in ("corrected_labels.csv", "checked_rows.csv"):
+        whole, parts = ((tmp_path / run / name).read_bytes() for run in ("whole", "parts"))
+        assert whole == parts
+
+
+def test_stacked_seeds_are_the_runs_that_they_are_alone(tmp_path):
+    _table(tmp_path / "all.csv")
+    configs = {str(tmp_path / f"{s}"): _config(tmp_path / "all.csv", seed=s) for s in (0, 1)}
+    train.train_together(configs, show_progress=False)
+    config = _config(tmp_path / "all.csv", seed=1)
+    train.train_and_evaluate(config, str(tmp_path / "alone"), show_progress=False)
+    soft = []
+    for run in ("1", "alone"):
+        with np.load(tmp_path / run / "corrected_labels.npz") as arrays:
+            soft.append(arrays["soft_label"])
+    np.testing.assert_allclose(*soft, atol=2e-3)
+
+
+def test_fit_in_memory():
+    x, truth, given, checked = _data()
+    names = np.array(["ant", "bee", "cat"])
+    result = mlc.fit(
+        mlc.methods.cross_fit(model=mlc.models.MLP(CLASSES, ()), **SHORT),
+        mlc.Examples(x[~checked], names[given[~checked]]),
+        mlc.Examples(x[checked], names[truth[checked]], names[given[checked]], drawn="random"),
+        progress=False,
+    )
+    assert np.mean(result.labels == names[truth[~checked]]) > 0.85
+    assert result.figures["verdict"]["take"] == "corrected"
+
+
+def test_without_the_old_labels_of_checked_rows():
+    x, truth, given, checked = _data()
+    result = mlc.fit(
+        mlc.methods.cross_fit(model=mlc.models.MLP(CLASSES, ()), **SHORT),
+        mlc.Examples(x[~checked], given[~checked]), mlc.Examples(x[checked], truth[checked]),
+        progress=False,
+    )  # fmt: skip
+    shares = result.figures["verdict"]["shares"]
+    assert "as_given" not in shares and shares["corrected"]["n"] == 30
+
+
+def test_networks_are_refused(tmp_path):
+    with pytest.raises(mlc.errors.InputError, match="without batch normalisation"):
+        x = np.zeros((20, 8, 8, 3), np.float32)
+        mlc.fit(
+            mlc.methods.cross_fit(model=mlc.models.ResNet(2, 8), **SHORT),
+            mlc.Examples(x, np.arange(20) % 2), mlc.Examples(x, np.arange(20) % 2), progress=False,
+        )  # fmt: skip
+    from mlc_jax import config as settings
+
+    _table(tmp_path / "all.csv")
+    with pytest.raises(mlc.errors.InputError, match=r"config\.method: got 'cross_fit'"):
+        settings.validate(_config(tmp_path / "all.csv", **{"model.name": "resnet"}))

@@ -1,0 +1,153 @@
+"""What judged rows say of labels, against numbers worked out elsewhere."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mlc_jax.report import verdict
+from mlc_jax.report.verdict import CHECKED, CLASSIFIER, CORRECTED, GIVEN
+
+
+def _probs(labels, num_classes=2, sure=0.9):
+    probs = np.full((len(labels), num_classes), (1 - sure) / (num_classes - 1))
+    probs[np.arange(len(labels)), labels] = sure
+    return probs
+
+
+def _judge(checks, given, *, corrected=None, classifier=None, checked=None, **fields):
+    checks, given = np.asarray(checks), np.asarray(given)
+    says = {CORRECTED: corrected, CLASSIFIER: classifier, CHECKED: checked, GIVEN: None}
+    probs = {k: _probs(given if x is None else np.asarray(x)) for k, x in says.items()}
+    folds = np.arange(len(checks)) % 5
+    fields = {"doubtful": 10**9, "class_names": ("no", "yes")} | fields
+    return verdict.judge(probs, checks, given, folds, **fields)
+
+
+def _wrong(labels, rows):
+    """Labels 0 and 1, of which those of `rows` are the other one."""
+    labels = np.array(labels)
+    labels[rows] = 1 - labels[rows]
+    return labels
+
+
+CHECKS = np.arange(40) % 2
+
+
+def test_an_interval_is_wilsons_where_almost_all_rows_are_left():
+    right = np.arange(30) < 24
+    share = verdict.share_right(right, doubtful=10**12)
+    wilson = stats.binomtest(24, 30).proportion_ci(0.95, method="wilson")
+    np.testing.assert_allclose((share.low, share.high), (wilson.low, wilson.high), rtol=1e-9)
+    assert (share.estimate, share.n) == (0.8, 30)
+
+
+def test_an_interval_is_for_the_rows_that_were_not_drawn():
+    """Of 30 drawn and 30 left the error is that of a difference: twice the variance."""
+    right = np.arange(30) < 24
+    half = verdict.share_right(right, doubtful=30)
+    fewer = verdict.share_right(np.arange(15) < 12, doubtful=10**12)
+    np.testing.assert_allclose((half.low, half.high), (fewer.low, fewer.high), rtol=1e-9)
+
+
+def test_intervals_of_random_samples_hold_the_share_of_the_others():
+    rng, held = np.random.default_rng(0), []
+    for _ in range(2_000):
+        right = rng.random(200) < rng.uniform(0.5, 0.95)
+        drawn = rng.permutation(200)[:40]
+        share = verdict.share_right(right[drawn], doubtful=160)
+        rest = np.delete(right, drawn).mean()
+        held.append(share.low <= rest <= share.high)
+    assert 0.93 < np.mean(held) < 0.98
+
+
+def test_so_many_per_class_are_weighted_by_how_frequent_classes_are():
+    checks = np.repeat([0, 1], 10)
+    right = np.concatenate([np.arange(10) < 9, np.arange(10) < 3])
+    shares = np.array([0.9, 0.1])
+    share = verdict.weighted_share(right, checks, shares, doubtful=10**9)
+    np.testing.assert_allclose(share.estimate, 0.9 * 0.9 + 0.1 * 0.3)
+    assert share.low < share.estimate < share.high
+    # A class that nobody checked counts as the others do, and widens the interval.
+    other = verdict.weighted_share(right[:10], checks[:10], shares, doubtful=10**9)
+    np.testing.assert_allclose(other.estimate, 0.9)
+
+
+def test_the_paired_test_is_mcnemars_exact_one():
+    first, second = (
+        np.array([1, 1, 1, 1, 1, 0, 1, 0], bool),
+        np.array([0, 0, 0, 0, 1, 1, 1, 0], bool),
+    )
+    found = verdict.compare(first, second)
+    assert (found.better, found.worse) == (4, 1)
+    np.testing.assert_allclose(found.p, 2 * (1 + 5) / 2**5)
+    assert not found.is_shown
+    assert verdict.compare(first, first).p == 1
+
+
+def test_rows_needed_have_the_power_that_is_asked_for():
+    needed = verdict.rows_needed(0.2, 0.05)
+    assert verdict.power(needed, 0.2, 0.05) >= 0.8 > verdict.power(needed - 1, 0.2, 0.05)
+    rng, shown = np.random.default_rng(1), []
+    for _ in range(1_500):
+        kind = rng.choice(3, size=needed, p=(0.2, 0.05, 0.75))
+        shown.append(verdict.compare(kind == 0, kind == 1).is_shown)
+    assert abs(np.mean(shown) - 0.8) < 0.05
+    assert verdict.rows_needed(0.1, 0.1) is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "take"),
+    [
+        # Wrong rows of the labels as given, of the corrected ones, of the classifier, of the checked
+        # rows alone.
+        ((range(16), range(2), range(2), range(20)), CORRECTED),
+        ((range(16), range(10), range(1), range(20)), CLASSIFIER),
+        ((range(16), range(12), range(12), range(2)), CHECKED),
+        ((range(6), range(4), range(5), range(9)), verdict.AS_GIVEN),
+        ((range(4), range(12), range(12), range(12)), verdict.AS_GIVEN),
+    ],
+)
+def test_what_to_take(wrong, take):
+    given, corrected, classifier, checked = (_wrong(CHECKS, list(rows)) for rows in wrong)
+    found = _judge(CHECKS, given, corrected=corrected, classifier=classifier, checked=checked)
+    assert found.take == take
+    assert found.lines()[-1].startswith(f"Verdict: {verdict.SENTENCES[take]}")
+    assert (found.more is not None) == (take == verdict.AS_GIVEN and len(wrong[1]) < len(wrong[0]))
+
+
+def test_few_rows_have_intervals_and_no_sentence():
+    given = _wrong(CHECKS, range(16))[:20]
+    found = _judge(CHECKS[:20], given, corrected=CHECKS[:20])
+    assert found.take is None and "20 rows are too few" in found.sentence
+    assert found.shares[CORRECTED].n == 20
+
+
+def test_without_old_labels_nothing_is_compared():
+    found = _judge(CHECKS, np.full(40, -1), corrected=CHECKS, classifier=CHECKS, checked=CHECKS)
+    assert "as_given" not in found.shares and not found.comparisons
+    assert "given_label" in found.sentence
+
+
+def test_without_judged_rows_it_says_what_to_check():
+    found = _judge(CHECKS[:0], CHECKS[:0])
+    assert found.lines() == [f"Verdict: {found.sentence}"] and "to_check.csv" in found.sentence
+
+
+def test_classes_that_nobody_checked_are_named():
+    found = _judge(np.zeros(40, int), CHECKS)
+    assert found.unseen == ("yes",)
+    assert any("class yes" in line for line in found.lines())
+
+
+def test_confidence_is_calibrated_by_other_folds():
+    """Predictions that are much surer than they are right: the temperature mends it."""
+    rng = np.random.default_rng(2)
+    checks = rng.integers(0, 3, 600)
+    said = np.where(rng.random(600) < 0.7, checks, (checks + 1) % 3)
+    probs = _probs(said, 3, sure=0.99)
+    confidence, error, temperature = verdict.calibrate(probs, checks, np.arange(600) % 5)
+    assert temperature > 1.5 and error < 0.05
+    assert abs(confidence - np.mean(said == checks)) < 0.05
+    flat = verdict.flatten(probs, temperature)
+    np.testing.assert_allclose(flat.sum(axis=1), 1)
+    np.testing.assert_array_equal(flat.argmax(axis=1), said)
