@@ -185,7 +185,7 @@ def test_weights_follow_what_can_be_trusted():
 
 def test_class_shares_do_not_run_away():
     """A rare class, of which nothing much is known, keeps a floor."""
-    evidence = jnp.asarray(np.random.default_rng(0).normal(size=(500, 2)) + [0.5, 0])
+    evidence = jnp.asarray(np.random.default_rng(0).normal(size=(500, 2)) + np.array([0.5, 0]))
     shares = label_model.shifted_shares(evidence, jnp.ones(500), 0.2)
     assert shares[1] >= 0.1 and abs(float(shares.sum()) - 1) < 1e-6
     informed = 4 * np.eye(2)[(np.arange(500) < 65).astype(int)]

@@ -98,8 +98,7 @@ def test_rows_needed_have_the_power_that_is_asked_for():
 @pytest.mark.parametrize(
     ("wrong", "take"),
     [
-        # Wrong rows of the labels as given, of the corrected ones, of the classifier, of the checked
-        # rows alone.
+        # Wrong rows of the labels as given, the corrected ones, the classifier, the checked rows.
         ((range(16), range(2), range(2), range(20)), CORRECTED),
         ((range(16), range(10), range(1), range(20)), CLASSIFIER),
         ((range(16), range(12), range(12), range(2)), CHECKED),

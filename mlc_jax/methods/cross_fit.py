@@ -12,6 +12,7 @@ of them, which is what was judged.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import chex
@@ -42,6 +43,7 @@ _LAST_RATE = 0.1  # Of the learning rate, at the end of a round.
 _CHECKED_TRUST = (
     0.5  # In the classifier on the checked rows alone, where class shares are estimated.
 )
+_BLOCK = 16_384  # Rows at a time, of which all classifiers' predictions are in memory.
 _SWEEPS = 2  # Of the label model between two rounds.
 
 
@@ -134,6 +136,23 @@ class _Labels(NamedTuple):
     q: jax.Array
     matrices: jax.Array
     pi: jax.Array
+
+
+def _by_blocks(fun: Callable[..., jax.Array], *arrays: Any) -> jax.Array:
+    """`fun` of trees of arrays `[N, ...]` -> `[K, N, C]`, a block of rows at a time."""
+    size = jax.tree.leaves(arrays)[0].shape[0]
+    if size <= _BLOCK:
+        return fun(*arrays)
+    num_blocks = -(-size // _BLOCK)
+    more = num_blocks * _BLOCK - size
+
+    def cut(leaf: jax.Array) -> jax.Array:
+        filled = jnp.pad(leaf, [(0, more)] + [(0, 0)] * (leaf.ndim - 1))
+        return filled.reshape(num_blocks, _BLOCK, *leaf.shape[1:])
+
+    blocks = jax.lax.map(lambda block: fun(*block), jax.tree.map(cut, arrays))
+    together = jnp.moveaxis(blocks, 0, 1)
+    return together.reshape(together.shape[0], -1, together.shape[-1])[:, :size]
 
 
 class _Machine:
@@ -391,14 +410,18 @@ class _Machine:
     # The label model.
 
     def _known(self, params: dict[str, Params], rows: Rows) -> _Known:
-        x = self._inputs(rows)
+        x, num_parts = self._inputs(rows), self.method.num_parts
         unsure = -jnp.log(jnp.asarray(self.binding.num_classes, jnp.float32))
 
-        rivals = self._log_probs(params["rivals"], x)[:, 0]
-        rivals = jnp.where(rows.rival_lengths[:, None, None] > 0, rivals, unsure)
-        given, checked = jnp.split(rivals, [self.method.num_parts])
-        given = jnp.take_along_axis(given, rows.part[None, :, None], axis=0)[0]
-        return _Known(rows, x, self._one_hot(rows), given, checked)
+        def of_block(x: Inputs, part: jax.Array) -> jax.Array:
+            """`[1 + K, B, C]`: given, and checked."""
+            rivals = self._log_probs(params["rivals"], x)[:, 0]
+            rivals = jnp.where(rows.rival_lengths[:, None, None] > 0, rivals, unsure)
+            given = jnp.take_along_axis(rivals[:num_parts], part[None, :, None], axis=0)
+            return jnp.concatenate([given, rivals[num_parts:]])
+
+        rivals = _by_blocks(of_block, x, rows.part)
+        return _Known(rows, x, self._one_hot(rows), rivals[0], rivals[1:])
 
     def _over_decays(self, log_probs: jax.Array, decay_weights: jax.Array) -> jax.Array:
         """`[G, E, ..., C]` -> `[G, ..., C]`."""
@@ -412,8 +435,12 @@ class _Machine:
 
     def _mixed(self, runs: Params, decay_weights: jax.Array, known: _Known) -> jax.Array:
         """`log p` `[K, N, C]`."""
-        log_probs = self._over_decays(self._log_probs(runs, known.x), decay_weights)
-        return self._out_of_part(log_probs, known.rows.part)
+
+        def of_block(x: Inputs, part: jax.Array) -> jax.Array:
+            log_probs = self._over_decays(self._log_probs(runs, x), decay_weights)
+            return self._out_of_part(log_probs, part)
+
+        return _by_blocks(of_block, known.x, known.rows.part)
 
     def _says(self, matrices: jax.Array, pi: jax.Array, rows: Rows) -> jax.Array:
         """The label's term of all folds, `[K, N, C]`."""
@@ -507,26 +534,29 @@ class _Machine:
     ) -> tuple[dict[str, jax.Array], _Labels]:
         """Between rounds: weights by the likelihood of hidden checks, then R, pi and q."""
         method, rows = self.method, known.rows
-        log_probs = self._log_probs(params["runs"], known.x)
         says = self._says(labels.matrices, labels.pi, rows)
         hidden = jnp.zeros(rows.checks.shape, jnp.float32).at[rows.judged].add(rows.counts)
         weight = self._check_weights(hidden, jnp.mean(labels.pi, axis=0), known)
         counts = weight[rows.judged] * rows.counts
-        at = rows.fold, rows.judged
+        others = jnp.stack(
+            [says[rows.fold, rows.judged], known.given[rows.judged],
+             known.checked[rows.fold, rows.judged]], axis=1,
+        )  # fmt: skip
 
-        def fitted(mixed: jax.Array) -> tuple[jax.Array, jax.Array]:
-            terms = [mixed[at], says[at], known.given[rows.judged], known.checked[at]]
+        def fitted(log_p: jax.Array) -> tuple[jax.Array, jax.Array]:
+            """Args: log_p: `[K, M, C]`, of the judged rows."""
+            own = log_p[rows.fold, jnp.arange(len(rows.judged))]
+            terms = jnp.concatenate([own[:, None], others], axis=1)
             checks = jnp.maximum(rows.checks[rows.judged], 0)
-            return fit_weights(
-                jnp.stack(terms, axis=1), checks, counts, method.trust_width, method.rival_width
-            )
+            return fit_weights(terms, checks, counts, method.trust_width, method.rival_width)
 
-        of_decays = [
-            self._out_of_part(log_probs[:, e], rows.part) for e in range(len(method.weight_decays))
-        ]
-        decay_weights = jax.nn.softmax(jax.vmap(fitted)(jnp.stack(of_decays))[1])
-        mixed = self._out_of_part(self._over_decays(log_probs, decay_weights), rows.part)
-        weights, _ = fitted(mixed)
+        x = jax.tree.map(lambda leaf: leaf[rows.judged], known.x)
+        log_probs, part = self._log_probs(params["runs"], x), rows.part[rows.judged]
+        of_decays = jax.vmap(self._out_of_part, in_axes=(1, None))(log_probs, part)
+        decay_weights = jax.nn.softmax(jax.vmap(fitted)(of_decays)[1])
+        judged = self._out_of_part(self._over_decays(log_probs, decay_weights), part)
+        weights, _ = fitted(judged)
+        mixed = self._mixed(params["runs"], decay_weights, known)
         said = self._sweep(mixed, labels.q, labels.pi, weights, known)
         meta = {
             "matrices": said.matrices,
