@@ -8,6 +8,8 @@ PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c co
 WORKDIR ?= runs/demo
 # What make installs computes on the CPU; where libtpu is, too, JAX would look for a TPU, and tell.
 export JAX_PLATFORMS ?= cpu
+# Without bytecode every process compiles JAX and TensorFlow from their sources: 25 CPU seconds each.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The newest JAX needs a newer Python than the oldest that is supported. Where pyenv's shims are in the
 # path, they find no version that is not selected; this selects it.
@@ -33,10 +35,10 @@ demo: $(VENV)/installed
 	  --methods=cross_entropy,clean_only,mlc --seeds=5 --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(VENV)/installed-test-all
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-tpu: $(VENV)/installed-test-all
 	$(BIN)/python -m pytest -n 2 tests/tpu_test.py
@@ -48,7 +50,7 @@ test-newest:
 
 test-with-newest: $(VENV)/installed-test
 	$(BIN)/python -c 'import jax, sys; print("Python", sys.version.split()[0], "jax", jax.__version__)'
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS_NEWEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS_NEWEST)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

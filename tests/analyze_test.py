@@ -23,7 +23,7 @@ def _copy(run, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("method", ["mlc", "clean_only"])
+@pytest.mark.parametrize("method", ["mlc", pytest.param("clean_only", marks=pytest.mark.slow)])
 def test_report_of_a_run(run_program, trained, tmp_path, method):
     run = trained(method)
     workdir = _copy(run, tmp_path)

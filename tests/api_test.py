@@ -147,6 +147,7 @@ def test_load_of_a_run_of_the_command(trained):
     assert right > 0.3  # One in ten is right by chance.
 
 
+@pytest.mark.slow
 def test_load_of_a_run_with_pairs(tiny_config, tmp_path, standard_promotion):
     """Whose LCN has another form than without them."""
     config = tiny_config(method="robust_mlc", num_epochs=1, **{"dataset.paired": True})
@@ -238,15 +239,15 @@ class Rows:
         return self.array[rows]
 
 
-def test_anything_with_rows_trains_as_the_array_does(digits, compilation_cache):
+def test_anything_with_rows_trains_as_the_array_does(fitted, digits):
+    """And numbers as names do, and without a workdir as with one."""
     x, truth, given, noisy, checked, _ = digits
-    clean = mlc.Examples(x[checked], truth[checked])
     asked = Rows(x[noisy])
-    of_rows, of_array = (
-        mlc.fit(_method(), mlc.Examples(inputs, given[noisy]), clean, **SHORT)
-        for inputs in (asked, x[noisy])
-    )
-    np.testing.assert_array_equal(of_rows.soft_labels, of_array.soft_labels)
+    of_rows = mlc.fit(
+        _method(), mlc.Examples(asked, given[noisy]), mlc.Examples(x[checked], truth[checked]),
+        **SHORT,
+    )  # fmt: skip
+    np.testing.assert_array_equal(of_rows.soft_labels, fitted[0].soft_labels)
     assert len(asked.asked) > 2
     for rows in asked.asked:
         assert (np.diff(rows) > 0).all()  # Sorted, each once.
@@ -255,8 +256,9 @@ def test_anything_with_rows_trains_as_the_array_does(digits, compilation_cache):
 def test_whole_numbers_are_inputs_too(digits, compilation_cache):
     x, truth, given, noisy, checked, _ = digits
     pixels = (16 * x).astype(np.uint8)
+    method = mlc.methods.cross_entropy(model=mlc.models.MLP(10, (32, 16)), tx=mlc.sgd(0.1))
     result = mlc.fit(
-        _method(), mlc.Examples(pixels[noisy], given[noisy]),
+        method, mlc.Examples(pixels[noisy], given[noisy]),
         mlc.Examples(pixels[checked], truth[checked]), num_steps=3, progress=False,
     )  # fmt: skip
     assert result.figures["num_steps"] == 3
@@ -328,7 +330,9 @@ def test_settings_survive_json(name):
     assert rebuilt.tx == method.tx
 
 
+@pytest.mark.slow
 def test_importing_the_library_imports_no_tensorflow():
+    """A process that imports all but TensorFlow: here it has long been imported."""
     program = (
         "import sys, mlc_jax as mlc\n"
         "assert 'jax' not in sys.modules\n"

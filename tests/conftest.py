@@ -1,7 +1,13 @@
 """Settings for the whole suite: eight fake devices, strict promotion, warnings as errors."""
 
 import os
+import sys
 from importlib import metadata
+
+# Without bytecode every process compiles JAX and TensorFlow from their sources: 25 CPU seconds for
+# each worker and each program that a test starts. It goes where Python always puts it.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Before JAX starts. Eight devices for all tests: those that want one take the first. Tests compile
 # much and compute little: without XLA's optimizations they take a third of the time.
@@ -23,7 +29,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 import contextlib
 import importlib
 import pathlib
-import sys
+import types
 from typing import Any, NamedTuple
 
 import pytest
@@ -70,6 +76,25 @@ class TrainedRun(NamedTuple):
     config: Any
     workdir: pathlib.Path
     results: dict[str, Any]
+
+
+def pytest_collection_finish() -> None:
+    """Of runs whose pictures have the same panels one is drawn: that takes seconds a picture.
+
+    `plots.training` itself is as it was; tests of pictures call it.
+    """
+    report = sys.modules.get("mlc_jax.report.report")
+    if report is None:
+        return
+    draw, drawn = report.plots.training, {}
+
+    def training(metrics, evals, noisy, *args):
+        kind = any("train/meta_grad_norm" in row for row in metrics), noisy.has_truth
+        if kind not in drawn:
+            drawn[kind] = draw(metrics, evals, noisy, *args)
+        return drawn[kind]
+
+    report.plots = types.SimpleNamespace(training=training)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,4 +1,4 @@
-"""Whole runs on a user's own files: killed and resumed, the same from every kind of file."""
+"""Whole runs on a user's own files: stopped and resumed, the same from every kind of file."""
 
 import json
 import os
@@ -14,15 +14,24 @@ import pytest
 
 from mlc_jax.benchmarks.images import digits
 from mlc_jax.commands import train
+from mlc_jax.training.recorder import Recorder
 from mlc_jax.workdir import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
-PATIENCE = 120  # Seconds until a run that shows no progress has failed the test.
+PATIENCE = 300  # Seconds until a run that shows no progress has failed the test.
 FIELDS = {
     "method": "mlc", "model.mlp.hidden_sizes": (32, 16), "lcn.hidden_size": 16,
-    "lcn.embedding_size": 16, "noisy_batch_size": 64, "clean_batch_size": 32, "num_epochs": 4,
-    "eval_every_epochs": 1, "log_every_steps": 3, "checkpoint_every_steps": 2, "compare": False,
+    "lcn.embedding_size": 16, "noisy_batch_size": 64, "clean_batch_size": 32, "num_steps": 40,
+    "eval_every_epochs": 1, "log_every_steps": 3, "compare": False,
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_picture_of_each_run():
+    """Which costs more than a run's steps; tests/report_test.py looks at it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlc_jax.report.plots.training", lambda *_, **__: b"")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +53,18 @@ def directory(tmp_path_factory):
 
 def _flags(directory, file):
     config = "table" if file.endswith("csv") else "arrays"
-    fields = FIELDS | {"dataset.data": directory / file}
+    fields = FIELDS | {"dataset.data": directory / file, "checkpoint_every_steps": 5}
     return [
         f"--config={ROOT / 'configs' / config}.py",
         *(f"--config.{name}={value}" for name, value in fields.items()),
     ]
 
 
-def _trained(directory, file, workdir):
+def _trained(directory, file, workdir, **changes):
     from configs import arrays, table
 
     config = (table if file.endswith("csv") else arrays).get_config()
-    config.update_from_flattened_dict(FIELDS | {"dataset.data": str(directory / file)})
+    config.update_from_flattened_dict(FIELDS | {"dataset.data": str(directory / file)} | changes)
     return train.train_and_evaluate(config, str(workdir), show_progress=False)
 
 
@@ -69,7 +78,10 @@ def reference(directory, tmp_path_factory, compilation_cache):
 
 
 def test_every_kind_of_file_is_the_same_run(directory, reference, tmp_path, standard_promotion):
-    """Bit for bit, and the rows held out, which nobody trains on, are the same."""
+    """Bit for bit, and the rows held out, which nobody trains on, are the same.
+
+    Three trainings: that a table and a memory map are what the archive is, to the end of a run.
+    """
     workdir, results = reference
     assert results["num_test"] == 45 and results["last_test_accuracy"] is not None
     for file in ("mapped.npy", "all.csv"):
@@ -87,13 +99,45 @@ def test_every_kind_of_file_is_the_same_run(directory, reference, tmp_path, stan
             assert other[name] == results[name], file
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("file", ["all.npz", "mapped.npy", "all.csv"])
-def test_killed_and_resumed_ends_bit_identical(
-    directory, reference, tmp_path, file, standard_promotion
+def _assert_is(workdir, results, reference):
+    there, want = reference
+    name = "corrected_labels.npz"
+    assert (workdir / name).read_bytes() == (there / name).read_bytes()
+    different = {"train_seconds", "table", "workdir", "dataset"}
+    assert {k: x for k, x in results.items() if k not in different} == {
+        k: x for k, x in want.items() if k not in different
+    }
+    assert json.loads((workdir / "results.json").read_text())["num_steps"] == want["num_steps"]
+
+
+def test_stopped_and_resumed_ends_bit_identical(
+    directory, reference, tmp_path, monkeypatch, standard_promotion
 ):
+    """A memory map, whose steps since the checkpoint are trained again."""
+
+    class Stopped(Exception):
+        pass
+
+    def stop(self, step, state):
+        if step > 20:
+            raise Stopped
+        save(self, step, state)
+        self.wait()
+
+    save = Recorder.save
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Recorder, "save", stop)
+        _trained(directory, "mapped.npy", tmp_path, checkpoint_every_steps=20)
+    assert checkpoint.finished_steps(tmp_path / checkpoint.DIRECTORY) == [20]
+    results = _trained(directory, "mapped.npy", tmp_path)
+    _assert_is(tmp_path, results, reference)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_ends_bit_identical(directory, reference, tmp_path, standard_promotion):
+    """A process that is killed wherever it is, on a table. It imports everything once more."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlc_jax.main", *_flags(directory, file), "--noprogress",
+        [sys.executable, "-m", "mlc_jax.main", *_flags(directory, "all.csv"), "--noprogress",
          f"--workdir={tmp_path}"],
         cwd=ROOT, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -106,12 +150,4 @@ def test_killed_and_resumed_ends_bit_identical(
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (tmp_path / "results.json").exists()
-    results = _trained(directory, file, tmp_path)
-    workdir, want = reference
-    name = "corrected_labels.npz"
-    assert (tmp_path / name).read_bytes() == (workdir / name).read_bytes()
-    different = {"train_seconds", "table", "workdir", "dataset"}
-    assert {k: x for k, x in results.items() if k not in different} == {
-        k: x for k, x in want.items() if k not in different
-    }
-    assert json.loads((tmp_path / "results.json").read_text())["num_steps"] == want["num_steps"]
+    _assert_is(tmp_path, _trained(directory, "all.csv", tmp_path), reference)
