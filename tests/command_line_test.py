@@ -190,7 +190,7 @@ def test_all_goes_to_training(run_program, tmp_path, monkeypatch):
         calls.append((config, workdir, show_progress))
         return {"table": "the table"}
 
-    monkeypatch.setattr("mlc_jax.commands.comparison.train_and_compare", train_and_evaluate)
+    monkeypatch.setattr("mlc_jax.commands.train.train_and_evaluate", train_and_evaluate)
     args = (
         "--noprogress",
         "--config.noise.level=0.25",
@@ -240,7 +240,7 @@ def test_errors_of_the_user(run_program, tmp_path, monkeypatch, error, code, mes
     def train_and_evaluate(*_, **__):
         raise error
 
-    monkeypatch.setattr("mlc_jax.commands.comparison.train_and_compare", train_and_evaluate)
+    monkeypatch.setattr("mlc_jax.commands.train.train_and_evaluate", train_and_evaluate)
     assert run_program(MAIN, CONFIG, f"--workdir={tmp_path}") == (code, "", message)
 
 
@@ -257,7 +257,7 @@ def test_our_own_errors_are_not_hidden(monkeypatch, tmp_path, run_program):
     def train_and_evaluate(*_, **__):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("mlc_jax.commands.comparison.train_and_compare", train_and_evaluate)
+    monkeypatch.setattr("mlc_jax.commands.train.train_and_evaluate", train_and_evaluate)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         run_program(MAIN, CONFIG, f"--workdir={tmp_path}")
 

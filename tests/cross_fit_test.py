@@ -10,9 +10,9 @@ import pytest
 
 import mlc_jax as mlc
 from mlc_jax.commands import train
-from mlc_jax.core import label_model
 from mlc_jax.data import ArraySource, Subset, folds
 from mlc_jax.errors import Preempted
+from mlc_jax.models import label_model
 from mlc_jax.training import stack
 from mlc_jax.workdir import preemption
 

@@ -129,12 +129,6 @@ def test_nothing_may_have_changed():
     _Elements(text)
 
 
-def test_what_others_reach():
-    text, *_ = _render(compared={"cross_entropy": 0.25, "clean_only": None})
-    assert "trained on all labels as given: 25.0 %" in text
-    assert "clean ones alone" not in text
-
-
 def test_pictures_are_encoded_anew():
     rng = np.random.default_rng(0)
     for size, kind in ((8, "png"), (200, "jpeg")):

@@ -201,8 +201,8 @@ GOOD = b"".join(b"%d,%s,%s,%d\n" % (i, b"ab"[i % 2 :][:1], b"a" if i == 0 else b
         (HEADER + GOOD + b"3,a,,1\n", "line 22: id '3' is that of line 5, too; expected one each"),
         (HEADER + GOOD + b"20,\xe4,,1\n", "line 22: is not UTF-8: byte 0xe4 at offset 191 of the "
          "file; expected it saved as UTF-8"),
-        (HEADER + GOOD + b"20,a,A,1\n", "line 22 has label 'A', which no row was given; expected "
-         "one of those that were"),
+        (HEADER + GOOD + b"20,a,A,1\n", "line 22 alone has label 'A', which no row was given; "
+         "expected one of those that were, such as 'a', or two rows at least of a new class"),
         (b"id,checked_label,age\n1,a,2\n", "has no column 'label', only 'id', 'checked_label', "
          "'age'"),
         (b"", "is empty, expected a first line that names 'label'"),

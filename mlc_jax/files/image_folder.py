@@ -57,6 +57,7 @@ def load(
     test: str | None,
     options: Options,
     checked: Sequence[str] = (),
+    drawn: str | None = None,
 ) -> OwnData | Benchmark:
     """Reads one folder or table, or two, and maybe one to judge by.
 
@@ -70,6 +71,7 @@ def load(
       noisy, clean, test: see `text_files.load`; folders or tables.
       options: see `Options`.
       checked: see `read_checks`.
+      drawn: see `how_drawn`.
 
     Raises:
       InputError: a file that cannot be read, or labels that do not fit together.
@@ -83,7 +85,7 @@ def load(
     def combined() -> OwnData | Benchmark:
         files = {name: part.labelled(options.geometry) for name, part in parts.items()}
         checks = read_checks(checked, files["data"]) if checked else None
-        return combine(files, options.prepare, checks=checks)
+        return combine(files, options.prepare, checks=checks, drawn=drawn)
 
     combined()  # What is wrong with labels is said at once: looking at pictures takes long.
     left_out = []

@@ -7,7 +7,7 @@ are what cleanlab asks for (Northcutt, Jiang, Chuang 2021) and what `CalibratedC
 K x H runs are trained as one program. Run (k, h) does not see the checks of fold k and does not
 learn from part h (`data.folds`). Training goes in rounds. Before each, a step that sees all runs
 says what every row's label is held to be, from predictions of runs that did not learn from it
-(`core.label_model`); in the round, all runs learn that. What predicts new rows is the mean of all
+(`models.label_model`); in the round, all runs learn that. What predicts new rows is the mean of all
 of them, which is what was judged.
 """
 
@@ -21,7 +21,10 @@ import jax.numpy as jnp
 import optax
 
 from mlc_jax.core import Inputs, MainState, MetaState, Metrics, Output, Params, Rows, TrainState
-from mlc_jax.core.label_model import (
+from mlc_jax.errors import expect
+from mlc_jax.methods.blocks import init_model
+from mlc_jax.methods.types import Binding, BoundMethod, Method, Phase
+from mlc_jax.models.label_model import (
     LOG_FLOOR,
     NUM_TERMS,
     class_shares,
@@ -31,9 +34,6 @@ from mlc_jax.core.label_model import (
     shifted_shares,
     source_counts,
 )
-from mlc_jax.errors import expect
-from mlc_jax.methods.blocks import init_model
-from mlc_jax.methods.types import Binding, BoundMethod, Method, Phase
 
 # Streams of the state's key: batches of the rivals, and of the runs.
 _RIVALS, _RUNS = 1, 2
