@@ -197,6 +197,7 @@ class _Recorded:
         return row
 
 
+@pytest.mark.slow
 def test_processes_train_on_disjoint_slices_of_each_batch(load, directories):
     dataset = load(directories["packed"])
     pipeline = Pipeline(dataset.noisy, dataset.clean, 8, 8, True, 1, augment=True, seed=0)
@@ -232,7 +233,8 @@ def test_processes_open_disjoint_pictures(load, directories, kind):
     assert len(read[0]) == len(read[1]) == len(noisy) / 2
 
 
-# --- Training.
+# --- Training, ten seconds a run. `make test` trains on pictures in pictures_test.py, and goes on with
+# a stopped run in own_runs_test.py.
 
 
 class _Killed(Exception):
@@ -270,11 +272,11 @@ def _soft_labels(workdir):
         return file["soft_label"]
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_ends_bit_equal(run, whole, tmp_path, monkeypatch):
     """Ten steps after its checkpoint, which are trained again. Of a kill: tests/train_test.py.
 
-    Costs what the file's one training costs: it alone holds that pictures in files, their crops and
-    the labels at the end are a function of seed and step.
+    Three runs: it alone holds that a resumed one sees the same crops and ends with the same labels.
     """
     save = Recorder.save
 
@@ -294,6 +296,7 @@ def test_stopped_and_resumed_ends_bit_equal(run, whole, tmp_path, monkeypatch):
         assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_report_shows_labels_and_pictures(whole):
     workdir, results = whole
     assert "given labels right" in results["table"]
@@ -307,6 +310,7 @@ def test_the_report_shows_labels_and_pictures(whole):
         assert np.asarray(thumbnail).std() > 5
 
 
+@pytest.mark.slow
 def test_a_folder_is_predicted_as_the_run_judged_itself(whole, replica, run_program, tmp_path):
     (root, keys), output = replica, tmp_path / "out.csv"
     code, _, err = run_program(

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow  # Eight processes.
+
 ROOT = pathlib.Path(__file__).parents[1]
 NUM_DEVICES = 4
 TIMEOUT = 240  # Seconds, for processes that wait for each other on a busy machine.
@@ -83,7 +85,7 @@ def directories(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(directories, compilation_cache):
+def finished(directories):
     """One process, and two, from start to end, at the same time."""
     started = {
         name: _start(directories[name], num_processes, "run")
@@ -163,7 +165,6 @@ def test_one_process_alone_writes(finished, directories):
     assert len(labels) == 1 + _results(directories["two"])["num_noisy"]
 
 
-@pytest.mark.slow
 def test_preemption_of_one_process_stops_both_at_the_same_step(preempted):
     messages = [observed.facts["preempted"] for observed in preempted]
     assert messages[0] == messages[1]
@@ -173,7 +174,6 @@ def test_preemption_of_one_process_stops_both_at_the_same_step(preempted):
     assert f"saved step {2 * windows[0]} of 64" in messages[0]
 
 
-@pytest.mark.slow
 def test_both_processes_go_on_from_the_saved_step(preempted, resumed):
     windows = preempted[0].facts["windows"]
     for observed in resumed:
@@ -182,7 +182,6 @@ def test_both_processes_go_on_from_the_saved_step(preempted, resumed):
         assert observed.facts["windows"] == 32 - windows
 
 
-@pytest.mark.slow
 def test_resumed_run_ends_bit_equal_to_the_uninterrupted_one(finished, resumed, directories):
     for observed, want in zip(resumed, finished["two"], strict=True):
         _assert_equal(observed.state, want.state)
@@ -190,7 +189,6 @@ def test_resumed_run_ends_bit_equal_to_the_uninterrupted_one(finished, resumed, 
     assert results | {"train_seconds": 0} == want | {"train_seconds": 0}
 
 
-@pytest.mark.slow
 def test_resumed_run_logs_every_row_once(finished, resumed, directories):
     rows, want = (
         [
@@ -202,8 +200,7 @@ def test_resumed_run_logs_every_row_once(finished, resumed, directories):
     assert rows == want
 
 
-@pytest.mark.slow
-def test_phases_and_hooks_of_two_processes(tmp_path_factory, compilation_cache):
+def test_phases_and_hooks_of_two_processes(tmp_path_factory):
     """Joint looks at its predictions after every epoch, and begins anew in between."""
     places = {n: tmp_path_factory.mktemp("joint") for n in (1, 2)}
     started = {n: _start(place, n, "run", method="joint") for n, place in places.items()}

@@ -126,14 +126,14 @@ def test_who_meets_whom_is_drawn_anew():
     assert abs(np.mean(longer)) < 4 * np.std(longer) / np.sqrt(len(longer))
 
 
-@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("by_row", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_batch_is_a_function_of_seed_and_step(by_row, monkeypatch):
     pipeline = _pipeline(Texts(by_row=by_row), num_inner_steps=3)
     monkeypatch.setattr(loader, "_MAX_BLOCKS", 2)
     from_start = _take([pipeline], 9)
-    for start in (1, 4):
-        _assert_equal(_take([pipeline], 9 - start, start), from_start[start:])
-    _assert_equal(_take([_pipeline(num_inner_steps=3)], 9), from_start)
+    _assert_equal(_take([pipeline], 5, 4), from_start[4:])
+    if by_row:
+        _assert_equal(_take([_pipeline(num_inner_steps=3)], 9), from_start)
     other = _take([dataclasses.replace(pipeline, seed=1)], 9)
     assert any(
         np.any(x.noisy.labels != y.noisy.labels) for x, y in zip(other, from_start, strict=True)

@@ -26,14 +26,6 @@ FIELDS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_picture_of_each_run():
-    """Which costs more than a run's steps; tests/report_test.py looks at it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mlc_jax.report.plots.training", lambda *_, **__: b"")
-        yield
-
-
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     """Digits with every third label wrong, every seventh checked: `.npz`, `.npy` and `.csv`."""

@@ -20,6 +20,7 @@ from mlc_jax.config import validate
 from mlc_jax.data.source import read_rows
 from mlc_jax.encoders import encoding
 from mlc_jax.errors import InputError
+from mlc_jax.training import sizing
 
 LAYERS = 3  # Of the tiny BERT.
 WORDS = {"good": ("good", "news"), "bad": ("bad", "text")}
@@ -84,19 +85,21 @@ def test_a_frozen_encoder_is_asked_once(create, tmp_path, monkeypatch, standard_
     assert results["last_test_accuracy"] > 0.9  # Of two classes, by a word each has.
     encoding._load.cache_clear()
     monkeypatch.setattr(encoding.FrozenEncoder, "_outputs", None)  # Features come from the cache.
-    config.seed = 1
+    config.seed, config.num_epochs = 1, 1
     train.train_and_evaluate(config, str(tmp_path / "other"), show_progress=False)
 
 
-def test_others_see_the_same_features(create, tmp_path, standard_promotion):
+def test_others_see_the_same_features(create, tmp_path, monkeypatch, standard_promotion):
     """The runs that one is compared with; and the page shows texts, not features."""
+    monkeypatch.setattr(sizing, "_EPOCHS", 10)  # Not 60: three runs of many epochs.
+    monkeypatch.setattr(sizing, "_FEWEST_EPOCHS", 1)
     config = create("frozen", method="mlc", **{"model.mlp.hidden_sizes": (8,), "num_epochs": 0})
     results = comparison.train_and_compare(config, str(tmp_path / "run"), show_progress=False)
     assert set(results["compared"]) == {"cross_entropy", "clean_only"}
     assert None not in results["compared"].values()
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     of_rival = json.loads((tmp_path / "run" / "compare" / "clean_only" / "config.json").read_text())
-    assert saved["num_epochs"] == of_rival["num_epochs"] == 177  # From the sizes of the data.
+    assert saved["num_epochs"] == of_rival["num_epochs"] == 29  # From the sizes of the data.
     page = (tmp_path / "run" / "report.html").read_text()
     assert '<div class="example">good ' in page or '<div class="example">bad ' in page
     with (tmp_path / "run" / "to_check.csv").open(newline="") as file:
@@ -110,7 +113,9 @@ def test_a_workdir_is_all_that_predictions_need(
     kind, create, checkpoint, tmp_path, run_program, standard_promotion
 ):
     copy = shutil.copytree(checkpoint, tmp_path / "checkpoint")
-    config = create(kind, **{"model.bert.checkpoint": str(copy)})
+    config = create(
+        kind, method="cross_entropy", **{"model.bert.checkpoint": str(copy), "length_buckets": 1}
+    )
     train.train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)
     shutil.rmtree(copy)
     shutil.rmtree(tmp_path / "cache")
@@ -185,7 +190,9 @@ def test_texts_without_a_reader(checkpoint):
 
 
 def test_runs_that_are_trained_together_keep_no_encoder(create, tmp_path, standard_promotion):
-    configs = {str(tmp_path / f"seed{i}"): create("frozen", seed=i, method="mlc") for i in (0, 1)}
+    configs = {
+        str(tmp_path / f"seed{i}"): create("frozen", seed=i, method="cross_entropy") for i in (0, 1)
+    }
     train.train_together(configs, show_progress=False)
     assert not (tmp_path / "seed1" / encoding.FOLDER).exists()
     loaded = mlc.load(tmp_path / "seed1")  # From the checkpoint where it was.
@@ -194,8 +201,9 @@ def test_runs_that_are_trained_together_keep_no_encoder(create, tmp_path, standa
 
 def test_frozen_layers_stay_and_others_learn(create, checkpoint, tmp_path, standard_promotion):
     config = create(
-        "finetuned", **{"model.bert.num_frozen_layers": 2, "main_optimizer.learning_rate": 1e-2}
-    )
+        "finetuned", method="cross_entropy", length_buckets=1,
+        **{"model.bert.num_frozen_layers": 2, "main_optimizer.learning_rate": 1e-2},
+    )  # fmt: skip
     train.train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)
     state = mlc.load(tmp_path / "run").state
     params = state.main.params["encoder"]
