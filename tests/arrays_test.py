@@ -5,7 +5,6 @@ import json
 import logging
 import pathlib
 import re
-import shutil
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ from configs import arrays as arrays_config
 from configs import digits as digits_config
 from mlc_jax.benchmarks import datasets
 from mlc_jax.benchmarks.images import digits
-from mlc_jax.commands import comparison, train
+from mlc_jax.commands import train
 from mlc_jax.data import UNKNOWN
 from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
@@ -27,9 +26,8 @@ from mlc_jax.training.metrics import read_metrics
 
 CONFIG = f"--config={pathlib.Path(__file__).parents[1] / 'configs' / 'arrays.py'}"
 SMALL = {
-    "compare": False,
+    "method": "robust_mlc",
     "dataset.standardize": True,
-    "dataset.holdout_per_class": 0,
     "model.mlp.hidden_sizes": (32, 16),
     "lcn.hidden_size": 16,
     "lcn.embedding_size": 16,
@@ -292,26 +290,6 @@ def test_rows_that_only_judge(tmp_path, rows):
     names = [dataset.class_names[i] for i in dataset.test.truth]
     assert names == [str(x) for x in TOLD["numbers"](truth[checked][:40])]
     assert len(dataset.noisy) == NUM_ROWS - NUM_CLEAN
-
-
-def test_clean_rows_are_held_out(tmp_path, rows):
-    """By class, of those with enough; the same whatever else is checked later."""
-    file = _one_file(tmp_path / "all.npz", rows, TOLD["names"])
-    everything = datasets.load(_config({"data": file}))
-    counts = np.bincount(everything.clean.truth, minlength=10)
-    assert counts.min() < 9 <= counts.max()  # Of a hundred rows, drawn regardless of class.
-    config = _config({"data": file}, **{"dataset.holdout_per_class": 3})
-    dataset = datasets.load(config)
-    expected = np.where(counts >= 9, 3, 0)
-    np.testing.assert_array_equal(np.bincount(dataset.test.truth, minlength=10), expected)
-    assert len(dataset.clean) == NUM_CLEAN - expected.sum()
-    assert not np.intersect1d(dataset.clean.rows, dataset.test.rows).size
-    config.dataset.checked = _checks(tmp_path / "more.csv", {0: "zero", 1: "one", 2: "two"})
-    later = datasets.load(config)
-    np.testing.assert_array_equal(later.test.rows, dataset.test.rows)
-    assert len(later.clean) == len(dataset.clean) + 3
-    config.dataset.split_seed = 1
-    assert not np.array_equal(datasets.load(config).test.rows, dataset.test.rows)
 
 
 def _checks(path, labels, key="id"):
@@ -596,74 +574,6 @@ def test_digits_as_own_data_get_the_settings_of_digits(digits_file):
         assert filled[name] == theirs[name]
     for name in ("hidden_size", "embedding_size"):
         assert filled.lcn[name] == theirs.lcn[name]
-
-
-@pytest.mark.slow
-def test_others_are_trained_to_compare_with(
-    tmp_path, rows, test_rows, run_program, caplog, compilation_cache, standard_promotion
-):
-    """Each goes on by itself, and what the run itself has learned is written first.
-
-    Four trainings: no other test runs the baselines that a run compares itself with.
-    """
-    told = TOLD["names"]
-    fields = (
-        SMALL
-        | {"compare": True, "method": "mlc", "num_epochs": 1}
-        | {
-            "dataset.data": _one_file(tmp_path / "all.npz", rows, told),
-            "dataset.test": _save(
-                tmp_path / "test.npz", inputs=test_rows[0], labels=told(test_rows[1])
-            ),
-        }
-    )
-    workdir = tmp_path / "run"
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    code, out, err = run_program(
-        "mlc_jax.main", CONFIG, f"--workdir={workdir}", "--noprogress", *flags
-    )
-    assert code == 0, err
-    results = json.loads((workdir / "results.json").read_text())
-    for name in ("cross_entropy", "clean_only"):
-        alone = json.loads((workdir / "compare" / name / "results.json").read_text())
-        assert results["compared"][name] == alone["last_test_accuracy"]
-        assert alone["method"] == name
-    table = [line.strip() for line in out.splitlines()]
-    shown = rf"{100 * results['compared']['cross_entropy']:.2f} %"
-    assert _any_line(table, rf"cross_entropy, labels as given +{re.escape(shown)}")
-    assert _any_line(table, r"standard error, of 360 rows +\d\.\d\d %")
-    (announced,) = [i for i, x in enumerate(caplog.messages) if x.startswith("About ")]
-    assert re.match(
-        r"About \d+ s of training: mlc \d+ s, cross_entropy \d+ s, clean_only \d+ s, one after the "
-        r"other", caplog.messages[announced],
-    )  # fmt: skip
-    started = [i for i, x in enumerate(caplog.messages) if "on arrays: 600 noisy" in x]
-    assert len(started) == 3 and announced < started[0]
-    # Once more: nothing is trained again; what was lost is.
-    shutil.rmtree(workdir / "compare" / "clean_only")
-    before = (workdir / "compare" / "cross_entropy" / "metrics.jsonl").read_bytes()
-    code, _, err = run_program(
-        "mlc_jax.main", CONFIG, f"--workdir={workdir}", "--noprogress", *flags
-    )
-    assert code == 0 and "mlc 0 s, cross_entropy 0 s, clean_only" in caplog.text
-    assert json.loads((workdir / "results.json").read_text())["compared"] == results["compared"]
-    assert (workdir / "compare" / "cross_entropy" / "metrics.jsonl").read_bytes() == before
-
-
-def test_nothing_is_compared_without_rows_to_judge_by(tmp_path, rows, caplog, monkeypatch):
-    config = _config({"data": _one_file(tmp_path / "all.npz", rows, TOLD["names"])})
-    config.compare = True
-    trained = []
-    monkeypatch.setattr(
-        train, "train_and_evaluate", lambda config, *_, **__: trained.append(config.method) or {}
-    )
-    logging.getLogger("absl").setLevel(logging.INFO)
-    with caplog.at_level(logging.INFO, "absl"):
-        comparison.train_and_compare(config, str(tmp_path / "run"), show_progress=False)
-    assert trained == [config.method]
-    assert any(
-        text.startswith("Nothing is compared: there are no test") for text in caplog.messages
-    )
 
 
 # --- What can be wrong: one line, exit 2, and nothing was started.

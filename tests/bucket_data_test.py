@@ -54,7 +54,7 @@ def _table(file, **columns):
 def _load(module, tmp_path, **fields):
     """The dataset of a config file; images and texts keep what they find in a cache."""
     config = module.get_config()
-    fields = {"cache_dir": str(tmp_path / "cache"), "holdout_per_class": 0} | fields
+    fields = {"cache_dir": str(tmp_path / "cache")} | fields
     config.update_from_flattened_dict({f"dataset.{name}": x for name, x in fields.items()})
     return datasets.load(config, encoding.frozen_encoder(config))
 
@@ -97,7 +97,7 @@ def test_texts_and_the_cache_of_their_tokens_and_features(put, place, tmp_path, 
     def load(file, cache):
         config = text.get_config("frozen")
         config.model.bert.checkpoint = str(tiny_bert)
-        config.dataset.update(data=file, cache_dir=cache, max_length=16, holdout_per_class=0)
+        config.dataset.update(data=file, cache_dir=cache, max_length=16)
         datasets._own_data.cache_clear()  # As in another process.
         return datasets.load(config, encoding.frozen_encoder(config))
 
@@ -144,8 +144,8 @@ def test_predictions(put, place, tmp_path, run_program, standard_promotion):
     file = _table(tmp_path / "all.csv", x=[f"{i % 7}.5" for i in range(SIZE)])
     config = table.get_config()
     config.update_from_flattened_dict({
-        "dataset.data": put(file), "dataset.holdout_per_class": 0, "method": "cross_entropy",
-        "compare": False, "num_epochs": 2, "noisy_batch_size": 8, "clean_batch_size": 8,
+        "dataset.data": put(file), "method": "cross_entropy",
+        "num_epochs": 2, "noisy_batch_size": 8, "clean_batch_size": 8,
         "model.mlp.hidden_sizes": (4,), "meta_gradient.mix_clean": False,
     })  # fmt: skip
     train.train_and_evaluate(config, f"{place}/run", show_progress=False)

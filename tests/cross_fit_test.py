@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import mlc_jax as mlc
+from mlc_jax import build
 from mlc_jax.commands import train
 from mlc_jax.data import ArraySource, Subset, folds
 from mlc_jax.errors import Preempted
+from mlc_jax.files.label_columns import random_order
 from mlc_jax.models import label_model
 from mlc_jax.training import stack
 from mlc_jax.workdir import preemption
@@ -398,6 +400,41 @@ def test_without_the_old_labels_of_checked_rows():
     )  # fmt: skip
     shares = result.figures["verdict"]["shares"]
     assert "as_given" not in shares and shares["corrected"]["n"] == 30
+
+
+def test_a_config_is_the_constructors_arguments():
+    from configs import default
+
+    config = default.get_config()
+    config.method, config.model.name = "cross_fit", "mlp"
+    built = build.create_method(config, CLASSES)
+    assert built == mlc.methods.cross_fit(model=mlc.models.MLP(CLASSES, ()))
+    config.cross_fit.update(num_folds=4, num_parts=3, num_rounds=2, steps_per_round=7,
+                            hidden_sizes=(8,))  # fmt: skip
+    built = build.create_method(config, CLASSES)
+    assert (built.num_folds, built.num_parts, built.num_rounds, built.steps_per_round) == (
+        4, 3, 2, 7,
+    )  # fmt: skip
+    assert built.model.hidden_sizes == (8,)
+
+
+def test_what_to_check_is_random_rows_and_uncertain_ones(tmp_path):
+    """Thirty of one order of all rows, then those whose corrected label is least certain."""
+    _table(tmp_path / "all.csv", num_checked=10)
+    config = _config(tmp_path / "all.csv")
+    train.train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)
+    with (tmp_path / "run" / "to_check.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    with (tmp_path / "run" / "corrected_labels.csv").open() as file:
+        labels = {row["id"]: float(row["confidence"]) for row in csv.DictReader(file)}
+    assert [row["why"] for row in rows] == ["random"] * 30 + ["uncertain"] * 70
+    ids = list(labels)
+    order = [ids[i] for i in np.argsort(random_order(ids))]
+    assert [row["id"] for row in rows[:30]] == order[:30]
+    uncertain = [labels[row["id"]] for row in rows[30:]]
+    assert uncertain == sorted(uncertain)
+    left = labels.keys() - {row["id"] for row in rows}
+    assert max(uncertain) <= min(labels[name] for name in left) + 1e-6
 
 
 def test_networks_are_refused(tmp_path):

@@ -22,7 +22,7 @@ PATIENCE = 300  # Seconds until a run that shows no progress has failed the test
 FIELDS = {
     "method": "mlc", "model.mlp.hidden_sizes": (32, 16), "lcn.hidden_size": 16,
     "lcn.embedding_size": 16, "noisy_batch_size": 64, "clean_batch_size": 32, "num_steps": 40,
-    "eval_every_epochs": 1, "log_every_steps": 3, "compare": False,
+    "eval_every_epochs": 1, "log_every_steps": 3,
 }  # fmt: skip
 
 
@@ -83,8 +83,8 @@ def test_every_kind_of_file_is_the_same_run(directory, reference, tmp_path, stan
         to_check = (tmp_path / file / "to_check.csv").read_text().splitlines()
         assert len(to_check) == 101
         header = "id,given_label,corrected_label,confidence,label_quality,"
-        assert to_check[0] == header + ("example,checked_label" if file == "all.csv" else
-                                        "checked_label")  # fmt: skip
+        assert to_check[0] == header + ("example,why,checked_label" if file == "all.csv" else
+                                        "why,checked_label")  # fmt: skip
         if file == "all.csv":
             assert "p0=0, p1=" in to_check[1]
         for name in ("last_test_accuracy", "labels_changed", "mean_confidence"):

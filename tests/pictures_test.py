@@ -443,7 +443,7 @@ def test_batches_are_a_function_of_seed_and_step(load, tmp_path):
 
 def test_a_run_from_end_to_end(create, tmp_path, run_program, standard_promotion):
     """What it left out is listed, its page shows pictures, and it predicts a folder."""
-    config = create(data=_with_bad(tmp_path / "all"), bad_images="leave_out", holdout_per_class=0)
+    config = create(data=_with_bad(tmp_path / "all"), bad_images="leave_out")
     for label in ("cat", "dog"):
         for i in range(4, 16):
             _save(tmp_path / "all" / label / f"{i}.png", seed=i)

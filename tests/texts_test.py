@@ -15,7 +15,7 @@ import safetensors.numpy
 import mlc_jax as mlc
 from configs import ag_news, amazon5, text, yahoo, yelp5
 from mlc_jax.benchmarks.texts import LAYOUTS
-from mlc_jax.commands import comparison, train
+from mlc_jax.commands import train
 from mlc_jax.config import validate
 from mlc_jax.data.source import read_rows
 from mlc_jax.encoders import encoding
@@ -89,17 +89,14 @@ def test_a_frozen_encoder_is_asked_once(create, tmp_path, monkeypatch, standard_
     train.train_and_evaluate(config, str(tmp_path / "other"), show_progress=False)
 
 
-def test_others_see_the_same_features(create, tmp_path, monkeypatch, standard_promotion):
-    """The runs that one is compared with; and the page shows texts, not features."""
-    monkeypatch.setattr(sizing, "_EPOCHS", 10)  # Not 60: three runs of many epochs.
+def test_the_page_shows_texts(create, tmp_path, monkeypatch, standard_promotion):
+    """Not features; and epochs come from the sizes of the data."""
+    monkeypatch.setattr(sizing, "_EPOCHS", 10)  # Not 60.
     monkeypatch.setattr(sizing, "_FEWEST_EPOCHS", 1)
     config = create("frozen", method="mlc", **{"model.mlp.hidden_sizes": (8,), "num_epochs": 0})
-    results = comparison.train_and_compare(config, str(tmp_path / "run"), show_progress=False)
-    assert set(results["compared"]) == {"cross_entropy", "clean_only"}
-    assert None not in results["compared"].values()
+    train.train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
-    of_rival = json.loads((tmp_path / "run" / "compare" / "clean_only" / "config.json").read_text())
-    assert saved["num_epochs"] == of_rival["num_epochs"] == 29  # From the sizes of the data.
+    assert saved["num_epochs"] == 29  # From the sizes of the data.
     page = (tmp_path / "run" / "report.html").read_text()
     assert '<div class="example">good ' in page or '<div class="example">bad ' in page
     with (tmp_path / "run" / "to_check.csv").open(newline="") as file:
