@@ -90,8 +90,8 @@ def _read(path):
 
 def test_every_method_has_a_space_that_its_settings_allow(tune, tiny_config):
     """Both ends, or every choice, of every field, for the method that it is drawn for."""
-    assert set(METHODS) <= set(tune.SPACES)
-    for method in METHODS:
+    assert set(METHODS) - {"cross_fit"} == set(tune.SPACES)
+    for method in tune.SPACES:
         fields = [field for field, _, _ in tune.SPACES[method]]
         assert fields[0] == "main_optimizer.learning_rate"
         assert len(fields) == len(set(fields)) and 2 <= len(fields) <= 4

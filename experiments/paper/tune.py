@@ -154,6 +154,8 @@ class Trial(NamedTuple):
 def main() -> None:
     logging.set_verbosity(logging.WARNING)
     config, methods = _CONFIG.value, noise_grid.parse_methods(_METHODS.value)
+    for method in methods:
+        expect(method in SPACES, "--methods", method, f"all or some of {', '.join(SPACES)}")
     tuned_on, final_cells = _cells(config)
     tuning_seeds, seeds = _seeds()
     given = config.dataset.validation_per_class

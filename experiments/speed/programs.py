@@ -30,6 +30,7 @@ from mlc_jax.data.source import IndexedSource, num_examples
 from mlc_jax.errors import expect
 from mlc_jax.methods import METHODS, BoundMethod, Method
 from mlc_jax.methods.blocks import supervised
+from mlc_jax.methods.cross_fit import CrossFit
 from mlc_jax.methods.types import Binding, TwoPhaseMethod
 from mlc_jax.models.bert_checkpoint import load_config
 
@@ -38,7 +39,7 @@ _WITH_BACKWARD = ("exact", "truncated")
 STEPS = (
     PLAIN,
     # Methods of one phase, whose step is the whole of them.
-    *(name for name, kind in METHODS.items() if not issubclass(kind, TwoPhaseMethod)),
+    *(name for name, kind in METHODS.items() if not issubclass(kind, TwoPhaseMethod | CrossFit)),
     *ESTIMATORS,
     *(f"{name}:{backward}" for name in _WITH_BACKWARD for backward in BACKWARDS),
 )
