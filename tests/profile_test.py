@@ -66,7 +66,9 @@ def test_a_trace_in_a_bucket_that_the_run_ends_before(tiny_config, place, compil
     _check(rows, f"{place}/traced")
 
 
-@pytest.mark.parametrize(("allowed", "lines"), [(-1.0, 1), (1.0, 0)])
+@pytest.mark.parametrize(
+    ("allowed", "lines"), [(-1.0, 1), pytest.param(1.0, 0, marks=pytest.mark.slow)]
+)
 def test_waiting_for_data_is_one_warning(
     tiny_config, tmp_path, compilation_cache, caplog, monkeypatch, allowed, lines
 ):
