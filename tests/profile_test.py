@@ -46,7 +46,9 @@ def _check(rows, workdir):
         assert row[FLOP] * row["train/seconds_per_step"] > least
 
 
+@pytest.mark.slow
 def test_steps_are_traced(tiny_config, tmp_path, compilation_cache):
+    """Two runs of an epoch: tracing changes nothing of what is learned."""
     config = {"num_epochs": 1, "log_every_steps": 3}
     rows = [
         _train(tiny_config(**config, profile=steps), tmp_path / name)
