@@ -233,8 +233,8 @@ def test_processes_open_disjoint_pictures(load, directories, kind):
     assert len(read[0]) == len(read[1]) == len(noisy) / 2
 
 
-# --- Training, ten seconds a run. `make test` trains on pictures in pictures_test.py, and goes on with
-# a stopped run in own_runs_test.py.
+# --- Training, ten seconds a run. `make test` trains on pictures in pictures_test.py, and goes on
+# with a stopped run in own_runs_test.py.
 
 
 class _Killed(Exception):

@@ -102,6 +102,8 @@ def test_cifar10_trains_with_human_labels(tmp_path):
         tmp_path / "run",
         TINY_RESNET
         | {
+            "model.name": "mlp",  # A ResNet learns below, from CIFAR-100.
+            "model.mlp.hidden_sizes": (8,),
             "dataset.data_dir": _tfds_directory(tmp_path, "cifar10", 10, per_class=7),
             "dataset.clean_per_class": 2,
             "noise.type": "human",
@@ -127,6 +129,7 @@ def test_cifar10_trains_with_human_labels(tmp_path):
 
 @pytest.mark.slow
 def test_cifar100_trains(tmp_path):
+    """Compiles a ResNet for eight devices: the one config of images that is run as it stands."""
     results = _train(
         cifar100.get_config(),
         tmp_path / "run",

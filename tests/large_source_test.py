@@ -2,7 +2,7 @@
 
     python tests/large_source_test.py FOLDER NUM_PATHS WORKDIR
 
-is the process that is measured: it trains 200 steps, exports 10,000 labels, and prints what that
+is the process that is measured: it trains 20 steps, exports 1,000 labels, and prints what that
 took, as JSON.
 """
 
@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 SIZE = 32
-NUM_STEPS = 200
-MAX_EXPORTED = 10_000
+NUM_STEPS = 20
+MAX_EXPORTED = 1_000
 GIGABYTE = 2**30
 
 

@@ -55,6 +55,7 @@ def _flags(tiny_flags, **overrides):
 
 @pytest.mark.slow
 def test_grid(run_program, tiny_flags, tmp_path, monkeypatch, own_compilation_cache):
+    """Sixteen runs of an epoch, five to a program: no other test sees tables of real runs."""
     args = (
         *_flags(tiny_flags, num_epochs=1), f"--methods={','.join(METHODS)}", "--noise=uniform,flip",
         "--levels=0:0.5:0.5", "--seeds=2", "--batch_runs=5", f"--workdir={tmp_path}",

@@ -427,13 +427,13 @@ def test_batches_are_a_function_of_seed_and_step(load, tmp_path):
         batches.close()
         return [batch.noisy.inputs[0, 0] for batch in taken]
 
-    whole = take(5)
+    whole = take(4)
     assert whole[0].dtype == np.uint8  # So do they go to the device.
-    np.testing.assert_array_equal(take(2, 3), whole[3:])
-    shares = [take(5, process_index=i, process_count=2) for i in range(2)]
-    for batch, *parts in zip(whole, *shares, strict=True):
+    np.testing.assert_array_equal(take(1, 3), whole[3:])
+    shares = [take(2, process_index=i, process_count=2) for i in range(2)]
+    for batch, *parts in zip(whole[:2], *shares, strict=True):
         np.testing.assert_array_equal(batch, np.concatenate(parts))
-    assert not np.array_equal(take(1, 1)[0], take(1)[0])
+    assert not np.array_equal(whole[1], whole[0])
     rows = pipeline.batches(0)
     batch = next(rows)
     rows.close()

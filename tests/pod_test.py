@@ -146,9 +146,12 @@ def test_a_pod_that_is_preempted_and_loses_a_host(play, place, bucket_server, co
     pods.wait_for(checkpoints, 12)
     pods.processes[1].terminate()
     assert pods.end() == [143, 143], pods.told()
+    ends = [told.splitlines()[-1] for told in pods.told()]
+    assert ends[0] == ends[1]
     assert outcome(manifest, 143) == "again"
     saved = max(finished_steps(checkpoints))
     assert 12 < saved < STEPS
+    assert ends[0].startswith(f"error: SIGTERM: saved step {saved} of {STEPS}. The same")
 
     # One host is lost, that which holds the lease.
     manifest, pods = play(str(workdir), attempt=1)

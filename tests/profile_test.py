@@ -46,7 +46,9 @@ def _check(rows, workdir):
         assert row[FLOP] * row["train/seconds_per_step"] > least
 
 
+@pytest.mark.slow
 def test_steps_are_traced(tiny_config, tmp_path, compilation_cache):
+    """Two runs of an epoch: tracing changes nothing of what is learned."""
     config = {"num_epochs": 1, "log_every_steps": 3}
     rows = [
         _train(tiny_config(**config, profile=steps), tmp_path / name)
@@ -66,7 +68,9 @@ def test_a_trace_in_a_bucket_that_the_run_ends_before(tiny_config, place, compil
     _check(rows, f"{place}/traced")
 
 
-@pytest.mark.parametrize(("allowed", "lines"), [(-1.0, 1), (1.0, 0)])
+@pytest.mark.parametrize(
+    ("allowed", "lines"), [(-1.0, 1), pytest.param(1.0, 0, marks=pytest.mark.slow)]
+)
 def test_waiting_for_data_is_one_warning(
     tiny_config, tmp_path, compilation_cache, caplog, monkeypatch, allowed, lines
 ):

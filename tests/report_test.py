@@ -326,8 +326,10 @@ def test_picture_shows_something_in_each_panel(run):
     _assert_panels((run.workdir / report.PICTURE_FILE).read_bytes(), upper)
 
 
-@pytest.mark.parametrize("num_classes", [4, 30])  # Of 30 the names are left out.
+# Of 30 the names are left out.
+@pytest.mark.parametrize("num_classes", [4, pytest.param(30, marks=pytest.mark.slow)])
 def test_picture_without_truth_shows_something_in_each_panel(num_classes):
+    """Draws four pictures: with and without norms and an outer loss, and other labels."""
     rng = np.random.default_rng(0)
     given = rng.integers(0, num_classes, 200)
     corrected = np.where(rng.random(200) < 0.7, given, (given + 1) % num_classes)

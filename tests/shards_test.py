@@ -17,7 +17,7 @@ from mlc_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = "experiments.noise_sweep"
-NUM_SHARDS = 6
+NUM_SHARDS = 3
 TIMEOUT = 240  # Seconds, for a process on a busy machine.
 SINGLE = {"JOB_COMPLETION_INDEX": "3", "JOB_COMPLETIONS": "20"}
 
@@ -32,7 +32,7 @@ def own_compilation_cache(compilation_cache):
 def _flags(tiny_flags, workdir, **overrides):
     flags = [flag for flag in tiny_flags(**overrides) if flag != "--noprogress"]
     return [
-        *flags, "--methods=cross_entropy,clean_only", "--noise=uniform,flip", "--levels=0,0.2,0.5",
+        *flags, "--methods=cross_entropy,clean_only", "--noise=uniform", "--levels=0,0.2,0.5",
         "--seeds=1", f"--workdir={workdir}",
     ]  # fmt: skip
 
@@ -68,24 +68,27 @@ def _table(workdir, name):
 def test_workers_make_the_table_of_one_process(
     run_program, tiny_flags, tmp_path, own_compilation_cache
 ):
-    """Two of six are killed, one in its first run, one after it, and started again."""
+    """Two of three are killed, one in its first run, one after it, and started again.
+
+    Twelve runs and two processes: what six runs say does not depend on who died over them.
+    """
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     settings = {"num_epochs": 2, "checkpoint_every_steps": 5}
     code, out, err = run_program(PROGRAM, *_flags(tiny_flags, alone, **settings))
     assert code == 0, err
     flags = _flags(tiny_flags, shared, **settings)
-    _kill_in_the_middle([*flags, "--shard=1/6"], shared, "uniform/0.2/cross_entropy/*/checkpoints")
-    _kill_in_the_middle([*flags, "--shard=2/6"], shared, "uniform/0.5/cross_entropy/*/results.json")
+    _kill_in_the_middle([*flags, "--shard=1/3"], shared, "uniform/0.2/cross_entropy/*/checkpoints")
+    _kill_in_the_middle([*flags, "--shard=2/3"], shared, "uniform/0.5/cross_entropy/*/results.json")
     code, collected, _ = run_program(PROGRAM, *flags, "--collect")
     assert code == 0
     first, *missing = collected.splitlines()[: len(collected.split("\n\n")[0].splitlines()) - 1]
-    assert first.startswith("1") and first.endswith(" of 12 runs are not finished, or diverged:")
+    assert first in [f"{n} of 6 runs are not finished, or diverged:" for n in (4, 5)]
     assert "  uniform/0.2/cross_entropy/seed0" in missing
     assert "  uniform/0.5/cross_entropy/seed0" not in missing
     for index in range(NUM_SHARDS):
         code, worker, err = run_program(PROGRAM, *flags, f"--shard={index}/{NUM_SHARDS}")
         assert code == 0, err
-        assert worker.startswith(f"Shard {index} of 6: 2 of 12 runs.\n")
+        assert worker.startswith(f"Shard {index} of 3: 2 of 6 runs.\n")
         assert (shared / "sweep.csv").exists()  # Of what was collected before.
     code, collected, err = run_program(PROGRAM, *flags, "--collect")
     assert code == 0, err
@@ -99,7 +102,7 @@ def test_workers_make_the_table_of_one_process(
 
     # Of another config, whether it would train runs that are there or new ones.
     before = {path: path.read_bytes() for path in shared.rglob("*") if path.is_file()}
-    for flag in ("--shard=0/6", "--collect", "--methods=mlc"):
+    for flag in ("--shard=0/3", "--collect", "--methods=mlc"):
         code, out, err = run_program(PROGRAM, *flags, flag, "--config.lcn.hidden_size=8")
         assert (code, out) == (2, "")
         assert err.splitlines() == [

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import re
 import signal
 import socket
 import subprocess
@@ -173,6 +172,7 @@ def _log(directory, i):
     ],
 )
 def test_a_lost_peer_is_one_line(tiny_flags, tmp_path, compilation_cache, victim, signal_):
+    """Four processes each, of which two import everything. Of SIGTERM: tests/pod_test.py."""
     log = _log(tmp_path, 1 - victim)
     with _two_at_work(tmp_path, tiny_flags(**LONG)) as processes:
         before = log.read_text()
@@ -183,15 +183,3 @@ def test_a_lost_peer_is_one_line(tiny_flags, tmp_path, compilation_cache, victim
     told = log.read_text().removeprefix(before)
     assert told.endswith(ONE_LINE)
     assert "Traceback" not in told and "***" not in told and told.count("error") == 1
-
-
-@pytest.mark.slow
-def test_preemption_of_one_saves_and_stops_both(tiny_flags, tmp_path, compilation_cache):
-    """SIGTERM to the parent, as a container's first process gets it."""
-    with _two_at_work(tmp_path, tiny_flags(**LONG)) as processes:
-        os.kill(processes[1].pid, signal.SIGTERM)
-        assert [process.wait(120) for process in processes] == [143, 143]
-    ends = [_log(tmp_path, i).read_text().splitlines()[-1] for i in range(2)]
-    assert ends[0] == ends[1]
-    (step,) = re.findall(r"^error: SIGTERM: saved step (\d+) of 105000\. The same", ends[0])
-    assert (tmp_path / "run" / "checkpoints" / step).exists()

@@ -523,7 +523,9 @@ def test_bad_settings(create_config, fields, problem):
     assert str(error.value) == f"config.{problem}"
 
 
-@pytest.mark.parametrize("builder", ["ag_news_text", "ag_news_subset"])
+@pytest.mark.parametrize(
+    "builder", [pytest.param("ag_news_text", marks=pytest.mark.slow), "ag_news_subset"]
+)
 def test_ag_news_of_tensorflow_datasets(load, builder):
     if not (PACKS / builder).is_dir():
         pytest.skip(f"needs {builder} in ../shared/data/tfds")

@@ -222,7 +222,8 @@ def test_same_budget_and_choice_by_validation(run_program, tune, tiny_flags, tmp
 
 @pytest.mark.slow
 def test_tuning_is_resumed(run_program, tiny_flags, tmp_path, monkeypatch):
-    args = (*_flags(tiny_flags), *ARGS, f"--workdir={tmp_path}")
+    """Sixteen runs of an epoch: what is chosen is what was trained, and trained once."""
+    args = (*_flags(tiny_flags), *ARGS, "--noise=flip", f"--workdir={tmp_path}")
     code, out, err = run_program(PROGRAM, *args)
     assert code == 0, err
     trials, chosen = _read(tmp_path / "trials.csv"), _read(tmp_path / "chosen.csv")
@@ -235,7 +236,7 @@ def test_tuning_is_resumed(run_program, tiny_flags, tmp_path, monkeypatch):
             for field, value in json.loads(row["settings"]).items():
                 section, name = field.split(".")
                 assert config[section][name] == value
-        assert len(accuracies) == 4 - int(row["failures"])
+        assert len(accuracies) == 2 - int(row["failures"])
         mean = sum(result["last_validation_accuracy"] for result in accuracies) / len(accuracies)
         assert float(row["validation_accuracy"]) == pytest.approx(mean)
     final = _read(tmp_path / "runs.csv")
