@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import pandas
 
     from mlc_jax.encoders.encoding import TextReader
+    from mlc_jax.report.verdict import Verdict
 
 _FIT = "fit"  # In a description: made by `fit`, not from a config.
 
@@ -79,6 +80,14 @@ class Result:
     read: Callable[[Any], Source] = create_source
     kind: str = "arrays"
     columns: Columns | None = None
+
+    @property
+    def verdict(self) -> "Verdict | None":
+        """How good the labels are, by checks that were hidden; `print` it. Of `cross_fit` alone."""
+        from mlc_jax.report.verdict import Verdict
+
+        stored = self.figures.get("verdict")
+        return None if stored is None else Verdict.from_json(stored)
 
     def predict_proba(self, x: Any, *, batch_size: int = 1000) -> np.ndarray:
         """The classifier's probabilities `[n, C]` for inputs like those it was trained on.

@@ -388,7 +388,8 @@ def test_fit_in_memory():
         progress=False,
     )
     assert np.mean(result.labels == names[truth[~checked]]) > 0.85
-    assert result.figures["verdict"]["take"] == "corrected"
+    assert result.verdict.take == "corrected"
+    assert str(result.verdict).splitlines()[-1].startswith("Verdict: Take the corrected labels.")
 
 
 def test_without_the_old_labels_of_checked_rows():

@@ -103,8 +103,21 @@ class Verdict:
     temperature: float
     per_class: bool
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Verdict":
+        """The inverse."""
+        parts = {
+            "shares": {name: Share(**x) for name, x in stored["shares"].items()},
+            "comparisons": {name: Comparison(**x) for name, x in stored["comparisons"].items()},
+            "unseen": tuple(stored["unseen"]),
+        }
+        return cls(**(dict(stored) | parts))
 
     @property
     def n(self) -> int:
