@@ -2,13 +2,11 @@
 
 import mlc_jax as mlc
 
-noisy = mlc.Examples(x_noisy, y_given)
-clean = mlc.Examples(x_clean, y_true)
-method = mlc.methods.mlc(
-    model=mlc.models.MLP(10), lcn=mlc.models.LabelCorrectionNetwork(10),
-    tx=mlc.sgd(0.1, momentum=0.9), meta_tx=mlc.adam(1e-3),
-)
-result = mlc.fit(method, noisy, clean, num_epochs=60)
+doubtful = mlc.Examples(x_doubtful, y_given)
+checked = mlc.Examples(x_checked, y_checked, given=y_before, drawn="random")
+method = mlc.methods.cross_fit(model=mlc.models.MLP(num_classes, ()))
+result = mlc.fit(method, doubtful, checked)
+print(result.verdict)
 result.labels, result.label_quality, result.predict_proba(x_test)
 """
 
