@@ -6,7 +6,7 @@ import functools
 import io
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
     from mlc_jax.encoders.encoding import TextReader
     from mlc_jax.report.verdict import Verdict
+    from mlc_jax.training.evaluate import Prediction
+    from mlc_jax.training.run import Run, Settings
 
 _FIT = "fit"  # In a description: made by `fit`, not from a config.
 
@@ -190,12 +192,6 @@ def fit(
       NonFiniteLossError: training diverged.
       Preempted: SIGTERM with a workdir; the same call goes on.
     """
-    from mlc_jax.encoders import encoding
-    from mlc_jax.report import report
-    from mlc_jax.training import loop
-    from mlc_jax.training import run as runs
-    from mlc_jax.workdir.workdir import locked_workdir
-
     expect(isinstance(method, Method), "method", method, "such as mlc_jax.methods.mlc(...)")
     chosen = _settings(
         settings
@@ -209,6 +205,21 @@ def fit(
     )
     read = create_source if reader is None else reader.cached
     dataset = create_dataset(method, noisy, clean, validation, test, prepare, read)
+    run = _create_run(method, dataset, chosen, prepare, reader)
+    trained = _train(run, workdir, reader, show_progress=progress)
+    return _result(run, *trained, reader)
+
+
+def _create_run(
+    method: Method,
+    dataset: Dataset,
+    settings: "Settings",
+    prepare: Callable[[Any], Any] | None,
+    reader: "TextReader | None",
+) -> "Run":
+    from mlc_jax.encoders import encoding
+    from mlc_jax.training.run import create_run
+
     if isinstance(method.model, Bert):
         encoding.check_dataset(dataset, method.model.config)
     if reader is not None:
@@ -218,26 +229,42 @@ def fit(
         "method": {"name": method.name} | description.describe(method),
         "prepare": description.describe(prepare),
         "reader": None if reader is None else reader.to_json(),
-        **dataclasses.asdict(chosen),
+        **dataclasses.asdict(settings),
     }
-    run = runs.create_run(
+    return create_run(
         description=described,
         prefix="",
         dataset=dataset,
         method=method,
-        settings=chosen,
+        settings=settings,
         augment=False,
     )
+
+
+def _train(
+    run: "Run",
+    workdir: str | pathlib.Path | None,
+    reader: "TextReader | None",
+    *,
+    show_progress: bool,
+) -> tuple[TrainState, "Prediction", dict[str, Any]]:
+    """The state at the end, what it says of the noisy examples, and the run's figures."""
+    from mlc_jax.encoders import encoding
+    from mlc_jax.report import report
+    from mlc_jax.training import loop
+    from mlc_jax.training.run import Settings
+    from mlc_jax.workdir.workdir import locked_workdir
+
     formerly = config.flatten(
-        {"method": description.defaults(method), "reader": None}
-        | dataclasses.asdict(runs.Settings())
+        {"method": description.defaults(run.method), "reader": None}
+        | dataclasses.asdict(Settings())
     )
     with contextlib.ExitStack() as contexts:
         path = None if workdir is None else contexts.enter_context(locked_workdir(str(workdir)))
         if path is not None and reader is not None and jax.process_index() == 0:
-            encoding.save(reader.checkpoint, dataset, path)
+            encoding.save(reader.checkpoint, run.dataset, path)
         recorders, state, predictions = loop.train_runs(
-            [run], [path], formerly=formerly, show_progress=progress
+            [run], [path], formerly=formerly, show_progress=show_progress
         )
         (recorder,), (of_noisy,) = recorders, predictions
         if recorder.failure is not None:
@@ -247,8 +274,20 @@ def fit(
             report.write(run, recorder.progress, of_noisy, path)
         found, of_noisy = report.judged(run, of_noisy)
         figures = report.summarize(run, recorder.progress, of_noisy.soft_labels, found)
-    classes = _classes(dataset)
+    return state, of_noisy, figures
+
+
+def _result(
+    run: "Run",
+    state: TrainState,
+    of_noisy: "Prediction",
+    figures: dict[str, Any],
+    reader: "TextReader | None",
+) -> Result:
+    from mlc_jax.report import report
+
     columns = report.label_columns(run.exported, of_noisy)
+    classes = _classes(run.dataset.class_names, names_labels=run.dataset.names_labels)
     return Result(
         labels=classes[columns["corrected_label"]],
         label_quality=of_noisy.label_quality,
@@ -315,8 +354,7 @@ def load(
     state = _restored(bound, described, sizes, path, step)
     with np.load(io.BytesIO((path / report.SOFT_LABELS_FILE).read_bytes())) as arrays:
         stored_labels = {name: arrays[name] for name in arrays.files}
-    names = sizes["class_names"]
-    classes = np.asarray(names) if sizes["names_labels"] else np.arange(len(names))
+    classes = _classes(sizes["class_names"], names_labels=sizes["names_labels"])
     return Result(
         labels=classes[stored_labels["corrected_label"]],
         label_quality=stored_labels["label_quality"],
@@ -404,7 +442,7 @@ def _read_frame(columns: Columns, x: Any) -> Source:
     return TableSource(columns.encode_frame(x), columns)
 
 
-def _settings(fields: dict[str, Any]) -> Any:
+def _settings(fields: dict[str, Any]) -> "Settings":
     """`Settings`, checked as the config's are."""
     from mlc_jax.training.run import Settings
 
@@ -417,9 +455,9 @@ def _settings(fields: dict[str, Any]) -> Any:
     return Settings(**fields)
 
 
-def _classes(dataset: Dataset) -> np.ndarray:
-    names = dataset.class_names
-    return np.asarray(names) if dataset.names_labels else np.arange(len(names))
+def _classes(names: Sequence[str], *, names_labels: bool) -> np.ndarray:
+    """The label of each class, as the user wrote it: its name or its number."""
+    return np.asarray(names) if names_labels else np.arange(len(names))
 
 
 def _read_json(path: epath.Path, name: str) -> dict[str, Any]:

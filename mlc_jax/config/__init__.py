@@ -83,8 +83,9 @@ def meant(flat: dict[str, Any]) -> dict[str, Any]:
       flat: `{'a.b': value}`, of any version.
     """
     flat = {k: x for k, x in flat.items() if k not in REMOVED or x not in REMOVED[k]}
-    if flat.get("dataset.name", OWN_FILES[0]) not in OWN_FILES:  # noqa: F405
-        # Of published data None is False, as older versions wrote it.
+    chosen_by_data = (*OWN_FILES, *IMAGE_FILES)  # noqa: F405
+    if flat.get("dataset.name", OWN_FILES[0]) not in chosen_by_data:  # noqa: F405
+        # Of all other data None is False, as older versions wrote it.
         flat["dataset.standardize"] = flat.get("dataset.standardize") or False
     return flat
 

@@ -16,6 +16,9 @@ from mlc_jax.core.types import Batch, MainState, Metrics, Params
 
 BACKWARDS = ("store", "remat", "forward_over_reverse", "two_level")
 
+# (the classifier, t or ts) -> (the classifier after that step or those, metrics).
+Step = Callable[[MainState, jax.Array], tuple[MainState, Metrics]]
+
 
 def unroll(
     problem: Problem,
@@ -68,20 +71,33 @@ def unroll(
         grads, batch_stats = pmean((grads, batch_stats), problem.axis_name)
         return apply_inner_grads(problem, main, grads, batch_stats), metrics
 
-    def body(main: MainState, t: jax.Array) -> tuple[MainState, Metrics]:
-        # The loop runs over t, not over the batches: a part of a window is not copied for it.
-        new_main, metrics = step(main, t)
-        if isinstance(skipped, int) and skipped == 0:
-            return new_main, metrics
-        keep = lambda new, old: jnp.where(t >= skipped, new, old)  # noqa: E731
-        return jax.tree.map(keep, new_main, main), metrics
+    # The loop runs over t, not over the batches: a part of a window is not copied for it.
+    body = step if isinstance(skipped, int) and skipped == 0 else _from(skipped, step)
 
     def steps(main: MainState, ts: jax.Array) -> tuple[MainState, Metrics]:
         return scan(jax.checkpoint(body) if backward == "remat" else body, main, ts, scan_unroll)
 
     ts = jnp.arange(first, len(rngs) if num_steps is None else first + num_steps)
-    if backward != "two_level":
-        return steps(main, ts)
+    if backward == "two_level":
+        return _in_segments(steps, main, ts, scan_unroll)
+    return steps(main, ts)
+
+
+def _from(start: int | jax.Array, step: Step) -> Step:
+    """`step`, but the classifier stays as it is before step `start`."""
+
+    def body(main: MainState, t: jax.Array) -> tuple[MainState, Metrics]:
+        new_main, metrics = step(main, t)
+        keep = lambda new, old: jnp.where(t >= start, new, old)  # noqa: E731
+        return jax.tree.map(keep, new_main, main), metrics
+
+    return body
+
+
+def _in_segments(
+    steps: Step, main: MainState, ts: jax.Array, scan_unroll: int
+) -> tuple[MainState, Metrics]:
+    """`steps(main, ts)` in segments of sqrt(k) steps; reverse mode keeps where each begins."""
     length = math.isqrt(len(ts))
     whole = len(ts) - len(ts) % length
     segment = jax.checkpoint(steps)

@@ -38,19 +38,14 @@ def meta_product(
     """
     outputs, tangents = {}, {}
 
-    def run(name: str, made: Pass) -> None:
-        at = functools.partial(_output, made, main.batch_stats)
-        if name in problem.rule.trained:
-            outputs[name], tangents[name] = jax.jvp(at, (main.params,), (v,))
-        else:
-            outputs[name] = at(main.params)
-
+    run = functools.partial(_with_tangents, problem, main, v)
     for name, made in passes(problem, batch, rng).items():
-        run(name, made)
+        outputs[name], tangents[name] = run(name, made, main.params)
     held, held_vjp = jax.vjp(lambda belief: hold(problem, belief, outputs, batch, rng), belief)
     mixing = mixing_of(problem, batch, rng)
     if mixing is not None:
-        run("mixed", mixed_pass(problem, batch, rng, mixing, held))
+        made = mixed_pass(problem, batch, rng, mixing, held)
+        outputs["mixed"], tangents["mixed"] = run("mixed", made, main.params)
     d_held = jax.grad(_slope, argnums=2)(outputs, tangents, held, problem, batch, mixing)
     (d_belief,) = held_vjp(d_held)
     return d_belief
@@ -83,13 +78,7 @@ def inner_grads_vjp(
       targets' included; and `v^T H_wa`, as `meta_product`. Both are this device's part: their mean
       over the devices is the product.
     """
-
-    def with_tangents(name: str, made: Pass, params: Params) -> tuple[Any, Any]:
-        at = functools.partial(_output, made, main.batch_stats)
-        if name in problem.rule.trained:
-            return jax.jvp(at, (params,), (v,))
-        return at(params), None
-
+    with_tangents = functools.partial(_with_tangents, problem, main, v)
     # What lies between two convolutions is cheaper to compute again than to keep.
     frugal = functools.partial(jax.checkpoint, policy=_is_costly)
     outputs, tangents, pull_back = {}, {}, {}
@@ -124,9 +113,17 @@ def inner_grads_vjp(
     return add_trees(d_params), d_belief
 
 
-def _output(made: Pass, batch_stats: Params, params: Params) -> Output:
-    """Without the statistics: nothing here is trained."""
-    return made(params, batch_stats)[0]
+def _with_tangents(
+    problem: Problem, main: MainState, v: Params, name: str, made: Pass, params: Params
+) -> tuple[Output, Output | None]:
+    """What a pass says, and how that moves with the params along `v` if the inner loss reads it."""
+
+    def outputs(params: Params) -> Output:
+        return made(params, main.batch_stats)[0]  # Without the statistics: nothing is trained here.
+
+    if name in problem.rule.trained:
+        return jax.jvp(outputs, (params,), (v,))
+    return outputs(params), None
 
 
 def _slope(

@@ -1,5 +1,6 @@
 """What methods are built from."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -290,77 +291,102 @@ def bilevel_method(
         method.mix_clean,
         f"True with {method.name}: its inner loss goes by how far the clean half is fitted",
     )
-    meta_tx = binding.meta_optimizer(method.meta_tx)
     problem = create_problem(binding, targets, rule, evidence)
-    stride, replayed, axis = method.stride, method.num_replayed, binding.axis_name
+    meta_tx = binding.meta_optimizer(method.meta_tx)
+    made = _Bilevel(method, binding, problem, meta_tx, init_meta, auxiliary)
+    phases = (Phase(binding.num_steps, made.train_step),)
+    window = None if method.goes_on else made.window
+    return BoundMethod(made.init, phases, correct_labels, window, evidence=evidence)
 
-    def init(rng: chex.PRNGKey, example: Inputs) -> TrainState:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Bilevel:
+    """The functions of `bilevel_method`, and what they are made from: mostly its arguments."""
+
+    method: BilevelMethod
+    binding: Binding
+    problem: Problem
+    meta_tx: optax.GradientTransformation
+    init_meta: Callable[[chex.PRNGKey, Any], tuple[Params, Any]]
+    auxiliary: Auxiliary | None
+
+    def init(self, rng: chex.PRNGKey, example: Inputs) -> TrainState:
+        """The state before the first step; see `BoundMethod`."""
+        binding = self.binding
         state = create_init(binding)(rng, example)
         variables = {"params": state.main.params, "batch_stats": state.main.batch_stats}
         inputs = binding.prepare(example)
         outputs: Any = binding.model.apply(variables, inputs, train=False)
         meta_rng = jax.random.fold_in(jax.random.split(rng)[0], _META_STREAM)
-        meta_params, extra = init_meta(meta_rng, evidence(Output(*outputs), inputs, None))
+        evidence = self.problem.evidence(Output(*outputs), inputs, None)
+        meta_params, extra = self.init_meta(meta_rng, evidence)
         past = None
-        if method.goes_on:
+        if self.method.goes_on:
             past = jax.tree.map(jnp.zeros_like, meta_params)
-        elif replayed:
-            past = core.start_ring(state.main, replayed // stride)
-        meta = MetaState(meta_params, meta_tx.init(meta_params))
+        elif self.method.num_replayed:
+            past = core.start_ring(state.main, self.method.num_replayed // self.method.stride)
+        meta = MetaState(meta_params, self.meta_tx.init(meta_params))
         return state.replace(meta=meta, extra=extra, past=past)
 
-    def window(estimator: Estimator, state: TrainState, batches: Batch) -> Window:
-        return look(estimator, state, batches)[0]
+    def window(self, estimator: Estimator, state: TrainState, batches: Batch) -> Window:
+        """What an estimator makes of these batches; see `BoundMethod`."""
+        return self.look(estimator, state, batches)[0]
 
-    def look(estimator: Estimator, state: TrainState, batches: Batch) -> tuple[Window, Any]:
+    def look(self, estimator: Estimator, state: TrainState, batches: Batch) -> tuple[Window, Any]:
         """What comes of these batches, and `state.past` after them."""
+        problem, replayed = self.problem, self.method.num_replayed
         length = num_steps_of(batches)
-        meta_params = cast(MetaState, state.meta).params
-        turns = binding.scan_unroll(state.main.params, length)
-        options, past = method.estimator.options(turns), None
-        rngs = core.step_rngs(state.rng, state.step - replayed, length, binding.axis_name)
-        given = (meta_params, batches, rngs)
-        if method.goes_on:
+        turns = self.binding.scan_unroll(state.main.params, length)
+        options, past = self.method.estimator.options(turns), None
+        given = (cast(MetaState, state.meta).params, batches, self.rngs(state, length))
+        if self.method.goes_on:
             result = core.approximate(problem, state.main, *given, options, previous=state.past)
             past = result.meta_grads
         elif replayed:
             main, metrics = core.unroll(
                 problem, state.main, *given, first=replayed, scan_unroll=turns
             )
-            oldest, past = core.turn_ring(state.past, state.step // stride, state.main)
+            update = state.step // self.method.stride
+            oldest, past = core.turn_ring(state.past, update, state.main)
             options = options._replace(skipped=jnp.maximum(0, replayed - state.step))
             replay = estimator(problem, oldest, *given, options)  # Its end is dropped.
             outer = {name: replay.metrics[name] for name in core.OUTER_METRICS}
             result = Window(replay.meta_grads, main, jax.tree.map(jnp.mean, metrics) | outer)
         else:
             result = estimator(problem, state.main, *given, options)
-        metrics = core.pmean(result.metrics, binding.axis_name)
+        metrics = core.pmean(result.metrics, problem.axis_name)
         return result._replace(metrics=metrics), past
 
     def auxiliary_grads(
-        state: TrainState, main: MainState, batches: Batch
+        self, state: TrainState, main: MainState, batches: Batch
     ) -> tuple[Params | None, tuple[Any, Metrics]]:
         """Gradient in the meta params, what the method keeps, and metrics; `main` is the newest."""
-        if auxiliary is None:
+        if self.auxiliary is None:
             return None, (state.extra, {})
-        rngs = core.step_rngs(state.rng, state.step - replayed, num_steps_of(batches), axis)
-        batch, rng = core.at_step((batches, rngs), -1)
+        problem = self.problem
+        batch, rng = core.at_step((batches, self.rngs(state, num_steps_of(batches))), -1)
         clean = cast(Labelled, clean_part(batch).clean_inner)
         rng = jax.random.fold_in(rng, _AUXILIARY_STREAM)
-        inputs = binding.prepare(clean.inputs)
+        inputs = problem.prepare(clean.inputs)
         logits, features, _ = problem.apply(main.params, main.batch_stats, inputs, rng)
         seen = core.evidence_of(problem, Output(logits, features), inputs, rng)
-        grad = jax.grad(auxiliary, has_aux=True)
+        grad = jax.grad(self.auxiliary, has_aux=True)
         meta_params = cast(MetaState, state.meta).params
         result: tuple[Params, Any] = grad(meta_params, state.extra, seen, logits, clean)
-        return core.pmean(result, axis)
+        return core.pmean(result, problem.axis_name)
 
-    def train_step(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
-        estimator = ESTIMATORS[method.estimator.name]
-        (meta_grads, main, metrics), past = look(estimator, state, batches)
+    def rngs(self, state: TrainState, length: int) -> chex.PRNGKey:
+        """Keys of a window's steps, whose first ones may have been made before: `[length]`."""
+        first = state.step - self.method.num_replayed
+        return core.step_rngs(state.rng, first, length, self.problem.axis_name)
+
+    def train_step(self, state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+        """See `Phase`."""
+        estimator = ESTIMATORS[self.method.estimator.name]
+        (meta_grads, main, metrics), past = self.look(estimator, state, batches)
         meta = cast(MetaState, state.meta)
-        beside, (extra, of_beside) = auxiliary_grads(state, main, batches)
-        updates, opt_state = meta_tx.update(
+        beside, (extra, of_beside) = self.auxiliary_grads(state, main, batches)
+        updates, opt_state = self.meta_tx.update(
             meta_grads, meta.opt_state, meta.params, auxiliary=beside
         )
         meta = MetaState(optax.apply_updates(meta.params, updates), opt_state)
@@ -368,10 +394,5 @@ def bilevel_method(
             "meta_grad_norm": optax.tree.norm(meta_grads),
             "meta_update_norm": optax.tree.norm(updates),
         }
-        step = state.step + stride
+        step = state.step + self.method.stride
         return TrainState(step, state.rng, main, meta, extra, past), metrics
-
-    phases = (Phase(binding.num_steps, train_step),)
-    return BoundMethod(
-        init, phases, correct_labels, None if method.goes_on else window, evidence=evidence
-    )

@@ -17,7 +17,7 @@ from etils import epath
 from jax.sharding import NamedSharding
 
 from mlc_jax import paths
-from mlc_jax.config import flatten, meant
+from mlc_jax.config import REMOVED, flatten, meant
 from mlc_jax.core import TrainState
 from mlc_jax.errors import CheckpointError, Lost
 from mlc_jax.workdir.workdir import check_held
@@ -282,7 +282,9 @@ def differing_fields(
 
 
 def _shown(flat: dict[str, Any], name: str) -> str:
-    return repr(flat[name]) if name in flat else "missing"
+    if name in flat:
+        return repr(flat[name])
+    return "removed" if name in REMOVED else "missing"
 
 
 def _check_config(
@@ -296,10 +298,12 @@ def _check_config(
         saved, given, "in the checkpoint", formerly=formerly, prefix=prefix
     )
     if differing:
+        is_of_then = meant(flatten(saved)).keys() & REMOVED.keys()
+        way_out = "version of mlc_jax that made it" if is_of_then else "config of the checkpoint"
         raise CheckpointError(
             f"{path} was made with another config:\n"
             + "\n".join(differing)
-            + "\nUse another --workdir, or the config of the checkpoint."
+            + f"\nUse another --workdir, or the {way_out}."
         )
 
 
