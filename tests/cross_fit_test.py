@@ -15,7 +15,7 @@ from mlc_jax.data import ArraySource, Subset, folds
 from mlc_jax.errors import Preempted
 from mlc_jax.files.label_columns import random_order
 from mlc_jax.models import label_model
-from mlc_jax.training import stack
+from mlc_jax.training import run, stack
 from mlc_jax.workdir import preemption
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")  # For optax's Adam.
@@ -401,6 +401,15 @@ def test_without_the_old_labels_of_checked_rows():
     )  # fmt: skip
     shares = result.figures["verdict"]["shares"]
     assert "as_given" not in shares and shares["corrected"]["n"] == 30
+
+
+def test_a_checkpoint_remembers_how_rows_were_drawn(tmp_path):
+    """As it does the labels: other rows would judge."""
+    prints = set()
+    for column in ("random", "looked_up"):
+        _table(tmp_path / "all.csv", column=column)
+        prints.add(run.build_run(_config(tmp_path / "all.csv")).fingerprint)
+    assert len(prints) == 2
 
 
 def test_a_config_is_the_constructors_arguments():

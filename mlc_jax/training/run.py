@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -101,8 +102,11 @@ class Run:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of the data."""
-        return self.dataset.fingerprint()
+        """Of the data, and of how checked rows were drawn where that makes a difference."""
+        of_data = self.dataset.fingerprint()
+        if not isinstance(self.pipeline, AllRows):
+            return of_data
+        return f"{of_data} {zlib.crc32(','.join(self.pipeline.drawn).encode()):08x}"
 
     def sizes(self) -> dict[str, Any]:
         """What `mlc_jax.load` needs of the data; JSON-like."""
