@@ -372,8 +372,8 @@ def test_stacked_seeds_are_the_runs_that_they_are_alone(tmp_path):
     config = _config(tmp_path / "all.csv", seed=1)
     train.train_and_evaluate(config, str(tmp_path / "alone"), show_progress=False)
     soft = []
-    for run in ("1", "alone"):
-        with np.load(tmp_path / run / "corrected_labels.npz") as arrays:
+    for name in ("1", "alone"):
+        with np.load(tmp_path / name / "corrected_labels.npz") as arrays:
             soft.append(arrays["soft_label"])
     np.testing.assert_allclose(*soft, atol=2e-3)
 
