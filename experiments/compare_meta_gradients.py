@@ -21,7 +21,6 @@ Estimators are named as in `meta_gradient.estimator`; `truncated:5` is truncated
 """
 
 import functools
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -35,7 +34,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from experiments import runs
+from experiments import runs, tables
 from experiments.meta import lookahead
 from experiments.meta.meta_gradient_plots import (
     Rows,
@@ -46,7 +45,7 @@ from experiments.meta.meta_gradient_plots import (
 )
 from experiments.records import Records, Row, clear_programs, flat_settings
 from experiments.speed import costs, programs
-from experiments.tables import to_csv, to_markdown, values, where
+from experiments.tables import to_markdown, values, where
 from mlc_jax import command_line
 from mlc_jax.config import validate
 from mlc_jax.core import (
@@ -327,11 +326,8 @@ def _write(
     plot: Callable[[Rows], Figure],
 ) -> None:
     """`name`.csv, .md and .png, and the table on the screen."""
-    (workdir / f"{name}.csv").write_text(to_csv(rows))
-    (workdir / f"{name}.md").write_text(table)
-    png = io.BytesIO()
-    plot(rows).savefig(png, format="png", dpi=110)
-    (workdir / f"{name}.png").write_bytes(png.getvalue())
+    tables.write(workdir, name, rows, table)
+    tables.write_figure(workdir, name, plot(rows), dpi=110)
     print(table)
 
 

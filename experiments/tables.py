@@ -4,7 +4,12 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from etils import epath
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def to_csv(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -25,6 +30,19 @@ def to_markdown(
     """One line per row of cells; numbers stand to the right, `text_columns` to the left."""
     rule = ["---" if i in text_columns else "---:" for i in range(len(header))]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *body))
+
+
+def write(workdir: epath.Path, name: str, rows: Iterable[Mapping[str, Any]], text: str) -> None:
+    """`name`.csv of the rows, and `name`.md of the text."""
+    workdir.joinpath(f"{name}.csv").write_text(to_csv(rows))
+    workdir.joinpath(f"{name}.md").write_text(text)
+
+
+def write_figure(workdir: epath.Path, name: str, figure: "Figure", *, dpi: int = 100) -> None:
+    """`name`.png."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=dpi)
+    workdir.joinpath(f"{name}.png").write_bytes(png.getvalue())
 
 
 def values(rows: Iterable[Mapping[str, Any]], field: str) -> list[Any]:

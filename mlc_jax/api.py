@@ -22,6 +22,7 @@ from mlc_jax.core import TrainState
 from mlc_jax.data import Source, Subset
 from mlc_jax.data.dataset import Dataset
 from mlc_jax.data.prepare import Normalize
+from mlc_jax.encoders import encoding
 from mlc_jax.errors import InputError, expect
 from mlc_jax.examples import (
     Examples,
@@ -36,6 +37,8 @@ from mlc_jax.files.columns import Columns
 from mlc_jax.files.table_files import TableSource
 from mlc_jax.methods import BoundMethod, Method
 from mlc_jax.models import Bert
+from mlc_jax.training import stack
+from mlc_jax.workdir.workdir import CONFIG_FILE, DATASET_FILE, locked_workdir
 
 if TYPE_CHECKING:
     import pandas
@@ -217,7 +220,6 @@ def _create_run(
     prepare: Callable[[Any], Any] | None,
     reader: "TextReader | None",
 ) -> "Run":
-    from mlc_jax.encoders import encoding
     from mlc_jax.training.run import create_run
 
     if isinstance(method.model, Bert):
@@ -249,11 +251,9 @@ def _train(
     show_progress: bool,
 ) -> tuple[TrainState, "Prediction", dict[str, Any]]:
     """The state at the end, what it says of the noisy examples, and the run's figures."""
-    from mlc_jax.encoders import encoding
     from mlc_jax.report import report
     from mlc_jax.training import loop
     from mlc_jax.training.run import Settings
-    from mlc_jax.workdir.workdir import locked_workdir
 
     formerly = config.flatten(
         {"method": description.defaults(run.method), "reader": None}
@@ -321,10 +321,7 @@ def load(
       InputError: there is no finished run, or it cannot be made again without `method`.
       CheckpointError: its checkpoint cannot be read, or is of another method.
     """
-    from mlc_jax.encoders import encoding
     from mlc_jax.report import report
-    from mlc_jax.training import stack
-    from mlc_jax.workdir.workdir import CONFIG_FILE, DATASET_FILE
 
     path = paths.absolute(workdir, "workdir")
     described, sizes, figures = (
@@ -384,8 +381,6 @@ def _inputs_of(
     described: dict[str, Any], complete: ConfigDict | None, sizes: dict[str, Any], path: epath.Path
 ) -> _Inputs:
     """Args: `complete`, the config, of a run of the command; the rest as `load` reads it."""
-    from mlc_jax.encoders import encoding
-
     if sizes.get("columns") is not None:
         columns = Columns.from_json(sizes["columns"])
         return _Inputs("table", functools.partial(_read_frame, columns), columns)
@@ -418,7 +413,6 @@ def _restored(
 ) -> TrainState:  # fmt: skip
     """The state of a step; None is the last."""
     from mlc_jax.training import run as runs
-    from mlc_jax.training import stack
     from mlc_jax.workdir import checkpoint
 
     zeros = lambda leaf: np.zeros(leaf["shape"], leaf["dtype"])  # noqa: E731

@@ -173,6 +173,39 @@ def kept(path: epath.PathLike, name: str) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
+def cache_written(directory: pathlib.Path) -> Iterator[None]:
+    """Makes a directory of the cache, and says which one it is that cannot be written.
+
+    Raises:
+      InputError: an OSError inside.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise InputError(
+            f"config.dataset.cache_dir: cannot write to {str(directory)!r} ({error.strerror}); "
+            "expected a directory with room that this user may write to"
+        ) from error
+
+
+@contextlib.contextmanager
+def file_of_cache(place: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A file to write, which is moved to its place in the cache when it is whole.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    with (
+        cache_written(place.parent),
+        tempfile.TemporaryDirectory(".part", dir=place.parent) as part,
+    ):
+        file = pathlib.Path(part) / place.name
+        yield file
+        file.replace(place)
+
+
+@contextlib.contextmanager
 def _readable(path: epath.PathLike, name: str) -> Iterator[None]:
     try:
         yield

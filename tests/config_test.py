@@ -128,8 +128,6 @@ BAD_VALUES = [
     ),
     ("meta_gradient.update_every", -1, COUNT_FROM_0),
     ("main_optimizer.clip_norm", -1.0, NOT_NEGATIVE),
-    ("main_optimizer.b1", 1.0, "a number from 0 to 0.9999"),
-    ("meta_optimizer.b2", -0.1, "a number from 0 to 0.9999"),
     ("meta_optimizer.clip_norm", INF, NOT_NEGATIVE),
     ("meta_gradient.unroll", -1, COUNT_FROM_0),
     ("main_optimizer.learning_rate", -0.1, POSITIVE),

@@ -762,7 +762,6 @@ def test_a_config_reaches_its_method(name):
         "name": "adamw", "learning_rate": 0.3, "momentum": 0.6, "nesterov": True,
         "weight_decay": 0.1, "clip_norm": 2.0, "schedule": "step", "milestones": (3, 4),
         "decay_factor": 0.7, "warmup_epochs": 1.5, "groups": (("bias", 0.5, None),),
-        "b1": 0.8, "b2": 0.9,
     }  # fmt: skip
     of_meta = of_main | {
         "name": "amsgrad", "learning_rate": 0.2, "schedule": "linear", "clip_norm": 0.0,

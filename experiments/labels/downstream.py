@@ -21,8 +21,7 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from experiments import runs
-from experiments.tables import to_csv
+from experiments import runs, tables
 from mlc_jax import command_line, paths
 from mlc_jax.benchmarks import datasets
 from mlc_jax.data import ArraySource, Subset
@@ -61,9 +60,8 @@ def main() -> None:
     for name, config in grid.items():
         accuracies = judge(datasets.load(config), workdir / name / report.LABELS_FILE)
         rows.append({"run": name} | accuracies)
-        workdir.joinpath("downstream.csv").write_text(to_csv(rows))
     text = to_markdown(rows)
-    workdir.joinpath("downstream.md").write_text(text)
+    tables.write(workdir, "downstream", rows, text)
     print(text)
 
 

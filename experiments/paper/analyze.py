@@ -21,7 +21,6 @@ than small inputs give it better ones: --pred_probs=FILE.npy, [N, C] in the orde
 corrected_labels.csv.
 """
 
-import io
 import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +33,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from experiments.tables import to_csv
+from experiments import tables
 from experiments.tables import to_markdown as markdown_table
 from mlc_jax import command_line, data, paths
 from mlc_jax.benchmarks import datasets
@@ -92,9 +91,7 @@ def main() -> None:
         ("label_quality", plot_label_quality(labels, title)),
         ("dynamics", plot_dynamics(metrics, title)),
     ):
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=100)
-        directory.joinpath(f"{name}.png").write_bytes(png.getvalue())
+        tables.write_figure(directory, name, figure)
     rows = [
         {"ranked by": f"{results['method']}, 1 - label_quality"}
         | detection(labels, labels.changed, labels.quality)
@@ -104,9 +101,8 @@ def main() -> None:
         rows += _of_cleanlab(config, labels)
     except InputError as reason:
         note = f"\ncleanlab is skipped: {reason}\n"
-    directory.joinpath("label_errors.csv").write_text(to_csv(rows))
     text = to_markdown(rows, labels, title) + note
-    directory.joinpath("label_errors.md").write_text(text)
+    tables.write(directory, "label_errors", rows, text)
     print(text)
     print(f"Everything is in {directory}.")
 

@@ -6,7 +6,6 @@
 set or true labels: what is not known stays empty.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,14 +39,11 @@ def write(rows: Rows, workdir: epath.Path, *, trained_here: bool = True) -> None
       trained_here: whether the devices of this machine are named.
     """
     workdir.joinpath("runs.csv").write_text(to_csv(rows))
-    workdir.joinpath("sweep.csv").write_text(to_csv(summarize(rows)))
     text = to_markdown(rows, trained_here=trained_here)
-    workdir.joinpath("sweep.md").write_text(text)
+    tables.write(workdir, "sweep", summarize(rows), text)
     figure = plot(rows)
     if figure:
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=100)
-        workdir.joinpath("sweep.png").write_bytes(png.getvalue())
+        tables.write_figure(workdir, "sweep", figure)
     print(text)
     if not figure:
         print("There is no sweep.png: without a test set there is no accuracy to draw.")

@@ -19,9 +19,8 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from experiments import shards
+from experiments import shards, tables
 from experiments.paper import noise_grid, noise_tables, paper_tables
-from experiments.tables import to_csv
 from mlc_jax import command_line, paths
 from mlc_jax.config import METHODS, TEXT_BENCHMARKS
 from mlc_jax.errors import InputError, expect
@@ -82,8 +81,7 @@ def main() -> None:
             + paper_tables.beside_published(of_dataset, methods, published)
         )
         # Written after each dataset: the next may take days.
-        workdir.joinpath("table2.csv").write_text(to_csv(rows))
-        workdir.joinpath("table2.md").write_text("\n".join(texts))
+        tables.write(workdir, "table2", rows, "\n".join(texts))
     print("\n".join(texts))
 
 

@@ -17,9 +17,8 @@ import sys
 from absl import flags, logging
 from ml_collections import config_flags
 
-from experiments import runs, shards
+from experiments import runs, shards, tables
 from experiments.paper import noise_grid, paper_tables
-from experiments.tables import to_csv
 from mlc_jax import command_line, paths
 from mlc_jax.config import METHODS
 from mlc_jax.errors import InputError
@@ -57,13 +56,12 @@ def main() -> None:
     rows = _SHARDS.rows(config, grid, workdir, batch_runs=1)
     if not rows:  # Of a worker, whose share is no table.
         return
-    workdir.joinpath("table3.csv").write_text(to_csv(rows))
     text = (
         f"{rows[0]['dataset']}, {rows[0]['num_noisy']} noisy labels, percent, mean ± standard "
         "deviation over seeds; `published` is the paper's, as it stands there\n\n"
         + paper_tables.beside_published(rows, methods, paper_tables.TABLE3)
     )
-    workdir.joinpath("table3.md").write_text(text)
+    tables.write(workdir, "table3", rows, text)
     print(text)
 
 

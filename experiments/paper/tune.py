@@ -176,10 +176,9 @@ def main() -> None:
     scored = score(trials, results, runs_per_trial=len(tuned_on) * len(tuning_seeds))
     workdir.joinpath("trials.csv").write_text(to_csv(scored))
     chosen = choose(scored)
-    workdir.joinpath("chosen.csv").write_text(to_csv(chosen))
     num_validation = _num_validation(next(of_run for _, of_run in tuning.values()))
     text = to_markdown(chosen, results, num_trials=_TRIALS.value, num_validation=num_validation)
-    workdir.joinpath("chosen.md").write_text(text)
+    tables.write(workdir, "chosen", chosen, text)
     print(text)
 
     winners = {(row["method"], row["trial"]) for row in chosen}

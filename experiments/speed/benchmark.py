@@ -19,9 +19,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+from experiments import tables
 from experiments.records import Records, flat_settings
 from experiments.speed import costs, programs
-from experiments.tables import to_csv
 from mlc_jax import command_line
 from mlc_jax.config import validate
 from mlc_jax.core import ESTIMATORS
@@ -54,10 +54,9 @@ def main() -> None:
             config, num_inner_steps, _ESTIMATORS.value, repeats=_REPEATS.value,
             records=Records(workdir / "benchmark.jsonl", settings),
         )  # fmt: skip
-        workdir.joinpath("benchmark.csv").write_text(to_csv([setting | row for row in rows]))
         text = ", ".join(f"{name} {value}" for name, value in setting.items())
         text += f"\n\n{costs.to_markdown(rows)}{_wait_line(config) if _DATA.value else ''}"
-        workdir.joinpath("benchmark.md").write_text(text)
+        tables.write(workdir, "benchmark", [setting | row for row in rows], text)
         print(text)
 
 
@@ -101,11 +100,9 @@ def _wait_line(config: ConfigDict) -> str:
 def _check_flags(config: ConfigDict) -> list[int]:
     """Raises InputError, or returns the values of k."""
     validate(config, num_devices=1)  # Programs are timed on one.
-    windows, estimators = _NUM_INNER_STEPS.value, _ESTIMATORS.value
-    ok = windows and all(value.isdecimal() and int(value) for value in windows)
-    expect(ok, "--num_inner_steps", ",".join(windows), "whole numbers from 1, as in 1,5")
+    estimators = _ESTIMATORS.value
+    lengths = programs.whole_numbers("--num_inner_steps", _NUM_INNER_STEPS.value)
     expect(estimators, "--estimators", "", f"some of {', '.join(programs.STEPS)}")
-    lengths = [int(value) for value in windows]
     programs.check_steps(config, lengths, estimators)
     return lengths
 

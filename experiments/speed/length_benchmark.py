@@ -25,8 +25,10 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+from experiments import tables
 from experiments.records import clear_programs
-from experiments.tables import to_csv, to_markdown
+from experiments.speed.programs import whole_numbers
+from experiments.tables import to_markdown
 from mlc_jax import command_line
 from mlc_jax.config import validate
 from mlc_jax.core import Batch
@@ -126,13 +128,8 @@ def measure(config: ConfigDict, num_inner_steps: int, buckets: list[int]) -> lis
 
 def main() -> None:
     config = _CONFIG.value
-    windows, buckets = (
-        _whole(f"--{name}", values.value)
-        for name, values in (
-            ("num_inner_steps", _NUM_INNER_STEPS),
-            ("length_buckets", _LENGTH_BUCKETS),
-        )
-    )
+    windows = whole_numbers("--num_inner_steps", _NUM_INNER_STEPS.value)
+    buckets = whole_numbers("--length_buckets", _LENGTH_BUCKETS.value)
     validate(config, num_devices=jax.device_count())
     frozen = config.model.bert.num_frozen_layers == -1 or config.model.name != "bert"
     expect(not frozen, "config.model.bert.num_frozen_layers", -1, "0 or more: tokens are padded")
@@ -149,15 +146,8 @@ def _write_tables(workdir: epath.Path, rows: list[dict[str, Any]]) -> str:
     """Returns what `length_benchmark.md` says."""
     body = [[cell.format(**row) for cell in _COLUMNS.values()] for row in rows]
     text = f"{jax.devices()[0].device_kind}\n\n{to_markdown(list(_COLUMNS), body)}"
-    workdir.joinpath("length_benchmark.csv").write_text(to_csv(rows))
-    workdir.joinpath("length_benchmark.md").write_text(text)
+    tables.write(workdir, "length_benchmark", rows, text)
     return text
-
-
-def _whole(flag: str, values: list[str]) -> list[int]:
-    ok = values and all(value.isdecimal() and int(value) for value in values)
-    expect(ok, flag, ",".join(values), "whole numbers from 1, as in 1,5")
-    return [int(value) for value in values]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from experiments.tables import to_csv, to_markdown
+from experiments import tables
+from experiments.tables import to_markdown
 from mlc_jax import command_line
 from mlc_jax.errors import InputError
 from mlc_jax.files.pictures import Files, Geometry, Pictures, Store, decode, see
@@ -191,10 +192,9 @@ def main() -> None:
         )  # fmt: skip
         setting = {"image_size": _IMAGE_SIZE.value, "num_files": _NUM_FILES.value}
         setting |= {"batches": _BATCHES.value, "batch_size": _BATCH}
-        workdir.joinpath("loader_benchmark.csv").write_text(to_csv([setting | x for x in rows]))
         text = ", ".join(f"{name} {value}" for name, value in setting.items())
         text += f"\n\n{summary(rows)}"
-        workdir.joinpath("loader_benchmark.md").write_text(text)
+        tables.write(workdir, "loader_benchmark", [setting | x for x in rows], text)
         print(text)
 
 

@@ -208,6 +208,13 @@ def _draw(pool: Pool, shapes: Batch) -> Batch:
     return Batch(*(None if part is None else examples(part) for part in shapes))
 
 
+def whole_numbers(flag: str, texts: Sequence[str]) -> list[int]:
+    """What a flag says of values of k, say; InputError unless there are some, all from 1 on."""
+    ok = texts and all(text.isdecimal() and int(text) for text in texts)
+    expect(ok, flag, ",".join(texts), "whole numbers from 1, as in 1,5")
+    return [int(text) for text in texts]
+
+
 def check_steps(config: ConfigDict, num_inner_steps: Sequence[int], steps: Sequence[str]) -> None:
     """Raises InputError for a name that is none of `STEPS`, or an `@s` that does not go with k."""
     for name in steps:

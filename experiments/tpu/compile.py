@@ -53,9 +53,9 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+from experiments import tables
 from experiments.records import Records, Row, flat_settings
 from experiments.speed import programs
-from experiments.tables import to_csv
 from experiments.tables import to_markdown as markdown_table
 from experiments.tpu.collectives import collective_bytes
 from mlc_jax import build, command_line
@@ -131,8 +131,7 @@ def _write_tables(workdir: epath.Path, setting: dict[str, Any], rows: list[Row])
     text = ", ".join(f"{name} {value}" for name, value in setting.items())
     text += "\n\n".join(["", to_markdown(rows), *notes])
     figures = [{name: x for name, x in row.items() if name != "note"} for row in rows]
-    workdir.joinpath("tpu.csv").write_text(to_csv([setting | row for row in figures]))
-    workdir.joinpath("tpu.md").write_text(text)
+    tables.write(workdir, "tpu", [setting | row for row in figures], text)
     return text
 
 
@@ -207,8 +206,6 @@ def _libtpu_version() -> str:
 
 def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """One line per step."""
-    # Those of a file from before a figure was taken lack it.
-    rows = [dict.fromkeys(FIGURES, np.nan) | row for row in rows]
     body = [[cell.format(**row).replace("nan", "-") for cell in _COLUMNS.values()] for row in rows]
     return markdown_table(list(_COLUMNS), body, text_columns=(1, 2))
 
@@ -218,8 +215,7 @@ def _check_flags(config: ConfigDict) -> tuple[list[int], list[str], list[Any]]:
     validate(config)
     windows = _NUM_INNER_STEPS.value or [str(config.meta_gradient.num_inner_steps)]
     steps = _ESTIMATORS.value or [config.meta_gradient.estimator]
-    ok = all(value.isdecimal() and int(value) for value in windows)
-    expect(ok, "--num_inner_steps", ",".join(windows), "whole numbers from 1, as in 1,5")
+    lengths = programs.whole_numbers("--num_inner_steps", windows)
     ok = set(steps) <= {"all", *STEPS}
     expect(ok, "--estimators", ",".join(steps), f"all or some of {', '.join(STEPS)}")
     bilevel = issubclass(METHODS[config.method], BilevelMethod)
@@ -227,7 +223,7 @@ def _check_flags(config: ConfigDict) -> tuple[list[int], list[str], list[Any]]:
     chips = _chips(_TOPOLOGY.value)
     validate(config, num_devices=len(chips))
     steps = [name for step in steps for name in (ALL_STEPS if step == "all" else [step])]
-    return [int(value) for value in windows], list(dict.fromkeys(steps)), chips
+    return lengths, list(dict.fromkeys(steps)), chips
 
 
 def _chips(topology: str) -> list[Any]:

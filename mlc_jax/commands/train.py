@@ -3,10 +3,9 @@
 import contextlib
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-from etils import epath
 from ml_collections import ConfigDict
 
 from mlc_jax import config as settings
@@ -14,9 +13,8 @@ from mlc_jax.benchmarks.datasets import is_scaled
 from mlc_jax.encoders import encoding
 from mlc_jax.errors import InputError, NonFiniteLossError
 from mlc_jax.report import report
-from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.loop import train_runs
-from mlc_jax.training.run import Run, build_run
+from mlc_jax.training.run import build_run
 from mlc_jax.workdir.workdir import locked_workdir
 
 # Settings in which runs of one program may differ: they change numbers, but no shapes.
@@ -78,14 +76,11 @@ def train_together(
     results: dict[str, dict[str, Any] | NonFiniteLossError] = {}
     with contextlib.ExitStack() as contexts:
         paths = [contexts.enter_context(locked_workdir(workdir)) for workdir in runs]
-        if len(built) == 1:
-            (config,) = runs.values()
-            finished = train_one(built[0], config, paths[0], show_progress=show_progress)
-            if isinstance(finished, NonFiniteLossError):
-                return dict.fromkeys(runs, finished)
-            return dict.fromkeys(runs, finished.results)
-        for run, path in zip(built, paths, strict=True):
+        is_alone = len(built) == 1
+        for run, path, config in zip(built, paths, runs.values(), strict=True):
             report.write_left_out(run.dataset, path)
+            if is_alone and jax.process_index() == 0:
+                encoding.save(config.model.bert.checkpoint, run.dataset, path)
         recorders, _, predictions = train_runs(
             built, paths, formerly=settings.formerly(), show_progress=show_progress
         )
@@ -94,42 +89,9 @@ def train_together(
                 assert recorder.failure is not None
                 results[name] = recorder.failure
                 continue
-            written = report.write(recorder.run, recorder.progress, of_run, path, picture=False)
+            written = report.write(recorder.run, recorder.progress, of_run, path, picture=is_alone)
             results[name] = written | {"workdir": str(path)}
     return results
-
-
-class Finished(NamedTuple):
-    """A run at its end.
-
-    Attributes:
-      results: as in `results.json`, with the table.
-      of_noisy: what is said of the noisy examples that the run exports.
-    """
-
-    results: dict[str, Any]
-    of_noisy: Prediction
-
-
-def train_one(
-    run: Run, config: ConfigDict, workdir: epath.Path, *, show_progress: bool = True
-) -> Finished | NonFiniteLossError:
-    """Trains a run that is built, in a workdir that is locked, and writes its report.
-
-    Raises:
-      as `train_and_evaluate`, but for NonFiniteLossError.
-    """
-    report.write_left_out(run.dataset, workdir)
-    if jax.process_index() == 0:
-        encoding.save(config.model.bert.checkpoint, run.dataset, workdir)
-    (recorder,), _, (of_noisy,) = train_runs(
-        [run], [workdir], formerly=settings.formerly(), show_progress=show_progress
-    )
-    if recorder.failure is not None or of_noisy is None:
-        assert recorder.failure is not None
-        return recorder.failure
-    results = report.write(run, recorder.progress, of_noisy, workdir)
-    return Finished(results | {"workdir": str(workdir)}, of_noisy)
 
 
 def stack_key(config: ConfigDict) -> str:

@@ -30,6 +30,9 @@ SETTINGS: dict[str, Setting] = {
 REMOVED: dict[str, tuple[Any, ...]] = {
     "compare": (False, True),  # It did not touch what is learned.
     "dataset.holdout_per_class": (0,),
+    # In Python they stay: mlc_jax.adam(..., b1=0.8).
+    **{f"{x}_optimizer.b1": (0.9,) for x in ("main", "meta")},
+    **{f"{x}_optimizer.b2": (0.999,) for x in ("main", "meta")},
 }
 
 

@@ -42,8 +42,6 @@ def _optimizer(
             "On every parameter, as published: added to the gradient; adamw's is decoupled.",
         ),
         "clip_norm": Setting(0.0, number(0), "Largest norm of the gradient; 0 is any."),
-        "b1": Setting(0.9, number(0, 0.9999), "All but sgd: decay of the first moment."),
-        "b2": Setting(0.999, number(0, 0.9999), "All but sgd: decay of the second moment."),
         "schedule": Setting(
             schedule, one_of(*SCHEDULES), "constant, step, cosine or linear (both to zero)."
         ),

@@ -83,18 +83,22 @@ def _labels(groups: tuple[Group, ...]) -> Any:
 
 def _group_of(path: Any, groups: tuple[Group, ...]) -> Group:
     """The first that matches the path; what none matches is trained as the optimizer says."""
-    name = _path_name(path)
+    name = path_name(path)
     return next((g for g in groups if re.search(g.pattern, name)), Group(""))
 
 
-def _path_name(path: Any) -> str:
+def path_name(path: Any) -> str:
+    """What a leaf of a tree is called in messages and files: `main/opt_state/0/trace`.
+
+    A dataclass or a named tuple gives the same names as the dict that it is stored as.
+    """
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _check_matches(params: optax.Params, groups: tuple[Group, ...]) -> None:
     """Raises InputError for a group without parameters, or where no parameter is trained."""
     paths = [path for path, _ in jax.tree.leaves_with_path(params)]
-    names = [_path_name(path) for path in paths]
+    names = [path_name(path) for path in paths]
     more = f", ... ({len(names)} in all)" if len(names) > PATHS_SHOWN else ""
     some = ", ".join(names[:PATHS_SHOWN]) + more
     taken = [_group_of(path, groups) for path in paths]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mlc_jax.core.inner_loop import at_step, unroll
 from mlc_jax.core.losses import pmean
 from mlc_jax.core.problem import Problem, apply_inner_grads, inner_grads, outer_loss
-from mlc_jax.core.types import Batch, Labelled, MainState, Metrics, Params
+from mlc_jax.core.types import Batch, MainState, Metrics, Params
 
 
 class Options(NamedTuple):
@@ -144,15 +144,10 @@ def outer_loss_after(
     problem: Problem, params: Params, main: MainState, batch: Batch, rng: chex.PRNGKey
 ) -> tuple[jax.Array, Metrics]:
     """With a key that no inner pass uses."""
+    if batch.clean_outer is None:
+        raise ValueError("a meta-gradient needs clean outer examples")
     rng = jax.random.fold_in(rng, 1)
-    clean = required(batch.clean_outer, "clean outer")
-    return outer_loss(problem, params, main.batch_stats, clean, rng)
-
-
-def required(examples: Labelled | None, name: str) -> Labelled:
-    if examples is None:
-        raise ValueError(f"a meta-gradient needs {name} examples")
-    return examples
+    return outer_loss(problem, params, main.batch_stats, batch.clean_outer, rng)
 
 
 def outer_grads_at(

@@ -88,7 +88,9 @@ class TextReader:
         ):
             return dataset
         dtype = jnp.dtype(model.dtype or jnp.float32).name
-        layers = _load_layers(self.checkpoint, model.num_frozen_layers, dtype, self.cache_dir)
+        layers = _load_layers(
+            self.checkpoint, model.num_frozen_layers, dtype=dtype, cache_dir=self.cache_dir
+        )
         names = ("noisy", "clean", "validation", "test")
         subsets = {name: part for name in names if (part := getattr(dataset, name)) is not None}
         sources = {id(subset.source): subset.source for subset in subsets.values()}.values()
@@ -127,11 +129,8 @@ def frozen_encoder(config: ConfigDict) -> FrozenEncoder | None:
     return _load(model.bert.checkpoint, model.bert.feature, model.dtype, config.dataset.cache_dir)
 
 
-@functools.lru_cache(maxsize=1)
-def _load_layers(
-    checkpoint: str, num_layers: int, dtype: str, cache_dir: str | None
-) -> FrozenLayers:
-    return FrozenLayers(checkpoint, num_layers, dtype=dtype, cache_dir=cache_dir)
+_load_layers = functools.lru_cache(maxsize=1)(FrozenLayers)
+_load_tokenizer = functools.lru_cache(maxsize=1)(Tokenizer.load)
 
 
 @functools.lru_cache(maxsize=4)  # Runs of one program share their sources.
@@ -142,11 +141,6 @@ def _states(layers: FrozenLayers, source: TokenSource) -> StatesSource:
 @functools.lru_cache(maxsize=1)  # Runs of one process share it, and the features it made.
 def _load(checkpoint: str, feature: str, dtype: str, cache_dir: str | None) -> FrozenEncoder:
     return FrozenEncoder(checkpoint, feature=feature, dtype=dtype, cache_dir=cache_dir)
-
-
-@functools.lru_cache(maxsize=1)
-def _load_tokenizer(name: str) -> Tokenizer:
-    return Tokenizer.load(name)
 
 
 def check_dataset(dataset: Dataset, shape: BertConfig) -> None:

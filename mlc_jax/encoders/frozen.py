@@ -5,7 +5,6 @@ import functools
 import hashlib
 import math
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from mlc_jax import paths
 from mlc_jax.data.source import ArraySource, IndexedSource, read_rows
-from mlc_jax.errors import InputError, expect
+from mlc_jax.errors import expect
 from mlc_jax.files.tokens import CACHE_DIR, TokenSource
 from mlc_jax.models.bert import Bert, BertConfig
 from mlc_jax.models.bert_checkpoint import bert_params, load_bert
@@ -82,20 +81,10 @@ class _Frozen:
         """
         with paths.kept(f"{self._cache}/{key}.npy", "config.dataset.cache_dir") as path:
             if _opened(path, shape) is None:
-                try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with tempfile.TemporaryDirectory(".part", dir=path.parent) as part:
-                        file = pathlib.Path(part) / path.name
-                        array = np.lib.format.open_memmap(file, "w+", dtype, shape)
-                        fill(array)
-                        array.flush()
-                        file.replace(path)
-                except OSError as error:
-                    raise InputError(
-                        f"config.dataset.cache_dir: cannot write to {str(path.parent)!r} "
-                        f"({error.strerror}); expected a directory with room that this user may "
-                        "write to"
-                    ) from error
+                with paths.file_of_cache(path) as file:
+                    array = np.lib.format.open_memmap(file, "w+", dtype, shape)
+                    fill(array)
+                    array.flush()
         kept = _opened(path, shape)
         assert kept is not None
         return kept

@@ -7,7 +7,6 @@
 `python -m mlc_jax.files.pack` writes them.
 """
 
-import functools
 import hashlib
 import json
 import os
@@ -107,10 +106,6 @@ class Packed:
         return Packed(str(self.root), self.names[keep])
 
     def fingerprint(self) -> str:
-        return self._fingerprint
-
-    @functools.cached_property
-    def _fingerprint(self) -> str:
         digest = hashlib.blake2b(self._stamp.encode(), digest_size=8)
         digest.update(b"\0".join(self.names.tolist()))
         return digest.hexdigest()

@@ -15,8 +15,7 @@ import hashlib
 import math
 import os
 import pathlib
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -110,10 +109,6 @@ class Files:
         return Files(self.root, self.names[keep], self.sizes[keep])
 
     def fingerprint(self) -> str:
-        return self._fingerprint
-
-    @functools.cached_property
-    def _fingerprint(self) -> str:
         # Neither the root nor times: a folder may be copied elsewhere.
         digest = hashlib.blake2b(digest_size=8)
         digest.update(b"\0".join(self.names.tolist()))
@@ -305,10 +300,10 @@ def check_pictures(
     """
     sizes, keys = np.zeros(len(names), np.int64), np.zeros(len(names), np.uint64)
     problems: dict[int, str] = {}
-    files = _Files(root, names)
+    path_of = lambda row: os.path.join(os.fsencode(root), bytes(names[row]))  # noqa: E731
     for row in range(len(names)):
         try:
-            stat = os.stat(files[row])
+            stat = os.stat(path_of(row))
         except (OSError, ValueError) as error:
             problems[row] = _reason(error)
             continue
@@ -321,10 +316,11 @@ def check_pictures(
     with paths.kept(place, "config.dataset.cache_dir") as cache:
         good = _read(cache)
         new = [row for row in np.flatnonzero(~np.isin(keys, good)).tolist() if row not in problems]
-        problems |= _look_at(files, new)
+        problems |= _look_at({row: path_of(row) for row in new})
         found = [keys[row] for row in new if row not in problems]
         if found:
-            _write(cache, np.union1d(good, np.array(found, np.uint64)))
+            with paths.file_of_cache(cache) as file:
+                np.save(file, np.union1d(good, np.array(found, np.uint64)))
     return sizes, dict(sorted(problems.items()))
 
 
@@ -370,15 +366,9 @@ def pictures_below(
             yield name
 
 
-class _Files:
-    def __init__(self, root: str, names: np.ndarray):
-        self._root, self._names = os.fsencode(root), names
-
-    def __getitem__(self, row: int) -> bytes:
-        return os.path.join(self._root, bytes(self._names[row]))
-
-
-def _look_at(files: _Files, rows: Sequence[int]) -> dict[int, str]:
+def _look_at(files: dict[int, bytes]) -> dict[int, str]:
+    """What is wrong with files by row, of those that are bad."""
+    rows = list(files)
     problems: dict[int, str] = {}
     bar = tqdm(total=len(rows), desc="Looking at pictures", unit="", disable=None, delay=2)
     with bar, ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -409,20 +399,6 @@ def _read(cache: pathlib.Path) -> np.ndarray:
     except (OSError, ValueError, EOFError):  # Not there, or damaged: it is made again.
         return np.zeros(0, np.uint64)
     return good if good.dtype == np.uint64 else np.zeros(0, np.uint64)
-
-
-def _write(cache: pathlib.Path, good: np.ndarray) -> None:
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(".part", dir=cache.parent) as part:
-            file = pathlib.Path(part) / cache.name
-            np.save(file, good)
-            file.replace(cache)
-    except OSError as error:
-        raise InputError(
-            f"config.dataset.cache_dir: cannot write to {str(cache.parent)!r} ({error.strerror}); "
-            "expected a directory with room that this user may write to"
-        ) from error
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:

@@ -108,11 +108,9 @@ class Table:
                 columns = self._find(header, required, optional, values)
                 continue
             if len(fields) != len(header):
-                self.fail(
-                    f"has {_count(len(fields), 'field')}, expected {len(header)}: "
-                    + ", ".join(header),
-                    line,
-                )
+                plural = "" if len(fields) == 1 else "s"
+                expected = f"{len(header)}: {', '.join(header)}"
+                self.fail(f"has {len(fields)} field{plural}, expected {expected}", line)
             yield line, [None if i is None else fields[i] for i in columns]
         if columns is None:
             self.fail(f"is empty, expected a first line that names {_names(required)}")
@@ -268,10 +266,6 @@ def _csv_problem(error: str) -> str:
 
 def _names(columns: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in columns)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _line(error: Exception) -> str:

@@ -272,8 +272,7 @@ def _opened_or_made(
 ) -> TokenCache:
     root, key = directory.parent, directory.name
     open_cache = functools.partial(TokenCache, directory, max_length, tokenizer.pad_id)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
+    with paths.cache_written(root):
         cache = _opened(open_cache)
         if cache is None:
             with _alone(root / f"{key}.lock") as alone:
@@ -281,11 +280,6 @@ def _opened_or_made(
                 if cache is None:
                     _make(root, key, texts, tokenizer, max_length, alone)
                     cache = open_cache()
-    except OSError as error:
-        raise InputError(
-            f"config.dataset.cache_dir: cannot write to {str(root)!r} ({error.strerror}); expected "
-            "a directory with room that this user may write to"
-        ) from error
     return cache
 
 

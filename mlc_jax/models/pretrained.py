@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from mlc_jax.core.groups import path_name
 from mlc_jax.errors import InputError
 
 # Parameter paths that an error message lists.
@@ -98,7 +99,7 @@ def with_initial(params: Any, loaded: Mapping[str, np.ndarray]) -> Any:
             )
 
     def initial(path: Any, leaf: jax.Array) -> jax.Array:
-        value = loaded.get(_path_name(path))
+        value = loaded.get(path_name(path))
         # Cast by NumPy: the compiler would fold a cast of a large constant, slowly.
         return leaf if value is None else jnp.asarray(np.asarray(value, dtype=leaf.dtype))
 
@@ -120,11 +121,7 @@ def _file_error(
 
 
 def _named_leaves(params: Any) -> dict[str, Any]:
-    return {_path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
-
-
-def _path_name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
 
 
 def _some(names: list[str], like: str | None = None) -> str:

@@ -130,7 +130,7 @@ class Loop:
                 batch = next(batches)
             if self._profiler.is_due(step):
                 with clock.paused():
-                    self._profile(step, train_step, state, batch)
+                    self._profile(train_step, state, batch)
             step += stride
             if diagnose and due(diagnose_every):
                 with clock.paused():
@@ -232,7 +232,7 @@ class Loop:
             recorder.write(step, "train", recorder.newest | figures)
         progress.show(bar, living, figures["examples_per_second"])
 
-    def _profile(self, step: int, train_step: Any, state: TrainState, batch: Any) -> None:
+    def _profile(self, train_step: Any, state: TrainState, batch: Any) -> None:
         """Begins or ends a trace, of steps that are waited for."""
         self._drain()
         if not self._profiler.is_tracing and self._first.method.stride == 1:

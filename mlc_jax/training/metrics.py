@@ -38,7 +38,7 @@ class MetricWriter:
 
     def write(self, step: int, scalars: dict[str, Any]) -> None:
         """Writes and flushes; values are numbers or None."""
-        scalars = {name: _as_number(value) for name, value in scalars.items()}
+        scalars = {k: None if x is None else float(np.asarray(x)) for k, x in scalars.items()}
         with self._named_errors():
             with (self._local / METRICS_FILE).open("a") as file:
                 file.write(json.dumps({"step": step} | scalars) + "\n")
@@ -83,7 +83,3 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def _as_number(value: Any) -> float | None:
-    return None if value is None else float(np.asarray(value))

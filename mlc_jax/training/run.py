@@ -14,7 +14,6 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from mlc_jax import build
-from mlc_jax import config as settings
 from mlc_jax.benchmarks import datasets
 from mlc_jax.core import TrainState
 from mlc_jax.data.dataset import Dataset
@@ -331,8 +330,3 @@ def restore_or_init(
         )
     logging.info("Going on from the checkpoint of step %d.", int(state.step))
     return state, progress | fresh
-
-
-def formerly() -> dict[str, Any]:
-    """For runs of a config; see `config.formerly`."""
-    return settings.formerly()

@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 from mlc_jax import paths
 from mlc_jax.config import REMOVED, flatten, meant
 from mlc_jax.core import TrainState
+from mlc_jax.core.groups import path_name
 from mlc_jax.errors import CheckpointError, Lost
 from mlc_jax.workdir.workdir import check_held
 
@@ -184,7 +185,7 @@ class Checkpointer:
         """The stored leaves by path, replicated over the devices."""
 
         def target(path: Any, _: Any) -> jax.ShapeDtypeStruct:
-            x = wanted[_name(path)]
+            x = wanted[path_name(path)]
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding)
 
         # Orbax wants exactly the structure that it stored, empty containers included.
@@ -364,15 +365,9 @@ def _handlers() -> Any:
     return registry
 
 
-def _name(path: Any) -> str:
-    """`main/opt_state/0/trace`: the same in the state and in what orbax stores, though it turns
-    dataclasses and named tuples into dicts."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _by_path(tree: Any) -> dict[str, Any]:
     """Leaves by the names of their paths, in order."""
-    return {_name(path): x for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return {path_name(path): x for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def _subtrees(names: Iterable[str], others: Iterable[str]) -> list[str]:
