@@ -23,6 +23,10 @@ RATE, MILESTONES, DECAY_FACTOR = 0.5, (START + 1, START + 3), 0.3
 NUM_STEPS = 12  # Of the cosine schedule.
 
 
+def _slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 class Optimizer(NamedTuple):
     name: str = "sgd"
     schedule: str = "step"
@@ -239,10 +243,10 @@ def _exact_and_differences(k, optimizer=SGD, mix_clean=True, main=None, **lcn_op
     ("k", "optimizer"),
     [
         (1, SGD),
-        (2, SGD),  # The rate falls between the two steps,
+        _slow(2, SGD),  # The rate falls between the two steps,
         (5, SGD),  # and twice here.
-        (3, NESTEROV),
-        (3, COSINE),
+        _slow(3, NESTEROV),
+        _slow(3, COSINE),
         (3, ADAM),
         (3, CLIPPED),
     ],
@@ -252,7 +256,7 @@ def test_exact_is_the_slope_of_the_outer_loss(k, optimizer, x64):
 
 
 @pytest.mark.parametrize(
-    "options", [{"mix_clean": False}, {"skip_link": True}, {"tie_embeddings": True}]
+    "options", [{"mix_clean": False}, *map(_slow, ({"skip_link": True}, {"tie_embeddings": True}))]
 )
 def test_exact_is_the_slope_of_the_outer_loss_with_options(options, x64):
     assert _distance(*_exact_and_differences(2, **options)) < 1e-7
@@ -285,9 +289,11 @@ def _reference(optimizer):
     return jax.jit(functools.partial(estimators.exact_reference, problem))
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam"])
-@pytest.mark.parametrize("backward", BACKWARDS)
-@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("name", ["sgd", _slow("adam")])
+@pytest.mark.parametrize(
+    "backward", [x if x == "forward_over_reverse" else _slow(x) for x in BACKWARDS]
+)
+@pytest.mark.parametrize("k", [_slow(1), 3])
 def test_exact_is_the_reference(k, backward, name, x64):
     """One `jax.grad` over one `lax.scan` of the steps: nothing of `exact`'s own is in it."""
     batches, optimizer = _batches(k), OPTIMIZERS[name]
@@ -314,7 +320,7 @@ def test_every_way_back_works_at_every_length(backward, k, x64):
 
 @pytest.mark.parametrize(
     ("optimizer", "backward"),
-    [(ADAM, "store"), (ADAM, "forward_over_reverse"), (AMSGRAD, "forward_over_reverse")],
+    [_slow(ADAM, "store"), (ADAM, "forward_over_reverse"), _slow(AMSGRAD, "forward_over_reverse")],
 )
 def test_no_gradient_is_nan_where_the_second_moment_is_zero(optimizer, backward, x64):
     # An input that is always zero: its weights never get a gradient, and Adam's memory of them
@@ -350,8 +356,8 @@ def _after(batches, num_steps, optimizer=SGD):
     return main, jax.tree.map(lambda x: x[num_steps:], batches)
 
 
-@pytest.mark.parametrize("backward", ["store", "forward_over_reverse"])
-@pytest.mark.parametrize("truncation", [1, 2, 4, 9])
+@pytest.mark.parametrize("backward", [_slow("store"), "forward_over_reverse"])
+@pytest.mark.parametrize("truncation", [_slow(1), 2, _slow(4), _slow(9)])
 def test_truncated_is_exact_from_where_it_begins(truncation, backward, x64):
     batches = _batches(4)
     got = _estimate(estimators.truncated, batches, truncation=truncation, backward=backward)
@@ -361,7 +367,7 @@ def test_truncated_is_exact_from_where_it_begins(truncation, backward, x64):
     _assert_close(got.main, want.main)
 
 
-@pytest.mark.parametrize("name", ["sgd", "nesterov", "adam", "clipped"])
+@pytest.mark.parametrize("name", ["sgd", *map(_slow, ("nesterov", "adam", "clipped"))])
 def test_one_step_is_exact_for_the_last_step(name, x64):
     batches, optimizer = _batches(3), OPTIMIZERS[name]
     got = _estimate(estimators.one_step, batches, optimizer)
@@ -443,7 +449,8 @@ def test_agreement():
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "mix_clean"), [(SGD, True), (SGD, False), (NESTEROV, True), (ADAM, True)]
+    ("optimizer", "mix_clean"),
+    [(SGD, True), _slow(SGD, False), _slow(NESTEROV, True), _slow(ADAM, True)],
 )
 def test_exact_equals_approximate_at_one_step(optimizer, mix_clean, x64):
     exact, approximate = (
@@ -473,9 +480,11 @@ def test_unrolling_the_loop_does_not_change_the_window(name, x64):
     _assert_close(unrolled, rolled, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize(
-    "options", [{}, {"skip_link": True, "sparsemax": True, "tie_embeddings": True}]
+    "name", [x if x in ("exact", "approximate") else _slow(x) for x in ESTIMATORS]
+)
+@pytest.mark.parametrize(
+    "options", [_slow({}), {"skip_link": True, "sparsemax": True, "tie_embeddings": True}]
 )
 def test_every_parameter_gets_a_finite_gradient(name, options, x64):
     grads = _estimate(ESTIMATORS[name], _batches(2), lcn=_lcn(**options)).meta_grads
@@ -496,23 +505,32 @@ X, C, W0, A, ETA = (3.0, -2.0), 1.5, 0.4, 0.3, 0.2
 M, GAP = A * X[0] + (1 - A) * X[1], X[0] - X[1]
 
 
-def _scalar_window(estimator, k, curvature, momentum=0.0, **options):
+@functools.cache
+def _scalar_program(estimator, momentum, options):
+    """Of all curvatures: the LCN's params are the weight and, beside it, the curvature."""
+
     def apply(params, batch_stats, inputs, rng):
         q = -0.5 * (params - inputs) ** 2
         return jnp.stack([q, jnp.log(-jnp.expm1(q))], axis=-1), inputs[:, None], batch_stats
 
+    tx = optimizers.create_optimizer("sgd", ETA, momentum=momentum)
+
     def targets(meta_params, features, logits, labels):
-        weights = 2 * curvature * jnp.where(labels == 0, meta_params, 1 - meta_params)
+        weight, curvature = meta_params
+        weights = 2 * curvature * jnp.where(labels == 0, weight, 1 - weight)
         return jnp.stack([weights, jnp.zeros_like(weights)], axis=-1)
 
+    return tx, jax.jit(functools.partial(estimator, Problem(apply, targets, tx), options=options))
+
+
+def _scalar_window(estimator, k, curvature, momentum=0.0, **options):
     noisy = Labelled(np.tile(X, (k, 1)), np.tile(np.int32([0, 1]), (k, 1)))
     clean = Labelled(np.full((k, 1), C), np.zeros((k, 1), np.int32))
-    tx = optimizers.create_optimizer("sgd", ETA, momentum=momentum)
-    w = jnp.asarray(W0)
-    problem, options = Problem(apply, targets, tx), Options(**options)
-    run = jax.jit(functools.partial(estimator, problem, options=options))
+    tx, run = _scalar_program(estimator, momentum, Options(**options))
     rngs = jax.random.split(jax.random.key(0), k)
-    return run(MainState(w, {}, tx.init(w)), jnp.asarray(A), Batch(noisy, None, clean), rngs)
+    w, meta_params = jnp.asarray(W0), (jnp.asarray(A), jnp.asarray(curvature))
+    window = run(MainState(w, {}, tx.init(w)), meta_params, Batch(noisy, None, clean), rngs)
+    return window._replace(meta_grads=window.meta_grads[0])
 
 
 def _scalar_trajectory(k, curvature):

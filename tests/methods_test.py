@@ -14,6 +14,7 @@ import optax
 import pytest
 from flax import linen as nn
 
+import mlc_jax
 from configs import default
 from mlc_jax import build, core, methods
 from mlc_jax.core import Batch, Labelled
@@ -353,7 +354,7 @@ def _with_pairs(batch, given):
     )
 
 
-@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("normalize", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_pairs_teach_the_lcn_beside_the_meta_gradient(normalize, x64, batch):
     """Their gradient, of the classifier after the step, is added after the normalisation."""
     settings = {"meta_tx": sgd(1.0, normalize=normalize)}
@@ -819,3 +820,31 @@ def test_methods_have_the_defaults_of_the_config(name):
     method = methods.METHODS[name]
     for field in ("num_inner_steps", "mix_clean", "unroll"):
         assert getattr(method, field) == config.meta_gradient[field]
+
+
+# --- Training.
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    """(noisy, clean, test) of three classes that lie apart; a third of noisy labels is wrong."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, C, 400)
+    inputs = (2 * np.eye(F)[truth] + rng.normal(0, 0.5, (400, F))).astype(np.float32)
+    given = np.where(rng.random(400) < 0.5, rng.integers(0, C, 400), truth)
+    parts = (slice(240), given), (slice(240, 288), truth), (slice(288, 400), truth)
+    return [mlc_jax.Examples(inputs[rows], labels[rows]) for rows, labels in parts]
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_every_method_trains(name, blobs, standard_promotion):
+    """In memory; what runs leave behind, other tests see."""
+    settings = {"model": MLP(C, hidden_sizes=(8,)), "tx": sgd(0.2, momentum=0.9)}
+    settings |= {"mlnt": {"num_synthetic": 2}, "joint": {"num_averaged": 2}}.get(name, {})
+    noisy, clean, test = blobs
+    result = mlc_jax.fit(
+        _method(name, **settings), noisy, clean, test=test, num_epochs=6, batch_size=48,
+        clean_batch_size=48, progress=False,
+    )  # fmt: skip
+    assert result.figures["last_test_accuracy"] > 0.8  # One in three is right by chance.
+    np.testing.assert_allclose(result.soft_labels.sum(axis=1), 1, rtol=1e-4)

@@ -574,6 +574,9 @@ def _problem_and_window(spec, k):
     return Problem(_apply, _targets, tx), main, meta_params, window
 
 
+QUICK = ("adamw groups", "sgd groups clipped")  # Warm-up, decay, clipping, groups of three kinds.
+
+
 def _finite_differences(problem, main, meta_params, window, step=1e-5):
     """Central differences of the clean loss after the window, in every meta parameter."""
     flat, unravel = ravel_pytree(meta_params)
@@ -588,8 +591,11 @@ def _finite_differences(problem, main, meta_params, window, step=1e-5):
     return (ends[: flat.size] - ends[flat.size :]) / (2 * step)
 
 
-@pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("k", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SPECS],
+)
 def test_the_meta_gradient_is_the_slope_of_the_clean_loss(name, k, x64):
     problem, main, meta_params, window = _problem_and_window(SPECS[name], k)
     want = _finite_differences(problem, main, meta_params, window)
