@@ -355,7 +355,7 @@ def test_labels_are_checked_before_pictures(load, tmp_path, monkeypatch):
     text = pathlib.Path(path).read_text().replace("dog,dog", "dog,dgo")
     pathlib.Path(path).write_text(text)
     monkeypatch.setattr(image_folder, "check_pictures", None)
-    with pytest.raises(InputError, match="has label 'dgo', which no row was given"):
+    with pytest.raises(InputError, match="alone has label 'dgo', which no row"):
         load(data=path)
 
 

@@ -154,7 +154,13 @@ def combine(
     if "test" in files:
         test = files["test"]
         truth = classes.numbers(test, test.labels)
-        _check_names(test, np.concatenate([own.noisy.given, own.clean.truth]), truth, classes.names)
+        known = np.concatenate([own.noisy.given, own.clean.truth])
+        for number in np.setdiff1d(truth[truth != UNKNOWN], known)[:1]:
+            row = int(np.flatnonzero(truth == number)[0])
+            test.fail(
+                f"{test.name_row(row)} has label {classes.names[number]!r}, which no row to train "
+                "with has; expected one of theirs"
+            )
         own = own._replace(test=Subset.whole(test.create_source(), truth=truth))
     return own
 
