@@ -113,7 +113,9 @@ def test_rows_that_were_looked_up_teach_and_do_not_judge():
     assert not np.isin(rows.judged, looked_up).any()
 
 
-@pytest.mark.parametrize("num_checked", [0, 1, 2])
+@pytest.mark.parametrize(
+    "num_checked", [0, *(pytest.param(x, marks=pytest.mark.slow) for x in (1, 2))]
+)
 def test_hardly_any_judged_row(num_checked):
     x, truth, given, checked = _data(num_checked=max(1, num_checked))
     drawn = folds.RANDOM if num_checked else folds.LOOKED_UP
@@ -258,6 +260,7 @@ def test_new_rows_are_predicted_by_the_mean_of_all_runs(example):
     np.testing.assert_allclose(np.exp(logits), np.mean(probs, axis=0), rtol=2e-4, atol=1e-6)
 
 
+@pytest.mark.slow  # Four programs, for four and for eight devices.
 def test_devices_share_the_runs(example):
     """Six runs on eight devices and on four: what one device trains."""
     x, _, _, rows, _, alone = example
@@ -277,6 +280,7 @@ def test_devices_share_the_runs(example):
             np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.slow  # A program of its own: two classes.
 def test_so_many_per_class_leave_rare_classes_rare():
     """Classes of 87 and 13 %, five checked rows of each: labels do not run away."""
     rng = np.random.default_rng(3)
@@ -365,6 +369,7 @@ def test_stopped_between_rounds_it_ends_the_same(tmp_path, monkeypatch):
         assert whole == parts
 
 
+@pytest.mark.slow  # A program of two runs.
 def test_stacked_seeds_are_the_runs_that_they_are_alone(tmp_path):
     _table(tmp_path / "all.csv")
     configs = {str(tmp_path / f"{s}"): _config(tmp_path / "all.csv", seed=s) for s in (0, 1)}
@@ -392,6 +397,7 @@ def test_fit_in_memory():
     assert str(result.verdict).splitlines()[-1].startswith("Verdict: Take the corrected labels.")
 
 
+@pytest.mark.slow
 def test_without_the_old_labels_of_checked_rows():
     x, truth, given, checked = _data()
     result = mlc.fit(
@@ -428,6 +434,7 @@ def test_a_config_is_the_constructors_arguments():
     assert built.model.hidden_sizes == (8,)
 
 
+@pytest.mark.slow  # Ten checked rows are another program than thirty.
 def test_what_to_check_is_random_rows_and_uncertain_ones(tmp_path):
     """Thirty of one order of all rows, then those whose corrected label is least certain."""
     _table(tmp_path / "all.csv", num_checked=10)

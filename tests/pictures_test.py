@@ -352,7 +352,7 @@ def test_bad_pictures_are_left_out_and_listed(load, create, tmp_path):
 
 def test_labels_are_checked_before_pictures(load, tmp_path, monkeypatch):
     path = _with_bad(tmp_path)
-    text = pathlib.Path(path).read_text().replace("dog,dog", "dog,dgo")
+    text = pathlib.Path(path).read_text().replace("dog,dog", "dog,dgo", 1)
     pathlib.Path(path).write_text(text)
     monkeypatch.setattr(image_folder, "check_pictures", None)
     with pytest.raises(InputError, match="alone has label 'dgo', which no row"):
