@@ -18,7 +18,7 @@ verdict's estimate stands beside the truth.
 
 import collections
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -100,8 +100,8 @@ def draw(name: str, table: LabelledTable, noise: str, checked: str, number: int)
         given[wrong] = rng.integers(0, num_classes, wrong.sum())
     else:
         sure, second = _second_choices(name)
-        wrong = np.argsort(sure, kind="stable")[: round(_HARD * len(labels))]
-        given[wrong] = second[wrong]
+        hardest = np.argsort(sure, kind="stable")[: round(_HARD * len(labels))]
+        given[hardest] = second[hardest]
     how, _, count = checked.partition(":")
     rng = np.random.default_rng([number, list(TABLES).index(name), int(count)])
     order = rng.permutation(len(labels))
@@ -271,11 +271,11 @@ def tables(rows: Sequence[Row]) -> str:
     return "".join(text)
 
 
-def _mean(cell: Sequence[Row], name: str) -> float:
+def _mean(cell: Sequence[Mapping[str, Any]], name: str) -> float:
     return float(np.mean([row[name] for row in cell]))
 
 
-def _gap(cell: Sequence[Row]) -> tuple[float, float]:
+def _gap(cell: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """Corrected labels minus the best baseline's, and a paired standard error."""
     best = max(_BASELINES, key=lambda name: _mean(cell, name))
     gaps = [row["corrected"] - row[best] for row in cell]
@@ -283,7 +283,7 @@ def _gap(cell: Sequence[Row]) -> tuple[float, float]:
     return float(np.mean(gaps)), error
 
 
-def _summary(cells: Sequence[Sequence[Row]]) -> str:
+def _summary(cells: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     gaps = [_gap(cell) for cell in cells]
     close = sum(gap >= -max(2.0, error) for gap, error in gaps)
     worst = min(_mean(cell, "corrected") - _mean(cell, "given") for cell in cells)
@@ -305,7 +305,7 @@ def _summary(cells: Sequence[Sequence[Row]]) -> str:
     )
 
 
-def _cells(cells: Sequence[Sequence[Row]]) -> str:
+def _cells(cells: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     names = [*_BASELINES, *_BOOSTED, "corrected", "own", "estimate"]
     header = ["table", "wrong labels", "n", *(name.replace("_", " ") for name in names), "gap"]
     body = []
