@@ -82,17 +82,6 @@ def create_optimizer(config: ConfigDict, name: str) -> OptimizerSpec:
         raise InputError(f"config.{name}.{error}") from error
 
 
-def create_estimator(config: ConfigDict) -> EstimatorSpec:
-    """Builds the estimator of `config.meta_gradient`."""
-    return EstimatorSpec(
-        name=config.estimator,
-        backward=config.backward,
-        truncation=config.truncation,
-        solver_steps=config.solver_steps,
-        damping=config.damping,
-    )
-
-
 def create_method(config: ConfigDict, num_classes: int, *, paired: bool = False) -> Method:
     """Builds `config.method` with all of its settings.
 
@@ -108,8 +97,15 @@ def create_method(config: ConfigDict, num_classes: int, *, paired: bool = False)
     settings = dict(config.get(config.method, {}))  # Such as config.joint.
     if issubclass(kind, BilevelMethod):
         settings["meta_tx"] = create_optimizer(config, "meta_optimizer")
-        settings["estimator"] = create_estimator(config.meta_gradient)
-        settings["update_every"] = config.meta_gradient.update_every
+        of_gradient = config.meta_gradient
+        settings["estimator"] = EstimatorSpec(
+            name=of_gradient.estimator,
+            backward=of_gradient.backward,
+            truncation=of_gradient.truncation,
+            solver_steps=of_gradient.solver_steps,
+            damping=of_gradient.damping,
+        )
+        settings["update_every"] = of_gradient.update_every
     if issubclass(kind, TwoPhaseMethod):
         settings["first_phase_epochs"] = config.first_phase_epochs
     if issubclass(kind, MLC):

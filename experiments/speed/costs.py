@@ -200,14 +200,14 @@ def window_flops(
       config, name, num_inner_steps: as for `create_program`.
       count: `_unrolled_flops` with this config, if it remembers what it counted before.
     """
+    if count is None:
+        count = functools.cache(functools.partial(_unrolled_flops, config))
     if "@" in name:
         name, _, every = name.partition("@")
         return _overlapping_flops(config, name, num_inner_steps, int(every), count)
     chosen = with_settings(config, **settings(name)).meta_gradient
     estimator, backward, solver_steps = chosen.estimator, chosen.backward, chosen.solver_steps
     k = num_inner_steps
-    if count is None:
-        count = functools.cache(functools.partial(_unrolled_flops, config))
     if estimator in ("neumann", "conjugate_gradient"):
         base = count("neumann", 1, solver_steps=2)
         term = count("neumann", 1, solver_steps=3) - base
@@ -241,13 +241,11 @@ def window_flops(
 
 
 def _overlapping_flops(
-    config: ConfigDict, name: str, k: int, s: int, count: Callable[..., float] | None
+    config: ConfigDict, name: str, k: int, s: int, count: Callable[..., float]
 ) -> float:
     """FLOPs of s inner steps and one update: of the real steps, and of the window's replay."""
     if s == k:
         return window_flops(config, name, k, count=count)
-    if count is None:
-        count = functools.cache(functools.partial(_unrolled_flops, config))
     if name == "approximate":  # Goes on without a replay.
         return s * (count(name, 3) - count(name, 2))
     # All but its last step are plain.

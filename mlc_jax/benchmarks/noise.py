@@ -10,6 +10,7 @@ import scipy.stats
 
 from mlc_jax import paths
 from mlc_jax.errors import InputError
+from mlc_jax.files.arrays import read_npz
 
 NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human")
 
@@ -140,18 +141,12 @@ def labels_from_file(path: str, key: str, *, num_labels: int, num_classes: int) 
     Raises:
       InputError: naming the config field, what was given and what would be right.
     """
-    place = paths.local(path, "config.noise.file")
-    if not path or not place.is_file():
+    if not path or not paths.local(path, "config.noise.file").is_file():
         raise InputError(
             f"config.noise.file: got {path!r}, expected the path of an .npz file of labels "
             "(for CIFAR-10N / CIFAR-100N see README, 'Human labels')"
         )
-    try:
-        # Opened here: np.load leaves a damaged file open.
-        with place.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except Exception as error:  # NumPy, zipfile and zlib raise a dozen types for a damaged file.
-        raise InputError(f"config.noise.file: {path!r} is not a readable .npz ({error})") from error
+    arrays = read_npz("config.noise.file", path)
     if key not in arrays:
         raise InputError(f"config.noise.key: got {key!r}, expected one of {sorted(arrays)}")
     labels = arrays[key]

@@ -68,14 +68,7 @@ def complete(saved: ConfigDict) -> ConfigDict:
     if unknown:
         raise InputError(f"config.{unknown[0]}: there is no such setting")
     with config.ignore_type():
-        for field, value in flat.items():
-            if field in REMOVED:
-                continue
-            *sections, name = field.split(".")
-            place = config
-            for section in sections:
-                place = place[section]
-            place[name] = value
+        config.update_from_flattened_dict({k: x for k, x in flat.items() if k not in REMOVED})
     return config
 
 
@@ -114,7 +107,7 @@ def validate(config: ConfigDict, *, num_devices: int | None = None) -> None:
       config: see `get_config`.
       num_devices: that batches are spread over; None leaves that check out, and needs no JAX.
     """
-    values = {field: _get(config, field) for field in SETTINGS}
+    values = {field: value_of(config, field) for field in SETTINGS}
     problems: dict[str, str] = {}
     for field, setting in SETTINGS.items():
         if not setting.check.ok(values[field]):
@@ -131,7 +124,8 @@ def validate(config: ConfigDict, *, num_devices: int | None = None) -> None:
         )
 
 
-def _get(config: ConfigDict, field: str) -> Any:
+def value_of(config: ConfigDict, field: str) -> Any:
+    """Of a field such as `noise.level`."""
     value = config
     for name in field.split("."):
         value = value[name]

@@ -5,7 +5,7 @@ import math
 from absl import logging
 from ml_collections import ConfigDict
 
-from mlc_jax.config import SIZED
+from mlc_jax.config import SIZED, value_of
 from mlc_jax.data.dataset import Dataset
 
 # Digits' own settings, 60 epochs of 1,387 noisy examples, with steps growing as the square root of
@@ -38,7 +38,7 @@ def fill(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     }
     assert chosen.keys() == set(SIZED)
     filled = config.copy_and_resolve_references()
-    flat = {name: x for name, x in chosen.items() if not _get(config, name)}
+    flat = {name: x for name, x in chosen.items() if not value_of(config, name)}
     if flat:
         filled.update_from_flattened_dict(flat)
     if flat and config.method != "cross_fit":  # Which has no use for them.
@@ -51,9 +51,3 @@ def fill(config: ConfigDict, dataset: Dataset) -> ConfigDict:
 
 def _within(number: int, low: int, high: int) -> int:
     return max(low, min(number, high))
-
-
-def _get(config: ConfigDict, name: str) -> int:
-    section, _, field = name.rpartition(".")
-    value: int = (config[section] if section else config)[field]
-    return value
