@@ -89,6 +89,7 @@ def test_a_frozen_encoder_is_asked_once(create, tmp_path, monkeypatch, standard_
     train.train_and_evaluate(config, str(tmp_path / "other"), show_progress=False)
 
 
+@pytest.mark.slow
 def test_others_see_the_same_features(create, tmp_path, monkeypatch, standard_promotion):
     """The runs that one is compared with; and the page shows texts, not features."""
     monkeypatch.setattr(sizing, "_EPOCHS", 10)  # Not 60: three runs of many epochs.
@@ -189,6 +190,7 @@ def test_texts_without_a_reader(checkpoint):
         mlc.fit(_method(checkpoint, frozen=True), noisy, clean, reader=reader)
 
 
+@pytest.mark.slow
 def test_runs_that_are_trained_together_keep_no_encoder(create, tmp_path, standard_promotion):
     configs = {
         str(tmp_path / f"seed{i}"): create("frozen", seed=i, method="cross_entropy") for i in (0, 1)
@@ -199,6 +201,7 @@ def test_runs_that_are_trained_together_keep_no_encoder(create, tmp_path, standa
     assert loaded.predict_proba(["good news"]).shape == (1, 2)
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay_and_others_learn(create, checkpoint, tmp_path, standard_promotion):
     config = create(
         "finetuned", method="cross_entropy", length_buckets=1,
