@@ -22,11 +22,13 @@ from mlc_jax.workdir import checkpoint
 def _config(**fields):
     from configs import digits
 
-    # So noisy that the validation accuracy goes up and down: four states are kept on the way.
+    # So noisy that the validation accuracy goes up and down: four states are kept on the way, after
+    # 20, 40, 80 and 120 of 160 steps.
     config = digits.get_config()
     config.update_from_flattened_dict(
         TINY_DIGITS | {"best": "validation", "dataset.validation_per_class": 5, "num_epochs": 8,
-                       "noise.level": 0.8, "checkpoint_every_steps": 5} | fields
+                       "method": "cross_entropy", "noise.level": 0.8, "checkpoint_every_steps": 10}
+        | fields
     )  # fmt: skip
     return config
 
@@ -36,7 +38,7 @@ def _train(workdir, **fields):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, compilation_cache):
+def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("best")
     with jax.numpy_dtype_promotion("standard"):
         return workdir, _train(workdir)
@@ -50,7 +52,7 @@ def test_the_state_of_the_best_validation_accuracy_corrects_and_predicts(
     assert results["test_accuracy"] == results["selected_test_accuracy"]
     assert f"of step {results['step']} of {results['num_steps']}" in results["table"]
     # Older than the newest two, which refer to it.
-    newest = range(results["num_steps"], 0, -5)[:2]
+    newest = range(results["num_steps"], 0, -10)[:2]
     steps = checkpoint.finished_steps(workdir / checkpoint.DIRECTORY)
     assert steps == [results["step"], *sorted(newest)]
     loaded = mlc.load(workdir)
@@ -63,6 +65,7 @@ def test_the_state_of_the_best_validation_accuracy_corrects_and_predicts(
     assert np.mean(right) == pytest.approx(results["selected_test_accuracy"])
 
 
+@pytest.mark.slow
 def test_the_last_state_is_another(finished, tmp_path, standard_promotion):
     """The same training, and other labels at its end."""
     _, results = finished
@@ -74,7 +77,9 @@ def test_the_last_state_is_another(finished, tmp_path, standard_promotion):
     assert results["step"] not in steps
 
 
-@pytest.mark.parametrize(("kept", "from_older"), [(2, False), (4, False), (4, True)])
+@pytest.mark.parametrize(
+    ("kept", "from_older"), [pytest.param(2, False, marks=pytest.mark.slow), (4, True)]
+)
 def test_stopped_after_a_state_was_kept_it_ends_the_same(
     finished, tmp_path, kept, from_older, monkeypatch, standard_promotion
 ):
@@ -116,6 +121,7 @@ def test_a_kept_state_that_is_gone_is_missed(finished, tmp_path, standard_promot
         mlc.load(tmp_path / "copy")
 
 
+@pytest.mark.slow
 def test_runs_of_one_program_keep_a_state_each(finished, tmp_path, standard_promotion):
     _, results = finished
     configs = {str(tmp_path / "0"): _config(), str(tmp_path / "1"): _config(seed=1)}

@@ -42,11 +42,6 @@ def files(tmp_path_factory):
     return paths
 
 
-@pytest.fixture(autouse=True)
-def _compiled_once(compilation_cache):
-    """Programs of all lengths are kept for the run that comes after."""
-
-
 @pytest.fixture
 def fields(files, tiny_bert, tmp_path):
     """Settings of a small run."""

@@ -30,6 +30,16 @@ RULES = {
 }
 
 
+def _slow(values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def _all_or_slow(cases):
+    """With every term at once they are enough for every change; the others tell which it was."""
+    cases = [tuple(case) for case in cases]
+    return [pytest.param(*x) if x[0] in ("all", "plain") else _slow(x) for x in cases]
+
+
 def _apply(params, batch_stats, inputs, rng):
     features = jnp.tanh(inputs @ params["w1"])
     return features @ params["w2"], features, batch_stats
@@ -139,7 +149,7 @@ def _distance(got, want):
     return np.linalg.norm(got - want) / np.linalg.norm(want)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", _all_or_slow((name,) for name in RULES))
 def test_gradient_of_the_inner_loss_by_hand(name, x64):
     problem = _problem(RULES[name])
     batch, rng = jax.tree.map(lambda x: x[0], _batches(1)), _rngs(1)[0]
@@ -176,13 +186,18 @@ def _outer_loss_by_hand(rule, batches, mixings, alpha):
 
 @pytest.mark.parametrize(
     ("name", "k"),
-    [*((name, 1) for name in RULES), ("regularised", 2), ("mixed", 2), ("all", 2)],
+    [
+        ("plain", 1),
+        ("all", 2),
+        *(_slow((name, 1)) for name in RULES if name != "plain"),
+        *map(_slow, (("regularised", 2), ("mixed", 2))),
+    ],
 )
 def test_exact_is_the_slope_of_the_outer_loss(name, k, x64):
     problem, batches, rngs = _problem(RULES[name]), _batches(k), _rngs(k)
     at = lambda t: jax.tree.map(lambda x: x[t], batches)  # noqa: E731
     mixings = [mixing_of(problem, at(t), rngs[t]) for t in range(k)]
-    window = exact(problem, _main(problem.tx), _alpha(), batches, rngs)
+    window = jax.jit(functools.partial(exact, problem))(_main(problem.tx), _alpha(), batches, rngs)
     slope = _differences(
         functools.partial(_outer_loss_by_hand, RULES[name], batches, mixings), _alpha(), step=1e-4
     )
@@ -198,6 +213,7 @@ def _window(name, estimator, backward, k):
     return run(_main(problem.tx), _alpha(), _batches(k), _rngs(k))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backward", [x for x in BACKWARDS if x != "store"])
 @pytest.mark.parametrize("name", ["all", "regularised"])
 def test_every_backward_pass_gives_the_same_gradient(name, backward, x64):
@@ -207,18 +223,21 @@ def test_every_backward_pass_gives_the_same_gradient(name, backward, x64):
     assert _distance(got.main.params, want.main.params) < 1e-12
 
 
-@pytest.mark.parametrize("estimator", ["one_step", "approximate", "first_order", "truncated"])
+@pytest.mark.parametrize(
+    "estimator", ["approximate", *map(_slow, (["one_step"], ["first_order"], ["truncated"]))]
+)
 def test_estimators_are_exact_at_one_step(estimator, x64):
     got, want = (_window("all", name, "store", 1) for name in (estimator, "exact"))
     assert _distance(got.meta_grads, want.meta_grads) < 1e-11
 
 
+@pytest.mark.slow
 def test_the_central_difference_is_near_exact_at_one_step(x64):
     got, want = (_window("all", name, "store", 1) for name in ("finite_difference", "exact"))
     assert _distance(got.meta_grads, want.meta_grads) < 1e-3
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", _all_or_slow((name,) for name in RULES))
 def test_products_in_mixed_mode_are_vjps_of_the_inner_gradient(name, x64):
     problem = _problem(RULES[name])
     batch, rng = jax.tree.map(lambda x: x[0], _batches(1)), _rngs(1)[0]
@@ -229,12 +248,16 @@ def test_products_in_mixed_mode_are_vjps_of_the_inner_gradient(name, x64):
     def grads(params, alpha):
         return core.inner_grads(problem, main.replace(params=params), alpha, batch, rng)[0]
 
-    _, vjp = jax.vjp(grads, main.params, alpha)
-    of_params, of_alpha = vjp(v)
-    got_params, got_alpha = inner_grads_vjp(problem, main, alpha, batch, rng, v)
+    @jax.jit
+    def products(main, alpha, v):
+        want = jax.vjp(grads, main.params, alpha)[1](v)
+        args = problem, main, alpha, batch, rng, v
+        return want, inner_grads_vjp(*args), meta_product(*args)
+
+    (of_params, of_alpha), (got_params, got_alpha), alone = products(main, alpha, v)
     assert _distance(got_params, of_params) < 1e-12
     assert _distance(got_alpha, of_alpha) < 1e-12
-    assert _distance(meta_product(problem, main, alpha, batch, rng, v), of_alpha) < 1e-12
+    assert _distance(alone, of_alpha) < 1e-12
 
 
 def test_with_fixed_targets_the_product_is_symmetric(x64):
@@ -243,6 +266,7 @@ def test_with_fixed_targets_the_product_is_symmetric(x64):
     main = _main(problem.tx)
     flat, unravel = ravel_pytree(main.params)
 
+    @jax.jit
     def product(v):
         of_params, _ = inner_grads_vjp(
             problem, main, _alpha(), batch, rng, unravel(v), fixed_targets=True

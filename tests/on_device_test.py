@@ -39,12 +39,14 @@ def trained(on_device, config, windows=7, **fields):
     return state, rows
 
 
+@pytest.mark.slow
 def test_windows_per_call_change_nothing_but_calls(on_device):
     one, many = (trained(on_device, digits.get_config(), windows=n)[0] for n in (1, 50))
     for x, y in zip(jax.tree.leaves(one.main), jax.tree.leaves(many.main), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["mlc", "glc", "robust_mlc", "cross_entropy"])
 def test_methods_train(on_device, method):
     fields = {"method": method, "num_epochs": 6, "dataset.paired": True, "noise.level": 0.2}
@@ -95,6 +97,7 @@ def test_crops_are_pieces_of_the_padded_image(on_device):
         assert any((piece == crop).all() or (piece[:, ::-1] == crop).all() for piece in pieces)
 
 
+@pytest.mark.slow
 def test_rows_are_written(on_device, run_program, tiny_flags, tmp_path):
     flags = [flag for flag in tiny_flags() if flag != "--noprogress"]
     code, _, err = run_program("experiments.speed.on_device", *flags, f"--workdir={tmp_path}")
@@ -124,6 +127,7 @@ def test_time_calls_counts_what_is_waited_for(device_benchmark):
     assert len(done) > 10
 
 
+@pytest.mark.slow
 def test_programs_are_timed_where_they_scan_or_stack(device_benchmark):
     device_benchmark.MIN_SECONDS = 0.01
     config = tiny(digits.get_config())
@@ -134,6 +138,7 @@ def test_programs_are_timed_where_they_scan_or_stack(device_benchmark):
     assert stacked["state_and_batch_mib"] == pytest.approx(2 * one["state_and_batch_mib"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_differences_between_devices(device_benchmark):
     row = device_benchmark._difference(tiny(digits.get_config()), "one_step", 2)
     assert row == {"main": 0.0, "meta": 0.0}  # Of the CPU with itself.

@@ -1,5 +1,7 @@
 """Overlapping windows: an update of the LCN per s steps, through the last k; in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,10 @@ from mlc_jax.errors import InputError
 
 C, F, K = 3, 5, 4
 NUM_STEPS = 10  # Of a run, in which the rate drops after the fifth, inside of a window.
+
+
+def _slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def _method(**settings):
@@ -55,8 +61,14 @@ def _between(data, start, stop):
     return jax.tree.map(lambda x: x[steps], data)
 
 
+@pytest.fixture(scope="module")
+def runs(data):
+    """(settings) -> the states of a run, one for each update and the last, and all metrics."""
+    return functools.cache(lambda **settings: _states(_method(**settings), data))
+
+
 def _states(method, data, num_updates=None):
-    """The states of a run, one for each update and the last, and the metrics of every update."""
+    """As `runs`; of as many updates as are asked for."""
     bound = _bind(method)
     step, s = jax.jit(bound.train_step), method.stride
     states, metrics = [_start(bound)], []
@@ -123,34 +135,52 @@ def _assert_close(a, b, rtol=1e-10):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-13), a, b)
 
 
+@pytest.fixture(scope="module")
+def plain_runs(data):
+    """(s) -> the plain loop at its end; of every update its loss, gradient, step and LCN."""
+
+    @functools.cache
+    def run(s):
+        method = _method(update_every=s)
+        plain = Plain(method, data)
+        tx = method.meta_tx.bind(num_updates=NUM_STEPS // s, updates_per_epoch=5 // s)
+        meta, seen = plain.state.meta, []
+        for t in range(0, NUM_STEPS, s):
+            plain.advance(meta.params, t)
+            loss, grads = jax.value_and_grad(plain.loss)(meta.params, *plain.window(t + s))
+            updates, opt_state = tx.update(grads, meta.opt_state, meta.params)
+            meta = core.MetaState(optax.apply_updates(meta.params, updates), opt_state)
+            seen.append((loss, optax.tree.norm(grads), optax.tree.norm(updates), meta.params))
+        return plain, seen
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("s", "estimator"),
     [
         (1, estimators.exact()),
         (2, estimators.exact()),
-        (2, estimators.exact(backward="store")),
-        (1, estimators.exact(backward="two_level")),
-        (1, estimators.exact(backward="remat")),
+        _slow(2, estimators.exact(backward="store")),
+        _slow(1, estimators.exact(backward="two_level")),
+        _slow(1, estimators.exact(backward="remat")),
     ],
 )
-def test_a_run_is_that_of_a_plain_loop(x64, data, s, estimator):
-    """Dropout, momentum, weight decay and a rate that drops inside a window are all replayed."""
-    method = _method(update_every=s, estimator=estimator)
-    plain = Plain(method, data)
-    tx = method.meta_tx.bind(num_updates=NUM_STEPS // s, updates_per_epoch=5 // s)
-    meta = plain.state.meta
-    states, metrics = _states(method, data)
-    for i, t in enumerate(range(0, NUM_STEPS, s)):
-        plain.advance(meta.params, t)
-        loss, grads = jax.value_and_grad(plain.loss)(meta.params, *plain.window(t + s))
-        updates, opt_state = tx.update(grads, meta.opt_state, meta.params)
-        meta = core.MetaState(optax.apply_updates(meta.params, updates), opt_state)
+def test_a_run_is_that_of_a_plain_loop(x64, runs, plain_runs, s, estimator):
+    """Dropout, momentum, weight decay and a rate that drops inside a window are all replayed.
+
+    Dear for the loop in plain Python, with a gradient through every window: none of it is ours.
+    """
+    plain, seen = plain_runs(s)
+    states, metrics = runs(update_every=s, estimator=estimator)
+    for i, (loss, grad_norm, update_norm, meta_params) in enumerate(seen):
+        t = (i + 1) * s
         _assert_close(metrics[i]["outer_loss"], loss)
-        _assert_close(metrics[i]["meta_grad_norm"], optax.tree.norm(grads))
-        _assert_close(metrics[i]["meta_update_norm"], optax.tree.norm(updates))
-        assert int(states[i + 1].step) == t + s
-        _assert_close(states[i + 1].main.params, plain.past[t + s].params)
-        _assert_close(states[i + 1].meta.params, meta.params, rtol=1e-8)
+        _assert_close(metrics[i]["meta_grad_norm"], grad_norm)
+        _assert_close(metrics[i]["meta_update_norm"], update_norm)
+        assert int(states[i + 1].step) == t
+        _assert_close(states[i + 1].main.params, plain.past[t].params)
+        _assert_close(states[i + 1].meta.params, meta_params, rtol=1e-8)
     # What is replayed ends elsewhere than what is real: the LCN has changed on the way.
     main = plain.past[NUM_STEPS - K]
     for t in range(NUM_STEPS - K, NUM_STEPS):
@@ -163,11 +193,11 @@ def _distance(a, b):
     return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
 
 
-@pytest.mark.parametrize(("s", "update"), [(1, 0), (1, 1), (2, 0), (2, -1)])
-def test_the_gradient_is_the_slope_of_the_replay(x64, data, s, update):
-    """By finite differences; at the first update the window is shorter than k."""
+@pytest.mark.parametrize(("s", "update"), [_slow(1, 1), (2, -1)])
+def test_the_gradient_is_the_slope_of_the_replay(x64, data, runs, s, update):
+    """By finite differences; at the first updates the window is shorter than k."""
     method = _method(update_every=s)
-    states, _ = _states(method, data)
+    states, _ = runs(update_every=s, estimator=estimators.exact())
     update = range(NUM_STEPS // s)[update]
     state, t = states[update], update * s
     plain = Plain(method, data)
@@ -183,7 +213,9 @@ def test_the_gradient_is_the_slope_of_the_replay(x64, data, s, update):
     np.testing.assert_allclose(grads @ direction, slope, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_truncated_goes_back_fewer_steps_of_the_same_replay(x64, data):
+    """Dear for the derivative of a replay in plain Python, which alone knows of no estimator."""
     method = _method(update_every=1, estimator=estimators.truncated(2))
     states, _ = _states(method, data, 7)
     state, stop = states[-1], 8
@@ -200,14 +232,20 @@ def test_truncated_goes_back_fewer_steps_of_the_same_replay(x64, data):
 
         return plain.loss(meta_params, stop - K, stop, step)
 
-    ours = _bind(method).window(_named(method), state, _between(data, stop - K, stop))
-    _assert_close(ours.meta_grads, jax.grad(loss)(state.meta.params))
+    ours = _meta_grads(method, _named(method), state, _between(data, stop - K, stop))
+    _assert_close(ours, jax.jit(jax.grad(loss))(state.meta.params))
 
 
 def _named(method):
     return ESTIMATORS[method.estimator.name]
 
 
+def _meta_grads(method, estimator, state, batches):
+    bound = _bind(method)
+    return jax.jit(lambda x, y: bound.window(estimator, x, y).meta_grads)(state, batches)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("s", [1, 4])
 def test_first_order_is_exact_without_what_a_step_leaves_later_gradients(x64, data, s):
     method = _method(update_every=s, estimator=estimators.first_order())
@@ -225,13 +263,14 @@ def test_first_order_is_exact_without_what_a_step_leaves_later_gradients(x64, da
         return core.apply_inner_grads(plain.problem, main, grads, stats), (batch, rng)
 
     batches = _between(data, stop - K, stop)
-    ours = _bind(method).window(_named(method), state, batches).meta_grads
-    want = jax.grad(plain.loss)(state.meta.params, stop - K, stop, step)
+    ours = _meta_grads(method, _named(method), state, batches)
+    want = jax.jit(jax.grad(lambda x: plain.loss(x, stop - K, stop, step)))(state.meta.params)
     _assert_close(ours, want)
-    exact = _bind(method).window(ESTIMATORS["exact"], state, batches).meta_grads
+    exact = _meta_grads(method, ESTIMATORS["exact"], state, batches)
     assert _distance(ours, exact) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", [1, 2])
 def test_the_recursion_goes_on_from_update_to_update(x64, data, s):
     """With an LCN that does not move, it is what one window over all steps so far adds up."""
@@ -239,12 +278,14 @@ def test_the_recursion_goes_on_from_update_to_update(x64, data, s):
     assert (method.stride, method.num_replayed) == (s, 0)
     states, _ = _states(method, data)
     whole = _method(num_inner_steps=NUM_STEPS, estimator=estimators.approximate())
-    window = _bind(whole).window(_named(whole), states[0], data)
+    bound = _bind(whole)
+    window = jax.jit(lambda x, y: bound.window(_named(whole), x, y))(states[0], data)
     _assert_close(states[-1].past, window.meta_grads)
     _assert_close(states[-1].main.params, window.main.params)
     assert _bind(method).window is None  # There is none to hold another estimator against.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [estimators.exact(), estimators.approximate()])
 def test_an_update_every_k_steps_is_the_default(x64, data, estimator):
     """To the bit: the same program."""
@@ -260,8 +301,8 @@ def _numbers(state):
     return jax.tree.map(np.asarray, state.replace(rng=jax.random.key_data(state.rng)))
 
 
-def test_the_ring_holds_the_classifiers_before_the_last_updates(x64, data):
-    states, _ = _states(_method(update_every=1), data)
+def test_the_ring_holds_the_classifiers_before_the_last_updates(x64, runs):
+    states, _ = runs(update_every=1, estimator=estimators.exact())
     ring = [jax.tree.map(lambda x: x[i], states[-1].past.params) for i in range(K - 1)]  # noqa: B023
     # Of updates 7, 8 and 9; update i stands at place i modulo three.
     for i in (7, 8, 9):

@@ -42,6 +42,10 @@ RECORDED_METRICS = {
 MLP_FILES = ("mlp_k1", "mlp_k1_nomix", "mlp_k3", "mlp_k3_skip")
 
 
+def _slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 class Recorded:
     """One recorded run, with its arrays in the layouts of this project."""
 
@@ -214,12 +218,14 @@ def test_recursion_reproduces_the_recorded_mlp_runs(name, x64):
     _replay(Recorded(name), tolerance=1e-8)
 
 
+@pytest.mark.slow
 def test_recursion_with_the_released_fault_reproduces_the_released_resnet_run(x64):
     recorded = Recorded("resnet8_k2")
     step = functools.partial(_released_step, learning_rate=recorded.config["lr"])
     _replay(recorded, tolerance=1e-6, step=step)
 
 
+@pytest.mark.slow
 def test_recursion_reproduces_the_repaired_resnet_run(x64):
     metrics = _replay(Recorded("resnet8_k2_repaired"), tolerance=1e-6)
     # The fault reaches losses and gamma only through a meta update: the first window of the
@@ -236,9 +242,9 @@ def test_recursion_reproduces_the_repaired_resnet_run(x64):
     [
         ("mlp_k3", 1),
         ("mlp_k3", 3),
-        ("mlp_k3_skip", 1),
+        _slow("mlp_k3_skip", 1),
         ("mlp_k3_skip", 3),
-        ("resnet8_k2_repaired", 1),  # One step is left for the loop: nothing to unroll.
+        _slow("resnet8_k2_repaired", 1),  # One step is left for the loop: nothing to unroll.
     ],
 )
 def test_approximate_estimator_reproduces_the_recorded_windows(name, scan_unroll, x64):

@@ -73,7 +73,7 @@ def _sampled(gradient):
 # --- Against torchvision.
 
 
-@pytest.mark.parametrize("depth", [26, 50])
+@pytest.mark.parametrize("depth", [26, pytest.param(50, marks=pytest.mark.slow)])
 def test_features_logits_and_gradient_are_those_of_torchvision(depth):
     want, model = _recorded(depth), ResNet50(7, depth=depth)
     params, batch_stats = resnet_from_torch(_weights(depth))

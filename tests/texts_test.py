@@ -89,9 +89,16 @@ def test_a_frozen_encoder_is_asked_once(create, tmp_path, monkeypatch, standard_
     train.train_and_evaluate(config, str(tmp_path / "other"), show_progress=False)
 
 
+<<<<<<< HEAD
 def test_the_page_shows_texts(create, tmp_path, monkeypatch, standard_promotion):
     """Not features; and epochs come from the sizes of the data."""
     monkeypatch.setattr(sizing, "_EPOCHS", 10)  # Not 60.
+=======
+@pytest.mark.slow
+def test_others_see_the_same_features(create, tmp_path, monkeypatch, standard_promotion):
+    """The runs that one is compared with; and the page shows texts, not features."""
+    monkeypatch.setattr(sizing, "_EPOCHS", 10)  # Not 60: three runs of many epochs.
+>>>>>>> main
     monkeypatch.setattr(sizing, "_FEWEST_EPOCHS", 1)
     config = create("frozen", method="mlc", **{"model.mlp.hidden_sizes": (8,), "num_epochs": 0})
     train.train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)
@@ -186,6 +193,7 @@ def test_texts_without_a_reader(checkpoint):
         mlc.fit(_method(checkpoint, frozen=True), noisy, clean, reader=reader)
 
 
+@pytest.mark.slow
 def test_runs_that_are_trained_together_keep_no_encoder(create, tmp_path, standard_promotion):
     configs = {
         str(tmp_path / f"seed{i}"): create("frozen", seed=i, method="cross_entropy") for i in (0, 1)
@@ -196,6 +204,7 @@ def test_runs_that_are_trained_together_keep_no_encoder(create, tmp_path, standa
     assert loaded.predict_proba(["good news"]).shape == (1, 2)
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay_and_others_learn(create, checkpoint, tmp_path, standard_promotion):
     config = create(
         "finetuned", method="cross_entropy", length_buckets=1,

@@ -10,7 +10,6 @@ from configs import arrays
 from experiments import runs
 from mlc_jax.commands import train
 from mlc_jax.errors import InputError, NonFiniteLossError, Preempted
-from mlc_jax.methods import METHODS
 from mlc_jax.report import report
 from mlc_jax.training import loop
 from mlc_jax.training.run import build_run
@@ -21,8 +20,8 @@ TWO_PHASES = ("forward", "joint", "distillation", "glc")
 
 
 @pytest.fixture(autouse=True)
-def _standard(standard_promotion, compilation_cache):
-    """optax's Adam, and programs kept."""
+def _standard(standard_promotion):
+    """For optax's Adam."""
 
 
 @pytest.fixture
@@ -52,17 +51,13 @@ def _arrays(workdir):
         return dict(file)
 
 
-# The others train in tests of their own, or by the same code.
-_QUICK = ("glc",)
-_METHODS = [
-    pytest.param(name, marks=() if name in _QUICK else pytest.mark.slow)
-    for name in METHODS
-    if name not in ("mlc", "clean_only")
-]
-
-
-@pytest.mark.parametrize("method", _METHODS)
-def test_every_method_trains_and_reports(tiny_config, tmp_path, method):
+# One of each kind: without clean labels, in two phases, with labels that are learned, with a meta
+# model of its own, with one that sees the inputs. In memory methods_test.py trains every method.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method", ["noisy_only", "distillation", "joint", "meta_weight_net", "emlc"]
+)
+def test_methods_train_and_report(tiny_config, tmp_path, method):
     config = _config(tiny_config, method)
     results = train.train_and_evaluate(config, str(tmp_path), show_progress=False)
     num_steps = NUM_STEPS * (2 if method in TWO_PHASES else 1)
@@ -77,22 +72,29 @@ def test_every_method_trains_and_reports(tiny_config, tmp_path, method):
     assert steps == list(range(21, num_steps + 1, 21))
 
 
-_STOPS = [NUM_STEPS, *(pytest.param(x, marks=pytest.mark.slow) for x in (21, 30, NUM_STEPS + 10))]
+@pytest.fixture(scope="module")
+def whole(tiny_config, tmp_path_factory):
+    """What joint comes to where nobody stops it."""
+    workdir = tmp_path_factory.mktemp("whole")
+    with jax.numpy_dtype_promotion("standard"):
+        train.train_and_evaluate(_config(tiny_config, "joint"), str(workdir), show_progress=False)
+    return _arrays(workdir)
 
 
-@pytest.mark.parametrize("step", _STOPS)  # Epoch, between, phase.
-def test_phases_and_hooks_resume_bit_equal(tiny_config, tmp_path, stop_at, step):
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [21, 30, NUM_STEPS, NUM_STEPS + 10])  # Epoch, between, phase.
+def test_phases_and_hooks_resume_bit_equal(tiny_config, tmp_path, whole, stop_at, step):
     config = _config(tiny_config, "joint")
-    train.train_and_evaluate(config, str(tmp_path / "whole"), show_progress=False)
     stop_at(step)
     with pytest.raises(Preempted, match=f"saved step {step} of {2 * NUM_STEPS}"):
         train.train_and_evaluate(config, str(tmp_path / "parts"), show_progress=False)
     train.train_and_evaluate(config, str(tmp_path / "parts"), show_progress=False)
-    whole, parts = _arrays(tmp_path / "whole"), _arrays(tmp_path / "parts")
+    parts = _arrays(tmp_path / "parts")
     for name, array in whole.items():
         np.testing.assert_array_equal(parts[name], array)
 
 
+@pytest.mark.slow
 def test_joint_reports_the_labels_that_it_learned(tiny_config, tmp_path):
     """Means of the classifier's last predictions of the first phase, not the second one's."""
     config = _config(tiny_config, "joint", **{"joint.update_from": 1.0})
@@ -118,9 +120,12 @@ def test_first_phase_has_its_own_length(tiny_config, tmp_path):
         ("mlc", {}),
         pytest.param("joint", {}, marks=pytest.mark.slow),
         pytest.param("mlc", {"meta_gradient.num_inner_steps": 3}, marks=pytest.mark.slow),
-        ("mlc", {"meta_gradient.num_inner_steps": 3, "meta_gradient.update_every": 1}),
+        pytest.param(
+            "mlc", {"meta_gradient.num_inner_steps": 3, "meta_gradient.update_every": 1},
+            marks=pytest.mark.slow,
+        ),
     ],
-)
+)  # fmt: skip
 def test_together_each_run_is_what_it_is_alone(tiny_config, tmp_path, method, fields):
     configs = {
         str(tmp_path / "together" / "a"): _config(tiny_config, method, 0, **fields),
@@ -194,6 +199,7 @@ def test_run_that_diverges_does_not_stop_the_others(tiny_config, tmp_path, monke
     assert all(json.loads(row)["step"] < 9 for row in rows)
 
 
+@pytest.mark.slow
 def test_all_runs_of_a_program_may_diverge(tiny_config, tmp_path):
     exploding = {"main_optimizer.learning_rate": 1e30}
     configs = {

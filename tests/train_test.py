@@ -57,6 +57,11 @@ RESULT_KEYS = {
     "num_test",
     "train_seconds",
 }
+# Of `TRAINED`; in memory every method is trained by methods_test.py.
+NAMES = [
+    "mlc",
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ("mlc_k3", "cross_entropy", "clean_only")),
+]
 PATIENCE = 120  # Seconds until a run that shows no progress has failed the test.
 
 
@@ -150,7 +155,7 @@ def _has_reached(workdir, step):
     return bool(steps and rows and rows[-1]["step"] >= step)
 
 
-@pytest.mark.parametrize("name", ["mlc", "mlc_k3", "cross_entropy", "clean_only"])
+@pytest.mark.parametrize("name", NAMES)
 def test_run_leaves_everything_behind(trained, name):
     config, workdir, results = trained(name)
     assert {path.name for path in workdir.iterdir()} == {
@@ -190,7 +195,7 @@ def test_run_leaves_what_is_needed_to_use_it(trained):
     }
 
 
-@pytest.mark.parametrize("name", ["mlc", "mlc_k3", "cross_entropy", "clean_only"])
+@pytest.mark.parametrize("name", NAMES)
 def test_metrics_have_one_row_at_every_due_step(trained, name):
     rows = read_metrics(trained(name).workdir)
     of_train = [row for row in rows if "train/inner_loss" in row]
@@ -205,7 +210,7 @@ def test_metrics_have_one_row_at_every_due_step(trained, name):
         assert all(0 <= x <= 1 for name, x in row.items() if name.endswith("accuracy"))
 
 
-@pytest.mark.parametrize("name", ["mlc", "mlc_k3", "cross_entropy", "clean_only"])
+@pytest.mark.parametrize("name", NAMES)
 def test_loss_falls_and_the_classifier_learns(trained, name):
     _, workdir, results = trained(name)
     # MLC's inner loss is against labels that it rewrites; the clean loss is what it works on.
