@@ -89,16 +89,10 @@ def test_a_frozen_encoder_is_asked_once(create, tmp_path, monkeypatch, standard_
     train.train_and_evaluate(config, str(tmp_path / "other"), show_progress=False)
 
 
-<<<<<<< HEAD
+@pytest.mark.slow
 def test_the_page_shows_texts(create, tmp_path, monkeypatch, standard_promotion):
     """Not features; and epochs come from the sizes of the data."""
     monkeypatch.setattr(sizing, "_EPOCHS", 10)  # Not 60.
-=======
-@pytest.mark.slow
-def test_others_see_the_same_features(create, tmp_path, monkeypatch, standard_promotion):
-    """The runs that one is compared with; and the page shows texts, not features."""
-    monkeypatch.setattr(sizing, "_EPOCHS", 10)  # Not 60: three runs of many epochs.
->>>>>>> main
     monkeypatch.setattr(sizing, "_FEWEST_EPOCHS", 1)
     config = create("frozen", method="mlc", **{"model.mlp.hidden_sizes": (8,), "num_epochs": 0})
     train.train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)
