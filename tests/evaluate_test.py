@@ -70,7 +70,7 @@ def test_each_example_once_and_in_order(model, state, batch_size, per_device, si
     shapes = []
     bound = _bound(model, shapes)
     subset, inputs, labels = _examples(size)
-    logits, soft_labels, quality = _predict(bound, state, subset, labels, batch_size)
+    logits, soft_labels, quality, _ = _predict(bound, state, subset, labels, batch_size)
 
     want, features = model.apply({"params": state.main.params}, _normalize(inputs), train=False)
     assert logits.shape == soft_labels.shape == (size, NUM_CLASSES)
