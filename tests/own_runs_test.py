@@ -70,12 +70,11 @@ def reference(directory, tmp_path_factory, compilation_cache):
 
 
 def test_every_kind_of_file_is_the_same_run(directory, reference, tmp_path, standard_promotion):
-    """Bit for bit, and the rows held out, which nobody trains on, are the same.
+    """Bit for bit.
 
     Three trainings: that a table and a memory map are what the archive is, to the end of a run.
     """
     workdir, results = reference
-    assert results["num_test"] == 45 and results["last_test_accuracy"] is not None
     for file in ("mapped.npy", "all.csv"):
         other = _trained(directory, file, tmp_path / file)
         ours = (tmp_path / file / "corrected_labels.npz").read_bytes()
@@ -87,7 +86,7 @@ def test_every_kind_of_file_is_the_same_run(directory, reference, tmp_path, stan
                                         "why,checked_label")  # fmt: skip
         if file == "all.csv":
             assert "p0=0, p1=" in to_check[1]
-        for name in ("last_test_accuracy", "labels_changed", "mean_confidence"):
+        for name in ("labels_changed", "mean_confidence"):
             assert other[name] == results[name], file
 
 
