@@ -100,7 +100,7 @@ def test_a_run_is_the_same_with_both(create, tmp_path, monkeypatch, standard_pro
     for name, most in (("states", 1.0), ("tokens", 0.0), ("again", 1.0)):
         if name == "again":
             monkeypatch.setattr(FrozenLayers, "_outputs", None)
-        config = create(**{"dataset.max_cached_gb": most, "compare": False} | ONE_STEP)
+        config = create(**{"dataset.max_cached_gb": most} | ONE_STEP)
         kind = TokenSource if name == "tokens" else StatesSource
         assert isinstance(build_run(config).dataset.test.source, kind)
         train.train_and_evaluate(config, str(tmp_path / name), show_progress=False)
