@@ -148,6 +148,7 @@ def test_figures_without_meaning_are_left_out(load_program, all_wrong):
     assert program.plot_label_quality(labels, "a run")
 
 
+@pytest.mark.slow
 def test_cleanlab_beside_it(run_program, trained, tmp_path):
     cleanlab_rank = pytest.importorskip("cleanlab.rank")
     workdir = _copy(trained("mlc"), tmp_path)

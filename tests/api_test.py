@@ -204,6 +204,7 @@ def test_a_setting_that_an_older_workdir_lacks_is_its_default(fitted, digits, tm
         mlc.fit(changed, *_examples(digits, names=True), workdir=older, **SHORT)
 
 
+@pytest.mark.slow
 def test_own_models_optimizers_and_trees_of_inputs(digits, tmp_path, compilation_cache):
     """A dict of arrays, a Flax module and optax transformations of the user's own."""
     x, truth, given, noisy, checked, rest = digits
@@ -239,6 +240,7 @@ class Rows:
         return self.array[rows]
 
 
+@pytest.mark.slow
 def test_anything_with_rows_trains_as_the_array_does(fitted, digits):
     """And numbers as names do, and without a workdir as with one."""
     x, truth, given, noisy, checked, _ = digits

@@ -477,8 +477,8 @@ def test_the_same_data_from_files_are_the_same_run(
 # All of them are loaded above; here each layout, names, numbers and a test set are run once.
 LAYOUTS = [
     ("one file", "names", "mlc", True),
-    ("two files", "numbers", "cross_entropy", False),
-    ("benchmark", "numbers", "cross_entropy", True),
+    pytest.param("two files", "numbers", "cross_entropy", False, marks=pytest.mark.slow),
+    pytest.param("benchmark", "numbers", "cross_entropy", True, marks=pytest.mark.slow),
 ]
 
 

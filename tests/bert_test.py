@@ -169,6 +169,7 @@ def test_gradients_are_those_of_pytorch(name, recorded):
     _assert_close(got["encoder"], want["encoder"], 2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feature", ["mean", "cls", "pooler"])
 def test_features_and_the_layers_above_them(feature, recorded):
     case = recorded("gelu")
@@ -223,6 +224,7 @@ def test_initialisation():
     assert set(params) == {"embeddings", "layers"}  # No pooler that is not used.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_frozen", [1, *map(_slow, (3, -1))])
 def test_frozen_layers_are_the_same_layers(num_frozen):
     """In outputs and gradients, where there is no dropout; without a gradient for themselves."""
@@ -248,6 +250,7 @@ def test_frozen_layers_are_the_same_layers(num_frozen):
         assert set(part["encoder"]) == {"frozen_embeddings", "frozen_layers", "frozen_pooler"}
 
 
+@pytest.mark.slow
 def test_a_group_keeps_frozen_parameters_where_they_are():
     """Weight decay would move them."""
     model = Bert(TINY, 3, num_frozen_layers=2)
@@ -260,6 +263,7 @@ def test_a_group_keeps_frozen_parameters_where_they_are():
         assert any(np.any(x) for x in jax.tree.leaves(part)) != name.startswith("frozen_")
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_has_no_dropout():
     config = dataclasses.replace(TINY, dropout_rate=0.5, attention_dropout_rate=0.5)
 
@@ -276,6 +280,7 @@ def test_a_frozen_encoder_has_no_dropout():
     assert not np.allclose(features(1, train=True), dropped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rates", [(0.3, 0.0), (0.0, 0.3)], ids=["hidden", "attention"])
 def test_dropout(rates):
     """In training alone; by its key alone; right on average."""

@@ -77,6 +77,7 @@ def test_the_last_state_is_another(finished, tmp_path, standard_promotion):
     assert results["step"] not in steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kept", "from_older"), [pytest.param(2, False, marks=pytest.mark.slow), (4, True)]
 )
@@ -134,6 +135,7 @@ def test_runs_of_one_program_keep_a_state_each(finished, tmp_path, standard_prom
         assert of_run["step"] in checkpoint.finished_steps(directory)
 
 
+@pytest.mark.slow
 def test_in_memory_as_in_a_workdir(tmp_path, standard_promotion):
     """Steps donate their state: the one that is kept must be a copy."""
     rng = np.random.default_rng(0)

@@ -86,6 +86,7 @@ def _corrected_labels(workdir):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_digits_trains(trained):
     config, _, results = trained("mlc")
     assert config.dataset.name == results["dataset"] == "digits"

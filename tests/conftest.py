@@ -27,12 +27,17 @@ import jax
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 import contextlib
+import gc
 import importlib
 import pathlib
 import types
 from typing import Any, NamedTuple
 
 import pytest
+
+# Tracing makes a million small objects, and none of them is a cycle worth looking for that often:
+# an eighth of the time.
+gc.set_threshold(200_000, 20, 50)
 
 # configs/digits.py made small: 84 steps of a run take a second. Batches suit eight devices.
 TINY_DIGITS = {

@@ -37,6 +37,7 @@ def example(monkeypatch):
     return module.Bootstrapping
 
 
+@pytest.mark.slow
 def test_example_trains(example, tiny_config, tmp_path):
     results = train.train_and_evaluate(
         tiny_config(method="bootstrapping"), str(tmp_path), show_progress=False

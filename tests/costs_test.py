@@ -87,24 +87,18 @@ def count(small):
     return functools.cache(functools.partial(costs._unrolled_flops, small))
 
 
-SLOW = pytest.mark.slow  # Many compilations.
-
-
 @pytest.mark.parametrize(
     ("name", "k"),
     [
         ("plain", 4),
         ("exact:forward_over_reverse", 5),
         ("neumann", 3),
-        pytest.param("approximate", 4, marks=SLOW),
-        pytest.param("cross_entropy", 4, marks=SLOW),
-        pytest.param("exact:store", 4, marks=SLOW),
-        pytest.param("exact:remat", 5, marks=SLOW),
-        pytest.param("exact:two_level", 9, marks=SLOW),  # Segments of 2, 2, 2, 2.
-        pytest.param("truncated:store", 5, marks=SLOW),
-        pytest.param("truncated:two_level", 5, marks=SLOW),
-        pytest.param("one_step", 4, marks=SLOW),
-        pytest.param("finite_difference", 4, marks=SLOW),
+        ("cross_entropy", 4),
+        ("exact:store", 4),
+        ("exact:remat", 5),
+        ("exact:two_level", 9),  # Segments of 2, 2, 2, 2.
+        ("truncated:two_level", 5),
+        ("finite_difference", 4),
     ],
 )
 def test_flops_of_a_long_window_follow_from_small_ones(name, k, small, count):
@@ -116,8 +110,8 @@ def test_flops_of_a_long_window_follow_from_small_ones(name, k, small, count):
     ("name", "s"),
     [
         ("exact", 2),
-        pytest.param("first_order", 1, marks=SLOW),
-        pytest.param("truncated:2", 2, marks=SLOW),
+        ("first_order", 1),
+        ("truncated:2", 2),
     ],
 )
 def test_flops_of_overlapping_windows_are_those_of_the_replay_and_of_the_real_steps(
@@ -130,7 +124,6 @@ def test_flops_of_overlapping_windows_are_those_of_the_replay_and_of_the_real_st
     np.testing.assert_allclose(predicted, costs.analyse(program)[0], rtol=0.06)
 
 
-@SLOW
 def test_a_recursion_that_goes_on_costs_the_same_whatever_k_is(small, count):
     for k in (4, 6):
         program = programs.create_program(small, "approximate@2", k, scan_unroll=2)
@@ -144,7 +137,6 @@ def test_memory_of_overlapping_windows_counts_the_past_classifiers(small):
     assert whole - one > 2 * _copy_bytes(small)
 
 
-@SLOW
 def test_conjugate_gradient_counts_every_iteration(small):
     """One that is written out: XLA counts all of it. What counts as a term does so nearly."""
 
@@ -246,7 +238,7 @@ def _flops(analyse, name, k):
 
 @pytest.mark.parametrize(
     "backward",
-    ["forward_over_reverse", *(pytest.param(name, marks=SLOW) for name in ("store", "remat"))],
+    ["forward_over_reverse", "store", "remat"],
 )
 def test_cost_of_exact(backward, analyse):
     name, promise = f"exact:{backward}", PROMISES[backward]
@@ -278,7 +270,6 @@ def test_what_is_kept_of_every_step(backward, copies, small):
         assert growth("store") > LONG
 
 
-@SLOW
 def test_memory_of_two_level(analyse):
     """159.5 MiB; of them 6.5 are copies, and 153 what a loop takes at any k."""
     short, long = (analyse("exact:two_level", k)[1].temp for k in (1, LONG))
@@ -293,20 +284,17 @@ def test_one_step_and_approximate_cost_the_same_at_one_step(analyse):
     np.testing.assert_allclose(flops[1:], flops[0], rtol=0.02)
 
 
-@SLOW
 def test_the_backward_passes_cost_the_same_at_one_step(analyse):
     flops = [analyse(f"exact:{backward}", 1)[0] for backward in BACKWARDS]
     np.testing.assert_allclose(flops[1:], flops[0], rtol=0.02)
 
 
-@SLOW
 def test_a_loop_costs_what_is_counted_without_one(analyse):
     counted = costs.window_flops(_resnet(), "exact:forward_over_reverse", LONG)
     of_loop = _flops(analyse, "exact:forward_over_reverse", LONG)
     np.testing.assert_allclose(counted, of_loop, rtol=0.01)
 
 
-@SLOW
 def test_flops_of_two_level(analyse):
     """Every step but the last of a segment is computed once more."""
     plain, _ = analyse("plain", 1)

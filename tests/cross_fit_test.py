@@ -113,6 +113,7 @@ def test_rows_that_were_looked_up_teach_and_do_not_judge():
     assert not np.isin(rows.judged, looked_up).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "num_checked", [0, *(pytest.param(x, marks=pytest.mark.slow) for x in (1, 2))]
 )

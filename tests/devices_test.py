@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import digits
 from mlc_jax import build
-from mlc_jax.core import BACKWARDS, problem, second_order
+from mlc_jax.core import problem, second_order
 from mlc_jax.core.estimators import ESTIMATORS
 from mlc_jax.core.inner_loss import Mixing
 from mlc_jax.data import ArraySource, Subset
@@ -149,13 +149,11 @@ def _slow(*values):
     ("method", "estimator", "device_counts"),
     [
         ("mlc", "exact", (8,)),
-        _slow("mlc", "exact", (2,)),
         *(_slow("mlc", name, (8,)) for name in ESTIMATORS if name != "exact"),
         _slow("meta_weight_net", "exact", (8,)),
         _slow("emlc", "exact", (8,)),
         _slow("self_training", "exact", (8,)),
-        *(_slow(name, "exact", (8,)) for name in ("l2rw", "glc", "joint", "mlnt")),
-        _slow("cross_entropy", "exact", (8,)),
+        *(_slow(name, "exact", (8,)) for name in ("l2rw", "glc", "mlnt")),
     ],
 )
 def test_mlp_update_does_not_depend_on_the_device_count(method, estimator, device_counts):
@@ -175,16 +173,6 @@ def test_overlapping_windows_do_not_depend_on_the_device_count(estimator):
     alone = _train(config, (4,), 1, num_windows=4)
     assert alone["past"] is not None
     _assert_same(_train(config, (4,), 8, num_windows=4), alone, rtol=5e-5, atol=2e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backward", [x for x in BACKWARDS if x != "forward_over_reverse"])
-def test_ways_back_do_not_depend_on_the_device_count(backward):
-    config = _config("mlp", "exact", "mlc")
-    config.meta_gradient.backward = backward
-    config.meta_gradient.num_inner_steps = 5  # Two segments of two_level, and one step more.
-    config.meta_gradient.unroll = 1
-    _assert_same(_train(config, (4,), 8), _train(config, (4,), 1), rtol=2e-5, atol=1e-6)
 
 
 def _robust(mixup, backward):
@@ -228,14 +216,13 @@ def _mixing(num_devices):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backward", ["forward_over_reverse", "store", "two_level"])
-def test_mixed_examples_do_not_depend_on_the_device_count(backward, monkeypatch):
+def test_mixed_examples_do_not_depend_on_the_device_count(monkeypatch):
     """Partners come from a device's own slice: one device is given those of the eight."""
     ends = []
     for num_devices in (1, 8):
         for module in (problem, second_order):
             monkeypatch.setattr(module, "mixing_of", _mixing(num_devices))
-        ends.append(_train_anew(_robust(1.0, backward), (4,), num_devices))
+        ends.append(_train_anew(_robust(1.0, "store"), (4,), num_devices))
     assert ends[0]["metrics"]["fitted"] > 0
     _assert_same(ends[1], ends[0], rtol=5e-5, atol=2e-6)
 
@@ -256,30 +243,21 @@ def test_resnet_update_does_not_depend_on_the_device_count(method, sync_batch_no
         _assert_same(two, alone, rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize(
-    ("method", "estimator"),
-    [
-        ("mlc", "exact"),
-        *(_slow(name, "exact") for name in ("glc", "joint", "meta_weight_net", "l2rw", "mlnt")),
-        _slow("cross_entropy", "exact"),
-        _slow("mlc", "approximate"),
-    ],
-)
-def test_bare_jit_is_pmap_on_one_device(method, estimator):
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mlc", "glc", "joint"])
+def test_bare_jit_is_pmap_on_one_device(method):
     """What `Method.bind` makes is usable as it is: `pmap` is the training loop's business."""
-    config = _config("mlp", estimator, method)
+    config = _config("mlp", "exact", method)
     bare = _train_bare(config, (4,))
     assert bare["step"] == 2 * NUM_WINDOWS
     _assert_same(bare, _train(config, (4,), 1), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "num_devices"), [("mlc", 8), ("mlc", 2), ("glc", 8), ("emlc", 8)]
-)
-def test_pmap_is_jit_of_shard_map(method, num_devices):
+@pytest.mark.parametrize("method", ["mlc", "emlc"])
+def test_pmap_is_jit_of_shard_map(method):
     """pmap is in maintenance mode: a later swap is one function, `stack.over_devices`."""
     config = _config("mlp", "exact", method)
-    sharded = _train_sharded(config, (4,), num_devices)
+    sharded = _train_sharded(config, (4,), 8)
     assert sharded["step"] == 2 * NUM_WINDOWS
-    _assert_same(sharded, _train(config, (4,), num_devices), rtol=0, atol=0)
+    _assert_same(sharded, _train(config, (4,), 8), rtol=0, atol=0)

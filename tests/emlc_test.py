@@ -140,6 +140,7 @@ def test_meta_gradient_is_that_of_the_clean_loss_after_the_window(x64, k):
     np.testing.assert_allclose(_flat(window.meta_grads), expected, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_estimators_agree_at_one_step_with_dropout_in_the_teacher(x64):
     """All products are made with one draw, and another key is another draw."""
     model = MLP(C, hidden_sizes=(5,), dropout_rate=0.5)
@@ -155,6 +156,7 @@ def test_estimators_agree_at_one_step_with_dropout_in_the_teacher(x64):
     assert np.abs(look("exact", other) - exact).max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mix_clean", [True, False])
 def test_teacher_learns_from_clean_labels_beside(x64, mix_clean):
     """One update by plain SGD: the meta-gradient, and the slope of both losses by NumPy."""
@@ -210,6 +212,7 @@ def test_corrected_labels_are_the_teachers_and_the_gates(x64):
 # --- The teacher is a network of its own.
 
 
+@pytest.mark.slow
 def test_teacher_keeps_statistics_of_its_own():
     """Batch norm: moved by the clean batch, read in evaluation alone."""
     shape = (8, 8, 3)

@@ -60,6 +60,7 @@ def create(files, tiny_bert, tmp_path):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_states_stand_for_tokens(create, dtype, standard_promotion):
     """Logits, features and gradients are those of the whole encoder; padding is as well."""
@@ -186,6 +187,7 @@ def test_in_python(files, tiny_bert, tmp_path, standard_promotion):
     _assert_only_others_moved(results[1.0].state.main, tiny_bert)
 
 
+@pytest.mark.slow
 def test_decay_moves_no_frozen_parameter_whoever_made_the_optimizer(
     files, tiny_bert, tmp_path, standard_promotion
 ):

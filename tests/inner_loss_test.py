@@ -188,7 +188,7 @@ def _outer_loss_by_hand(rule, batches, mixings, alpha):
     ("name", "k"),
     [
         ("plain", 1),
-        ("all", 2),
+        _slow(("all", 2)),
         *(_slow((name, 1)) for name in RULES if name != "plain"),
         *map(_slow, (("regularised", 2), ("mixed", 2))),
     ],
@@ -223,6 +223,7 @@ def test_every_backward_pass_gives_the_same_gradient(name, backward, x64):
     assert _distance(got.main.params, want.main.params) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator", ["approximate", *map(_slow, (["one_step"], ["first_order"], ["truncated"]))]
 )
@@ -237,6 +238,7 @@ def test_the_central_difference_is_near_exact_at_one_step(x64):
     assert _distance(got.meta_grads, want.meta_grads) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _all_or_slow((name,) for name in RULES))
 def test_products_in_mixed_mode_are_vjps_of_the_inner_gradient(name, x64):
     problem = _problem(RULES[name])

@@ -213,6 +213,7 @@ def test_training_sees_given_labels_of_noisy_and_true_ones_of_clean_examples():
         np.testing.assert_equal(examples.given, given)
 
 
+@pytest.mark.slow
 def test_clean_batches_have_given_labels_where_any_is_known():
     pipelines = _stack()[:2]
     assert all(batch.clean_inner.given is not None for batch in _take_of(pipelines, 2))
@@ -241,6 +242,7 @@ def test_batch_is_a_function_of_seed_and_step(augment, wrap, monkeypatch):
     _assert_all_equal(from_start[5:], _take(pipeline, 3, 5))
 
 
+@pytest.mark.slow
 def test_blocks_that_are_read_at_once_do_not_change_the_batches(monkeypatch):
     pipeline = _image_pipeline(num_inner_steps=2)
     in_large_blocks = _take(pipeline, 5)
@@ -376,6 +378,7 @@ def test_pipeline_shifts_and_mirrors_its_images_uniformly():
     assert abs(np.corrcoef(rows, columns)[0, 1]) < 5 / np.sqrt(total)
 
 
+@pytest.mark.slow
 def test_augmentation_changes_with_step_and_seed_and_part():
     # One image, always in the batch, so that only the augmentation can differ.
     one = _subset(_image_pipeline().noisy.source, np.zeros(8), np.zeros(8))
@@ -386,6 +389,7 @@ def test_augmentation_changes_with_step_and_seed_and_part():
     assert np.any(steps.noisy[0] != other_seed.noisy[0])
 
 
+@pytest.mark.slow
 def test_augmentation_of_a_tree_by_as_many_draws_as_the_source_asks_for():
     tree = {"ids": np.zeros((NUM_NOISY, 2), np.int32), "u": np.zeros((NUM_NOISY, 5), np.float32)}
     source = ArraySource(tree, num_draws=5, augment=lambda tree, draws: tree | {"u": draws})
@@ -447,6 +451,7 @@ def test_noisy_and_clean_examples_may_come_from_sources_of_both_kinds():
 # --- Dealing to devices, processes and runs.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_devices", [4])
 def test_devices_get_consecutive_rows_of_the_global_batch(num_devices):
     pipeline = _image_pipeline(num_inner_steps=3)
@@ -494,6 +499,7 @@ def test_overlapping_windows_are_made_of_the_same_steps(num_replayed, start_wind
         _assert_equal(window, jax.tree.map(lambda *xs: np.concatenate(xs, axis), *kept))
 
 
+@pytest.mark.slow
 def test_overlapping_windows_are_joined_on_the_device(monkeypatch):
     """Every block is sent once; on CPU, where nothing is sent, the joined ones are the same."""
     pipeline = _image_pipeline(num_inner_steps=4, num_replayed=3)
@@ -511,6 +517,7 @@ def test_overlapping_windows_are_joined_on_the_device(monkeypatch):
     _assert_all_equal(placed, _take(pipeline, 3, 2))
 
 
+@pytest.mark.slow
 def test_stacked_runs_get_the_batches_that_each_gets_alone():
     pipelines = _stack(num_inner_steps=2)[:2]
     together = _take_of(pipelines, 5, 1, num_devices=2)
@@ -745,6 +752,7 @@ def test_an_error_of_a_users_object_is_raised_with_its_cause():
 # --- Threads.
 
 
+@pytest.mark.slow
 def test_closing_the_batches_stops_reading_and_releases_the_object():
     class Slow:
         calls = 0

@@ -318,6 +318,7 @@ def test_every_way_back_works_at_every_length(backward, k, x64):
     assert _distance(got, want) < 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "backward"),
     [_slow(ADAM, "store"), (ADAM, "forward_over_reverse"), _slow(AMSGRAD, "forward_over_reverse")],
@@ -356,6 +357,7 @@ def _after(batches, num_steps, optimizer=SGD):
     return main, jax.tree.map(lambda x: x[num_steps:], batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backward", [_slow("store"), "forward_over_reverse"])
 @pytest.mark.parametrize("truncation", [_slow(1), 2, _slow(4), _slow(9)])
 def test_truncated_is_exact_from_where_it_begins(truncation, backward, x64):
@@ -461,6 +463,7 @@ def test_exact_equals_approximate_at_one_step(optimizer, mix_clean, x64):
     _assert_close(approximate.metrics, exact.metrics)
 
 
+@pytest.mark.slow
 def test_exact_and_approximate_differ_in_the_gradient_alone(x64):
     exact, approximate, main = (
         _estimate(estimator, _batches(3))
@@ -480,6 +483,7 @@ def test_unrolling_the_loop_does_not_change_the_window(name, x64):
     _assert_close(unrolled, rolled, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [x if x in ("exact", "approximate") else _slow(x) for x in ESTIMATORS]
 )

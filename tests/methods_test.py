@@ -354,6 +354,7 @@ def _with_pairs(batch, given):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalize", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_pairs_teach_the_lcn_beside_the_meta_gradient(normalize, x64, batch):
     """Their gradient, of the classifier after the step, is added after the normalisation."""
@@ -649,6 +650,7 @@ def test_a_phase_has_whole_windows():
     assert binding.phase_of(6).num_steps == 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "rates"),
     [
@@ -840,7 +842,8 @@ def blobs():
 def test_every_method_trains(name, blobs, standard_promotion):
     """In memory; what runs leave behind, other tests see."""
     settings = {"model": MLP(C, hidden_sizes=(8,)), "tx": sgd(0.2, momentum=0.9)}
-    settings |= {"mlnt": {"num_synthetic": 2}, "joint": {"num_averaged": 2}}.get(name, {})
+    settings |= {"mlnt": {"num_synthetic": 2}, "joint": {"num_averaged": 2},
+                 "cross_fit": {"num_folds": 2, "num_rounds": 2}}.get(name, {})  # fmt: skip
     noisy, clean, test = blobs
     result = mlc_jax.fit(
         _method(name, **settings), noisy, clean, test=test, num_epochs=6, batch_size=48,

@@ -574,7 +574,7 @@ def _problem_and_window(spec, k):
     return Problem(_apply, _targets, tx), main, meta_params, window
 
 
-QUICK = ("adamw groups", "sgd groups clipped")  # Warm-up, decay, clipping, groups of three kinds.
+QUICK = ("sgd groups clipped",)  # Warm-up, decay, clipping, groups of three kinds.
 
 
 def _finite_differences(problem, main, meta_params, window, step=1e-5):

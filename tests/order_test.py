@@ -140,6 +140,7 @@ def test_batch_is_a_function_of_seed_and_step(by_row, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_devices_and_processes_pad_to_one_length():
     pipeline = _pipeline(num_inner_steps=2)
     whole = _take([pipeline], 8, num_devices=4)
@@ -148,6 +149,7 @@ def test_devices_and_processes_pad_to_one_length():
         _assert_equal(jax.tree.map(lambda *xs: np.concatenate(xs), *[x[t] for x in shares]), batch)
 
 
+@pytest.mark.slow
 def test_stacked_runs_have_their_own_batches_padded_alike():
     pipelines = [_pipeline(seed=seed, num_inner_steps=2) for seed in (0, 5)]
     together = _take(pipelines, 12, 1)

@@ -156,6 +156,7 @@ def plain_runs(data):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("s", "estimator"),
     [

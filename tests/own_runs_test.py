@@ -101,6 +101,7 @@ def _assert_is(workdir, results, reference):
     assert json.loads((workdir / "results.json").read_text())["num_steps"] == want["num_steps"]
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_ends_bit_identical(
     directory, reference, tmp_path, monkeypatch, standard_promotion
 ):

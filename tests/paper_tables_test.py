@@ -36,6 +36,7 @@ def test_costs_are_those_of_the_passes():
     assert "| all | 12 |" in table and "hours at 50 TFLOP/s" in table
 
 
+@pytest.mark.slow
 def test_a_forward_pass_of_resnet_50_has_eight_gflop(standard_promotion):
     assert paper_tables._forward_flops(clothing1m.get_config()) == pytest.approx(8.2e9, rel=0.05)
 
@@ -153,6 +154,7 @@ def test_bad_flags_of_table_2(run_program, tmp_path, bad, message):
     assert code == 2 and message in err
 
 
+@pytest.mark.slow
 def test_texts_and_images_have_their_costs(run_program, tmp_path):
     """Data need not be there for that."""
     import json

@@ -417,6 +417,7 @@ def _pipeline(dataset, **changes):
     return Pipeline(dataset.noisy, dataset.clean, **settings)
 
 
+@pytest.mark.slow
 def test_batches_are_a_function_of_seed_and_step(load, tmp_path):
     path = _folder(tmp_path / "all", 10)
     pipeline = _pipeline(load(data=path, clean_per_class=2))

@@ -213,6 +213,7 @@ def _replay(recorded, tolerance, step=estimators.recursion_step):
     return metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MLP_FILES)
 def test_recursion_reproduces_the_recorded_mlp_runs(name, x64):
     _replay(Recorded(name), tolerance=1e-8)
@@ -282,6 +283,7 @@ def test_exact_estimator_reproduces_the_recorded_single_steps(name, x64):
     assert _relative_error(window.main.params, recorded.main_params("step/0/main_params")) < 1e-8
 
 
+@pytest.mark.slow
 def test_main_trajectory_does_not_depend_on_the_estimator(x64):
     recorded = Recorded("mlp_k3")
     problem = recorded.problem()

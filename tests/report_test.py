@@ -326,6 +326,7 @@ def test_picture_shows_something_in_each_panel(run):
     _assert_panels((run.workdir / report.PICTURE_FILE).read_bytes(), upper)
 
 
+@pytest.mark.slow
 # Of 30 the names are left out.
 @pytest.mark.parametrize("num_classes", [4, pytest.param(30, marks=pytest.mark.slow)])
 def test_picture_without_truth_shows_something_in_each_panel(num_classes):

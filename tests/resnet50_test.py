@@ -151,6 +151,7 @@ def _init(model, source=None, seed=1):
     return init_model(_binding(model, source), jax.random.key(seed), jnp.zeros((1, 32, 32, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "model."])
 def test_a_checkpoint_gives_all_but_the_last_layer(tmp_path, prefix):
     path, state = str(tmp_path / "weights.safetensors"), _state_dict(TINY)
@@ -243,6 +244,7 @@ def test_computing_blocks_again_changes_nothing():
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4 * max(1, np.abs(x).max()))
 
 
+@pytest.mark.slow
 def test_frozen_statistics_stay_and_normalise_in_training():
     model = TINY.clone(freeze_batch_norm=True)
     params, batch_stats = _init(model)
@@ -256,6 +258,7 @@ def test_frozen_statistics_stay_and_normalise_in_training():
     assert not np.array_equal(updated["batch_stats"]["bn1"]["mean"], batch_stats["bn1"]["mean"])
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_params_and_outputs_in_float32():
     with jax.numpy_dtype_promotion("standard"):
         params, batch_stats = _init(TINY.clone(dtype=jnp.bfloat16))

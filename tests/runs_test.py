@@ -125,6 +125,7 @@ def test_finished_runs_of_another_config_are_refused(tiny_config, workdir, train
     assert trained == []
 
 
+@pytest.mark.slow
 def test_settings_that_do_not_touch_what_is_learned_may_change(tiny_config, workdir, trained):
     runs.run_grid(_grid(tiny_config()), workdir)
     trained.clear()
@@ -162,6 +163,7 @@ def test_a_run_from_before_a_setting_goes_on(tiny_config, workdir, trained):
         runs.run_grid({"mlc/seed0": tiny_config(num_steps=9)}, workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [None, "{"])
 def test_finished_run_whose_config_cannot_be_read(tiny_config, workdir, trained, content):
     runs.run_grid(_grid(tiny_config()), workdir)
@@ -172,6 +174,7 @@ def test_finished_run_whose_config_cannot_be_read(tiny_config, workdir, trained,
     assert str(error.value).startswith(f"mlc/seed1: {str(path)!r} cannot be read (")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_runs", [1, 2])
 def test_run_that_diverges_is_logged_and_skipped(tiny_config, workdir, trained, caplog, batch_runs):
     grid = _grid(tiny_config())

@@ -78,6 +78,7 @@ def create(checkpoint, files, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_is_asked_once(create, tmp_path, monkeypatch, standard_promotion):
     fields = {"model.mlp.hidden_sizes": (8,), "num_epochs": 20}
     config = create("frozen", method="mlc", **fields)
@@ -106,7 +107,7 @@ def test_the_page_shows_texts(create, tmp_path, monkeypatch, standard_promotion)
         )
 
 
-@pytest.mark.parametrize("kind", ["frozen", "finetuned"])
+@pytest.mark.parametrize("kind", ["frozen", pytest.param("finetuned", marks=pytest.mark.slow)])
 def test_a_workdir_is_all_that_predictions_need(
     kind, create, checkpoint, tmp_path, run_program, standard_promotion
 ):
@@ -154,7 +155,8 @@ def _method(checkpoint, frozen):
     return mlc.methods.mlc(model=bert, initial_params=str(checkpoint), **settings)
 
 
-@pytest.mark.parametrize("frozen", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [True, False])
 def test_texts_in_python(frozen, checkpoint, tmp_path):
     copy = shutil.copytree(checkpoint, tmp_path / "checkpoint")
     reader = mlc.TextReader(

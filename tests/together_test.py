@@ -114,6 +114,7 @@ def test_first_phase_has_its_own_length(tiny_config, tmp_path):
 # --- Several runs as one program.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "fields"),
     [
@@ -169,6 +170,7 @@ def test_stack_that_was_stopped_can_be_finished_one_by_one(tiny_config, tmp_path
         np.testing.assert_allclose(resumed, _arrays(whole)["soft_label"], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_run_that_diverges_does_not_stop_the_others(tiny_config, tmp_path, monkeypatch):
     create_train_step = loop.create_train_step
 

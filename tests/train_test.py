@@ -242,7 +242,7 @@ def test_killed_and_resumed_ends_bit_identical(
     """
     reference = trained(name)
     draw = random.Random(0)
-    every = settings_of(name) | {"checkpoint_every_steps": 2}
+    every = settings_of(name) | {"checkpoint_every_steps": 6}
     for first, last in ((6, 36), (40, 70))[:times]:
         step, delay = draw.randrange(first, last), draw.uniform(0, 0.05)
         process = start(tiny_flags(**every), tmp_path)
@@ -333,6 +333,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert checkpoint.finished_steps(tmp_path / checkpoint.DIRECTORY) == [15, 20]
 
 
+@pytest.mark.slow
 def test_the_first_step_can_be_logged(tiny_config, tmp_path):
     """Compilation is kept out of the clock then, but the step's metrics must not get lost."""
     config = tiny_config(method="clean_only", log_every_steps=1, num_epochs=1)
@@ -392,12 +393,14 @@ def test_an_unrolled_loop_says_that_it_keeps_everything(tiny_config, tmp_path, c
 # --- What a run is made of.
 
 
+@pytest.mark.slow
 def test_steps_stand_for_epochs(trained, tiny_config, tmp_path, standard_promotion):
     config = tiny_config(num_steps=NUM_STEPS, num_epochs=1)
     train.train_and_evaluate(config, str(tmp_path), show_progress=False)
     _assert_same_end(config, tmp_path, trained("mlc"))
 
 
+@pytest.mark.slow
 def test_steps_may_end_between_epochs(tiny_config, tmp_path):
     config = tiny_config(method="clean_only", num_steps=50)
     results = train.train_and_evaluate(config, str(tmp_path), show_progress=False)

@@ -168,6 +168,7 @@ def test_fewest_failures_then_accuracy(tune, trials, best):
     }
 
 
+@pytest.mark.slow
 def test_same_budget_and_choice_by_validation(run_program, tune, tiny_flags, tmp_path, stand_in):
     """Trial 2 is best by validation and worst by test; trial 1 would be, but diverges once."""
     rate = "main_optimizer.learning_rate"

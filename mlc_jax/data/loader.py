@@ -315,9 +315,7 @@ def _stream(
 
     @not_converted
     def buckets_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        zeros = tf.zeros([order.num_batches], tf.int32)
-        longest = zeros if order.buckets is None else order.longest(epoch)
-        return tf.data.Dataset.from_tensor_slices(longest)
+        return tf.data.Dataset.from_tensor_slices(order.longest(epoch))
 
     @not_converted
     def draw(step: tf.Tensor) -> tf.Tensor:
@@ -335,7 +333,11 @@ def _stream(
         return buckets, *(tf.reshape(x, [*lead, *x.shape[1:]]) for x in flat)
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-    places, buckets = (epochs.flat_map(x).skip(skipped) for x in (places_of, buckets_of))
+    places = epochs.flat_map(places_of).skip(skipped)
+    if order.buckets is None:
+        buckets = tf.data.Dataset.from_tensors(tf.zeros([], tf.int32)).repeat()
+    else:
+        buckets = epochs.flat_map(buckets_of).skip(skipped)
     draws = None
     if pipelines[0].augment and source.num_draws:
         draws = tf.data.Dataset.counter(start_step).map(draw)
