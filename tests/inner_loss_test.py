@@ -190,7 +190,6 @@ def _outer_loss_by_hand(rule, batches, mixings, alpha):
         ("plain", 1),
         _slow(("all", 2)),
         *(_slow((name, 1)) for name in RULES if name != "plain"),
-        *map(_slow, (("regularised", 2), ("mixed", 2))),
     ],
 )
 def test_exact_is_the_slope_of_the_outer_loss(name, k, x64):
@@ -215,10 +214,9 @@ def _window(name, estimator, backward, k):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backward", [x for x in BACKWARDS if x != "store"])
-@pytest.mark.parametrize("name", ["all", "regularised"])
-def test_every_backward_pass_gives_the_same_gradient(name, backward, x64):
+def test_every_backward_pass_gives_the_same_gradient(backward, x64):
     """By `store`, `jax.grad` goes through the steps as they are written."""
-    got, want = (_window(name, "exact", way, 5) for way in (backward, "store"))
+    got, want = (_window("all", "exact", way, 5) for way in (backward, "store"))
     assert _distance(got.meta_grads, want.meta_grads) < 1e-11
     assert _distance(got.main.params, want.main.params) < 1e-12
 
