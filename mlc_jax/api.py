@@ -19,7 +19,7 @@ from mlc_jax import build, config, description, paths
 from mlc_jax.benchmarks.datasets import image_options
 from mlc_jax.config.checks import whole
 from mlc_jax.core import TrainState
-from mlc_jax.data import Source, Subset
+from mlc_jax.data import UNKNOWN, Source, Subset
 from mlc_jax.data.dataset import Dataset
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.encoders import encoding
@@ -58,9 +58,9 @@ class Result:
     Attributes:
       labels: `[N]`, corrected labels of the noisy examples, in their order; numbers or names, as
         they were given.
-      label_quality: `[N]` in [0, 1], how far each given label is believed.
+      label_quality: `[N]` in [0, 1], how far each given label is believed; NaN where there is none.
       soft_labels: `[N, C]`, probabilities of the corrected labels.
-      given_labels: `[N]`.
+      given_labels: `[N]`; of several sources the vote of most. -1 or "" where there is none.
       ids: `[N]`, text.
       classes: `[C]`, the label of each column of `soft_labels` and `predict_proba`.
       figures: of the run, as in `results.json`; None where truth or a test set is not there.
@@ -141,7 +141,7 @@ class Result:
 
         return pandas.DataFrame({
             "id": self.ids,
-            "is_label_issue": self.labels != self.given_labels,
+            "is_label_issue": (self.labels != self.given_labels) & ~np.isnan(self.label_quality),
             "label_quality": self.label_quality,
             "given_label": self.given_labels,
             "predicted_label": self.labels,
@@ -292,7 +292,7 @@ def _result(
         labels=classes[columns["corrected_label"]],
         label_quality=of_noisy.label_quality,
         soft_labels=of_noisy.soft_labels,
-        given_labels=classes[columns["given_label"]],
+        given_labels=_with_none(classes, columns["given_label"]),
         ids=columns["id"],
         classes=classes,
         figures=figures,
@@ -346,6 +346,7 @@ def load(
         num_epochs=sizes["num_epochs"],
         prepare=prepare or (Normalize(**stored) if stored else prepare_for(sizes["example"])),
         axis_name=stack.AXIS_NAME,
+        num_sources=len(sizes.get("sources", "1")),
     )
     step = figures["step"] if described.get("best") == "validation" else None
     state = _restored(bound, described, sizes, path, step)
@@ -356,7 +357,7 @@ def load(
         labels=classes[stored_labels["corrected_label"]],
         label_quality=stored_labels["label_quality"],
         soft_labels=stored_labels["soft_label"],
-        given_labels=classes[stored_labels["given_label"]],
+        given_labels=_with_none(classes, stored_labels["given_label"]),
         ids=stored_labels["id"],
         classes=classes,
         figures=figures,
@@ -452,6 +453,12 @@ def _settings(fields: dict[str, Any]) -> "Settings":
 def _classes(names: Sequence[str], *, names_labels: bool) -> np.ndarray:
     """The label of each class, as the user wrote it: its name or its number."""
     return np.asarray(names) if names_labels else np.arange(len(names))
+
+
+def _with_none(classes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Labels as the user wrote them; -1 or "" where there is none."""
+    none = "" if classes.dtype.kind == "U" else UNKNOWN
+    return np.append(classes, none)[numbers]
 
 
 def _read_json(path: epath.Path, name: str) -> dict[str, Any]:

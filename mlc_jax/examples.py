@@ -13,6 +13,7 @@ from mlc_jax.data.dataset import Dataset
 from mlc_jax.data.folds import DRAWN
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.data.source import Layout, layout_of, num_examples, read_rows
+from mlc_jax.data.votes import prepared
 from mlc_jax.errors import InputError, expect
 from mlc_jax.files.own import how_drawn, missing_classes
 from mlc_jax.methods import Method
@@ -27,8 +28,10 @@ class Examples:
         is a sorted NumPy array of row numbers: a memory map, an HDF5 dataset, your own class. Or a
         list of texts, if `fit` is given a `reader` of them.
       labels: `[N]`, numbers from 0 or names. As given for noisy examples, the true ones for clean.
-      given: `[N]`, of clean examples: the labels as given before somebody checked them. None where
-        they are not known; -1 or "" in a row where they are not.
+        Of several sources (annotators, rules, models) `[N, S]`, a table with a column for each, or
+        a dict from its name to its labels. -1, "", None or NaN: the source said nothing.
+      given: of clean examples: the labels as given before somebody checked them, like `labels` of
+        the noisy ones. None where they are not known.
       ids: `[N]` names of the examples; None numbers them.
       drawn: of clean examples, how they were chosen: `random` (a random sample of all), `per_class`
         (so many of each class) or `looked_up` (because of something about them); one of these, or
@@ -45,8 +48,13 @@ class Examples:
         size = len(self)
         for name in ("labels", "given", "ids"):
             values = getattr(self, name)
-            if values is not None and len(values) != size:
-                raise InputError(f"{name}: got {len(values)} of them, expected {size}, one per row")
+            if isinstance(values, dict):
+                expect(len(values) > 0, name, values, "at least one source")
+                lengths = {len(column) for column in values.values()}
+            else:
+                lengths = set() if values is None else {len(values)}
+            for length in sorted(lengths - {size}):
+                raise InputError(f"{name}: got {length} of them, expected {size}, one per row")
         expect(size > 0, "x", self.x, "at least one example")
 
     def __len__(self) -> int:
@@ -105,19 +113,40 @@ def create_dataset(
                "for each of the model's classes")  # fmt: skip
         class_names = names + tuple(f"class {i}" for i in range(len(names), num_classes))
     numbers = {name: i for i, name in enumerate(class_names)}
+    source_names = _source_names(noisy)
+    truths, votes = {}, {}
+    for name, part in present.items():
+        unknown = np.full(len(part), UNKNOWN, np.int32)
+        truths[name], said = unknown, part.labels
+        if name != "noisy":
+            if _source_names(part, of="labels"):
+                raise InputError(f"{name}.labels: got several for a row, expected the true one")
+            said = part.given
+            truths[name] = _numbers(
+                f"{name}.labels", as_labels(part.labels), numbers, num_classes, known=True
+            )
+        columns = _columns(f"{name}.{'labels' if name == 'noisy' else 'given'}", said, source_names)
+        votes[name] = (
+            np.full((len(part), max(1, len(source_names))), UNKNOWN, np.int32)
+            if columns is None
+            else _numbers(f"{name}.labels", columns, numbers, num_classes, known=False)
+        )
+    given: dict[str, np.ndarray] = {name: said[:, 0] for name, said in votes.items()}
+    if source_names:
+        most, counted = prepared(
+            np.concatenate(list(votes.values())), np.concatenate(list(truths.values())),
+            source_names, num_classes,
+        )  # fmt: skip
+        ends = np.cumsum([len(said) for said in votes.values()])[:-1]
+        given = dict(zip(votes, np.split(most, ends), strict=True))
+        votes = dict(zip(votes, np.split(counted, ends), strict=True))
 
     def subset(name: str) -> Subset | None:
         if name not in present:
             return None
-        part, rows = present[name], np.arange(len(present[name]))
-        labels = _numbers(f"{name}.labels", part.labels, numbers, num_classes, known=True)
-        unknown = np.full(len(rows), UNKNOWN, np.int32)
-        if name == "noisy":
-            return Subset(sources[name], rows, labels, unknown)
-        given = unknown
-        if part.given is not None:
-            given = _numbers(f"{name}.given", part.given, numbers, num_classes, known=False)
-        return Subset(sources[name], rows, given, labels)
+        rows = np.arange(len(present[name]))
+        said = votes[name] if source_names else None
+        return Subset(sources[name], rows, given[name], truths[name], said)
 
     noisy_part, clean_part = subset("noisy"), subset("clean")
     assert noisy_part is not None and clean_part is not None
@@ -134,7 +163,75 @@ def create_dataset(
         noise="given",
         names_labels=names is not None,
         drawn=how_drawn(clean_part.truth, drawn, None),
+        source_names=source_names,
     )
+
+
+def _source_names(part: Examples, of: str = "labels") -> tuple[str, ...]:
+    """Of sources of labels; none where there is one label per row."""
+    values = getattr(part, of)
+    if isinstance(values, dict):
+        names = [str(name) for name in values]
+    elif hasattr(values, "columns"):
+        names = [str(name) for name in values.columns]
+    elif np.ndim(values) == 2:
+        names = [str(number) for number in range(np.shape(values)[1])]
+    else:
+        return ()
+    twice = [name for name in names if names.count(name) > 1]
+    expect(not twice, of, twice[:1], "each source once")
+    return tuple(names)
+
+
+def _columns(field: str, values: Any, names: tuple[str, ...]) -> np.ndarray | None:
+    """Labels `[N, S]` of the sources `names`, or of the one source there is; None without any."""
+    if values is None:
+        return None
+    if not names:
+        if np.ndim(values) == 2 or isinstance(values, dict):
+            raise InputError(f"{field}: got several labels for a row, noisy rows have one")
+        return as_labels(values)[:, None]
+    if not isinstance(values, dict) and not hasattr(values, "columns"):
+        array = as_labels(values)
+        if array.shape[1:] != (len(names),):
+            raise InputError(
+                f"{field}: got {list(array.shape)}, expected a column for each of {len(names)} "
+                "sources of noisy.labels"
+            )
+        return array
+    there = {str(name): name for name in values}
+    if unknown := sorted(there.keys() - set(names)):
+        raise InputError(f"{field}: source {unknown[0]!r} is not one of noisy.labels")
+    size = len(values[next(iter(there.values()))])
+    columns = [
+        as_labels(values[there[name]]) if name in there else np.full(size, UNKNOWN)
+        for name in names
+    ]
+    if any(column.dtype.kind == "U" for column in columns):
+        columns = [x if x.dtype.kind == "U" else _texts(x) for x in columns]
+    return np.stack(columns, axis=1)
+
+
+def as_labels(values: Any) -> np.ndarray:
+    """Labels as text, "" where there is none, or as whole numbers, -1 where there is none."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "OfT":
+        return array
+    flat = array.astype(object).ravel()
+    missing = np.array([x is None or x != x or x == "" for x in flat], bool)
+    rest = flat[~missing].tolist()
+    if all(isinstance(x, (int, float, np.number)) and x == int(x) for x in rest):
+        numbers = np.full(flat.shape, UNKNOWN, np.int64)
+        numbers[~missing] = rest
+        return numbers.reshape(array.shape)
+    if array.dtype.kind == "f":
+        return array
+    texts = np.array(["" if gone else str(x) for x, gone in zip(flat, missing, strict=True)])
+    return texts.reshape(array.shape)
+
+
+def _texts(numbers: np.ndarray) -> np.ndarray:
+    return np.where(numbers == UNKNOWN, "", numbers.astype(str))
 
 
 def _drawn(clean: Examples) -> np.ndarray:
@@ -208,31 +305,44 @@ def _num_classes(method: Method, prepare: Callable[[Any], Any], example: Any) ->
 
 def _names(parts: dict[str, Examples]) -> tuple[str, ...] | None:
     """All labels in their order if they are names; None if they are numbers."""
-    columns = [np.asarray(x) for p in parts.values() for x in (p.labels, p.given) if x is not None]
+    values = [x for p in parts.values() for x in (p.labels, p.given) if x is not None]
+    columns = [
+        as_labels(column)
+        for x in values
+        for column in ([x[name] for name in x] if _is_named(x) else [x])
+    ]
+    columns = [x for x in columns if x.size and not (x.dtype.kind in "iu" and (x < 0).all())]
     kinds = {"names" if column.dtype.kind in "UTO" else "numbers" for column in columns}
     expect(len(kinds) == 1, "labels", sorted(kinds), "all numbers, or all names")
     if kinds == {"numbers"}:
         return None
-    names = sorted({str(name) for column in columns for name in column.tolist()} - {""})
+    names = sorted({str(name) for column in columns for name in column.ravel().tolist()} - {""})
     return tuple(names)
+
+
+def _is_named(values: Any) -> bool:
+    """Whether sources of labels have names."""
+    return isinstance(values, dict) or hasattr(values, "columns")
 
 
 def _numbers(
     field: str, labels: Any, numbers: dict[str, int], num_classes: int, *, known: bool
 ) -> np.ndarray:
-    """Labels `[N]` as int32; UNKNOWN where there is none, unless they must be `known`."""
-    array = np.asarray(labels)
+    """Labels `[N]` or `[N, S]` as int32; UNKNOWN where there is none, unless they must be known."""
+    array = labels
     if array.dtype.kind in "UTO":
-        found = np.array([numbers.get(str(x), UNKNOWN) for x in array.tolist()], np.int32)
+        texts, places = np.unique(array, return_inverse=True)
+        found = np.array([numbers.get(str(x), UNKNOWN) for x in texts], np.int32)
+        found = found[places].reshape(array.shape)
     else:
         whole = np.issubdtype(array.dtype, np.integer)
         expect(whole, field, array.dtype, "whole numbers from 0, or names")
         found = array.astype(np.int32)
     bad = (found < (0 if known else UNKNOWN)) | (found >= num_classes)
     if bad.any():
-        row = int(np.flatnonzero(bad)[0])
+        row = int(np.argwhere(bad)[0][0])
         raise InputError(
-            f"{field}: row {row} is {array[row].item()!r}, expected 0 to {num_classes - 1}, the "
+            f"{field}: row {row} is {array[bad][0].item()!r}, expected 0 to {num_classes - 1}, the "
             "model's classes"
         )
     return found

@@ -197,7 +197,6 @@ GOOD = b"".join(b"%d,%s,%s,%d\n" % (i, b"ab"[i % 2 :][:1], b"a" if i == 0 else b
          "checked_label, age"),
         (HEADER + GOOD + b"20,a,\n", "line 22: has 3 fields, expected 4: id, label, "
          "checked_label, age"),
-        (HEADER + GOOD + b"20,,,1\n", "line 22: label is empty, expected a label in each row"),
         (HEADER + GOOD + b"3,a,,1\n", "line 22: id '3' is that of line 5, too; expected one each"),
         (HEADER + GOOD + b"20,\xe4,,1\n", "line 22: is not UTF-8: byte 0xe4 at offset 191 of the "
          "file; expected it saved as UTF-8"),

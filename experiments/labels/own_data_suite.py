@@ -21,17 +21,17 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from absl import flags
 from etils import epath
 from tqdm import tqdm
 
+from experiments.labels.cross_fitted import Draw, fit
 from experiments.labels.tables_of_people import TABLES, LabelledTable
 from experiments.records import Records, Row, clear_programs
 from experiments.tables import to_csv, to_markdown, values, where
 from mlc_jax import command_line, methods, models, paths
-from mlc_jax.data import UNKNOWN, ArraySource, Subset, folds
+from mlc_jax.data import folds
 from mlc_jax.errors import expect
 from mlc_jax.report import verdict
 
@@ -148,40 +148,15 @@ def cross_fit(table: LabelledTable, cells: Sequence[Cell], drawn: str) -> list[R
     """The method on several draws of a table, as one program."""
     num_classes = int(table.labels.max()) + 1
     method = methods.cross_fit(model=models.MLP(num_classes, ()))
-    source = ArraySource(table.features)
-    pipelines = []
-    for number, cell in enumerate(cells):
-        clean, noisy = (np.flatnonzero(part) for part in (cell.checked, ~cell.checked))
-        unknown = np.full(len(noisy), UNKNOWN, np.int32)
-        pipelines.append(folds.AllRows(
-            Subset(source, cell.rows[noisy], cell.given[noisy], unknown),
-            Subset(source, cell.rows[clean], cell.given[clean], cell.truth[clean]),
-            np.full(len(clean), drawn), method.num_folds, method.num_parts, number,
-            method.batch_size, method.steps_per_round,
-        ))  # fmt: skip
-    all_rows = folds.of_one_length([pipeline.rows for pipeline in pipelines])
-    rows = jax.tree.map(lambda *arrays: np.stack(arrays), *all_rows)
-    bound = method.bind(
-        num_noisy=len(pipelines[0].noisy), num_classes=num_classes,
-        steps_per_epoch=method.steps_per_round, num_epochs=1,
-    )  # fmt: skip
-    keys = jax.vmap(jax.random.key)(np.arange(len(cells)))
-    state = jax.vmap(bound.init, in_axes=(0, None))(keys, table.features[:1])
-    first, second = (jax.jit(jax.vmap(phase.train_step)) for phase in bound.phases)
-    state, _ = first(state, rows)
-    for _ in range(method.num_rounds):
-        state, _ = second(state, rows)
-    assert bound.out_of_fold is not None and bound.classify is not None
-    probs = jax.device_get(jax.jit(jax.vmap(bound.out_of_fold))(state, rows))
-    classify = jax.jit(jax.vmap(bound.classify, in_axes=(0, None)))
-    unseen = np.asarray(classify(state, table.features)[0]).argmax(axis=-1)
-    found = []
-    for i, (cell, pipeline) in enumerate(zip(cells, pipelines, strict=True)):
-        of_cell = {name: x[i] for name, x in probs.items()}
-        found.append(_judged(cell, pipeline, of_cell, num_classes) | {
-            "unseen_cross_fit": _percent(unseen[i][cell.unseen], table.labels[cell.unseen])
-        })  # fmt: skip
-    return found
+    draws = [Draw(cell.rows, cell.given[:, None], cell.truth, cell.checked) for cell in cells]
+    return [
+        _judged(cell, fitted.pipeline, fitted.out_of_fold, num_classes) | {
+            "unseen_cross_fit": _percent(
+                fitted.probs.argmax(axis=-1)[cell.unseen], table.labels[cell.unseen]
+            )
+        }
+        for cell, fitted in zip(cells, fit(method, table.features, draws, drawn), strict=True)
+    ]  # fmt: skip
 
 
 def _judged(

@@ -16,6 +16,7 @@ from mlc_jax.data.folds import PER_CLASS
 from mlc_jax.data.source import UNKNOWN, Source, Subset, read_rows
 from mlc_jax.errors import InputError
 from mlc_jax.files import arrays, image_folder, table_files, text_files
+from mlc_jax.files.label_columns import Said
 from mlc_jax.files.own import FIELD, OwnData
 from mlc_jax.files.pictures import Geometry
 from mlc_jax.files.tokens import TokenSource
@@ -56,10 +57,14 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
     if c.name not in _OWN:
         return corrupted(images.cifar(c.name, c.data_dir, download=c.download), config)
     files, checked = (c.data, c.noisy, c.clean, c.test), _listed(c.checked)
-    names = ["data", "noisy", "clean", "test", *("checked" for _ in checked)]
+    said = Said(_listed(c.label_columns), c.votes)
+    if said != Said() and not c.data:
+        name = "label_columns" if c.label_columns else "votes"
+        raise InputError(f"{FIELD}{name}: got {c[name]!r}, expected none beside dataset.noisy")
+    names = ["data", "noisy", "clean", "test", "votes", *("checked" for _ in checked)]
     stamps = tuple(
         paths.version(file, FIELD + name) if file else None
-        for name, file in zip(names, (*files, *checked), strict=True)
+        for name, file in zip(names, (*files, c.votes, *checked), strict=True)
     )
     options: Any = {
         "arrays": c.standardize,
@@ -67,7 +72,7 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
         "table": table_files.Options(_listed(c.features), c.standardize),
         "text": tokens,
     }[c.name]
-    own = _own_data(c.name, files, checked, c.drawn, stamps, options)
+    own = _own_data(c.name, files, checked, c.drawn, said, stamps, options)
     if isinstance(own, Benchmark):
         return corrupted(own, config)
     if config.noise.type != "none":
@@ -88,6 +93,7 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
         columns=own.columns,
         left_out=own.left_out,
         drawn=own.drawn,
+        source_names=own.source_names,
     )
 
 
@@ -135,11 +141,12 @@ def _own_data(
     files: tuple[str | None, ...],
     checked: tuple[str, ...],
     drawn: str | None,
+    said: Said,
     stamps: tuple[Any, ...],
     options: Any,
 ) -> OwnData | Benchmark:
     del stamps
-    return _OWN[name][0](*files, options, checked, drawn)
+    return _OWN[name][0](*files, options, checked, drawn, said)
 
 
 def corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:

@@ -64,6 +64,19 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "random sample of all rows), per_class (so many of each class) or looked_up "
                 "(because of something about them). None guesses, and says what.",
             ),
+            "label_columns": Setting(
+                None,
+                text(),
+                "Own files: NAME[,NAME...] of columns of labels, one for each annotator, rule or "
+                "model, where there are several; an empty field says nothing. None is the column "
+                "label or, where there is none, all columns label_*.",
+            ),
+            "votes": Setting(
+                None,
+                text(),
+                "Beside data: FILE with columns id, source and label, a row for each label that "
+                "somebody gave.",
+            ),
             "features": Setting(
                 None,
                 text(),

@@ -50,7 +50,7 @@ class Rows(NamedTuple):
 
     Attributes:
       inputs: `[N, ...]`, as stored.
-      votes: `[N, S]` int32, the given labels; -1 where nothing was said.
+      votes: `[N, S]` int16, the given labels; -1 where nothing was said.
       checks: `[N]` int32, -1 where nobody looked.
       is_judged: `[N]` bool, checked rows that were not looked up: those that weights, `R`, `pi` and
         the verdict are measured on.

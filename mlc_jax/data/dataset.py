@@ -73,6 +73,7 @@ class Dataset:
       left_out: (id, what is wrong) of rows whose inputs cannot be read, and which are not there.
       drawn: `[len(clean)]` text, where each clean example comes from, of `folds.DRAWN`; None where
         nobody asks.
+      source_names: of the sources of given labels, where there are several.
       judged: held-out examples whose given and true labels are both known, or None: corrections are
         judged by them where the truth of noisy examples is not known.
     """
@@ -90,6 +91,7 @@ class Dataset:
     left_out: tuple[tuple[str, str], ...] = ()
     judged: Subset | None = None
     drawn: np.ndarray | None = None
+    source_names: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -104,7 +106,7 @@ class Dataset:
     @property
     def paired(self) -> bool:
         """Whether the given labels of clean examples are known, of some at least."""
-        return bool((self.clean.given != UNKNOWN).any())
+        return bool((self.clean.all_votes != UNKNOWN).any())
 
     def clean_labels_spent(self, *, trained_on: bool) -> int:
         """Trusted labels that a run uses for anything but the test.
@@ -122,4 +124,5 @@ class Dataset:
     def fingerprint(self) -> str:
         """Differs where a run on the data would; a checkpoint remembers it."""
         texts = [self.noisy.fingerprint(), self.clean.fingerprint(), *self.class_names]
+        texts += self.source_names
         return hashlib.blake2b("\n".join(texts).encode(), digest_size=8).hexdigest()

@@ -49,7 +49,7 @@ def assign(
     fold = np.full(len(checks), -1, np.int32)
     fold[is_judged] = deal(checks[is_judged], folds, rng)
     part = np.zeros(len(checks), np.int32)
-    part[~is_judged] = deal(votes.max(axis=1, initial=UNKNOWN)[~is_judged], parts, rng)
+    part[~is_judged] = deal(votes.max(axis=1)[~is_judged], parts, rng)
     part[is_judged] = deal(fold[is_judged], parts, rng)
     is_visible = is_checked & (fold != np.arange(folds)[:, None])
     outside = [(part != h) | (parts == 1) for h in range(parts)]
@@ -59,7 +59,7 @@ def assign(
     judged = np.flatnonzero(is_judged)
     size = max(1, len(judged))
     return {
-        "votes": votes.astype(np.int32),
+        "votes": votes.astype(np.int16),
         "checks": checks.astype(np.int32),
         "is_judged": is_judged,
         "part": part,
@@ -120,7 +120,7 @@ class AllRows:
         """
         subsets = (self.noisy, self.clean)
         inputs = [read_rows(subset.source, subset.rows) for subset in subsets]
-        votes = np.concatenate([subset.given for subset in subsets])[:, None]
+        votes = np.concatenate([subset.all_votes for subset in subsets])
         unchecked = np.full(len(self.noisy), UNKNOWN, np.int32)
         checks = np.concatenate([unchecked, self.clean.truth])
         drawn = np.concatenate([np.full(len(self.noisy), "", self.drawn.dtype), self.drawn])

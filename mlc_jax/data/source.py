@@ -78,14 +78,16 @@ class Subset:
     Attributes:
       source: of the inputs.
       rows: `[n]` int64, row numbers in `source`.
-      given: `[n]` int32, the labels as given, or UNKNOWN.
+      given: `[n]` int32, the labels as given, or UNKNOWN; of several, the vote of most.
       truth: `[n]` int32, the true labels, or UNKNOWN.
+      votes: `[n, S]` int16, what each of S sources said, or UNKNOWN; None if there is one, `given`.
     """
 
     source: Source
     rows: np.ndarray
     given: np.ndarray
     truth: np.ndarray
+    votes: np.ndarray | None = None
 
     @classmethod
     def whole(
@@ -110,17 +112,24 @@ class Subset:
         """Whether the true label of every row is known."""
         return len(self) > 0 and bool((self.truth != UNKNOWN).all())
 
+    @property
+    def all_votes(self) -> np.ndarray:
+        """`[n, S]`; S is 1 where there is one source."""
+        return self.given[:, None] if self.votes is None else self.votes
+
     def take(self, positions: np.ndarray | slice) -> "Subset":
         """The examples at positions of this subset."""
+        votes = None if self.votes is None else self.votes[positions]
         return Subset(
-            self.source, self.rows[positions], self.given[positions], self.truth[positions]
+            self.source, self.rows[positions], self.given[positions], self.truth[positions], votes
         )
 
     def fingerprint(self) -> str:
         """Of inputs, choice of rows and labels."""
         digest = hashlib.blake2b(self.source.fingerprint().encode(), digest_size=8)
-        for array in (self.rows, self.given, self.truth):
-            digest.update(np.ascontiguousarray(array).data)
+        for array in (self.rows, self.given, self.truth, self.votes):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ from mlc_jax.data.folds import DRAWN
 from mlc_jax.data.prepare import Normalize, blocks, extremes, standardize
 from mlc_jax.data.source import UNKNOWN, ArraySource, IndexedSource, Subset
 from mlc_jax.errors import InputError
-from mlc_jax.files.label_columns import NAMES, LabelColumns, read_checks
+from mlc_jax.files.label_columns import LabelColumns, Said, first_said, read_checks
 from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile, Labels, OwnData, combine
 from mlc_jax.files.tables import ENDINGS, Table
 
@@ -26,6 +26,7 @@ def load(
     standardized: bool | None,
     checked: Sequence[str] = (),
     drawn: str | None = None,
+    said: Said = Said(),  # noqa: B008
 ) -> OwnData | Benchmark:
     """Reads one file, or two, and maybe one to judge by.
 
@@ -42,6 +43,7 @@ def load(
       standardized: see `config.dataset.standardize`.
       checked: see `read_checks`.
       drawn: see `how_drawn`.
+      said: where labels of `data` stand.
 
     Raises:
       InputError: a file that cannot be read, or arrays that do not fit together.
@@ -54,7 +56,9 @@ def load(
     named = _check_kinds(files)
     for file in files.values():
         file.check_shape_of(next(iter(files.values())))
-    labelled = {name: file.labelled() for name, file in files.items()}
+    labelled = {
+        name: file.labelled(said if name == "data" else Said()) for name, file in files.items()
+    }
     checks = read_checks(checked, labelled["data"]) if checked else None
     own = combine(labelled, Normalize(), str if named else int, checks, drawn)
     return (
@@ -169,7 +173,9 @@ class _File:
                 self.fail(f"has no array {key!r}, only {sorted(self.arrays)}")
         self.inputs = checked_inputs(self.field, path, "['inputs'] ", self.arrays["inputs"])
         for key in _COLUMNS:
-            if key in self.arrays and self.arrays[key].shape != (len(self.inputs),):
+            shape = self.arrays[key].shape if key in self.arrays else (len(self.inputs),)
+            several = key == "labels" and len(shape) == 2 and name == "data"
+            if shape[:1] != (len(self.inputs),) or (len(shape) > 1 and not several):
                 self.fail(
                     f"[{key!r}] has shape {self.arrays[key].shape}, expected "
                     f"({len(self.inputs)},), one for each input"
@@ -191,16 +197,20 @@ class _File:
                 f"{other.path!r}, {list(theirs.shape[1:])} of {theirs.dtype}"
             )
 
-    def labelled(self) -> LabelledFile:
+    def labelled(self, said: Said) -> LabelledFile:
         if self.table is not None:
-            return self._labelled_by(self.table)
+            return self._labelled_by(self.table, said)
+        if said != Said():
+            self.fail("has its labels in an array; expected neither label_columns nor votes")
         inputs, ids = self.inputs, self.arrays.get("ids")
-        labels = self._labels("labels")
+        labels, votes, names = self._labels("labels"), None, ()
         assert labels is not None
-        missing = np.flatnonzero(labels.numbers == UNKNOWN)
-        if len(missing):
-            self.fail(f"['labels'] row {missing[0]} is empty or -1; expected a label")
+        if labels.numbers.ndim == 2:
+            names = self._source_names(labels.numbers.shape[1])
+            votes, labels = labels, first_said(labels)
         return LabelledFile(
+            votes=votes,
+            source_names=names,
             field=self.field,
             path=self.path,
             labels=labels,
@@ -213,9 +223,15 @@ class _File:
             create_source=lambda: ArraySource(inputs, ids),
         )
 
-    def _labelled_by(self, table: Table) -> LabelledFile:
-        columns, num_rows = LabelColumns(table), 0
-        for line, values in table.rows(["label"], NAMES[1:]):
+    def _source_names(self, number: int) -> tuple[str, ...]:
+        names = self.arrays.get("sources", np.arange(number)).astype(str)
+        if names.shape != (number,) or len(set(names.tolist())) < number:
+            self.fail(f"['sources'] is {names.tolist()}, expected {number} names, each once")
+        return tuple(names.tolist())
+
+    def _labelled_by(self, table: Table, said: Said) -> LabelledFile:
+        columns, num_rows = LabelColumns(table, said), 0
+        for line, values in table.rows(columns.required, columns.optional):
             columns.add(line, values)
             num_rows += 1
         file = columns.finish(lambda ids: IndexedSource(self.inputs, ids))
@@ -248,11 +264,12 @@ class _File:
         if key not in self.arrays:
             return None
         labels = self.arrays[key]
-        if np.issubdtype(labels.dtype, np.str_):
-            return Labels.of(labels)
-        if not np.issubdtype(labels.dtype, np.integer):
-            self.fail(f"[{key!r}] holds {labels.dtype}, expected whole numbers or names")
-        return Labels.of(np.where(labels == UNKNOWN, "", labels.astype(str)))
+        if not np.issubdtype(labels.dtype, np.str_):
+            if not np.issubdtype(labels.dtype, np.integer):
+                self.fail(f"[{key!r}] holds {labels.dtype}, expected whole numbers or names")
+            labels = np.where(labels == UNKNOWN, "", labels.astype(str))
+        of_all = Labels.of(labels.ravel())
+        return of_all._replace(numbers=of_all.numbers.reshape(labels.shape))
 
 
 def _check_kinds(files: dict[str, _File]) -> bool:

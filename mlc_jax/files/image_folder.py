@@ -12,7 +12,7 @@ from mlc_jax import paths
 from mlc_jax.data.dataset import Benchmark
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.errors import InputError
-from mlc_jax.files.label_columns import NAMES, LabelColumns, read_checks
+from mlc_jax.files.label_columns import LabelColumns, Said, read_checks
 from mlc_jax.files.own import FIELD, LabelledFile, Labels, OwnData, combine
 from mlc_jax.files.packed import Packed, is_packed, local_directory
 from mlc_jax.files.pictures import (
@@ -58,6 +58,7 @@ def load(
     options: Options,
     checked: Sequence[str] = (),
     drawn: str | None = None,
+    said: Said = Said(),  # noqa: B008
 ) -> OwnData | Benchmark:
     """Reads one folder or table, or two, and maybe one to judge by.
 
@@ -72,12 +73,13 @@ def load(
       options: see `Options`.
       checked: see `read_checks`.
       drawn: see `how_drawn`.
+      said: where labels of `data` stand.
 
     Raises:
       InputError: a file that cannot be read, or labels that do not fit together.
     """
     parts = {
-        name: _read(name, path)
+        name: _read(name, path, said if name == "data" else Said())
         for name, path in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
         if path
     }
@@ -214,13 +216,15 @@ class _Part:
             checked=of_kept(file.checked),
             given=of_kept(file.given),
             split=of_kept(file.split),
+            drawn=of_kept(file.drawn),
+            votes=of_kept(file.votes),
             ids=file.ids[keep],
             name_row=lambda row: name_row(int(rows[row])),
         )
         return left_out
 
 
-def _read(name: str, path: str) -> _Part:
+def _read(name: str, path: str, said: Said) -> _Part:
     place = paths.absolute(path, FIELD + name)
     if place.is_dir():
         return _read_folder(FIELD + name, path)
@@ -229,15 +233,15 @@ def _read(name: str, path: str) -> _Part:
             f"{FIELD}{name}: no file or directory {path!r}; expected a directory with a "
             "sub-directory for each class, or a table with columns path and label"
         )
-    return _read_table(Table(FIELD + name, path))
+    return _read_table(Table(FIELD + name, path), said)
 
 
-def _read_table(table: Table) -> _Part:
-    columns, names = LabelColumns(table), []
-    for line, (path, *values) in table.rows(["path", "label"], NAMES[1:]):
+def _read_table(table: Table, said: Said) -> _Part:
+    columns, names = LabelColumns(table, said), []
+    place = len(columns.required) + columns.optional.index("id")
+    for line, (path, *values) in table.rows(["path", *columns.required], columns.optional):
         if not path or path.isspace():
             table.fail("path is empty, expected that of a picture", line)
-        place = NAMES.index("id")
         values[place] = path if values[place] is None else values[place]
         columns.add(line, values)
         names.append(os.fsencode(path))

@@ -4,20 +4,39 @@ import hashlib
 import re
 from array import array
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
 from mlc_jax.data.folds import DRAWN, LOOKED_UP, RANDOM
 from mlc_jax.data.source import UNKNOWN, Source
+from mlc_jax.errors import InputError
 from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, Checks, LabelledFile, Labels
 from mlc_jax.files.tables import Table
 
-# Beside `label`, which each file has. All other columns are inputs, or nobody's business.
+# Beside the labels. All other columns are inputs, or nobody's business.
 OPTIONAL = ("checked_label", "given_label", "id", "split", "drawn")
 NAMES = ("label", *OPTIONAL)
+_ONE_EACH = "label_"  # Of columns of labels, one for each source, where there is no `label`.
+# What we write beside a user's columns; it may come back.
+_WRITTEN = ("label_quality",)
 
 # A spreadsheet runs a value that begins with one of these; files for people have a ' before it.
 _RUNS = re.compile(r"'*[=+\-@\t\r]")
+
+
+class Said(NamedTuple):
+    """Where the labels as given stand, if not in a column `label`.
+
+    Attributes:
+      columns: of the file, one for each source; none of them is `label`, or, where there is none,
+        all that begin with `label_`.
+      votes: a table with columns `id`, `source` and `label`, a row for each label.
+    """
+
+    columns: tuple[str, ...] = ()
+    votes: str | None = None
 
 
 class LabelColumns:
@@ -25,13 +44,21 @@ class LabelColumns:
 
     Args:
       table: for its name, and for messages.
+      said: where labels stand; not of a file whose labels are the true ones.
+
+    Attributes:
+      required: columns of labels, one for each source.
+      optional: further columns that the file may have.
+
+    Raises:
+      InputError: a column that is named twice.
     """
 
-    def __init__(self, table: Table):
-        self._table = table
-        self._label, self._checked, self._given, self._split, self._drawn = (
-            _Column() for _ in range(5)
-        )
+    def __init__(self, table: Table, said: Said = Said()):  # noqa: B008
+        self._table, self._said = table, said
+        self.required, self.optional = _sources(table, said), list(OPTIONAL)
+        self._labels = [_Column() for _ in self.required]
+        self._checked, self._given, self._split, self._drawn = (_Column() for _ in range(4))
         self._ids: list[str | None] = []
         self._lines = array("q")
 
@@ -40,20 +67,21 @@ class LabelColumns:
 
         Args:
           line: see `Table.rows`.
-          values: of the columns `NAMES`.
+          values: of the columns `required` and `optional`.
 
         Raises:
-          InputError: there is no label, or the split is none.
+          InputError: the split is none.
         """
-        label, checked, given, identifier, split, drawn = values
-        if not label or label.isspace():
-            self._table.fail("label is empty, expected a label in each row", line)
+        labels, rest = values[: len(self.required)], values[len(self.required) :]
+        checked, given, identifier, split, drawn = rest
         if split is not None and split not in SPLITS:
             self._table.fail(f"split is {split!r}, expected {SPLIT_NAMES}", line)
         if drawn and drawn not in DRAWN:
             self._table.fail(f"drawn is {drawn!r}, expected {', '.join(DRAWN)} or nothing", line)
+        for column, label in zip(self._labels, labels, strict=True):
+            column.append("" if label is None or label.isspace() else label)
         for column, value in (
-            (self._label, label), (self._checked, checked), (self._given, given),
+            (self._checked, checked), (self._given, given),
             (self._split, split), (self._drawn, drawn),
         ):  # fmt: skip
             column.append(value)
@@ -69,14 +97,21 @@ class LabelColumns:
         Raises:
           InputError: no row, or an id that is not there, or there twice.
         """
-        labels = self._label.labels()
-        if labels is None:
+        if not self._lines:
             self._table.fail("has no row, expected one for each example")
         ids, table, lines = self._checked_ids(), self._table, self._lines
+        names, columns = list(self.required), [x.labels() for x in self._labels]
+        if self._said.votes:
+            more, votes = _read_votes(self._said.votes, table, ids, len(lines))
+            names, columns = names + more, columns + votes
+        names, columns = _that_say_something(names, columns)
+        several = len(names) > 1 or names[:1] not in ([], ["label"])
         return LabelledFile(
             field=table.field,
             path=table.path,
-            labels=labels,
+            labels=_first_said(columns, len(lines)),
+            votes=_together(columns) if several else None,
+            source_names=tuple(names) if several else (),
             checked=self._checked.labels(),
             given=self._given.labels(),
             split=self._split.labels(),
@@ -104,6 +139,101 @@ class LabelColumns:
                 self._lines[row],
             )
         return array
+
+
+def _sources(table: Table, said: Said) -> list[str]:
+    """Names of the columns of labels."""
+    for name in said.columns:
+        if said.columns.count(name) > 1:
+            raise InputError(
+                f"{FIELD}label_columns: {name!r} is named twice; expected each source once"
+            )
+        if name in OPTIONAL:
+            raise InputError(
+                f"{FIELD}label_columns: {name!r} holds no labels as given; expected columns of them"
+            )
+    if said.columns:
+        return list(said.columns)
+    there = table.columns()
+    if "label" in there:
+        return ["label"]
+    found = [x for x in there if x.startswith(_ONE_EACH) and x not in _WRITTEN]
+    if found and not said.votes:
+        logging.info("Labels as given, one column for each source: %s.", ", ".join(found))
+        return found
+    return [] if said.votes else ["label"]  # Which is missed where the file is read.
+
+
+def _that_say_something(
+    names: list[str], columns: list[Labels | None]
+) -> tuple[list[str], list[Labels]]:
+    """Leaves out sources of no label at all; if all are, the first one stays."""
+    kept = [
+        (name, column)
+        for name, column in zip(names, columns, strict=True)
+        if column is not None and column.names
+    ]
+    silent = [name for name in names if name not in [x for x, _ in kept]]
+    if silent and kept:
+        logging.warning("Left out, for they label no row: %s.", ", ".join(silent))
+    return [name for name, _ in kept], [column for _, column in kept]
+
+
+def _together(columns: Sequence[Labels]) -> Labels:
+    """Columns `[N]` of several sources as one, `[N, S]`."""
+    names = tuple(dict.fromkeys(name for column in columns for name in column.names))
+    place = {name: number for number, name in enumerate(names)}
+    numbers = [
+        np.array([*(place[name] for name in column.names), UNKNOWN], np.int32)[column.numbers]
+        for column in columns
+    ]
+    return Labels(names, np.stack(numbers, axis=1))
+
+
+def first_said(votes: Labels) -> Labels:
+    """Of `[N, S]` labels the first that there is in each row, `[N]`."""
+    first = (votes.numbers != UNKNOWN).argmax(axis=1)
+    return votes._replace(numbers=np.take_along_axis(votes.numbers, first[:, None], axis=1)[:, 0])
+
+
+def _first_said(columns: Sequence[Labels], num_rows: int) -> Labels:
+    """The label of the first source that gave one, of each row."""
+    if not columns:
+        return Labels((), np.full(num_rows, UNKNOWN, np.int32))
+    return first_said(_together(columns))
+
+
+def _read_votes(
+    path: str, data: Table, ids: np.ndarray | None, num_rows: int
+) -> tuple[list[str], list[Labels | None]]:
+    """Sources in the order of the file, and their labels of the rows of `data`."""
+    table = Table(f"{FIELD}votes", path)
+    names = [str(i) for i in range(num_rows)] if ids is None else ids.tolist()
+    rows = {name: row for row, name in enumerate(names)}
+    columns: dict[str, dict[int, str]] = {}
+    for line, (identifier, source, label) in table.rows(["id", "source", "label"]):
+        row = rows.get(from_spreadsheet(identifier or ""), rows.get(identifier or ""))
+        if row is None:
+            table.fail(f"id {identifier!r} is not in {data.path!r}; expected one of its ids", line)
+        if not source or source.isspace():
+            table.fail("source is empty, expected who gave the label", line)
+        said = columns.setdefault(source, {})
+        if row in said and said[row] != label:
+            table.fail(
+                f"source {source!r} labels id {identifier!r} as {said[row]!r} and as {label!r}; "
+                "expected one label",
+                line,
+            )
+        said[row] = "" if label is None or label.isspace() else label
+    found = []
+    for said in columns.values():
+        texts = np.full(num_rows, "", object)
+        texts[list(said)] = list(said.values())
+        column = _Column()
+        for text in texts:
+            column.append(text)
+        found.append(column.labels())
+    return list(columns), found
 
 
 class _Column:

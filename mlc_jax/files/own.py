@@ -14,6 +14,7 @@ from absl import logging
 from mlc_jax.data.dataset import Benchmark
 from mlc_jax.data.folds import DRAWN, PER_CLASS, RANDOM
 from mlc_jax.data.source import UNKNOWN, Source, Subset
+from mlc_jax.data.votes import prepared
 from mlc_jax.errors import InputError
 from mlc_jax.files.columns import Columns
 
@@ -49,11 +50,13 @@ class LabelledFile:
     Attributes:
       field: the setting that names it: `config.dataset.noisy`.
       path: as given.
-      labels: of every row.
+      labels: of every row; of several sources that of the first one that labels the row.
       checked: of the rows that somebody checked; None if the file does not have such labels.
       given: the labels of checked rows as they were before; None if they are not known.
       split: of every row, one of `SPLITS`; None if the file does not say.
       drawn: of every row, one of `folds.DRAWN` or nothing; None if the file does not say.
+      votes: `[N, S]`, of several sources; None if there is one, of `labels`.
+      source_names: their S names.
       ids: text `[N]`, each once; None where rows are known by their numbers.
       name_row: what messages call a row: `line 3`.
       create_source: of its inputs. Called once all labels are known to be right: it may take long.
@@ -69,6 +72,8 @@ class LabelledFile:
     name_row: Callable[[int], str]
     create_source: Callable[[], Source]
     drawn: Labels | None = None
+    votes: Labels | None = None
+    source_names: tuple[str, ...] = ()
 
     def rows_of(self, split: str) -> np.ndarray:
         """`[N]` bool, the rows that say they are of `split`."""
@@ -108,6 +113,7 @@ class OwnData(NamedTuple):
       drawn: text `[len(clean)]`, how each checked row was chosen, of `folds.DRAWN`.
       columns: how a table's columns became inputs.
       left_out: (id, what is wrong) of rows whose inputs cannot be read, and which are not there.
+      source_names: of given labels, where there are several.
     """
 
     class_names: tuple[str, ...]
@@ -119,6 +125,7 @@ class OwnData(NamedTuple):
     validation: Subset | None = None
     columns: Columns | None = None
     left_out: tuple[tuple[str, str], ...] = ()
+    source_names: tuple[str, ...] = ()
 
 
 def combine(
@@ -143,7 +150,14 @@ def combine(
     """
     _check_ids(files)
     _check_judging(files)
-    columns = [x for f in files.values() for x in (f.labels, f.checked, f.given) if x is not None]
+    for name, file in files.items():
+        if name not in ("data", "noisy") or (
+            name == "data" and file.checked is None and checks is None
+        ):
+            _check_all_labelled(file)
+    columns = [
+        x for f in files.values() for x in (f.labels, f.votes, f.checked, f.given) if x is not None
+    ]
     classes = _Classes(tuple(sorted({name for x in columns for name in x.names}, key=order)))
     if "data" not in files:
         own = _two_files(files["noisy"], files["clean"], classes, prepare, drawn)
@@ -231,24 +245,44 @@ def _one_file(
     prepare: Callable[[Any], Any],
     drawn: str | None,
 ) -> OwnData:
-    given, truth = (classes.numbers(file, x) for x in (file.labels, file.checked))
+    truth = classes.numbers(file, file.checked)
     said = _said(file)
     if checks is not None:
         later = classes.numbers(file, checks.labels)
         is_new = (later != UNKNOWN) & (truth == UNKNOWN)
         truth = np.where(is_new, later, truth)
         said = np.where(is_new, checks.drawn, said)
+    given, votes = _given(file, truth, classes)
     learned = ~file.judging
     clean, noisy = (truth != UNKNOWN) & learned, (truth == UNKNOWN) & learned
     _check_sizes(file, int(clean.sum()), int(noisy.sum()))
     _check_names(file, given, truth, classes.names)
     missing_classes(given[noisy], truth[clean], classes.names)
-    everything = Subset(file.create_source(), np.arange(len(given)), given, truth)
+    _check_votes(file, votes, truth, classes.names)
+    everything = Subset(file.create_source(), np.arange(len(given)), given, truth, votes)
     parts = noisy, clean, file.rows_of("test"), file.rows_of("validation")
     of_noisy, of_clean, *judges = (everything.take(np.flatnonzero(part)) for part in parts)
     test, validation = (judge if len(judge) else None for judge in judges)
     chosen = how_drawn(truth[clean], said[clean], drawn)
-    return OwnData(classes.names, of_noisy, of_clean, test, prepare, chosen, validation)
+    return OwnData(
+        classes.names, of_noisy, of_clean, test, prepare, chosen, validation,
+        source_names=file.source_names,
+    )  # fmt: skip
+
+
+def _given(
+    file: LabelledFile, truth: np.ndarray, classes: "_Classes"
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Labels as given, `[N]`; of several sources the vote of most, and all votes `[N, S]`."""
+    given, votes = classes.numbers(file, file.labels), None
+    if file.votes is not None:
+        given, votes = prepared(
+            classes.numbers(file, file.votes), truth, file.source_names, len(classes.names)
+        )
+    unlabelled = int((given[~file.judging] == UNKNOWN).sum())
+    if unlabelled:
+        logging.info("Rows without a label as given, labelled by prediction alone: %d.", unlabelled)
+    return given, votes
 
 
 def _said(file: LabelledFile) -> np.ndarray:
@@ -265,8 +299,12 @@ def _two_files(
     prepare: Callable[[Any], Any],
     drawn: str | None,
 ) -> OwnData:
-    given = classes.numbers(noisy, noisy.labels)
     truth, old = classes.numbers(clean, clean.labels), classes.numbers(clean, clean.given)
+    unknown = np.full(len(noisy.labels.numbers), UNKNOWN, np.int32)
+    given, votes = _given(noisy, unknown, classes)
+    if votes is not None:
+        noisy.fail("has several labels for a row; expected all rows in dataset.data, checked ones "
+                   "among them")  # fmt: skip
     _check_sizes(clean, len(truth), len(given))
     _check_names(clean, np.concatenate([given, old]), truth, classes.names)
     missing_classes(given, truth, classes.names)
@@ -331,6 +369,28 @@ def _check_judging(files: Mapping[str, LabelledFile]) -> None:
                 f"{file.name_row(row)} is a {split} row that nobody checked; expected its true "
                 "label"
             )
+
+
+def _check_all_labelled(file: LabelledFile) -> None:
+    for row in np.flatnonzero(file.labels.numbers == UNKNOWN)[:1].tolist():
+        file.fail(f"{file.name_row(row)}: label is empty, expected a label in each row")
+
+
+def _check_votes(
+    file: LabelledFile, votes: np.ndarray | None, truth: np.ndarray, names: Sequence[str]
+) -> None:
+    """A label that one source gave once, and nobody else did, is misspelt, most likely."""
+    if votes is None:
+        return
+    counts = np.bincount(votes[votes != UNKNOWN], minlength=len(names))
+    for number in np.setdiff1d(np.flatnonzero(counts == 1), truth).tolist():
+        row, source = np.argwhere(votes == number)[0].tolist()
+        others = [x for x in names if x != names[number]]
+        near = difflib.get_close_matches(names[number], others, n=1) or others[:1]
+        file.fail(
+            f"{file.name_row(row)} has label {names[number]!r} by {file.source_names[source]!r}, "
+            f"which nobody else gave; expected one of the others, such as {near[0]!r}"
+        )
 
 
 def _check_sizes(file: LabelledFile, num_clean: int, num_noisy: int) -> None:

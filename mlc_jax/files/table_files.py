@@ -12,7 +12,7 @@ from mlc_jax.data.dataset import Benchmark
 from mlc_jax.data.source import UNKNOWN, ArraySource, Source
 from mlc_jax.files.arrays import scale
 from mlc_jax.files.columns import Columns, Survey, survey
-from mlc_jax.files.label_columns import NAMES, LabelColumns, read_checks
+from mlc_jax.files.label_columns import NAMES, LabelColumns, Said, read_checks
 from mlc_jax.files.own import FIELD, LabelledFile, Labels, OwnData, combine
 from mlc_jax.files.tables import Table
 
@@ -42,6 +42,7 @@ def load(
     options: Options,
     checked: Sequence[str] = (),
     drawn: str | None = None,
+    said: Said = Said(),  # noqa: B008
 ) -> OwnData | Benchmark:
     """Reads one file, or two, and maybe one to judge by; `.csv`, `.jsonl` or `.parquet`.
 
@@ -54,6 +55,7 @@ def load(
       options: see `Options`.
       checked: see `read_checks`.
       drawn: see `how_drawn`.
+      said: where labels of `data` stand.
 
     Raises:
       InputError: a file that cannot be read, labels that do not fit together, or a column that
@@ -62,7 +64,7 @@ def load(
     paths = [("data", data), ("noisy", noisy), ("clean", clean), ("test", test)]
     tables = [(name, Table(FIELD + name, path)) for name, path in paths if path]
     (first, table), *others = tables
-    file, columns = _read_first(table, options.features)
+    file, columns = _read_first(table, options.features, said if first == "data" else Said())
     files = {first: file} | {name: _read(other, columns) for name, other in others}
     checks = read_checks(checked, file) if checked else None
     own = combine(files, identity, checks=checks, drawn=drawn)
@@ -82,19 +84,20 @@ class TableSource(ArraySource):
         return [self._columns.describe(self.inputs[row]) for row in rows]
 
 
-def _read_first(table: Table, chosen: Sequence[str]) -> tuple[LabelledFile, Columns]:
+def _read_first(table: Table, chosen: Sequence[str], said: Said) -> tuple[LabelledFile, Columns]:
     """The file that features are chosen by."""
-    names, unnamed = list(chosen), []
+    names, unnamed, labels = list(chosen), [], LabelColumns(table, said)
     if not chosen:
-        there = [name for name in table.columns() if name not in NAMES]
+        taken_up = {*NAMES, *labels.required}
+        there = [name for name in table.columns() if name not in taken_up]
         names = [name for name in there if name not in _UNNAMED]
         unnamed = [name for name in there if name in _UNNAMED]
-    labels = LabelColumns(table)
+    size = len(labels.required) + len(labels.optional)
 
     def rows() -> Iterator[tuple[int, Sequence[str | None]]]:
-        for line, values in table.rows(["label"], NAMES[1:], names):
-            labels.add(line, values[: len(NAMES)])
-            yield line, values[len(NAMES) :]
+        for line, values in table.rows(labels.required, labels.optional, names):
+            labels.add(line, values[:size])
+            yield line, values[size:]
 
     surveys = survey(names, rows())
     file = labels.finish(lambda ids: _encoded(table, columns, ids))
@@ -111,7 +114,7 @@ def _read_first(table: Table, chosen: Sequence[str]) -> tuple[LabelledFile, Colu
 
 def _read(table: Table, columns: Columns) -> LabelledFile:
     labels = LabelColumns(table)
-    for line, values in table.rows(["label"], NAMES[1:], columns.names):
+    for line, values in table.rows(labels.required, labels.optional, columns.names):
         labels.add(line, values[: len(NAMES)])
     return labels.finish(lambda ids: _encoded(table, columns, ids))
 

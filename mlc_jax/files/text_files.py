@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from mlc_jax.core import identity
 from mlc_jax.data.dataset import Benchmark
 from mlc_jax.data.source import Source
-from mlc_jax.files.label_columns import NAMES, LabelColumns, read_checks
+from mlc_jax.files.label_columns import LabelColumns, Said, read_checks
 from mlc_jax.files.own import FIELD, LabelledFile, OwnData, combine
 from mlc_jax.files.tables import Table
 from mlc_jax.files.tokens import Texts, Tokenizer, TokenSource, create_source
@@ -45,6 +45,7 @@ def load(
     settings: Settings,
     checked: Sequence[str] = (),
     drawn: str | None = None,
+    said: Said = Said(),  # noqa: B008
 ) -> OwnData | Benchmark:
     """Reads one file, or two, and maybe one to judge by; `.csv`, `.jsonl` or `.parquet`.
 
@@ -58,13 +59,14 @@ def load(
       settings: see `Settings`.
       checked: see `read_checks`.
       drawn: see `how_drawn`.
+      said: where labels of `data` stand.
 
     Raises:
       InputError: a file that cannot be read, or labels that do not fit together.
     """
     make_source = settings.source_maker()
     files = {
-        name: _read_own(Table(FIELD + name, path), make_source)
+        name: _read_own(Table(FIELD + name, path), make_source, said if name == "data" else Said())
         for name, path in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
         if path
     }
@@ -72,12 +74,12 @@ def load(
     return combine(files, identity, checks=checks, drawn=drawn)
 
 
-def _read_own(table: Table, make_source: Callable[..., Source]) -> LabelledFile:
+def _read_own(table: Table, make_source: Callable[..., Source], said: Said) -> LabelledFile:
     """Keeps labels and ids, and where the rows stand; texts are read again when they are needed."""
-    columns = LabelColumns(table)
+    columns = LabelColumns(table, said)
 
     def texts_with_labels() -> Iterator[str]:
-        for line, (text, *values) in table.rows(["text", "label"], NAMES[1:]):
+        for line, (text, *values) in table.rows(["text", *columns.required], columns.optional):
             if not text or text.isspace():
                 table.fail("text is empty, expected a text in each row", line)
             columns.add(line, values)

@@ -33,6 +33,7 @@ from mlc_jax.models.label_model import (
     pool,
     shifted_shares,
     source_counts,
+    vote_shares,
 )
 
 # Streams of the state's key: batches of the rivals, and of the runs.
@@ -186,10 +187,11 @@ class _Machine:
         for number, (name, shape) in enumerate(families.items()):
             keys = jax.random.split(jax.random.fold_in(init_rng, number), shape)
             params[name] = jax.vmap(jax.vmap(start))(keys)
+        num_sources = self.binding.num_sources
         flat = jnp.full((method.num_folds, num_classes), 1 / num_classes)
         meta = {
             "matrices": jnp.broadcast_to(
-                flat[:, None, None, :], (method.num_folds, 1, num_classes, num_classes)
+                flat[:, None, None, :], (method.num_folds, num_sources, num_classes, num_classes)
             ),
             "class_shares": flat,
             "weights": jnp.ones(NUM_TERMS),
@@ -203,9 +205,7 @@ class _Machine:
     def train_rivals(self, state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
         """Phase 1: what one would do instead, out of part and fold."""
         x, one_hot = self._inputs(rows), self._one_hot(rows)
-        num_classes = self.binding.num_classes
-        said = jax.nn.one_hot(rows.votes, num_classes).sum(axis=1)
-        said = said / jnp.maximum(said.sum(axis=1, keepdims=True), 1)
+        said = vote_shares(rows.votes, self.binding.num_classes)
         params = dict(state.main.params)
         target_of = jnp.repeat(
             jnp.arange(2), jnp.array([self.method.num_parts, self.method.num_folds]),
@@ -291,8 +291,13 @@ class _Machine:
     def correct_labels(
         self, state: TrainState, evidence: Any, logits: jax.Array, labels: jax.Array
     ) -> jax.Array:
-        """Of rows that nothing learned from: the prediction, and what their given label says."""
+        """Of rows that nothing learned from: the prediction, and what their given label says.
+
+        Where there are several sources, nobody knows whose label it is: the prediction alone.
+        """
         meta = state.meta.params  # type: ignore[union-attr]
+        if meta["matrices"].shape[1] > 1:
+            return jax.nn.softmax(logits)
         says = jax.vmap(label_term, in_axes=(None, 0, 0))(
             labels[:, None], meta["matrices"], meta["class_shares"]
         )
@@ -557,7 +562,9 @@ class _Machine:
         judged = self._out_of_part(self._over_decays(log_probs, decay_weights), part)
         weights, _ = fitted(judged)
         mixed = self._mixed(params["runs"], decay_weights, known)
-        said = self._sweep(mixed, labels.q, labels.pi, weights, known)
+        pi = self._shares_of_predictions(mixed, says, weights, known)
+        pi = jnp.where(rows.is_random, labels.pi, pi)
+        said = self._sweep(mixed, labels.q, pi, weights, known)
         meta = {
             "matrices": said.matrices,
             "class_shares": said.pi,
@@ -565,6 +572,31 @@ class _Machine:
             "decay_weights": decay_weights,
         }
         return meta, said
+
+    def _shares_of_predictions(
+        self, mixed: jax.Array, says: jax.Array, weights: jax.Array, known: _Known
+    ) -> jax.Array:
+        """`pi` `[K, C]` where so many checks per class were drawn: those say no shares.
+
+        How often each class is predicted, and what each is taken for by hidden checks: the shares
+        that explain the one by the other. No prediction feeds itself so, as the mean of q would.
+        """
+        method, rows, num_classes = self.method, known.rows, self.binding.num_classes
+        predicted = jnp.argmax(pool(weights, *self._terms(mixed, says, known)), axis=-1)
+        own = predicted[rows.fold, rows.judged]
+        checks = jnp.maximum(rows.checks[rows.judged], 0)
+        eye = jnp.eye(num_classes)
+
+        def of_fold(fold: jax.Array, predicted: jax.Array, is_visible: jax.Array) -> jax.Array:
+            seen = rows.counts * (rows.fold != fold)
+            rho = (jnp.sum(seen * (own == checks)) + 1) / (jnp.sum(seen) + 2)
+            prior = rho * eye + (1 - rho) * (1 - eye) / max(1, num_classes - 1)
+            taken = (eye[checks] * seen[:, None]).T @ eye[own] + method.prior_strength / 2 * prior
+            likelihood = taken / jnp.sum(taken, axis=1, keepdims=True)
+            doubtful = (~is_visible & (rows.is_judged | (rows.checks < 0))).astype(jnp.float32)
+            return shifted_shares(jnp.log(likelihood).T, doubtful @ eye[predicted], 0.2)
+
+        return jax.vmap(of_fold)(jnp.arange(method.num_folds), predicted, rows.is_visible)
 
     def _advanced(self, state: TrainState, params: Params, meta: Params) -> TrainState:
         return state.replace(

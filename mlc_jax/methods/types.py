@@ -156,6 +156,7 @@ class Binding:
       num_epochs: of the phase that is built; its schedules begin with it.
       prepare: from inputs as stored to what the model takes.
       axis_name: pmap axis or None.
+      num_sources: S, of given labels.
     """
 
     model: nn.Module
@@ -169,6 +170,7 @@ class Binding:
     num_epochs: float
     prepare: Prepare
     axis_name: str | None
+    num_sources: int = 1
 
     @property
     def num_steps(self) -> int:
@@ -248,6 +250,7 @@ class Method(abc.ABC):
         num_epochs: float,
         prepare: Prepare = identity,
         axis_name: str | None = None,
+        num_sources: int = 1,
     ) -> BoundMethod:
         """Makes the functions that train on data of these sizes.
 
@@ -258,6 +261,7 @@ class Method(abc.ABC):
           num_epochs: passes over the noisy set, of each phase that does not say otherwise.
           prepare: from inputs as stored to what the model takes; part of the step, on the device.
           axis_name: the pmap axis that batches are spread over; None on one device.
+          num_sources: S, of given labels; methods that know one take the vote of most.
 
         Raises:
           InputError: a setting does not suit the sizes, or `initial_params` cannot be read.
@@ -275,6 +279,7 @@ class Method(abc.ABC):
             num_epochs=num_epochs,
             prepare=prepare,
             axis_name=axis_name,
+            num_sources=num_sources,
         )
 
         bound = self.build(binding)

@@ -36,10 +36,11 @@ def source_counts(
 
     The prior of a row of `R` has `rho` at the label itself and the rest by class frequency, and
     counts as `prior_strength` rows. `rho` is the accuracy of all sources together, from checked
-    rows alone, with a Beta(1, 1) prior.
+    rows alone, with a Beta(1, 1) prior. Of several sources each has its own, from all rows, for
+    which that of all together counts as `prior_strength` rows.
 
     Args:
-      votes: `[N, S]` int32; -1 where a source said nothing.
+      votes: `[N, S]` int16; -1 where a source said nothing.
       q: `[N, C]`, what the labels are held to be; one-hot where a row is checked.
       weight: `[N]`, by which a row is counted: 1 if it is checked, less if it is doubtful.
       checked_weight: `[N]`, the same of checked rows alone, 0 elsewhere.
@@ -47,38 +48,64 @@ def source_counts(
       prior_strength: pseudo-counts.
     """
     num_classes = q.shape[1]
-    said = (votes >= 0).astype(q.dtype)
-    right = jnp.take_along_axis(q, jnp.maximum(votes, 0), axis=1) * said
-    rho = (jnp.sum(checked_weight[:, None] * right) + 1) / (
-        jnp.sum(checked_weight[:, None] * said) + 2
-    )
     eye = jnp.eye(num_classes, dtype=q.dtype)
     others = pi[None, :] * (1 - eye)
-    prior = rho * eye + (1 - rho) * others / jnp.sum(others, axis=1, keepdims=True)
+    others = others / jnp.sum(others, axis=1, keepdims=True)
 
-    def of_source(column: tuple[jax.Array, jax.Array]) -> jax.Array:
-        vote, spoke = column
+    def agreement(vote: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """By checked rows, and by all: `[2]` sums of what is right, and of what was said."""
+        said = (vote >= 0).astype(q.dtype)
+        place = jnp.maximum(vote, 0).astype(jnp.int32)
+        right = jnp.take_along_axis(q, place[:, None], axis=1)[:, 0] * said
+        weights = jnp.stack([checked_weight, weight])
+        return weights @ right, weights @ said
+
+    right, said = jax.lax.map(agreement, votes.T)
+    rho = (jnp.sum(right[:, 0]) + 1) / (jnp.sum(said[:, 0]) + 2)
+    if votes.shape[1] == 1:  # One source is all of them.
+        rhos = rho[None]
+    else:
+        # A source counts once, however much it says: one that is always there and mostly wrong
+        # would speak for all the others.
+        each = right[:, 0] / jnp.maximum(said[:, 0], 1)
+        seen = jnp.minimum(said[:, 0], 1)
+        rho = (jnp.sum(seen * each) + 1) / (jnp.sum(seen) + 2)
+        rhos = (right[:, 1] + prior_strength * rho) / (said[:, 1] + prior_strength)
+
+    def of_source(source: tuple[jax.Array, jax.Array]) -> jax.Array:
+        vote, rho = source
+        spoke = (vote >= 0).astype(q.dtype)
         counted = q * (weight * spoke)[:, None]
-        counts = jax.ops.segment_sum(counted, jnp.maximum(vote, 0), num_classes)
-        counts = counts + prior_strength * prior
+        counts = jax.ops.segment_sum(counted, jnp.maximum(vote, 0).astype(jnp.int32), num_classes)
+        counts = counts + prior_strength * (rho * eye + (1 - rho) * others)
         return counts / jnp.sum(counts, axis=1, keepdims=True)
 
-    result: jax.Array = jax.lax.map(of_source, (votes.T, said.T))
+    result: jax.Array = jax.lax.map(of_source, (votes.T, rhos))
     return result
+
+
+def vote_shares(votes: jax.Array, num_classes: int) -> jax.Array:
+    """How a row's votes `[N, S]` are spread over classes, `[N, C]`; 0 where there are none."""
+
+    def add(total: jax.Array, vote: jax.Array) -> tuple[jax.Array, None]:
+        return total + jax.nn.one_hot(vote, num_classes), None
+
+    counts = jax.lax.scan(add, jnp.zeros((votes.shape[0], num_classes)), votes.T)[0]
+    return counts / jnp.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
 def label_term(votes: jax.Array, matrices: jax.Array, pi: jax.Array) -> jax.Array:
     """`sum_s log(R_s[v_ns, y] / pi_y)` `[N, C]`, over the sources that said something.
 
     Args:
-      votes: `[N, S]` int32.
+      votes: `[N, S]` int16.
       matrices: `R` `[S, V, C]`.
       pi: `[C]`.
     """
 
     def add(total: jax.Array, source: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         vote, matrix = source
-        term = jnp.log(matrix)[jnp.maximum(vote, 0)] - jnp.log(pi)
+        term = jnp.log(matrix)[jnp.maximum(vote, 0).astype(jnp.int32)] - jnp.log(pi)
         return total + jnp.where((vote >= 0)[:, None], term, jnp.zeros_like(term)), None
 
     zeros = jnp.zeros((votes.shape[0], matrices.shape[-1]), matrices.dtype)

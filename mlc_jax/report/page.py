@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from mlc_jax.data.show import show
-from mlc_jax.data.source import Subset
+from mlc_jax.data.source import UNKNOWN, Subset
+from mlc_jax.data.votes import is_changed
 from mlc_jax.report.verdict import NAMES, Verdict
 from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.run import Run
@@ -19,6 +20,7 @@ MOST_CLASSES = 20  # Of a matrix that can be read; with more, its largest entrie
 NUM_CORRECTIONS = 100
 
 _NUM_PAIRS = 50
+_NUM_SOURCES = 50
 _THUMBNAIL = 96  # Pixels of the longer side.
 _MOST_CHARACTERS = 400
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
@@ -46,6 +48,7 @@ def render(
     of_noisy: Prediction,
     picture: bytes,
     found: Verdict | None = None,
+    by_source: Sequence[dict[str, Any]] = (),
 ) -> bytes:
     """The page, UTF-8. All text of the user is escaped; pictures are encoded anew, and small.
 
@@ -56,19 +59,22 @@ def render(
       of_noisy: what is said of the noisy examples that the run exports.
       picture: a PNG of curves and labels.
       found: the verdict, if there is one.
+      by_source: see `sources.of_sources`, where there are several.
     """
     exported, names = run.exported, run.dataset.class_names
     corrected = of_noisy.soft_labels.argmax(axis=-1)
+    had = exported.given != UNKNOWN  # A label.
     title, *lines = table.split("\n")
     sections = [
         f"<h1>{_text(title)}</h1>",
         *([] if found is None else [_verdict(found)]),
         f"<p>{_text(_summary(results))}</p>",
         _what_to_do(results),
+        _of_sources(by_source),
         "<h2>Figures</h2>" + _figures(lines),
         "<h2>Training</h2>" + f'<div class="wide">{_image(picture, "curves and labels")}</div>',
-        "<h2>From what to what</h2>" + _matrix(exported.given, corrected, names),
-        "<h2>Classes before and after</h2>" + _sizes(exported.given, corrected, names),
+        "<h2>From what to what</h2>" + _matrix(exported.given[had], corrected[had], names),
+        "<h2>Classes before and after</h2>" + _sizes(exported.given[had], corrected, names),
         _corrections(exported, of_noisy, names),
     ]
     return (
@@ -116,6 +122,31 @@ def _verdict(found: Verdict) -> str:
     notes = found.lines()[1 + len(rows) : -1]
     table = _table(["", "% right", "95 % interval"], rows, numbers=[1, 2])
     return f"{text}<p>{_text(head)}</p>{table}" + "".join(f"<p>{_text(x)}</p>" for x in notes)
+
+
+def _of_sources(rows: Sequence[dict[str, Any]]) -> str:
+    """Of each source how good its labels are; the most told first."""
+    if not rows:
+        return ""
+
+    def figure(value: float | None, digits: int = 1) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
+    body = [
+        [
+            _text(row["source"]), f"{row['labels']:,}", f"{row['checked']:,}",
+            figure(row["checked_right"]),
+            "" if row["low"] is None else f"{row['low']:.0f} to {row['high']:.0f}",
+            figure(row["estimated_right"]), figure(row["bits_per_label"], 2),
+            _text(row["confuses_most"]),
+        ]
+        for row in sorted(rows, key=lambda row: -row["labels"])[:_NUM_SOURCES]
+    ]  # fmt: skip
+    header = ["source", "labels", "checked", "% right of these", "95 % interval",
+              "estimated % right of all", "bits per label", "confuses most"]  # fmt: skip
+    more = len(rows) - len(body)
+    note = f"<p>and {more} more, in <code>sources.csv</code></p>" if more else ""
+    return "<h2>Sources of labels</h2>" + _table(header, body, numbers=range(1, 7)) + note
 
 
 def _what_to_do(results: dict[str, Any]) -> str:
@@ -189,7 +220,7 @@ def _sizes(given: np.ndarray, corrected: np.ndarray, names: Sequence[str]) -> st
 def _corrections(exported: Subset, of_noisy: Prediction, names: Sequence[str]) -> str:
     corrected = of_noisy.soft_labels.argmax(axis=-1)
     confidence = of_noisy.soft_labels.max(axis=-1)
-    changed = np.flatnonzero(corrected != exported.given)
+    changed = np.flatnonzero(is_changed(corrected, exported.given))
     rows = changed[np.argsort(-confidence[changed], kind="stable")][:NUM_CORRECTIONS]
     if not len(rows):
         return "<h2>Corrections</h2><p>No label was changed.</p>"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mlc_jax.data.source import Subset
+from mlc_jax.data.source import UNKNOWN, Subset
 
 _MAX_NAMED_CLASSES = 20  # More names than that cannot be read.
 
@@ -56,9 +56,11 @@ def training(
             _draw_counts(axes, noisy.truth, labels, class_names, "true class", "label")
             axes.set_title(f"{name}: {100 * np.mean(labels == noisy.truth):.1f} % right")
     else:
-        _draw_counts(label_axes[0], noisy.given, corrected, class_names, "given", "corrected")
-        label_axes[0].set_title(f"{np.sum(corrected != noisy.given)} of {len(noisy)} changed")
-        _draw_sizes(label_axes[1], noisy.given, corrected, class_names)
+        had = noisy.given != UNKNOWN  # A label.
+        given, changed = noisy.given[had], np.sum((corrected != noisy.given)[had])
+        _draw_counts(label_axes[0], given, corrected[had], class_names, "given", "corrected")
+        label_axes[0].set_title(f"{changed} of {len(noisy)} changed")
+        _draw_sizes(label_axes[1], given, corrected, class_names)
     figure.suptitle(title)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=100)

@@ -14,8 +14,10 @@ from mlc_jax.data.dataset import Dataset
 from mlc_jax.data.folds import AllRows
 from mlc_jax.data.show import show
 from mlc_jax.data.source import UNKNOWN, Subset
+from mlc_jax.data.votes import NO_LABEL, agreement, is_changed, quality_of
 from mlc_jax.files.label_columns import for_spreadsheet, random_order
 from mlc_jax.report import page, plots
+from mlc_jax.report.sources import of_sources
 from mlc_jax.report.verdict import Verdict, flatten, judge
 from mlc_jax.training.evaluate import CHECKED as CHECKED_ROWS
 from mlc_jax.training.evaluate import Prediction, selected
@@ -29,6 +31,7 @@ PICTURE_FILE = "training.png"
 PAGE_FILE = "report.html"
 TO_CHECK_FILE = "to_check.csv"
 CHECKED_FILE = "checked_rows.csv"
+SOURCES_FILE = "sources.csv"
 NUM_RANDOM, NUM_UNCERTAIN = 30, 70  # Rows to check.
 LEFT_OUT_FILE = "left_out.csv"
 
@@ -47,7 +50,9 @@ def write(
     soft label's largest entry, label_quality: of the given label, is_label_issue: whether it was
     corrected), in the order of the data; `corrected_labels.npz` with the same, the full soft labels
     `[N, C]`, and the true labels for judging it, -1 where they are not known; `training.png`;
-    `report.html`; where truth is not known, `to_check.csv`.
+    `report.html`; where truth is not known, `to_check.csv`; of several sources of labels,
+    `sources.csv`, see `sources.of_sources`, and beside each corrected label annotator_agreement and
+    num_annotations.
 
     Args:
       run: what was trained.
@@ -65,6 +70,10 @@ def write(
     if jax.process_index() == 0:
         _write_labels(run, of_noisy, workdir)
         _write_checked(run, of_noisy, workdir)
+        by_source = _by_source(run, of_noisy)
+        if by_source:
+            columns = {name: [_number(row[name]) for row in by_source] for name in by_source[0]}
+            paths.write(workdir / SOURCES_FILE, _csv(columns))
         if not run.exported.has_truth:
             paths.write(workdir / TO_CHECK_FILE, _to_check(run, of_noisy))
         if picture:
@@ -77,7 +86,8 @@ def write(
                 _title(results),
             )
             paths.write(workdir / PICTURE_FILE, drawn)
-            page_ = page.render(run, results, format_table(results), of_noisy, drawn, found)
+            page_ = page.render(run, results, format_table(results), of_noisy, drawn, found,
+                                by_source)  # fmt: skip
             paths.write(workdir / PAGE_FILE, page_)
         _write_results(results, workdir)
     table = format_table(results)
@@ -117,16 +127,42 @@ def judged(run: Run, of_noisy: Prediction) -> tuple[Verdict | None, Prediction]:
     found = judge(
         {name: x[places] for name, x in of_checked.items()},
         clean.truth[places],
-        clean.given[places],
+        _known_given(clean)[places],
         rows.fold[rows.counts > 0],
         doubtful=len(run.dataset.noisy),
         class_names=run.dataset.class_names,
         class_shares=shares,
     )
     soft = flatten(of_noisy.soft_labels, found.temperature)
-    given = np.maximum(run.exported.given, 0)
-    quality = soft[np.arange(len(soft)), given]
+    quality = quality_of(soft, run.exported.given)
     return found, of_noisy._replace(soft_labels=soft, label_quality=quality)
+
+
+def _by_source(run: Run, of_noisy: Prediction) -> list[dict[str, Any]]:
+    """What is known of each source, where there are several."""
+    dataset = run.dataset
+    if not dataset.source_names:
+        return []
+    checked = dataset.clean
+    if isinstance(run.pipeline, AllRows):  # Those that were looked up are no sample.
+        rows = run.pipeline.rows
+        checked = checked.take(rows.judged[rows.counts > 0] - len(dataset.noisy))
+    return of_sources(
+        run.exported, of_noisy.soft_labels, checked, dataset.source_names, dataset.class_names
+    )
+
+
+def _number(value: Any) -> str:
+    """For a table: figures with two decimals, "" for None."""
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return "" if value is None else for_spreadsheet(str(value))
+
+
+def _known_given(clean: Subset) -> np.ndarray:
+    """Labels as given; where none of several sources said anything, it is known that none is."""
+    no_vote = NO_LABEL if clean.votes is not None and (clean.given != UNKNOWN).any() else UNKNOWN
+    return np.where(clean.given == UNKNOWN, no_vote, clean.given)
 
 
 def summarize(
@@ -172,7 +208,7 @@ def summarize(
             if exported.has_truth
             else used.get("corrected_label_accuracy")  # Of what is judged by, if anything.
         ),
-        "labels_changed": int(np.sum(corrected != exported.given)),
+        "labels_changed": int(np.sum(is_changed(corrected, exported.given))),
         "mean_confidence": float(np.mean(soft_labels.max(axis=-1), dtype=np.float64)),
         "most_changed": _most_changed(exported.given, corrected, dataset.class_names),
         "clean_labels_spent": dataset.clean_labels_spent(trained_on=run.bound.uses_clean),
@@ -224,7 +260,7 @@ def _most_changed(
 ) -> dict[str, int]:
     """The most frequent corrections: `{"3 -> 8": 41}`."""
     num_classes = len(class_names)
-    changed = corrected != given
+    changed = is_changed(corrected, given)
     counts = np.bincount(
         given[changed].astype(np.int64) * num_classes + corrected[changed],
         minlength=num_classes**2,
@@ -240,16 +276,24 @@ def _most_changed(
 
 
 def label_columns(exported: Subset, of_noisy: Prediction) -> dict[str, np.ndarray]:
-    """What is said of each label, `[N]` each."""
+    """What is said of each label, `[N]` each.
+
+    `label_quality` and `annotator_agreement` (the share of a row's sources that gave it the
+    corrected label) are NaN where there is no given label; that is no issue of a label.
+    """
     corrected = of_noisy.soft_labels.argmax(axis=-1).astype(np.int32)
-    return {
+    columns = {
         "id": exported.ids,
         "given_label": exported.given,
         "corrected_label": corrected,
         "confidence": of_noisy.soft_labels.max(axis=-1),
         "label_quality": of_noisy.label_quality,
-        "is_label_issue": corrected != exported.given,
+        "is_label_issue": is_changed(corrected, exported.given),
     }
+    if exported.votes is not None:
+        agreeing, number = agreement(exported.votes, corrected)
+        columns |= {"annotator_agreement": agreeing, "num_annotations": number}
+    return columns
 
 
 # What of a cross-fitted run is in the tables beside the corrected label: column by prediction.
@@ -313,8 +357,11 @@ def _shown(run: Run, columns: dict[str, np.ndarray]) -> dict[str, Any]:
         if run.dataset.names_labels:  # The last one of these is that of UNKNOWN, -1.
             names = np.asarray([*(for_spreadsheet(x) for x in run.dataset.class_names), ""])
             shown[name] = names[columns[name]]
-    for name in columns.keys() & {"confidence", "label_quality"}:
-        shown[name] = [f"{value:.6f}" for value in columns[name]]
+    for name in columns.keys() & {"confidence", "label_quality", "annotator_agreement"}:
+        shown[name] = ["" if np.isnan(value) else f"{value:.6f}" for value in columns[name]]
+    if "is_label_issue" in columns:
+        issues = zip(columns["is_label_issue"], columns["given_label"], strict=True)
+        shown["is_label_issue"] = ["" if given == UNKNOWN else bool(x) for x, given in issues]
     return shown
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from scipy import optimize, special, stats
 
+from mlc_jax.data.source import UNKNOWN
+
 ENOUGH = 30  # Judged rows, below which there are intervals, but no sentence.
 AS_GIVEN, CORRECTED, CLASSIFIER, CHECKED, GIVEN = (
     "as_given", "corrected", "classifier", "checked", "given",
@@ -199,7 +201,8 @@ def judge(
       predictions: probabilities `[n, C]` by name, all of `NAMES` but `as_given`, each by
         classifiers that did not see the row's check.
       checks: `[n]`, what the labels are.
-      given: `[n]`, what they were before; negative where that is not known.
+      given: `[n]`, what they were before; UNKNOWN where that is not known, NO_LABEL where there
+        was none, which is not right.
       folds: `[n]`.
       doubtful: rows that nobody checked.
       class_names: C names.
@@ -208,7 +211,7 @@ def judge(
     right = {
         name: predictions[name].argmax(axis=-1) == checks for name in NAMES if name != AS_GIVEN
     }
-    if len(checks) and (given >= 0).all():
+    if len(checks) and (given != UNKNOWN).all():
         right = {AS_GIVEN: given == checks} | right
 
     def share(name: str) -> Share:

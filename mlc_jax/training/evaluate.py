@@ -13,6 +13,7 @@ from mlc_jax.core import Inputs, Rows, TrainState
 from mlc_jax.data.folds import AllRows, of_one_length
 from mlc_jax.data.reading import EvaluationReader
 from mlc_jax.data.source import Subset
+from mlc_jax.data.votes import quality_of
 from mlc_jax.methods import BoundMethod
 from mlc_jax.training import stack
 from mlc_jax.training.run import Run
@@ -111,8 +112,7 @@ def _of_noisy(run: Run, probs: dict[str, np.ndarray], positions: np.ndarray) -> 
     clean = {name: x[num_noisy:] for name, x in probs.items()}
     with np.errstate(divide="ignore"):
         logits = np.log(noisy["classifier"])
-    quality = soft[np.arange(len(soft)), given]
-    return Prediction(logits, soft, quality, noisy | {CHECKED: clean})
+    return Prediction(logits, soft, quality_of(soft, given), noisy | {CHECKED: clean})
 
 
 def _examples(run: Run, name: str) -> tuple[Subset, np.ndarray]:
@@ -132,8 +132,7 @@ def _examples(run: Run, name: str) -> tuple[Subset, np.ndarray]:
 
 
 def _with_labels(prediction: Prediction, soft: np.ndarray, given: np.ndarray) -> Prediction:
-    quality = soft[np.arange(len(soft)), given]
-    return prediction._replace(soft_labels=soft, label_quality=quality)
+    return prediction._replace(soft_labels=soft, label_quality=quality_of(soft, given))
 
 
 def create_reader(

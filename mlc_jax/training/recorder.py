@@ -13,6 +13,7 @@ from etils import epath
 from mlc_jax import paths
 from mlc_jax.core import TrainState
 from mlc_jax.data.source import Subset
+from mlc_jax.data.votes import is_changed
 from mlc_jax.errors import CheckpointError, NonFiniteLossError
 from mlc_jax.training import evaluate
 from mlc_jax.training.metrics import MetricWriter
@@ -176,7 +177,7 @@ class Recorder:
                 np.mean(predictions["judged"].soft_labels.argmax(-1) == dataset.judged.truth)
             )
         row["corrected_label_accuracy"] = right
-        row["labels_changed"] = float(np.mean(corrected != probed.given))
+        row["labels_changed"] = float(np.mean(is_changed(corrected, probed.given)))
         self.progress["evals"].append({"step": step, "phase": phase} | row)
         self.write(step, "eval", row)
         self._flush()

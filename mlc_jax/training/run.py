@@ -20,7 +20,7 @@ from mlc_jax.data.dataset import Dataset
 from mlc_jax.data.folds import RANDOM, AllRows
 from mlc_jax.data.loader import Pipeline
 from mlc_jax.data.prepare import Normalize
-from mlc_jax.data.source import Subset, read_rows
+from mlc_jax.data.source import UNKNOWN, Subset, read_rows
 from mlc_jax.encoders import encoding
 from mlc_jax.encoders.frozen import StatesSource
 from mlc_jax.errors import CheckpointError, InputError
@@ -111,17 +111,25 @@ class Run:
         """What `mlc_jax.load` needs of the data; JSON-like."""
         prepare, columns = self.dataset.prepare, self.dataset.columns
         leaf = lambda x: {"shape": list(x.shape), "dtype": str(x.dtype)}  # noqa: E731
-        return {
-            "name": self.dataset.name,
-            "class_names": list(self.dataset.class_names),
-            "names_labels": self.dataset.names_labels,
-            "num_noisy": len(self.dataset.noisy),
-            "paired": self.dataset.paired,
-            "steps_per_epoch": self.pipeline.steps_per_epoch,
-            "num_epochs": self.num_epochs,
-            "example": jax.tree.map(leaf, self.example),
-            "prepare": prepare.to_json() if isinstance(prepare, Normalize) else None,
-        } | ({"columns": columns.to_json()} if columns else {})
+        return (
+            {
+                "name": self.dataset.name,
+                "class_names": list(self.dataset.class_names),
+                "names_labels": self.dataset.names_labels,
+                "num_noisy": len(self.dataset.noisy),
+                "paired": self.dataset.paired,
+                "steps_per_epoch": self.pipeline.steps_per_epoch,
+                "num_epochs": self.num_epochs,
+                "example": jax.tree.map(leaf, self.example),
+                "prepare": prepare.to_json() if isinstance(prepare, Normalize) else None,
+            }
+            | ({"columns": columns.to_json()} if columns else {})
+            | self._sources()
+        )
+
+    def _sources(self) -> dict[str, Any]:
+        names = self.dataset.source_names
+        return {"sources": list(names)} if names else {}
 
 
 def build_run(config: ConfigDict) -> Run:
@@ -181,6 +189,7 @@ def create_run(
         num_epochs=num_epochs,
         prepare=dataset.prepare,
         axis_name=stack.AXIS_NAME,
+        num_sources=dataset.noisy.all_votes.shape[1],
     )
     return Run(description, prefix, dataset, pipeline, method, bound, settings, num_epochs)
 
@@ -202,6 +211,12 @@ def _create_pipeline(
             seed=settings.seed,
             batch_size=method.batch_size,
             steps_per_epoch=method.steps_per_round,
+        )
+    unlabelled = int((dataset.noisy.given == UNKNOWN).sum())
+    if unlabelled:
+        raise InputError(
+            f"labels: rows without one: {unlabelled}; {method.name} expects one in each row, "
+            "cross_fit predicts them"
         )
     num_devices = jax.device_count()
     pipeline = Pipeline(

@@ -1,0 +1,147 @@
+"""Several given labels per row: what each source said, and what most of them say."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from absl import logging
+from scipy import stats
+
+from mlc_jax.data.source import UNKNOWN
+
+NO_LABEL = -2  # Of a row that is known to have had none; UNKNOWN may have had one.
+
+_BLOCK = 65_536  # Rows at a time.
+_SHARED = 20  # Rows at least that two sources both label, before one is called a copy.
+_NAMED = 10  # Pairs, one by one.
+_CHANCE = 1e-3  # Of calling any pair so that is none.
+
+
+def accuracies(votes: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """How often each source is right, `[S]`, smoothed by one right and one wrong row.
+
+    Args:
+      votes: `[N, S]`.
+      truth: `[N]`; rows of UNKNOWN do not count.
+    """
+    said = (votes != UNKNOWN) & (truth != UNKNOWN)[:, None]
+    right = said & (votes == truth[:, None])
+    smoothed: np.ndarray = (right.sum(axis=0) + 1) / (said.sum(axis=0) + 2)
+    return smoothed
+
+
+def vote_of_most(votes: np.ndarray, accuracy: np.ndarray, num_classes: int) -> np.ndarray:
+    """The label that most sources give each row, `[N]` int32; UNKNOWN where none said anything.
+
+    Of labels with equally many votes that of the most accurate source counts, then the lower class.
+
+    Args:
+      votes: `[N, S]`.
+      accuracy: `[S]` in (0, 1), see `accuracies`.
+      num_classes: C.
+    """
+    most = np.empty(len(votes), np.int32)
+    for start in range(0, len(votes), _BLOCK):
+        block = votes[start : start + _BLOCK]
+        counts = np.zeros((len(block), num_classes))
+        best = np.zeros((len(block), num_classes))
+        for said, right in zip(block.T, accuracy, strict=True):
+            rows = np.flatnonzero(said != UNKNOWN)
+            counts[rows, said[rows]] += 1
+            best[rows, said[rows]] = np.maximum(best[rows, said[rows]], right)
+        chosen = np.argmax(counts + best / 2, axis=1)  # No accuracy outweighs a vote.
+        most[start : start + _BLOCK] = np.where(counts.any(axis=1), chosen, UNKNOWN)
+    return most
+
+
+def prepared(
+    votes: np.ndarray, truth: np.ndarray, names: Sequence[str], num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The vote of most `[N]`, and votes `[N, S]` int16 in which copies count once.
+
+    Args:
+      votes: `[N, S]`.
+      truth: `[N]`; UNKNOWN where nobody checked.
+      names: of the sources.
+      num_classes: C.
+    """
+    counted, copies = counted_once(votes, truth, num_classes)
+    for later, earlier in copies[:_NAMED]:
+        logging.warning(
+            "Source %s says what %s says more often than chance allows: where they agree, they "
+            "count once.", names[later], names[earlier],
+        )  # fmt: skip
+    if len(copies) > _NAMED:
+        logging.warning("... and %d pairs more.", len(copies) - _NAMED)
+    most = vote_of_most(counted, accuracies(counted, truth), num_classes)
+    return most, counted.astype(np.int16)
+
+
+def agreement(votes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of a row's sources that gave it its label, `[N]`, and how many said anything, `[N]`.
+
+    The share is NaN where none did.
+
+    Args:
+      votes: `[N, S]`.
+      labels: `[N]`.
+    """
+    number = (votes != UNKNOWN).sum(axis=1)
+    agreeing = (votes == labels[:, None]).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return np.where(number > 0, agreeing / np.maximum(number, 1), np.nan), number
+
+
+def quality_of(soft_labels: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """How far given labels `[N]` are believed, `[N]` in [0, 1]; NaN where there is none."""
+    quality = soft_labels[np.arange(len(soft_labels)), given]
+    return np.where(given == UNKNOWN, np.float32(np.nan), quality).astype(quality.dtype)
+
+
+def is_changed(labels: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Whether labels `[N]` are others than those given; a row that had none has no other."""
+    changed: np.ndarray = (labels != given) & (given != UNKNOWN)
+    return changed
+
+
+def counted_once(
+    votes: np.ndarray, truth: np.ndarray, num_classes: int
+) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Votes `[N, S]` in which a copy of another source says nothing where it says the same.
+
+    Two sources are copies if they agree, on rows that both label, more often than two could whose
+    errors have nothing to do with each other. How often each is right is taken from checked rows,
+    at its upper 95 % limit: sources that are always right, or that nobody checked, are none.
+
+    Args:
+      votes: `[N, S]`.
+      truth: `[N]`; UNKNOWN where nobody checked.
+      num_classes: C.
+
+    Returns:
+      The votes, and pairs (source, the earlier one that it copies).
+    """
+    num_sources = votes.shape[1]
+    checked = truth != UNKNOWN
+    said = (votes[checked] != UNKNOWN).sum(axis=0)
+    right = (votes[checked] == truth[checked, None]).sum(axis=0)
+    limit = np.where(
+        right == said, 1.0, stats.beta.ppf(0.975, right + 1, np.maximum(said - right, 1))
+    )
+    shared, agree = np.zeros((2, num_sources, num_sources))
+    for start in range(0, len(votes), _BLOCK):
+        block = votes[start : start + _BLOCK]
+        spoke = (block != UNKNOWN).astype(np.float32)
+        shared += spoke.T @ spoke
+        for label in range(num_classes):
+            voted = (block == label).astype(np.float32)
+            agree += voted.T @ voted
+    both, neither = np.outer(limit, limit), np.outer(1 - limit, 1 - limit)
+    chance = both + neither / max(1, num_classes - 1)
+    unlikely = stats.binom.sf(agree - 1, shared, chance) < _CHANCE / max(1, num_sources**2)
+    copies = []
+    counted = votes.copy()
+    for later in range(num_sources):
+        for earlier in np.flatnonzero(unlikely[later, :later] & (shared[later, :later] >= _SHARED)):
+            copies.append((later, int(earlier)))
+            counted[votes[:, later] == votes[:, earlier], later] = UNKNOWN
+    return counted, copies

@@ -1,0 +1,316 @@
+"""Several given labels per row: in by every way, through as one array, out by source."""
+
+import csv
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import mlc_jax as mlc
+from mlc_jax.benchmarks import datasets
+from mlc_jax.data.votes import accuracies, agreement, counted_once, is_changed, vote_of_most
+from mlc_jax.errors import InputError
+from mlc_jax.models.label_model import source_counts, vote_shares
+from mlc_jax.report.sources import of_sources
+
+NAMES = ("ann", "bob", "eve")
+CLASSES = np.array(["bird", "cat", "dog"])
+
+
+def _rows(number=60, seed=0):
+    """Features, labels by each source ("" says nothing), the truth, and who is checked."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 3, number)
+    x = (2 * np.eye(3)[truth] + rng.normal(0, 0.6, (number, 3))).astype(np.float32)
+    votes = []
+    for right, there in ((0.9, 0.6), (0.7, 0.9), (0.5, 0.8)):
+        said = np.where(rng.random(number) < right, truth, rng.integers(0, 3, number))
+        votes.append(np.where(rng.random(number) < there, said, -1))
+    votes = np.stack(votes, axis=1)
+    votes[0] = -1  # A row without any label.
+    return x, votes, truth, (rng.random(number) < 0.5) & (np.arange(number) > 0)
+
+
+def _named(votes):
+    return np.append(CLASSES, "")[votes]
+
+
+def _write(path, header, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return str(path)
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """(x, votes, truth, is_checked) -> a CSV file with a column for each source."""
+
+    def write(x, votes, truth, is_checked, prefix="label_", **columns):
+        header = ["id", "a", "b", "c", *(f"{prefix}{name}" for name in NAMES), "checked_label"]
+        checked = np.where(is_checked, CLASSES[truth], "")
+        rows = [
+            [f"r{i}", *x[i], *_named(votes[i]), checked[i], *(c[i] for c in columns.values())]
+            for i in range(len(x))
+        ]
+        return _write(tmp_path / "wide.csv", [*header, *columns], rows)
+
+    return write
+
+
+def _load(path, **changes):
+    from configs import table
+
+    config = table.get_config()
+    config.dataset.data = path
+    config.update_from_flattened_dict({f"dataset.{name}": x for name, x in changes.items()})
+    return datasets.load(config)
+
+
+def test_wide_and_long_files_arrays_and_python_are_the_same(wide, tmp_path):
+    """The votes, and the vote of most; ties by who is right more often on checked rows."""
+    x, votes, truth, is_checked = _rows()
+    of_wide = _load(wide(x, votes, truth, is_checked))
+    plain = _write(
+        tmp_path / "plain.csv", ["id", "a", "b", "c", "checked_label"],
+        [[f"r{i}", *x[i], CLASSES[truth[i]] if is_checked[i] else ""] for i in range(len(x))],
+    )  # fmt: skip
+    long = _write(
+        tmp_path / "votes.csv", ["id", "source", "label"],
+        [[f"r{i}", f"label_{name}", label]
+         for name, column in zip(NAMES, _named(votes).T, strict=True)
+         for i, label in enumerate(column) if label],
+    )  # fmt: skip
+    of_long = _load(plain, votes=long)
+    named = _load(
+        wide(x, votes, truth, is_checked), label_columns=",".join(f"label_{n}" for n in NAMES)
+    )
+    np.savez(
+        tmp_path / "x.npz", inputs=x, labels=_named(votes),
+        ids=np.array([f"r{i}" for i in range(60)]),
+        checked_labels=np.where(is_checked, CLASSES[truth], ""),
+        sources=np.array([f"label_{name}" for name in NAMES]),
+    )  # fmt: skip
+    from configs import arrays
+
+    config = arrays.get_config()
+    config.dataset.data = str(tmp_path / "x.npz")
+    of_arrays = datasets.load(config)
+    most = vote_of_most(votes, accuracies(votes, np.where(is_checked, truth, -1)), 3)
+    for dataset in (of_wide, of_long, named, of_arrays):
+        assert dataset.source_names == tuple(f"label_{name}" for name in NAMES)
+        for part, mask in ((dataset.noisy, ~is_checked), (dataset.clean, is_checked)):
+            np.testing.assert_array_equal(part.votes, votes[mask])
+            np.testing.assert_array_equal(part.given, most[mask])
+            assert part.votes.dtype == np.int16
+    assert of_wide.noisy.given[0] == -1
+    assert of_wide.fingerprint() == named.fingerprint() == of_long.fingerprint()
+    other = votes.copy()
+    other[5, 1] = (other[5, 1] + 1) % 3
+    assert _load(wide(x, other, truth, is_checked)).fingerprint() != of_wide.fingerprint()
+
+
+def test_a_column_label_is_the_one_that_counts(wide):
+    x, votes, truth, is_checked = _rows()
+    dataset = _load(wide(x, votes, truth, is_checked, label=CLASSES[truth]))
+    assert dataset.noisy.votes is None and dataset.source_names == ()
+    np.testing.assert_array_equal(dataset.noisy.given, truth[~is_checked])
+
+
+def test_what_we_write_beside_a_label_is_no_source(wide):
+    x, votes, truth, is_checked = _rows()
+    quality = np.full(len(x), "0.5")
+    dataset = _load(wide(x, votes, truth, is_checked, label_quality=quality))
+    assert "label_quality" not in dataset.source_names
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label_columns": "label_ann,label_ann"}, r"label_columns: 'label_ann' is named twice"),
+        ({"label_columns": "label_ann,nobody"}, r"has no column 'nobody'"),
+        ({"label_columns": "label_ann,id"}, r"label_columns: 'id' holds no labels as given"),
+    ],
+)
+def test_columns_that_are_no_sources(wide, changes, message):
+    with pytest.raises(InputError, match=message):
+        _load(wide(*_rows()), **changes)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([["r99", "ann", "cat"]], r"line 2: id 'r99' is not in .*wide.csv'; expected one of its"),
+        ([["r1", "", "cat"]], r"line 2: source is empty"),
+        ([["r1", "ann", "cat"], ["r1", "ann", "dog"]], r"labels id 'r1' as 'cat' and as 'dog'"),
+        ([["r1", "ann", "caat"]], r"has label 'caat' by 'ann', which nobody else gave.*'cat'"),
+    ],
+)
+def test_votes_that_are_none(wide, tmp_path, rows, message):
+    path = wide(*_rows(), prefix="unused_")
+    votes = _write(tmp_path / "votes.csv", ["id", "source", "label"], rows)
+    features = {"features": "a,b,c"}
+    with pytest.raises(InputError, match=message):
+        _load(path, votes=votes, label_columns="unused_bob", **features)
+
+
+def test_a_silent_source_is_left_out(wide, caplog):
+    x, votes, truth, is_checked = _rows()
+    votes[:, 2] = -1
+    dataset = _load(wide(x, votes, truth, is_checked))
+    assert dataset.source_names == ("label_ann", "label_bob")
+    assert "label no row: label_eve" in caplog.text
+
+
+def test_rows_without_a_label_want_a_method_that_predicts_them(wide):
+    from configs import table
+    from mlc_jax.training.run import build_run
+
+    config = table.get_config()
+    config.dataset.data = wide(*_rows())
+    config.method = "mlc"
+    with pytest.raises(InputError, match=r"^labels: rows without one: 1; mlc expects"):
+        build_run(config)
+
+
+def test_ties_go_to_the_more_accurate_source_then_to_the_lower_class():
+    votes = np.array([[0, 1], [1, 0], [2, -1], [-1, -1]])
+    np.testing.assert_array_equal(vote_of_most(votes, np.array([0.9, 0.6]), 3), [0, 1, 2, -1])
+    np.testing.assert_array_equal(vote_of_most(votes, np.array([0.6, 0.6]), 3), [0, 0, 2, -1])
+    three = np.array([[0, 1, 1]])
+    np.testing.assert_array_equal(vote_of_most(three, np.array([0.99, 0.1, 0.1]), 3), [1])
+
+
+def test_agreement_and_changes():
+    votes, labels = np.array([[0, 0, 1], [-1, -1, -1], [2, -1, -1]]), np.array([0, 1, 1])
+    share, number = agreement(votes, labels)
+    np.testing.assert_allclose(share, [2 / 3, np.nan, 0])
+    np.testing.assert_array_equal(number, [3, 0, 1])
+    np.testing.assert_array_equal(is_changed(labels, np.array([1, -1, 1])), [True, False, False])
+
+
+def test_copies_count_once():
+    """Ten copies of one that is half wrong; two good ones who agree are none."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, 400)
+    make = lambda right: np.where(rng.random(400) < right, truth, rng.integers(0, 3, 400))  # noqa: E731
+    bad, good, other = make(0.3), make(0.95), make(0.95)
+    votes = np.stack([bad, *[bad] * 10, good, other], axis=1)
+    known = np.where(np.arange(400) < 40, truth, -1)
+    counted, copies = counted_once(votes, known, 3)
+    assert {later for later, _ in copies} == set(range(1, 11))
+    assert (counted[:, 1:11] == -1).all()
+    np.testing.assert_array_equal(counted[:, [0, 11, 12]], votes[:, [0, 11, 12]])
+    most = vote_of_most(counted, accuracies(counted, known), 3)
+    assert np.mean(most == truth) > 0.9 > np.mean(bad == truth)
+
+
+def test_a_source_that_says_much_does_not_speak_for_the_others():
+    """R of a source without a check: of the mean source's accuracy, not of the mean label's."""
+    votes = np.full((100, 3), -1, np.int16)
+    votes[:, 0], votes[:10, 1], votes[10:20, 2] = 1, 0, 0  # The first is always wrong.
+    q = np.tile(np.float32([1, 0]), (100, 1))
+    checked = np.zeros(100, np.float32)
+    checked[:10] = 1
+    matrices = np.asarray(source_counts(votes, q, checked, checked, np.float32([0.5, 0.5]), 10.0))
+    np.testing.assert_allclose(matrices.sum(axis=-1), 1, rtol=1e-5)
+    assert matrices[0, 1, 0] > 0.6  # Label 1 by the first one means class 0.
+    assert matrices[1, 0, 0] > 0.7
+    np.testing.assert_allclose(matrices[2, 0, 0], 0.5, atol=1e-5)  # One right, one wrong.
+
+
+def test_shares_of_votes():
+    shares = vote_shares(np.array([[0, 0, 1], [-1, -1, -1]], np.int16), 2)
+    np.testing.assert_allclose(shares, [[2 / 3, 1 / 3], [0, 0]], rtol=1e-6)
+
+
+def test_what_is_known_of_a_source():
+    from mlc_jax.data import ArraySource, Subset
+
+    votes = np.array([[0, 1], [0, -1], [1, 1], [1, 1]], np.int16)
+    source = ArraySource(np.zeros((4, 1)))
+    subset = Subset(
+        source, np.arange(4), votes[:, 0].astype(np.int32), np.array([0, 0, 1, 0]), votes
+    )
+    soft = np.eye(2)[[0, 0, 1, 0]]
+    first, second = of_sources(subset, soft, subset, ("a", "b"), ("no", "yes"))
+    assert (first["labels"], first["checked"], first["checked_right"]) == (8, 4, 75)
+    assert first["estimated_right"] == 75 and first["confuses_most"] == "no as yes"
+    assert (second["checked"], second["estimated_right"]) == (3, pytest.approx(100 / 3))
+    assert first["bits_per_label"] > second["bits_per_label"] >= 0
+    assert first["low"] < 75 < first["high"]
+
+
+def _fit(noisy, clean):
+    method = mlc.methods.cross_fit(
+        model=mlc.models.MLP(3, ()), num_folds=2, num_rounds=2, steps_per_round=60
+    )
+    return mlc.fit(method, noisy, clean, progress=False)
+
+
+def test_in_python_and_by_name(standard_promotion):
+    """`[N, S]`, a dict and a data frame; a row without any label is labelled, and is no issue."""
+    import pandas
+
+    x, votes, truth, is_checked = _rows(90, seed=1)
+    doubtful = ~is_checked
+    clean = mlc.Examples(x[is_checked], truth[is_checked], given=votes[is_checked])
+    result = _fit(mlc.Examples(x[doubtful], votes[doubtful]), clean)
+    assert np.mean(result.labels == truth[doubtful]) > 0.9
+    assert result.given_labels[0] == -1 and np.isnan(result.label_quality[0])
+    assert not result.to_frame().is_label_issue[0]
+    assert result.verdict.shares["as_given"].n == is_checked.sum()
+    columns = dict(zip(NAMES, votes.T, strict=True))
+    given = {name: column[is_checked] for name, column in columns.items()}
+    for kind in (dict, pandas.DataFrame):
+        named = _fit(
+            mlc.Examples(x[doubtful], kind({n: c[doubtful] for n, c in columns.items()})),
+            mlc.Examples(x[is_checked], truth[is_checked], given=kind(given)),
+        )
+        np.testing.assert_array_equal(named.soft_labels, result.soft_labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "message"),
+    [
+        ({"a": [0, 1]}, {"b": [0, 1]}, r"clean.given: source 'b' is not one of noisy.labels"),
+        ([[0, 1], [1, 1]], [[0], [1]], r"clean.given: got \[2, 1\], expected a column for each of"),
+        ([0, 1], [[0, 1], [1, 1]], r"clean.given: got several labels for a row, noisy rows have"),
+        ({"a": [0, 1, 1]}, None, r"labels: got 3 of them, expected 2, one per row"),
+        ({}, None, r"labels: got \{\}, expected at least one source"),
+    ],
+)
+def test_sources_that_do_not_go_together(labels, given, message):
+    x = np.zeros((2, 3), np.float32)
+    with pytest.raises(InputError, match=message):
+        mlc.fit(
+            mlc.methods.cross_fit(model=mlc.models.MLP(3, ())),
+            mlc.Examples(x, labels), mlc.Examples(x, [0, 1], given=given),
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_command_says_what_is_known_of_each_source(wide, tmp_path, compilation_cache):
+    x, votes, truth, is_checked = _rows(90, seed=1)
+    run = tmp_path / "run"
+    subprocess.run(
+        [
+            sys.executable, "-m", "mlc_jax.main", "--config=configs/table.py", "--noprogress",
+            f"--config.dataset.data={wide(x, votes, truth, is_checked)}", f"--workdir={run}",
+            "--config.cross_fit.num_folds=2", "--config.cross_fit.steps_per_round=60",
+        ],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with (run / "sources.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["source"] for row in rows] == [f"label_{name}" for name in NAMES]
+    assert float(rows[0]["bits_per_label"]) > float(rows[2]["bits_per_label"])
+    with (run / "corrected_labels.csv").open(newline="") as file:
+        labels = list(csv.DictReader(file))
+    assert {"annotator_agreement", "num_annotations"} <= labels[0].keys()
+    none = [row for row in labels if row["num_annotations"] == "0"]
+    for row in none:
+        assert row["given_label"] == row["label_quality"] == row["is_label_issue"] == ""
+    assert "Sources of labels" in (run / "report.html").read_text()
+    loaded = mlc.load(run)
+    assert loaded.predict(dict(zip("abc", x.T, strict=True))).shape == (len(x),)
