@@ -314,3 +314,29 @@ def test_the_command_says_what_is_known_of_each_source(wide, tmp_path, compilati
     assert "Sources of labels" in (run / "report.html").read_text()
     loaded = mlc.load(run)
     assert loaded.predict(dict(zip("abc", x.T, strict=True))).shape == (len(x),)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "checked_lable",
+        "checked_labels",
+        "Checked_Label",
+        "checked",
+        "checked label",
+        "cheked_label",
+    ],
+)
+def test_a_misspelt_column_of_checks_is_not_passed_over(tmp_path, name):
+    """All labels would count as true, and the column become a feature."""
+    path = _write(tmp_path / "x.csv", ["label", name, "a"], [["cat", "dog", 1], ["dog", "", 2]])
+    with pytest.raises(InputError, match=f"has column '{name}' and none named 'checked_label'"):
+        _load(path)
+
+
+@pytest.mark.parametrize("name", ["checksum", "label_checked_by", "shelf_label"])
+def test_other_columns_are_theirs(tmp_path, name):
+    path = _write(
+        tmp_path / "x.csv", ["label", name, "checked_label"], [["cat", 1, "cat"], ["dog", 2, ""]]
+    )
+    assert len(_load(path).noisy) == 1

@@ -92,6 +92,4 @@ def fit(
     weights = np.asarray(state.meta.params["weights"])
     shares = np.asarray(state.meta.params["class_shares"]).mean(axis=1)
     of_draw = [{name: x[i] for name, x in probs.items()} for i in range(len(draws))]
-    return [
-        Fitted(*each) for each in zip(pipelines, of_draw, of_new, weights, shares, strict=True)
-    ]
+    return [Fitted(*each) for each in zip(pipelines, of_draw, of_new, weights, shares, strict=True)]

@@ -1,5 +1,6 @@
 """The columns of a user's table that are not inputs: labels, ids, and which rows only judge."""
 
+import difflib
 import hashlib
 import re
 from array import array
@@ -21,6 +22,7 @@ NAMES = ("label", *OPTIONAL)
 _ONE_EACH = "label_"  # Of columns of labels, one for each source, where there is no `label`.
 # What we write beside a user's columns; it may come back.
 _WRITTEN = ("label_quality",)
+_ALIKE = 0.85  # Names; two letters of twelve that are swapped, left out or more.
 
 # A spreadsheet runs a value that begins with one of these; files for people have a ' before it.
 _RUNS = re.compile(r"'*[=+\-@\t\r]")
@@ -56,6 +58,8 @@ class LabelColumns:
 
     def __init__(self, table: Table, said: Said = Said()):  # noqa: B008
         self._table, self._said = table, said
+        if table.field == f"{FIELD}data":
+            _check_near_misses(table)
         self.required, self.optional = _sources(table, said), list(OPTIONAL)
         self._labels = [_Column() for _ in self.required]
         self._checked, self._given, self._split, self._drawn = (_Column() for _ in range(4))
@@ -139,6 +143,21 @@ class LabelColumns:
                 self._lines[row],
             )
         return array
+
+
+def _check_near_misses(table: Table) -> None:
+    """A misspelt column of checks would be none: all labels would count as true."""
+    there = table.columns()
+    if "checked_label" in there:
+        return
+    short = {name: re.sub(r"[\s_-]", "", name).casefold() for name in there}
+    for name, text in short.items():
+        close = difflib.SequenceMatcher(None, text, "checkedlabel").ratio() >= _ALIKE
+        if close or text in ("checked", "checkedlabels"):
+            table.fail(
+                f"has column {name!r} and none named 'checked_label'; expected that name, if it "
+                "holds the labels that were checked, or a name less like it"
+            )
 
 
 def _sources(table: Table, said: Said) -> list[str]:
