@@ -95,6 +95,7 @@ def test_without_true_labels_given_and_corrected_ones_are_compared(
     assert [name.partition(" (")[0] for name in names] == ["kept labels", "corrected labels"]
 
 
+@pytest.mark.slow
 def test_a_run_of_fit(run_program, trained, tmp_path):
     """Its config is no config, and its inputs are not in its workdir."""
     pytest.importorskip("cleanlab")

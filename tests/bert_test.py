@@ -211,6 +211,7 @@ def test_a_real_checkpoint():
 # --- In training.
 
 
+@pytest.mark.slow
 def test_initialisation():
     """Every layer draws its own numbers."""
     config = dataclasses.replace(TINY, hidden_size=64, intermediate_size=256)
@@ -298,6 +299,7 @@ def test_dropout(rates):
     assert np.all(one != plain[1]) or rates[0]
 
 
+@pytest.mark.slow
 def test_attention_by_hand_is_jax_s():
     """The rate is too small to drop anything, so that only the code differs."""
     config = dataclasses.replace(TINY, attention_dropout_rate=1e-9)
@@ -344,6 +346,7 @@ def test_padding_changes_nothing():
     _assert_close(_apply(model, params, longer), _apply(model, params, texts), 1e-5)
 
 
+@pytest.mark.slow
 def test_a_row_without_tokens_has_finite_outputs():
     """Such rows fill up the last batch of an evaluation."""
     texts = jax.tree.map(np.zeros_like, _texts(size=1))

@@ -129,6 +129,7 @@ def _last_clean(batches):
 # --- The meta-gradient, and what stands beside it.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 2])
 def test_meta_gradient_is_that_of_the_clean_loss_after_the_window(x64, k):
     bound = _bound(num_inner_steps=k)

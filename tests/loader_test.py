@@ -482,6 +482,7 @@ def test_processes_shares_make_up_the_global_batch(process_count, num_devices):
         _assert_equal(together, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_replayed", "start_window", "num_runs"),
     [(3, 1, 1), (2, 0, 2), _slow(3, 4, 2), _slow(2, 4, 1)],

@@ -255,6 +255,7 @@ def test_exact_is_the_slope_of_the_outer_loss(k, optimizer, x64):
     assert _distance(*_exact_and_differences(k, optimizer)) < 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"mix_clean": False}, *map(_slow, ({"skip_link": True}, {"tie_embeddings": True}))]
 )
@@ -382,6 +383,7 @@ def test_one_step_is_exact_for_the_last_step(name, x64):
     assert _distance(got.meta_grads, whole.meta_grads) > 0.01
 
 
+@pytest.mark.slow
 def test_finite_difference_is_one_step_up_to_its_step_squared(monkeypatch, x64):
     batches = _batches(3)
     want = _estimate(estimators.one_step, batches).meta_grads

@@ -380,6 +380,7 @@ def test_pairs_teach_the_lcn_beside_the_meta_gradient(normalize, x64, batch):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-12), moved, want)
 
 
+@pytest.mark.slow
 def test_without_pairs_their_weight_changes_nothing(x64, batch):
     bound, plain = _bound("mlc", pair_weight=0.3), _bound("mlc")
     state = _state(bound)

@@ -76,6 +76,7 @@ def test_bucket_lengths_leave_the_least_padding():
     assert bucket_lengths(np.array([3, 21]), 3, 21).tolist() == [8, 21]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_inner_steps", [1, 3])
 def test_inputs_are_cut_where_the_bucket_of_the_windows_longest_ends(num_inner_steps):
     windows = _take([_pipeline(num_inner_steps=num_inner_steps)], 30 // num_inner_steps)
@@ -94,6 +95,7 @@ def test_inputs_are_cut_where_the_bucket_of_the_windows_longest_ends(num_inner_s
     assert seen == set(BUCKETS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_inner_steps", [1, 3, 7])
 def test_every_example_once_per_epoch_and_few_buckets_in_a_window(num_inner_steps):
     """10 batches an epoch, which windows of 3 straddle; of the clean set's 5, those of 7, too."""

@@ -194,6 +194,7 @@ def _distance(a, b):
     return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("s", "update"), [_slow(1, 1), (2, -1)])
 def test_the_gradient_is_the_slope_of_the_replay(x64, data, runs, s, update):
     """By finite differences; at the first updates the window is shorter than k."""

@@ -238,6 +238,7 @@ def test_recursion_reproduces_the_repaired_resnet_run(x64):
             np.testing.assert_allclose(metrics[t][ours], want, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "scan_unroll"),
     [

@@ -164,6 +164,7 @@ def test_a_checkpoint_gives_all_but_the_last_layer(tmp_path, prefix):
     jax.tree.map(np.testing.assert_array_equal, batch_stats, want_stats)
 
 
+@pytest.mark.slow
 def test_what_was_saved_here_is_loaded_whole(tmp_path):
     path = str(tmp_path / "own.safetensors")
     params, _ = _init(TINY, seed=5)

@@ -11,6 +11,7 @@ import mlc_jax as mlc
 from mlc_jax.benchmarks import datasets
 from mlc_jax.data.votes import accuracies, agreement, counted_once, is_changed, vote_of_most
 from mlc_jax.errors import InputError
+from mlc_jax.examples import create_dataset
 from mlc_jax.models.label_model import source_counts, vote_shares
 from mlc_jax.report.sources import of_sources
 
@@ -262,12 +263,14 @@ def test_in_python_and_by_name(standard_promotion):
     assert result.verdict.shares["as_given"].n == is_checked.sum()
     columns = dict(zip(NAMES, votes.T, strict=True))
     given = {name: column[is_checked] for name, column in columns.items()}
+    method = mlc.methods.cross_fit(model=mlc.models.MLP(3, ()))
     for kind in (dict, pandas.DataFrame):
-        named = _fit(
-            mlc.Examples(x[doubtful], kind({n: c[doubtful] for n, c in columns.items()})),
-            mlc.Examples(x[is_checked], truth[is_checked], given=kind(given)),
-        )
-        np.testing.assert_array_equal(named.soft_labels, result.soft_labels)
+        noisy = mlc.Examples(x[doubtful], kind({n: c[doubtful] for n, c in columns.items()}))
+        clean = mlc.Examples(x[is_checked], truth[is_checked], given=kind(given))
+        dataset = create_dataset(method, noisy, clean, None, None, None)
+        assert dataset.source_names == NAMES
+        np.testing.assert_array_equal(dataset.noisy.votes, votes[doubtful])
+        np.testing.assert_array_equal(dataset.clean.votes, votes[is_checked])
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,10 @@ class Fitted(NamedTuple):
 
 
 def fit(
-    method: methods.cross_fit, features: np.ndarray, draws: Sequence[Draw], drawn: str
+    method: methods.cross_fit,
+    features: np.ndarray,
+    draws: Sequence[Draw],
+    drawn: str | Sequence[np.ndarray],
 ) -> list[Fitted]:
     """Trains `method` on each draw; the seed is the draw's place.
 
@@ -54,7 +57,7 @@ def fit(
       method: with its classifier.
       features: `[N, F]` of the table.
       draws: of equally many checked rows.
-      drawn: how rows were checked, of `folds.DRAWN`.
+      drawn: how rows were checked, of `folds.DRAWN`; or, for each draw, of each row `[n]`.
     """
     num_classes = method.model.num_classes  # type: ignore[attr-defined]
     source, pipelines = ArraySource(features), []
@@ -63,12 +66,13 @@ def fit(
         accuracy = accuracies(draw.votes[clean], draw.truth[clean])
         most = vote_of_most(draw.votes, accuracy, num_classes)
         votes = draw.votes.astype(np.int16) if draw.votes.shape[1] > 1 else None
+        how = np.full(len(draw.checked), drawn) if isinstance(drawn, str) else drawn[number]
         everything = Subset(source, draw.rows, most, draw.truth, votes)
         doubtful = everything.take(noisy)
         pipelines.append(folds.AllRows(
             Subset(source, doubtful.rows, doubtful.given,
                    np.full(len(noisy), UNKNOWN, np.int32), doubtful.votes),
-            everything.take(clean), np.full(len(clean), drawn), method.num_folds,
+            everything.take(clean), how[clean], method.num_folds,
             method.num_parts, number, method.batch_size, method.steps_per_round,
         ))  # fmt: skip
     all_rows = folds.of_one_length([pipeline.rows for pipeline in pipelines])

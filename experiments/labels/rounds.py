@@ -1,0 +1,128 @@
+"""Rounds of `to_check.csv`, filled in truthfully, beside as many rows checked at random.
+
+    python -m experiments.labels.rounds --workdir=DIR
+
+Labels of a table are FLIP 0.35; some rows are checked at random. Then, round by round, the rows
+that `to_check.csv` would ask for are checked: the next thirty of one random order, and the seventy
+least certain. The same is done with the next hundred of the random order. Printed is the share
+right among all rows, in percent, where a checked row is right, and what is said of it beforehand.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+from etils import epath
+
+from experiments.labels.cross_fitted import Draw, fit
+from experiments.labels.tables_of_people import TABLES
+from experiments.records import Records, Row, clear_programs
+from experiments.tables import to_csv, to_markdown, values, where
+from mlc_jax import command_line, methods, models, paths
+from mlc_jax.data import folds
+from mlc_jax.errors import expect
+from mlc_jax.report.report import NUM_RANDOM, NUM_UNCERTAIN
+
+_WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the table.")
+_SETS = flags.DEFINE_string("sets", "breast_cancer,diamonds", "Some of the tables.")
+_FIRST_CHECKS = flags.DEFINE_integer("first_checks", 60, "Rows checked at first.", lower_bound=2)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "The first one included.", lower_bound=1)
+_DRAWS = flags.DEFINE_integer("draws", 5, "Of rows and wrong labels.", lower_bound=1)
+_FIRST = flags.DEFINE_integer("first_draw", 0, "Number of the first draw.", lower_bound=0)
+_FLIP = 0.35
+WAYS = ("to_check.csv", "at random")
+
+
+def measure(name: str, way: str, draws: Sequence[int], num_rounds: int, checks: int) -> list[Row]:
+    """All rounds of all draws of a table; draws of a round are one program."""
+    table = TABLES[name]()
+    labels, size = table.labels, len(table.labels)
+    num_classes = int(labels.max()) + 1
+    method = methods.cross_fit(model=models.MLP(num_classes, ()))
+    orders, cells, drawn = [], [], []
+    for number in draws:
+        rng = np.random.default_rng([number, size])
+        wrong = rng.random(size) < _FLIP
+        given = np.where(wrong, (labels + 1) % num_classes, labels)
+        place = np.argsort(rng.permutation(size))  # In the random order.
+        orders.append(place)
+        cells.append(Draw(np.arange(size), given[:, None], labels, place < checks))
+        drawn.append(np.where(place < checks, folds.RANDOM, "").astype("U9"))
+    rows: list[Row] = []
+    for round_ in range(1, num_rounds + 1):
+        fitted = fit(method, table.features, cells, drawn)
+        clear_programs()
+        for i, result in enumerate(fitted):
+            doubtful = np.flatnonzero(~cells[i].checked)
+            probs = result.out_of_fold["corrected"][: len(doubtful)]
+            right = probs.argmax(axis=1) == labels[doubtful]
+            rows.append({
+                "set": name, "way": way, "draw": draws[i], "round": round_,
+                "checked": size - len(doubtful),
+                "right": 100 * float(1 - np.sum(~right) / size),
+                "given": 100 * float(np.mean(cells[i].votes[:, 0] == labels)),
+            })  # fmt: skip
+            by_order = doubtful[np.argsort(orders[i][doubtful])]
+            uncertain = doubtful[np.argsort(probs.max(axis=1), kind="stable")]
+            if way == WAYS[0]:
+                random = by_order[:NUM_RANDOM]
+                uncertain = uncertain[~np.isin(uncertain, random)][:NUM_UNCERTAIN]
+            else:
+                random, uncertain = by_order[: NUM_RANDOM + NUM_UNCERTAIN], by_order[:0]
+            checked = cells[i].checked.copy()
+            checked[np.concatenate([random, uncertain])] = True
+            cells[i] = cells[i]._replace(checked=checked)
+            passed = orders[i] <= orders[i][random].max(initial=-1)
+            drawn[i] = np.where(checked, np.where(passed, folds.RANDOM, folds.LOOKED_UP), "")
+    return rows
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """Markdown: means over draws, and the paired gap to the round before."""
+    body = []
+    for name in values(rows, "set"):
+        for way in WAYS:
+            before: list[float] = []
+            for round_ in values(rows, "round"):
+                cell = where(rows, set=name, way=way, round=round_)
+                right = [row["right"] for row in cell]
+                gap = ""
+                if before:
+                    gaps = np.subtract(right, before)
+                    error = np.std(gaps, ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
+                    gap = f"{np.mean(gaps):+.1f} ± {error:.1f}"
+                body.append([
+                    name, way, f"{round_}", f"{np.mean([row['checked'] for row in cell]):.0f}",
+                    f"{np.mean([row['given'] for row in cell]):.1f}", f"{np.mean(right):.1f}", gap,
+                ])  # fmt: skip
+                before = right
+    header = ["table", "rows checked by", "round", "checked", "given", "right", "than before"]
+    return to_markdown(header, body, text_columns=(0, 1))
+
+
+def main() -> None:
+    """Measures what is missing, and writes the table."""
+    sets = _SETS.value.split(",")
+    for name in sets:
+        expect(name in TABLES, "--sets", name, f"some of {', '.join(TABLES)}")
+    draws = list(range(_FIRST.value, _FIRST.value + _DRAWS.value))
+    workdir = epath.Path(paths.absolute(_WORKDIR.value, "--workdir"))
+    workdir.mkdir(parents=True, exist_ok=True)
+    settings = {"draws": draws, "rounds": _ROUNDS.value, "first_checks": _FIRST_CHECKS.value}
+    records = Records(workdir / "cells.jsonl", settings)
+    rows: list[Row] = []
+    for name in sets:
+        for way in WAYS:
+            rows += records.get(
+                {"set": name, "way": way},
+                functools.partial(measure, name, way, draws, _ROUNDS.value, _FIRST_CHECKS.value),
+            )
+    paths.write(workdir / "rounds.csv", to_csv(rows).encode())
+    text = table_of(rows)
+    paths.write(workdir / "rounds.md", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    command_line.run(main, required=["workdir"])
