@@ -13,6 +13,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import threading
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -61,6 +62,9 @@ class Texts(NamedTuple):
             size += 1
             _add(digest, text)
         return cls(read, size, digest.hexdigest())
+
+
+_one_encodes = threading.Lock()
 
 
 class Tokenizer:
@@ -130,11 +134,12 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[Any]:
         """Encodings, in parallel, with `ids` of at most `max_length`; `overflowing` if cut off."""
-        self._backend.enable_truncation(max_length)
-        try:
-            return list(self._backend.encode_batch_fast(texts))
-        finally:
-            self._backend.no_truncation()
+        with _one_encodes:  # The length is a setting of the backend, which threads may share.
+            self._backend.enable_truncation(max_length)
+            try:
+                return list(self._backend.encode_batch_fast(texts))
+            finally:
+                self._backend.no_truncation()
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Writes a `tokenizer.json` that `load` makes the same of."""
