@@ -59,7 +59,7 @@ def fit(
       draws: of equally many checked rows.
       drawn: how rows were checked, of `folds.DRAWN`; or, for each draw, of each row `[n]`.
     """
-    num_classes = method.model.num_classes  # type: ignore[attr-defined]
+    num_classes = method.model.num_classes
     source, pipelines = ArraySource(features), []
     for number, draw in enumerate(draws):
         clean, noisy = (np.flatnonzero(part) for part in (draw.checked, ~draw.checked))

@@ -203,7 +203,8 @@ class _File:
         if said != Said():
             self.fail("has its labels in an array; expected neither label_columns nor votes")
         inputs, ids = self.inputs, self.arrays.get("ids")
-        labels, votes, names = self._labels("labels"), None, ()
+        names: tuple[str, ...] = ()
+        labels, votes = self._labels("labels"), None
         assert labels is not None
         if labels.numbers.ndim == 2:
             names = self._source_names(labels.numbers.shape[1])

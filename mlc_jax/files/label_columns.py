@@ -108,13 +108,13 @@ class LabelColumns:
         if self._said.votes:
             more, votes = _read_votes(self._said.votes, table, ids, len(lines))
             names, columns = names + more, columns + votes
-        names, columns = _that_say_something(names, columns)
+        names, said = _that_say_something(names, columns)
         several = len(names) > 1 or names[:1] not in ([], ["label"])
         return LabelledFile(
             field=table.field,
             path=table.path,
-            labels=_first_said(columns, len(lines)),
-            votes=_together(columns) if several else None,
+            labels=_first_said(said, len(lines)),
+            votes=_together(said) if several else None,
             source_names=tuple(names) if several else (),
             checked=self._checked.labels(),
             given=self._given.labels(),

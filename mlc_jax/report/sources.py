@@ -41,7 +41,7 @@ def of_sources(
         right = tested[judged] == checked.truth[judged]
         share = share_right(right, doubtful=10**9) if len(right) else None
         wrong = joint * (1 - np.eye(num_classes))
-        label, true = np.unravel_index(wrong.argmax(), wrong.shape)
+        label, true = divmod(int(wrong.argmax()), num_classes)
         rows.append({
             "source": name,
             "labels": int(said.sum() + judged.sum()),
