@@ -137,7 +137,7 @@ class Verdict:
         if AS_GIVEN not in self.shares:
             return (
                 "The old labels of the checked rows are not known, so nothing is compared with "
-                "them: keep them (given_label)."
+                "them: keep them, if there are any (given_label)."
             )
         if self.take is None:
             return f"{self.n} rows are too few for more than these intervals: check {ENOUGH}."
