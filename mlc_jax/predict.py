@@ -40,10 +40,8 @@ def main() -> None:
     if not examples.exists():
         raise InputError(f"--input: no file {_INPUT.value!r}; expected one of examples")
     output = paths.absolute(_OUTPUT.value, "--output")
-    if not paths.is_remote(output) and not output.parent.is_dir():
-        raise InputError(
-            f"--output: no directory {str(output.parent)!r}; expected one to write {output.name} to"
-        )
+    if not paths.is_remote(output):
+        _check_place(pathlib.Path(output), examples)
     from mlc_jax import api
     from mlc_jax.commands.new_examples import open_examples
 
@@ -52,6 +50,20 @@ def main() -> None:
     with _written_whole(output) as place, place.open("w", encoding="utf-8", newline="") as file:
         _write(result, opened, csv.writer(file, lineterminator="\n"))
     print(f"{opened.size} predictions in {output}")
+
+
+def _check_place(output: pathlib.Path, examples: pathlib.Path) -> None:
+    """Raises InputError unless writing `output` loses nothing but predictions of before."""
+    if not output.parent.is_dir():
+        raise InputError(
+            f"--output: no directory {str(output.parent)!r}; expected one to write {output.name} to"
+        )
+    if output.exists() and not output.is_file():
+        raise InputError(
+            f"--output: {str(output)!r} is a directory or a device; expected a file to write"
+        )
+    if output.exists() and output.samefile(examples):
+        raise InputError(f"--output: {str(output)!r} is --input; expected another file")
 
 
 @contextlib.contextmanager
@@ -63,12 +75,11 @@ def _written_whole(output: "epath.Path") -> Iterator[pathlib.Path]:
             yield place
             paths.write(output, place.read_bytes())
         return
-    partial = pathlib.Path(output).with_name(output.name + ".partial")
-    try:
-        yield partial
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    # A directory of its own: whatever else is called OUT.partial is somebody's.
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as directory:
+        place = pathlib.Path(directory) / output.name
+        yield place
+        place.replace(output)
 
 
 def _write(result: "Result", opened: "Opened", table: Any) -> None:

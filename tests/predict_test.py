@@ -1,6 +1,7 @@
 """The command that predicts: from a workdir and a file of new examples to a table."""
 
 import csv
+import os
 import shutil
 
 import numpy as np
@@ -193,3 +194,29 @@ def test_a_run_that_has_not_ended(refused, trained, tmp_path):
     assert refused(copy, tmp_path / "no.npy") == (
         f"--input: no file {str(tmp_path / 'no.npy')!r}; expected one of examples"
     )
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "input", "link to the input"])
+def test_an_output_that_would_destroy_something(run_program, tmp_path, kind):
+    """Before anything is loaded: there is no such workdir."""
+    examples = tmp_path / "new.csv"
+    examples.write_text("a\n1\n")
+    output = tmp_path / "out.csv"
+    if kind == "directory":
+        output.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(output)
+    elif kind == "input":
+        output = examples
+    else:
+        output.symlink_to(examples)
+    code, _, err = run_program(
+        "mlc_jax.predict", f"--workdir={tmp_path / 'none'}", f"--input={examples}",
+        f"--output={output}", required=("workdir", "input", "output"),
+    )  # fmt: skip
+    assert code == 2
+    expected = (
+        "is --input; expected another file" if "input" in kind else "expected a file to write"
+    )
+    assert expected in err
+    assert examples.read_text() == "a\n1\n" and output.exists()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from mlc_jax import paths
@@ -86,12 +87,22 @@ class MetricWriter:
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """The rows of a workdir's `metrics.jsonl`; a last line cut off by a kill is left out."""
+    """The rows of a workdir's `metrics.jsonl`; lines that are none, or damaged, are left out.
+
+    The last one may be cut off by a kill; of others there is a warning.
+    """
     path = epath.Path(workdir) / METRICS_FILE
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    rows, damaged = [], []
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except ValueError:  # Of JSON, and of bytes that are no text.
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        else:
+            damaged.append(number)
+    if damaged and damaged != [len(lines)]:
+        logging.warning("%s: left out damaged lines, the first is line %d.", path, damaged[0])
     return rows
