@@ -99,6 +99,17 @@ def test_a_last_line_cut_off_by_a_kill(tmp_path, cut):
     assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(3, 0.5), (6, 0.125)]
 
 
+@pytest.mark.parametrize("damage", [b"12", b"{}", b"[1]", b'{"step": 3', b"\xff\xfe", b"null"])
+def test_a_damaged_line_costs_no_other(tmp_path, damage):
+    _write(tmp_path, [(3, {"loss": 0.5}), (6, {"loss": 0.25}), (9, {"loss": 0.125})])
+    path = tmp_path / METRICS_FILE
+    first, _, last = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([first, damage, last]) + b"\n")
+    assert [row["step"] for row in read_metrics(tmp_path)] == [3, 9]
+    _write(tmp_path, [(12, {"loss": 0.1})], start_step=9)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [3, 9, 12]
+
+
 def test_nothing_to_read(tmp_path):
     assert read_metrics(tmp_path) == []
 

@@ -263,16 +263,16 @@ def test_sigterm_saves_and_a_second_process_is_kept_out(
     trained, tiny_config, tiny_flags, tmp_path, start, standard_promotion
 ):
     reference = trained("mlc")
-    config = tiny_config(checkpoint_every_steps=2)
+    config = tiny_config(checkpoint_every_steps=60)  # Later than the signal.
     # Compiled anew: going on must not depend on a cache of compiled programs.
     process = start(
-        tiny_flags(checkpoint_every_steps=2), tmp_path, JAX_ENABLE_COMPILATION_CACHE="false"
+        tiny_flags(checkpoint_every_steps=60), tmp_path, JAX_ENABLE_COMPILATION_CACHE="false"
     )
-    _wait_for(lambda: (tmp_path / checkpoint.DIRECTORY).exists(), process)
+    _wait_for(lambda: (tmp_path / METRICS_FILE).exists(), process)
     with pytest.raises(InputError, match=f"--workdir: another run is using '{tmp_path}'"):
         train.train_and_evaluate(config, str(tmp_path), show_progress=False)
 
-    _wait_for(lambda: _has_reached(tmp_path, 9), process)
+    _wait_for(lambda: any(x["step"] >= 9 for x in read_metrics(tmp_path)), process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, err
