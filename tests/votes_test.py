@@ -206,6 +206,17 @@ def test_copies_count_once():
     assert np.mean(most == truth) > 0.9 > np.mean(bad == truth)
 
 
+def test_rules_of_one_class_are_no_copies():
+    """They always agree, and often wrongly."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 500)
+    fires = lambda: rng.random(500) < np.where(truth == 1, 0.5, 0.4)  # noqa: E731
+    votes = np.stack([np.where(fires(), 1, -1) for _ in range(4)], axis=1)
+    counted, copies = counted_once(votes, np.where(np.arange(500) < 60, truth, -1), 2)
+    assert copies == []
+    np.testing.assert_array_equal(counted, votes)
+
+
 def test_a_source_that_says_much_does_not_speak_for_the_others():
     """R of a source without a check: of the mean source's accuracy, not of the mean label's."""
     votes = np.full((100, 3), -1, np.int16)

@@ -109,8 +109,9 @@ def counted_once(
     """Votes `[N, S]` in which a copy of another source says nothing where it says the same.
 
     Two sources are copies if they agree, on rows that both label, more often than two could whose
-    errors have nothing to do with each other. How often each is right is taken from checked rows,
-    at its upper 95 % limit: sources that are always right, or that nobody checked, are none.
+    errors have nothing to do with each other, and than two would that say each label as often as
+    they do. How often each is right is taken from checked rows, at its upper 95 % limit: sources
+    that are always right, or that nobody checked, are none.
 
     Args:
       votes: `[N, S]`.
@@ -128,6 +129,7 @@ def counted_once(
         right == said, 1.0, stats.beta.ppf(0.975, right + 1, np.maximum(said - right, 1))
     )
     shared, agree = np.zeros((2, num_sources, num_sources))
+    of_label = np.zeros((num_classes, num_sources, num_sources))
     for start in range(0, len(votes), _BLOCK):
         block = votes[start : start + _BLOCK]
         spoke = (block != UNKNOWN).astype(np.float32)
@@ -135,8 +137,12 @@ def counted_once(
         for label in range(num_classes):
             voted = (block == label).astype(np.float32)
             agree += voted.T @ voted
+            of_label[label] += voted.T @ spoke  # [i, j]: i's votes for it where j spoke.
     both, neither = np.outer(limit, limit), np.outer(1 - limit, 1 - limit)
-    chance = both + neither / max(1, num_classes - 1)
+    # Rules that know one class always agree: so often would two by what they mostly say.
+    shares = of_label / np.maximum(shared, 1)
+    by_habit = np.sum(shares * shares.transpose(0, 2, 1), axis=0)
+    chance = np.clip(np.maximum(both + neither / max(1, num_classes - 1), by_habit), 0, 1)
     unlikely = stats.binom.sf(agree - 1, shared, chance) < _CHANCE / max(1, num_sources**2)
     copies = []
     counted = votes.copy()
