@@ -237,19 +237,26 @@ def soft_labels(data: VoteSet) -> dict[str, np.ndarray]:
     return found
 
 
-def rivals(data: VoteSet, by_rival: dict[str, np.ndarray], cell: Draw) -> Row:
-    """Percent of test rows right, of all but `cross_fit`."""
+def _percent(data: VoteSet, said: np.ndarray) -> float:
+    return float(100 * np.mean(said == data.labels[data.test]))
+
+
+def without_checks(data: VoteSet, by_rival: dict[str, np.ndarray]) -> Row:
+    """Percent of test rows right of what knows no checked row, or the truth of all."""
     x, test = data.features[: len(data.votes)], data.features[data.test]
-    truth = data.labels[data.test]
-    one_hot = np.eye(data.num_classes)[cell.truth]
-    percent = lambda said: float(100 * np.mean(said == truth))  # noqa: E731
-    checked = np.where(cell.checked[:, None], one_hot, np.nan)
-    found = {"checked rows alone": percent(_learned(x, checked, test))}
+    one_hot = np.eye(data.num_classes)[data.labels[: len(x)]]
+    labels = by_rival | {"all true": one_hot}
+    return {name: _percent(data, _learned(x, soft, test)) for name, soft in labels.items()}
+
+
+def with_checks(data: VoteSet, by_rival: dict[str, np.ndarray], cell: Draw) -> Row:
+    """The same of what knows the checked rows."""
+    x, test = data.features[: len(data.votes)], data.features[data.test]
+    one_hot, checked = np.eye(data.num_classes)[cell.truth], cell.checked[:, None]
+    found = {"checked rows alone": _learned(x, np.where(checked, one_hot, np.nan), test)}
     for name, soft in by_rival.items():
-        found[name] = percent(_learned(x, soft, test))
-        both = np.where(cell.checked[:, None], one_hot, soft)
-        found[f"{name} +"] = percent(_learned(x, both, test))
-    return found | {"all true": percent(_learned(x, one_hot, test))}
+        found[f"{name} +"] = _learned(x, np.where(checked, one_hot, soft), test)
+    return {name: _percent(data, said) for name, said in found.items()}
 
 
 def measure(name: str, checked: str, draws: Sequence[int]) -> list[Row]:
@@ -266,10 +273,12 @@ def measure(name: str, checked: str, draws: Sequence[int]) -> list[Row]:
         most, votes = prepared(cell.votes, seen, sources, data.num_classes)
         alone.append(cell._replace(votes=most[:, None]))
         together.append(cell._replace(votes=votes))
-    truth = data.labels[data.test]
     by_rival = soft_labels(data)
+    same_for_all = without_checks(data, by_rival)
     rows: list[Row] = [
-        {"set": name, "checked": checked, "draw": number} | rivals(data, by_rival, cell)
+        {"set": name, "checked": checked, "draw": number}
+        | with_checks(data, by_rival, cell)
+        | same_for_all
         for number, cell in zip(draws, cells, strict=True)
     ]
     for column, given in (("cross_fit, majority", alone), (_POOL, together)):
@@ -277,7 +286,7 @@ def measure(name: str, checked: str, draws: Sequence[int]) -> list[Row]:
         clear_programs()
         for row, cell, result in zip(rows, cells, fitted, strict=True):
             said = result.probs[data.test].argmax(axis=1)
-            row[column] = float(100 * np.mean(said == truth))
+            row[column] = _percent(data, said)
             doubtful = ~cell.checked
             labels = result.out_of_fold["corrected"][: doubtful.sum()].argmax(axis=1)
             row[f"labels, {column}"] = float(100 * np.mean(labels == cell.truth[doubtful]))
