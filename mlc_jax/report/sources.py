@@ -9,6 +9,9 @@ from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.report.verdict import share_right
 
 
+_NAMED = 0.5  # Labels that a confusion is, at least, to be told.
+
+
 def of_sources(
     noisy: Subset,
     soft_labels: np.ndarray,
@@ -51,7 +54,7 @@ def of_sources(
             "high": None if share is None else 100 * share.high,
             "estimated_right": 100 * float(np.trace(joint) / said.sum()) if said.any() else None,
             "bits_per_label": _bits(joint, shares) if said.any() else None,
-            "confuses_most": f"{class_names[true]} as {class_names[label]}" if wrong.any() else "",
+            "confuses_most": f"{class_names[true]} as {class_names[label]}" if wrong.max() >= _NAMED else "",
         })  # fmt: skip
     return rows
 
