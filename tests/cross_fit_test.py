@@ -183,7 +183,9 @@ def test_weights_follow_what_can_be_trusted():
     good, noise = says(0.8), says(0.0)
     for terms, low, high in (((good, noise), 1, 0), ((noise, good), 0, 1)):
         stacked = jnp.asarray(np.stack([*terms, noise, noise], axis=1), jnp.float32)
-        weights, _ = label_model.fit_weights(stacked, jnp.asarray(checks), jnp.ones(200), 2.0, 0.5)
+        weights, _ = label_model.fit_weights(
+            stacked, jnp.asarray(checks), jnp.ones(200), (2.0, 2.0), 0.5
+        )
         assert weights[high] > 0.7 and weights[low] < 0.2
         assert (weights[2:] < 0.2).all() and (weights >= 0).all()
 

@@ -12,6 +12,7 @@ of them, which is what was judged.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -45,6 +46,7 @@ _CHECKED_TRUST = (
     0.5  # In the classifier on the checked rows alone, where class shares are estimated.
 )
 _BLOCK = 16_384  # Rows at a time, of which all classifiers' predictions are in memory.
+_SOURCES_WIDTH = 0.5  # Of the prior of l, where there are several sources.
 _SWEEPS = 2  # Of the label model between two rounds.
 
 
@@ -65,7 +67,8 @@ class CrossFit(Method):
         of the checks that the run did not see.
       prior_strength: pseudo-counts of the prior of R, the matrix of what given labels mean.
       expected_weight: of a doubtful row in R, beside a checked one's 1.
-      trust_width: of the prior of a and l, the weights of classifier and given label.
+      trust_width: of the prior of a and l, the weights of classifier and given label; of l at most
+        0.5 where there are several sources.
       rival_width: of the prior of b and c; towards 0 the rivals are left out.
     """
 
@@ -548,12 +551,20 @@ class _Machine:
              known.checked[rows.fold, rows.judged]], axis=1,
         )  # fmt: skip
 
+        # The term of several sources is right as it is, but for what they have in common. Where
+        # it is right in all of a few checks, a wide prior would let it overrule everything.
+        several = rows.votes.shape[1] > 1
+        widths = (
+            method.trust_width,
+            min(method.trust_width, _SOURCES_WIDTH if several else math.inf),
+        )
+
         def fitted(log_p: jax.Array) -> tuple[jax.Array, jax.Array]:
             """Args: log_p: `[K, M, C]`, of the judged rows."""
             own = log_p[rows.fold, jnp.arange(len(rows.judged))]
             terms = jnp.concatenate([own[:, None], others], axis=1)
             checks = jnp.maximum(rows.checks[rows.judged], 0)
-            return fit_weights(terms, checks, counts, method.trust_width, method.rival_width)
+            return fit_weights(terms, checks, counts, widths, method.rival_width)
 
         x = jax.tree.map(lambda leaf: leaf[rows.judged], known.x)
         log_probs, part = self._log_probs(params["runs"], x), rows.part[rows.judged]

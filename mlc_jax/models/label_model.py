@@ -154,7 +154,11 @@ def pool(weights: jax.Array, *terms: jax.Array) -> jax.Array:
 
 
 def fit_weights(
-    terms: jax.Array, checks: jax.Array, counts: jax.Array, width: float, rival_width: float
+    terms: jax.Array,
+    checks: jax.Array,
+    counts: jax.Array,
+    widths: tuple[float, float],
+    rival_width: float,
 ) -> tuple[jax.Array, jax.Array]:
     """The weights `(a, l, b, c)` `[4]`, and the log-likelihood there.
 
@@ -164,7 +168,7 @@ def fit_weights(
       terms: `[M, 4, C]`: log p, label term, log p_given, log p_checked.
       checks: `[M]` int32.
       counts: `[M]`, by which a row counts.
-      width: of the log-normal prior of a and l, whose median is 1.
+      widths: of the log-normal priors of a and l, whose median is 1.
       rival_width: of the half-normal prior of b and c.
     """
 
@@ -176,7 +180,7 @@ def fit_weights(
         return jnp.sum(counts * jnp.take_along_axis(log_q, checks[:, None], axis=1)[:, 0])
 
     def loss(theta: jax.Array) -> jax.Array:
-        prior = jnp.sum(jnp.square(theta[:2])) / (2 * width**2)
+        prior = jnp.sum(jnp.square(theta[:2] / jnp.asarray(widths, theta.dtype))) / 2
         prior = prior + jnp.sum(jnp.square(theta[2:])) / (2 * rival_width**2)
         return prior - likelihood(theta)
 

@@ -8,7 +8,6 @@ import numpy as np
 from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.report.verdict import share_right
 
-
 _NAMED = 0.5  # Labels that a confusion is, at least, to be told.
 
 
@@ -45,6 +44,7 @@ def of_sources(
         share = share_right(right, doubtful=10**9) if len(right) else None
         wrong = joint * (1 - np.eye(num_classes))
         label, true = divmod(int(wrong.argmax()), num_classes)
+        confusion = f"{class_names[true]} as {class_names[label]}"
         rows.append({
             "source": name,
             "labels": int(said.sum() + judged.sum()),
@@ -54,7 +54,7 @@ def of_sources(
             "high": None if share is None else 100 * share.high,
             "estimated_right": 100 * float(np.trace(joint) / said.sum()) if said.any() else None,
             "bits_per_label": _bits(joint, shares) if said.any() else None,
-            "confuses_most": f"{class_names[true]} as {class_names[label]}" if wrong.max() >= _NAMED else "",
+            "confuses_most": confusion if wrong.max() >= _NAMED else "",
         })  # fmt: skip
     return rows
 
