@@ -272,6 +272,7 @@ def test_in_python_and_by_name(standard_promotion):
     assert result.given_labels[0] == -1 and np.isnan(result.label_quality[0])
     assert not result.to_frame().is_label_issue[0]
     assert result.verdict.shares["as_given"].n == is_checked.sum()
+    assert 0.3 < result.state.meta.params["weights"][1] < 3  # However few checks fit it.
     columns = dict(zip(NAMES, votes.T, strict=True))
     given = {name: column[is_checked] for name, column in columns.items()}
     method = mlc.methods.cross_fit(model=mlc.models.MLP(3, ()))
