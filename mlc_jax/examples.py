@@ -133,10 +133,14 @@ def create_dataset(
         )
     given: dict[str, np.ndarray] = {name: said[:, 0] for name, said in votes.items()}
     if source_names:
+        # Rows that only judge say nothing of how good a source is.
+        seen = [
+            truths[name] if name == "clean" else np.full_like(truths[name], UNKNOWN)
+            for name in votes
+        ]
         most, counted = prepared(
-            np.concatenate(list(votes.values())), np.concatenate(list(truths.values())),
-            source_names, num_classes,
-        )  # fmt: skip
+            np.concatenate(list(votes.values())), np.concatenate(seen), source_names, num_classes
+        )
         ends = np.cumsum([len(said) for said in votes.values()])[:-1]
         given = dict(zip(votes, np.split(most, ends), strict=True))
         votes = dict(zip(votes, np.split(counted, ends), strict=True))

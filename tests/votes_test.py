@@ -118,6 +118,20 @@ def test_a_column_label_is_the_one_that_counts(wide):
     np.testing.assert_array_equal(dataset.noisy.given, truth[~is_checked])
 
 
+def test_rows_that_only_judge_say_nothing_of_a_source(wide):
+    """Of two sources that differ, the one that checked rows to train with say is better."""
+    x, votes, truth, is_checked = _rows()
+    split = np.where(is_checked & (np.arange(60) % 2 == 0), "test", "")
+    learned = np.where(is_checked & (split == ""), truth, -1)
+    dataset = _load(wide(x, votes, truth, is_checked, split=split))
+    most = vote_of_most(votes, accuracies(votes, learned), 3)
+    np.testing.assert_array_equal(dataset.noisy.given, most[~is_checked])
+    changed = truth.copy()
+    changed[split == "test"] = (truth[split == "test"] + 1) % 3
+    other = _load(wide(x, votes, changed, is_checked, split=split))
+    np.testing.assert_array_equal(other.noisy.given, dataset.noisy.given)
+
+
 def test_what_we_write_beside_a_label_is_no_source(wide):
     x, votes, truth, is_checked = _rows()
     quality = np.full(len(x), "0.5")

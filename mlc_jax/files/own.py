@@ -252,8 +252,8 @@ def _one_file(
         is_new = (later != UNKNOWN) & (truth == UNKNOWN)
         truth = np.where(is_new, later, truth)
         said = np.where(is_new, checks.drawn, said)
-    given, votes = _given(file, truth, classes)
     learned = ~file.judging
+    given, votes = _given(file, np.where(learned, truth, UNKNOWN), classes)
     clean, noisy = (truth != UNKNOWN) & learned, (truth == UNKNOWN) & learned
     _check_sizes(file, int(clean.sum()), int(noisy.sum()))
     _check_names(file, given, truth, classes.names)
