@@ -22,8 +22,11 @@ LOST = Lost("another process of this run is gone.")
 
 _LOST_LINE = f"error: {LOST} The same command goes on from the newest checkpoint."
 _SECONDS_TO_ABORT = 10  # JAX takes one.
-# Of the log of JAX's coordination service: from there on nothing else follows.
-_ABORTS = re.compile(rb"[EF]\d{4} .*(coordination_service|client\.h:)")
+# The log of JAX's coordination service, or the child's own last line, into which it may run: from
+# there on nothing else follows.
+_ABORTS = re.compile(
+    rb"[EF]\d{4} .*(coordination_service|client\.h:)|" + re.escape(_LOST_LINE.encode())
+)
 _OF_A_PEER = re.compile(
     "Gloo .* failed|oordination ?[sS]ervice|heartbeat timeout|onnection (reset|closed) by peer"
 )

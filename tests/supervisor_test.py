@@ -59,6 +59,12 @@ def _supervise(program, **settings):
         ("os.abort()", 134, ""),  # For another reason.
         (f"{GIVE_UP}; os.abort()", 200, ONE_LINE),
         (f"{GIVE_UP}; print({ONE_LINE!r}, end='', file=sys.stderr); sys.exit(200)", 200, ONE_LINE),
+        # Both at once, without an end between them.
+        (
+            f"print({ONE_LINE[:-1]!r}, end='', file=sys.stderr); {GIVE_UP}; sys.exit(200)",
+            200,
+            ONE_LINE,
+        ),
         (f"{GIVE_UP}; print('error: x', file=sys.stderr); sys.exit(3)", 3, TOLD + "error: x\n"),
         # JAX has given up, and something keeps the process.
         (f"print({ABORT[0]!r}, file=sys.stderr, flush=True); time.sleep(600)", 200, ONE_LINE),
