@@ -20,8 +20,10 @@ __version__ = "0.1.0"
 _PLACES = {
     "Examples": "mlc_jax.examples",
     "InnerLoss": "mlc_jax.core",
-    "Result": "mlc_jax.api",
+    "Result": "mlc_jax.result",
+    "LabelCorrector": "mlc_jax.label_corrector",
     "TextReader": "mlc_jax.encoders.encoding",
+    "correct_labels": "mlc_jax.correct",
     "fit": "mlc_jax.api",
     "load": "mlc_jax.api",
     "adam": "mlc_jax.core.optimizers",
@@ -34,12 +36,14 @@ _MODULES = ("estimators", "methods", "models")
 __all__ = [
     "Examples",
     "InnerLoss",
+    "LabelCorrector",
     "Result",
     "TextReader",
     "__version__",
     "adam",
     "adamw",
     "amsgrad",
+    "correct_labels",
     "estimators",
     "fit",
     "load",
@@ -50,11 +54,14 @@ __all__ = [
 
 if TYPE_CHECKING:
     from mlc_jax import estimators, methods, models
-    from mlc_jax.api import Result, fit, load
+    from mlc_jax.api import fit, load
     from mlc_jax.core import InnerLoss
     from mlc_jax.core.optimizers import adam, adamw, amsgrad, sgd
+    from mlc_jax.correct import correct_labels
     from mlc_jax.encoders.encoding import TextReader
     from mlc_jax.examples import Examples
+    from mlc_jax.label_corrector import LabelCorrector
+    from mlc_jax.result import Result
 
 
 def __getattr__(name: str) -> Any:

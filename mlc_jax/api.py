@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
@@ -19,134 +18,26 @@ from mlc_jax import build, config, description, paths
 from mlc_jax.benchmarks.datasets import image_options
 from mlc_jax.config.checks import whole
 from mlc_jax.core import TrainState
-from mlc_jax.data import UNKNOWN, Source, Subset
+from mlc_jax.data import UNKNOWN, Source
 from mlc_jax.data.dataset import Dataset
-from mlc_jax.data.prepare import Normalize
 from mlc_jax.encoders import encoding
 from mlc_jax.errors import InputError, expect
-from mlc_jax.examples import (
-    Examples,
-    check_layout,
-    create_dataset,
-    create_source,
-    is_description,
-    prepare_for,
-)
+from mlc_jax.examples import Examples, create_dataset, create_source, is_description
 from mlc_jax.files import image_folder
 from mlc_jax.files.columns import Columns
+from mlc_jax.files.frames import Frame
 from mlc_jax.files.table_files import TableSource
 from mlc_jax.methods import BoundMethod, Method
 from mlc_jax.models import Bert
+from mlc_jax.result import Result, Trained, bind, stored_prepare
 from mlc_jax.training import stack
 from mlc_jax.workdir.workdir import CONFIG_FILE, DATASET_FILE, locked_workdir
 
 if TYPE_CHECKING:
-    import pandas
-
     from mlc_jax.encoders.encoding import TextReader
-    from mlc_jax.report.verdict import Verdict
-    from mlc_jax.training.evaluate import Prediction
     from mlc_jax.training.run import Run, Settings
 
 _FIT = "fit"  # In a description: made by `fit`, not from a config.
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Result:
-    """What was learned.
-
-    Attributes:
-      labels: `[N]`, corrected labels of the noisy examples, in their order; numbers or names, as
-        they were given.
-      label_quality: `[N]` in [0, 1], how far each given label is believed; NaN where there is none.
-      soft_labels: `[N, C]`, probabilities of the corrected labels.
-      given_labels: `[N]`; of several sources the vote of most. -1 or "" where there is none.
-      ids: `[N]`, text.
-      classes: `[C]`, the label of each column of `soft_labels` and `predict_proba`.
-      figures: of the run, as in `results.json`; None where truth or a test set is not there.
-      state: the trained state.
-      bound: the method's functions.
-      example: what one input is, as stored; see `Run.sizes`.
-      read: inputs as a user has them -> a source of what the classifier was trained on.
-      kind: what those are: arrays, a table, text, or image_folder.
-      columns: of a table.
-    """
-
-    labels: np.ndarray
-    label_quality: np.ndarray
-    soft_labels: np.ndarray
-    given_labels: np.ndarray
-    ids: np.ndarray
-    classes: np.ndarray
-    figures: dict[str, Any]
-    state: TrainState
-    bound: BoundMethod
-    example: Any
-    read: Callable[[Any], Source] = create_source
-    kind: str = "arrays"
-    columns: Columns | None = None
-
-    @property
-    def verdict(self) -> "Verdict | None":
-        """How good the labels are, by checks that were hidden; `print` it. Of `cross_fit` alone."""
-        from mlc_jax.report.verdict import Verdict
-
-        stored = self.figures.get("verdict")
-        return None if stored is None else Verdict.from_json(stored)
-
-    def predict_proba(self, x: Any, *, batch_size: int = 1000) -> np.ndarray:
-        """The classifier's probabilities `[n, C]` for inputs like those it was trained on.
-
-        Args:
-          x: as in `Examples`; texts for a run that was given texts. For runs of the command: on a
-            table, a data frame or a dict of columns; on pictures, their paths, a directory of
-            them, or a table with a column `path`.
-          batch_size: over all devices.
-
-        Raises:
-          InputError: inputs that are not like those.
-        """
-        return self.predict_source(self.read(x), batch_size=batch_size)
-
-    def predict_source(self, source: Source, *, batch_size: int = 1000) -> np.ndarray:
-        """The same for inputs as they are stored."""
-        from mlc_jax.training import evaluate
-
-        check_layout(source, self.example)
-        subset = Subset.whole(source)
-        labels = np.zeros(len(subset), np.int32)
-        reader = evaluate.create_reader([subset], [labels], batch_size=batch_size)
-        logits = self._predict(self.state, reader, len(subset))[0].logits
-        return np.asarray(jax.nn.softmax(jnp.asarray(logits, jnp.float32)))
-
-    @functools.cached_property
-    def _predict(self) -> Any:
-        """Compiled once."""
-        from mlc_jax.training import evaluate
-
-        return evaluate.create_predict(self.bound)
-
-    def predict(self, x: Any, *, batch_size: int = 1000) -> np.ndarray:
-        """The most probable label `[n]` of each input."""
-        return self.classes[self.predict_proba(x, batch_size=batch_size).argmax(axis=1)]
-
-    def to_frame(self) -> "pandas.DataFrame":
-        """A row for each noisy example, under cleanlab's names.
-
-        Columns: `id`; `is_label_issue`, whether the label was corrected; `label_quality`;
-        `given_label`; `predicted_label`, the corrected one; `confidence` in it. The table goes into
-        cleanlab's `CleanLearning.fit(..., label_issues=table)`.
-        """
-        import pandas
-
-        return pandas.DataFrame({
-            "id": self.ids,
-            "is_label_issue": (self.labels != self.given_labels) & ~np.isnan(self.label_quality),
-            "label_quality": self.label_quality,
-            "given_label": self.given_labels,
-            "predicted_label": self.labels,
-            "confidence": self.soft_labels.max(axis=1),
-        })  # fmt: skip
 
 
 def fit(
@@ -195,6 +86,8 @@ def fit(
       NonFiniteLossError: training diverged.
       Preempted: SIGTERM with a workdir; the same call goes on.
     """
+    from mlc_jax.training.run import Settings
+
     expect(isinstance(method, Method), "method", method, "such as mlc_jax.methods.mlc(...)")
     chosen = _settings(
         settings
@@ -209,8 +102,16 @@ def fit(
     read = create_source if reader is None else reader.cached
     dataset = create_dataset(method, noisy, clean, validation, test, prepare, read)
     run = _create_run(method, dataset, chosen, prepare, reader)
-    trained = _train(run, workdir, reader, show_progress=progress)
-    return _result(run, *trained, reader)
+    inputs = Inputs("arrays", read) if reader is None else Inputs("text", reader)
+    formerly = {"method": description.defaults(method), "reader": None}
+    return train(
+        run,
+        inputs,
+        workdir=workdir,
+        formerly=config.flatten(formerly | dataclasses.asdict(Settings())),
+        checkpoint=None if reader is None else reader.checkpoint,
+        progress=progress,
+    )
 
 
 def _create_run(
@@ -243,28 +144,50 @@ def _create_run(
     )
 
 
-def _train(
-    run: "Run",
-    workdir: str | pathlib.Path | None,
-    reader: "TextReader | None",
-    *,
-    show_progress: bool,
-) -> tuple[TrainState, "Prediction", dict[str, Any]]:
-    """The state at the end, what it says of the noisy examples, and the run's figures."""
-    from mlc_jax.report import report
-    from mlc_jax.training import loop
-    from mlc_jax.training.run import Settings
+class Inputs(NamedTuple):
+    """How a run's inputs are read again; see `Result`."""
 
-    formerly = config.flatten(
-        {"method": description.defaults(run.method), "reader": None}
-        | dataclasses.asdict(Settings())
-    )
+    kind: str
+    read: Callable[[Any], Source]
+    columns: Columns | None = None
+
+
+def train(
+    run: "Run",
+    inputs: Inputs,
+    *,
+    formerly: dict[str, Any],
+    workdir: str | pathlib.Path | None = None,
+    checkpoint: str | None = None,
+    progress: bool = True,
+    classes: np.ndarray | None = None,
+    frame: Any = None,
+) -> Result:
+    """Trains one run to its end.
+
+    Args:
+      run: what is trained.
+      inputs: how its inputs are read.
+      formerly: what a description that lacks a field was made with.
+      workdir: see `fit`.
+      checkpoint: of the encoder of texts, which a workdir keeps.
+      progress: whether to draw a bar.
+      classes: `[C]`, the label of each class as the user wrote it; None goes by their names.
+      frame: of the rows of own data, what `Result.to_frame` adds columns to.
+
+    Raises:
+      as `fit`.
+    """
+    from mlc_jax.report import report
+    from mlc_jax.report.corrected import of_all_rows
+    from mlc_jax.training import loop
+
     with contextlib.ExitStack() as contexts:
         path = None if workdir is None else contexts.enter_context(locked_workdir(str(workdir)))
-        if path is not None and reader is not None and jax.process_index() == 0:
-            encoding.save(reader.checkpoint, run.dataset, path)
+        if path is not None and checkpoint is not None and jax.process_index() == 0:
+            encoding.save(checkpoint, run.dataset, path)
         recorders, state, predictions = loop.train_runs(
-            [run], [path], formerly=formerly, show_progress=show_progress
+            [run], [path], formerly=formerly, show_progress=progress
         )
         (recorder,), (of_noisy,) = recorders, predictions
         if recorder.failure is not None:
@@ -272,22 +195,11 @@ def _train(
         assert state is not None and of_noisy is not None
         if path is not None:
             report.write(run, recorder.progress, of_noisy, path)
-        found, of_noisy = report.judged(run, of_noisy)
-        figures = report.summarize(run, recorder.progress, of_noisy.soft_labels, found)
-    return state, of_noisy, figures
-
-
-def _result(
-    run: "Run",
-    state: TrainState,
-    of_noisy: "Prediction",
-    figures: dict[str, Any],
-    reader: "TextReader | None",
-) -> Result:
-    from mlc_jax.report import report
-
+    trained = Trained(run, recorder.progress, of_noisy)
+    found, of_noisy = report.judged(run, of_noisy)
     columns = report.label_columns(run.exported, of_noisy)
-    classes = _classes(run.dataset.class_names, names_labels=run.dataset.names_labels)
+    if classes is None:
+        classes = _classes(run.dataset.class_names, names_labels=run.dataset.names_labels)
     return Result(
         labels=classes[columns["corrected_label"]],
         label_quality=of_noisy.label_quality,
@@ -295,12 +207,17 @@ def _result(
         given_labels=_with_none(classes, columns["given_label"]),
         ids=columns["id"],
         classes=classes,
-        figures=figures,
+        figures=report.summarize(run, recorder.progress, of_noisy.soft_labels, found),
         state=state,
-        bound=run.bound,
-        read=reader or create_source,
-        kind="arrays" if reader is None else "text",
-        example=run.sizes()["example"],
+        method=dataclasses.replace(run.method, initial_params=None),
+        sizes=run.sizes(),
+        prepare=run.dataset.prepare,
+        read=inputs.read,
+        kind=inputs.kind,
+        columns=inputs.columns,
+        frame=frame,
+        rows=None if frame is None else of_all_rows(run.dataset, of_noisy),
+        trained=trained,
     )
 
 
@@ -338,16 +255,8 @@ def load(
     inputs = _inputs_of(described, complete, sizes, path)
     method = method or _method_of(described, complete, sizes)
     method = dataclasses.replace(method, initial_params=None)  # The checkpoint has them all.
-    stored = sizes["prepare"]
-    bound = method.bind(
-        num_noisy=sizes["num_noisy"],
-        num_classes=len(sizes["class_names"]),
-        steps_per_epoch=sizes["steps_per_epoch"],
-        num_epochs=sizes["num_epochs"],
-        prepare=prepare or (Normalize(**stored) if stored else prepare_for(sizes["example"])),
-        axis_name=stack.AXIS_NAME,
-        num_sources=len(sizes.get("sources", "1")),
-    )
+    prepare = prepare or stored_prepare(sizes)
+    bound = bind(method, sizes, prepare)
     step = figures["step"] if described.get("best") == "validation" else None
     state = _restored(bound, described, sizes, path, step)
     with np.load(io.BytesIO((path / report.SOFT_LABELS_FILE).read_bytes())) as arrays:
@@ -362,39 +271,32 @@ def load(
         classes=classes,
         figures=figures,
         state=state,
-        bound=bound,
-        example=sizes["example"],
+        method=method,
+        sizes=sizes,
+        prepare=prepare,
         read=inputs.read,
         kind=inputs.kind,
         columns=inputs.columns,
     )
 
 
-class _Inputs(NamedTuple):
-    """How a run's inputs are read again; see `Result`."""
-
-    kind: str
-    read: Callable[[Any], Source]
-    columns: Columns | None = None
-
-
 def _inputs_of(
     described: dict[str, Any], complete: ConfigDict | None, sizes: dict[str, Any], path: epath.Path
-) -> _Inputs:
+) -> Inputs:
     """Args: `complete`, the config, of a run of the command; the rest as `load` reads it."""
     if sizes.get("columns") is not None:
         columns = Columns.from_json(sizes["columns"])
-        return _Inputs("table", functools.partial(_read_frame, columns), columns)
+        return Inputs("table", functools.partial(read_frame, columns), columns)
     if complete is None:
         if described.get("reader"):
-            return _Inputs("text", encoding.reader_from_workdir(described["reader"], path))
+            return Inputs("text", encoding.reader_from_workdir(described["reader"], path))
     elif complete.dataset.name in config.IMAGE_FILES:
         options = image_options(complete)
         read = functools.partial(image_folder.unlabelled, options=options, field="x")
-        return _Inputs("image_folder", read)
+        return Inputs("image_folder", read)
     elif complete.model.name == "bert":
-        return _Inputs("text", encoding.text_reader(complete))
-    return _Inputs("arrays", create_source)
+        return Inputs("text", encoding.text_reader(complete))
+    return Inputs("arrays", create_source)
 
 
 def _method_of(
@@ -433,8 +335,10 @@ def _restored(
     return restored[0]
 
 
-def _read_frame(columns: Columns, x: Any) -> Source:
-    return TableSource(columns.encode_frame(x), columns)
+def read_frame(columns: Columns, x: Any) -> Source:
+    """New rows of a table: a data frame, or a dict of columns."""
+    frame = Frame("x", x)
+    return TableSource(columns.encode(frame.fail, frame.rows([], [], columns.names)), columns)
 
 
 def _settings(fields: dict[str, Any]) -> "Settings":
@@ -456,9 +360,12 @@ def _classes(names: Sequence[str], *, names_labels: bool) -> np.ndarray:
 
 
 def _with_none(classes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Labels as the user wrote them; -1 or "" where there is none."""
-    none = "" if classes.dtype.kind == "U" else UNKNOWN
-    return np.append(classes, none)[numbers]
+    """Labels as the user wrote them; "", -1 or, where that is a class, None is no label."""
+    if classes.dtype.kind == "U":
+        return np.append(classes, "")[numbers]
+    if classes.dtype.kind in "iu" and UNKNOWN not in classes:
+        return np.append(classes, UNKNOWN)[numbers]
+    return np.append(classes.astype(object), [None])[numbers]
 
 
 def _read_json(path: epath.Path, name: str) -> dict[str, Any]:

@@ -80,8 +80,13 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
             f"config.noise.type: got {config.noise.type!r}, expected none: the labels of "
             f"{c.data!r} are taken as they are, since it has {_OWN[c.name][1]}"
         )
+    return of_own(own, c.name)
+
+
+def of_own(own: OwnData, name: str) -> Dataset:
+    """Own data as what a run is made from; `name` is that of their kind."""
     return Dataset(
-        name=c.name,
+        name=name,
         class_names=own.class_names,
         noisy=own.noisy,
         clean=own.clean,

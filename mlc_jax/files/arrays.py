@@ -53,14 +53,14 @@ def load(
         for name, path in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
         if path
     }
-    named = _check_kinds(files)
+    _check_kinds(files)
     for file in files.values():
         file.check_shape_of(next(iter(files.values())))
     labelled = {
         name: file.labelled(said if name == "data" else Said()) for name, file in files.items()
     }
     checks = read_checks(checked, labelled["data"]) if checked else None
-    own = combine(labelled, Normalize(), str if named else int, checks, drawn)
+    own = combine(labelled, Normalize(), checks, drawn)
     return (
         own if isinstance(own, Benchmark) else own._replace(prepare=scale(own.noisy, standardized))
     )
@@ -273,8 +273,8 @@ class _File:
         return of_all._replace(numbers=of_all.numbers.reshape(labels.shape))
 
 
-def _check_kinds(files: dict[str, _File]) -> bool:
-    """Whether labels are names rather than numbers; of all files alike. A table's are names."""
+def _check_kinds(files: dict[str, _File]) -> None:
+    """Labels are numbers in all files, or names in all; a table's are names."""
     columns = [
         (f"{file.path}[{key!r}]", file.arrays[key].dtype)
         for file in files.values()
@@ -286,4 +286,3 @@ def _check_kinds(files: dict[str, _File]) -> bool:
     if len(named) > 1:
         kinds = ", ".join(f"{name} {dtype}" for name, dtype in columns)
         raise InputError(f"{FIELD}data: labels are numbers here and names there ({kinds})")
-    return named.pop()

@@ -274,15 +274,15 @@ class _Column:
         return Labels(names, np.array(self._rows, np.int32)) if self._there else None
 
 
-def read_checks(paths: Sequence[str], file: LabelledFile) -> Checks:
+def read_checks(checks: Sequence[str | Table], file: LabelledFile) -> Checks:
     """Labels of rows of a file that were checked later, `[N]`, and how these rows were chosen.
 
     Args:
-      paths: tables with columns `id` and `checked_label`, which is empty where nobody looked; ids
-        are those of the file, or numbers of its rows, from 0, where it has none. `why` says, as in
-        a `to_check.csv`, which rows were drawn at random; without it all were looked up. Random
-        rows of a `to_check.csv` are the next ones of one order (`random_order`), so a row that was
-        looked up counts as drawn at random, too, once that order has passed it.
+      checks: tables, or their paths, with columns `id` and `checked_label`, which is empty where
+        nobody looked; ids are those of the file, or numbers of its rows, from 0, where it has none.
+        `why` says, as in a `to_check.csv`, which rows were drawn at random; without it all were
+        looked up. Random rows of a `to_check.csv` are the next ones of one order (`random_order`),
+        so a row that was looked up counts as drawn at random, too, once that order has passed it.
       file: `config.dataset.data`.
 
     Raises:
@@ -301,8 +301,8 @@ def read_checks(paths: Sequence[str], file: LabelledFile) -> Checks:
         for row in np.flatnonzero(file.checked.numbers != UNKNOWN).tolist():
             numbers[row] = names[file.checked.names[file.checked.numbers[row]]]
             places[row] = f"{file.path!r} {file.name_row(row)}"
-    for path in paths:
-        table, found = Table(f"{FIELD}checked", path), False
+    for one in checks:
+        table, found = one if isinstance(one, Table) else Table(f"{FIELD}checked", one), False
         for line, (written, label, why) in table.rows(["id", "checked_label"], ["why"]):
             if not label or label.isspace():
                 continue
@@ -317,7 +317,7 @@ def read_checks(paths: Sequence[str], file: LabelledFile) -> Checks:
             numbers[row] = number
             if row not in places:
                 drawn[row] = RANDOM if why == RANDOM else LOOKED_UP
-            places.setdefault(row, f"{path!r} {table.place(line)}")
+            places.setdefault(row, f"{table.path!r} {table.place(line)}")
         if not found:
             table.fail("has no checked_label; expected some that are filled in")
     order = random_order(ids)

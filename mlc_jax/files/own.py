@@ -5,7 +5,8 @@ import difflib
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -21,6 +22,7 @@ from mlc_jax.files.columns import Columns
 FIELD = "config.dataset."  # Of the settings that name files.
 SPLITS = ("", "train", "test", "validation")  # What a row may say of itself.
 SPLIT_NAMES = "train, test, validation or nothing"
+_NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
 
 
 class Labels(NamedTuple):
@@ -131,9 +133,10 @@ class OwnData(NamedTuple):
 def combine(
     files: Mapping[str, LabelledFile],
     prepare: Callable[[Any], Any],
-    order: Callable[[str], Any] = str,
     checks: Checks | None = None,
     drawn: str | None = None,
+    *,
+    needs_checks: bool = True,
 ) -> OwnData | Benchmark:
     """One file, or two, and maybe one to judge by.
 
@@ -141,9 +144,9 @@ def combine(
       files: `data`, with `checked` labels; without, all of its labels count as true, and it is a
         benchmark. Or `noisy` and `clean`. Beside either, `test`.
       prepare: from inputs as stored to what a model takes.
-      order: classes are sorted by this key of their names.
       checks: of rows of `data`, labels that were checked later, and are in no file of these.
       drawn: how checked rows were chosen that do not say so themselves; None guesses.
+      needs_checks: whether a row at least must be checked.
 
     Raises:
       InputError: labels that do not go together.
@@ -158,13 +161,13 @@ def combine(
     columns = [
         x for f in files.values() for x in (f.labels, f.votes, f.checked, f.given) if x is not None
     ]
-    classes = _Classes(tuple(sorted({name for x in columns for name in x.names}, key=order)))
+    classes = _Classes(in_order({name for x in columns for name in x.names}))
     if "data" not in files:
         own = _two_files(files["noisy"], files["clean"], classes, prepare, drawn)
     elif files["data"].checked is None and checks is None:
         return _benchmark(files["data"], files.get("test"), classes, prepare)
     else:
-        own = _one_file(files["data"], checks, classes, prepare, drawn)
+        own = _one_file(files["data"], checks, classes, prepare, drawn, needs_checks)
     if "test" in files:
         test = files["test"]
         truth = classes.numbers(test, test.labels)
@@ -222,6 +225,12 @@ def how_drawn(truth: np.ndarray, said: np.ndarray, setting: str | None) -> np.nd
     return drawn
 
 
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes, sorted: numbers by what they are, 2 before 10."""
+    names = sorted(names)
+    return tuple(sorted(names, key=float) if all(map(_NUMBER.fullmatch, names)) else names)
+
+
 class _Classes:
     """Names of classes in their order."""
 
@@ -244,6 +253,7 @@ def _one_file(
     classes: _Classes,
     prepare: Callable[[Any], Any],
     drawn: str | None,
+    needs_checks: bool,
 ) -> OwnData:
     truth = classes.numbers(file, file.checked)
     said = _said(file)
@@ -255,9 +265,10 @@ def _one_file(
     learned = ~file.judging
     given, votes = _given(file, np.where(learned, truth, UNKNOWN), classes)
     clean, noisy = (truth != UNKNOWN) & learned, (truth == UNKNOWN) & learned
-    _check_sizes(file, int(clean.sum()), int(noisy.sum()))
+    _check_sizes(file, int(clean.sum()), int(noisy.sum()), needs_checks)
     _check_names(file, given, truth, classes.names)
-    missing_classes(given[noisy], truth[clean], classes.names)
+    if clean.any():
+        missing_classes(given[noisy], truth[clean], classes.names)
     _check_votes(file, votes, truth, classes.names)
     everything = Subset(file.create_source(), np.arange(len(given)), given, truth, votes)
     parts = noisy, clean, file.rows_of("test"), file.rows_of("validation")
@@ -393,8 +404,10 @@ def _check_votes(
         )
 
 
-def _check_sizes(file: LabelledFile, num_clean: int, num_noisy: int) -> None:
-    if not num_clean:
+def _check_sizes(
+    file: LabelledFile, num_clean: int, num_noisy: int, needs_checks: bool = True
+) -> None:
+    if not num_clean and needs_checks:
         raise InputError(f"{file.field}: no row is checked; expected some")
     if not num_noisy:
         raise InputError(f"{file.field}: all rows are checked; expected some to correct")

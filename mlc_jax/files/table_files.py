@@ -61,13 +61,30 @@ def load(
       InputError: a file that cannot be read, labels that do not fit together, or a column that
         cannot be a feature.
     """
-    paths = [("data", data), ("noisy", noisy), ("clean", clean), ("test", test)]
-    tables = [(name, Table(FIELD + name, path)) for name, path in paths if path]
-    (first, table), *others = tables
+    paths = {"data": data, "noisy": noisy, "clean": clean, "test": test}
+    tables = {name: Table(FIELD + name, path) for name, path in paths.items() if path}
+    return of_tables(tables, options, checked, drawn, said)
+
+
+def of_tables(
+    tables: dict[str, Table],
+    options: Options,
+    checked: Sequence[str | Table] = (),
+    drawn: str | None = None,
+    said: Said = Said(),  # noqa: B008
+    *,
+    needs_checks: bool = True,
+) -> OwnData | Benchmark:
+    """The same of tables that are open, by what they are: `data`, `noisy`, `clean`, `test`.
+
+    Args:
+      needs_checks: see `combine`.
+    """
+    (first, table), *others = tables.items()
     file, columns = _read_first(table, options.features, said if first == "data" else Said())
     files = {first: file} | {name: _read(other, columns) for name, other in others}
     checks = read_checks(checked, file) if checked else None
-    own = combine(files, identity, checks=checks, drawn=drawn)
+    own = combine(files, identity, checks, drawn, needs_checks=needs_checks)
     if isinstance(own, Benchmark):
         return dataclasses.replace(own, columns=columns)
     return own._replace(prepare=scale(own.noisy, options.standardized), columns=columns)

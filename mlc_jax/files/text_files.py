@@ -66,7 +66,7 @@ def load(
     """
     make_source = settings.source_maker()
     files = {
-        name: _read_own(Table(FIELD + name, path), make_source, said if name == "data" else Said())
+        name: read_own(Table(FIELD + name, path), make_source, said if name == "data" else Said())
         for name, path in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
         if path
     }
@@ -74,19 +74,21 @@ def load(
     return combine(files, identity, checks=checks, drawn=drawn)
 
 
-def _read_own(table: Table, make_source: Callable[..., Source], said: Said) -> LabelledFile:
+def read_own(
+    table: Table, make_source: Callable[..., Source], said: Said, column: str = "text"
+) -> LabelledFile:
     """Keeps labels and ids, and where the rows stand; texts are read again when they are needed."""
     columns = LabelColumns(table, said)
 
     def texts_with_labels() -> Iterator[str]:
-        for line, (text, *values) in table.rows(["text", *columns.required], columns.optional):
+        for line, (text, *values) in table.rows([column, *columns.required], columns.optional):
             if not text or text.isspace():
                 table.fail("text is empty, expected a text in each row", line)
             columns.add(line, values)
             yield text
 
     def read() -> Iterator[str]:
-        return (text or "" for _, (text,) in table.rows(["text"]))
+        return (text or "" for _, (text,) in table.rows([column]))
 
     texts = Texts.scan(read, texts_with_labels())
     return columns.finish(lambda ids: make_source(texts, ids=ids))

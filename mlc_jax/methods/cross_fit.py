@@ -119,6 +119,7 @@ class _Known(NamedTuple):
       one_hot: `[N, C]`, of checks.
       given: `[N, C]`, log-probabilities of the classifier on labels as given, out of part.
       checked: `[K, N, C]`, of those on the checked rows alone.
+      trust: in given labels before any row is checked, see `source_counts`.
     """
 
     rows: Rows
@@ -126,6 +127,7 @@ class _Known(NamedTuple):
     one_hot: jax.Array
     given: jax.Array
     checked: jax.Array
+    trust: jax.Array
 
 
 class _Labels(NamedTuple):
@@ -157,6 +159,18 @@ def _by_blocks(fun: Callable[..., jax.Array], *arrays: Any) -> jax.Array:
     blocks = jax.lax.map(lambda block: fun(*block), jax.tree.map(cut, arrays))
     together = jnp.moveaxis(blocks, 0, 1)
     return together.reshape(together.shape[0], -1, together.shape[-1])[:, :size]
+
+
+def _trust(rows: Rows, given: jax.Array) -> jax.Array:
+    """How far given labels are trusted before any row is checked.
+
+    An even chance where rows are checked, which then say it. Where none is, how often a classifier
+    of the labels as given, out of part, says the same: noise and what it cannot know lower it.
+    """
+    said = rows.votes >= 0
+    same = (rows.votes == jnp.argmax(given, axis=-1)[:, None]) & said
+    agreement = (jnp.sum(same) + 1) / (jnp.sum(said) + 2)
+    return jnp.where(jnp.any(rows.checks >= 0), 0.5, jnp.clip(agreement, 0.5, 0.95))
 
 
 class _Machine:
@@ -429,7 +443,7 @@ class _Machine:
             return jnp.concatenate([given, rivals[num_parts:]])
 
         rivals = _by_blocks(of_block, x, rows.part)
-        return _Known(rows, x, self._one_hot(rows), rivals[0], rivals[1:])
+        return _Known(rows, x, self._one_hot(rows), rivals[0], rivals[1:], _trust(rows, rivals[0]))
 
     def _over_decays(self, log_probs: jax.Array, decay_weights: jax.Array) -> jax.Array:
         """`[G, E, ..., C]` -> `[G, ..., C]`."""
@@ -475,8 +489,9 @@ class _Machine:
             per_class = jnp.maximum(jnp.sum(known.one_hot * clean[:, None], axis=0), 1)
             balanced = clean * (known.one_hot @ (jnp.mean(per_class) / per_class))
             matrices = source_counts(
-                rows.votes, known.one_hot, balanced, balanced, flat, method.prior_strength / 2
-            )
+                rows.votes, known.one_hot, balanced, balanced, flat, method.prior_strength / 2,
+                known.trust,
+            )  # fmt: skip
             evidence = label_term(rows.votes, matrices, flat) + _CHECKED_TRUST * checked
             doubtful = (~is_visible & (rows.is_judged | (rows.checks < 0))).astype(jnp.float32)
             return shifted_shares(evidence, doubtful, 0.2)
@@ -521,8 +536,9 @@ class _Machine:
                 seen = (is_visible & rows.is_judged).astype(jnp.float32)
                 clean = self._check_weights(seen, pi, known)
                 pi = jnp.where(rows.is_random, class_shares(q, clean + doubtful), pi)
+                counted = clean + jnp.where(jnp.any(rows.checks >= 0), doubtful, 0.0)
                 matrices = source_counts(
-                    rows.votes, q, clean + doubtful, clean, pi, method.prior_strength
+                    rows.votes, q, counted, clean, pi, method.prior_strength, known.trust
                 )
                 says = label_term(rows.votes, matrices, pi)
                 if log_p is None:

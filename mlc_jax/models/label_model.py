@@ -31,13 +31,14 @@ def source_counts(
     checked_weight: jax.Array,
     pi: jax.Array,
     prior_strength: float,
+    trust: jax.Array | float = 0.5,
 ) -> jax.Array:
     """`R` `[S, V, C]`, P(class | given label), with V = C.
 
     The prior of a row of `R` has `rho` at the label itself and the rest by class frequency, and
     counts as `prior_strength` rows. `rho` is the accuracy of all sources together, from checked
-    rows alone, with a Beta(1, 1) prior. Of several sources each has its own, from all rows, for
-    which that of all together counts as `prior_strength` rows.
+    rows alone and two more, right as often as `trust`. Of several sources each has its own, from
+    all rows, for which that of all together counts as `prior_strength` rows.
 
     Args:
       votes: `[N, S]` int16; -1 where a source said nothing.
@@ -46,6 +47,7 @@ def source_counts(
       checked_weight: `[N]`, the same of checked rows alone, 0 elsewhere.
       pi: `[C]`.
       prior_strength: pseudo-counts.
+      trust: in given labels before any row is checked.
     """
     num_classes = q.shape[1]
     eye = jnp.eye(num_classes, dtype=q.dtype)
@@ -61,7 +63,7 @@ def source_counts(
         return weights @ right, weights @ said
 
     right, said = jax.lax.map(agreement, votes.T)
-    rho = (jnp.sum(right[:, 0]) + 1) / (jnp.sum(said[:, 0]) + 2)
+    rho = (jnp.sum(right[:, 0]) + 2 * trust) / (jnp.sum(said[:, 0]) + 2)
     if votes.shape[1] == 1:  # One source is all of them.
         rhos = rho[None]
     else:
@@ -69,7 +71,7 @@ def source_counts(
         # would speak for all the others.
         each = right[:, 0] / jnp.maximum(said[:, 0], 1)
         seen = jnp.minimum(said[:, 0], 1)
-        rho = (jnp.sum(seen * each) + 1) / (jnp.sum(seen) + 2)
+        rho = (jnp.sum(seen * each) + 2 * trust) / (jnp.sum(seen) + 2)
         rhos = (right[:, 1] + prior_strength * rho) / (said[:, 1] + prior_strength)
 
     def of_source(source: tuple[jax.Array, jax.Array]) -> jax.Array:

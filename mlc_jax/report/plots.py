@@ -76,7 +76,8 @@ def _draw_losses(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), label=label)
     axes.set(xlabel="step", ylabel="loss (nats)", title="Training loss")
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     axes.grid(alpha=0.3)
 
 

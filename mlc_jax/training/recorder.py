@@ -1,5 +1,6 @@
 """What one run of the loop leaves behind while it trains: metrics, checkpoints, or its failure."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from mlc_jax.core import TrainState
 from mlc_jax.data.source import Subset
 from mlc_jax.data.votes import is_changed
 from mlc_jax.errors import CheckpointError, NonFiniteLossError
-from mlc_jax.training import evaluate
+from mlc_jax.training import evaluate, stack
 from mlc_jax.training.metrics import MetricWriter
 from mlc_jax.training.run import Run
 from mlc_jax.workdir import checkpoint
@@ -185,6 +186,23 @@ class Recorder:
     def _flush(self) -> None:
         if self._writer:
             self._writer.flush()
+
+
+def write_run(run: Run, progress: dict[str, Any], state: TrainState, workdir: epath.Path) -> None:
+    """Writes a finished run that was kept in memory: what it is, and its last state.
+
+    Raises:
+      CheckpointError: it cannot be written.
+    """
+    keep = run.settings.checkpoints_to_keep
+    with contextlib.closing(
+        checkpoint.Checkpointer(workdir, stack.replicated(), keep=keep)
+    ) as checkpointer:
+        recorder = Recorder(run, progress, workdir, checkpointer)
+        recorder.open(0)
+        recorder.save(int(state.step), state)
+        recorder.wait()
+        recorder.close()
 
 
 def _scores(

@@ -95,9 +95,9 @@ class Run:
     @functools.cached_property
     def example(self) -> Any:
         """One input `[1, ...]`, as stored; tokens where their states stand for them."""
-        source = self.dataset.clean.source
+        source = self.dataset.noisy.source
         source = source.tokens if isinstance(source, StatesSource) else source
-        return read_rows(source, self.dataset.clean.rows[:1])
+        return read_rows(source, self.dataset.noisy.rows[:1])
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -132,9 +132,15 @@ class Run:
         return {"sources": list(names)} if names else {}
 
 
-def build_run(config: ConfigDict) -> Run:
-    """Builds what a config says; raises InputError for what the data do not allow."""
-    dataset = datasets.load(config, encoding.frozen_encoder(config))
+def build_run(config: ConfigDict, dataset: Dataset | None = None) -> Run:
+    """Builds what a config says; raises InputError for what the data do not allow.
+
+    Args:
+      config: see `mlc_jax.config`.
+      dataset: what is in memory; None reads what the config names.
+    """
+    if dataset is None:
+        dataset = datasets.load(config, encoding.frozen_encoder(config))
     if config.model.name == "bert":
         encoding.check_dataset(dataset, load_config(config.model.bert.checkpoint))
     config = sizing.fill(config, dataset)

@@ -1,0 +1,214 @@
+"""A data frame in, the same frame with corrected labels out; and what the estimator trains by."""
+
+import dataclasses
+import functools
+import importlib
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mlc_jax import api, config
+from mlc_jax.benchmarks.datasets import of_own
+from mlc_jax.data import Source
+from mlc_jax.encoders import encoding
+from mlc_jax.errors import InputError, expect
+from mlc_jax.files import memory, table_files, text_files
+from mlc_jax.files.frames import Frame
+from mlc_jax.files.label_columns import Said
+from mlc_jax.files.own import OwnData
+from mlc_jax.result import Result
+
+_LINEAR, _MLP = "linear", "mlp"
+
+
+def correct_labels(
+    frame: Any,
+    label: str | Sequence[str] = "label",
+    checked: str = "checked_label",
+    *,
+    checks: Any = None,
+    text: str | None = None,
+    encoder: str | None = None,
+    features: Sequence[str] = (),
+    method: str = "auto",
+    model: Any = "auto",
+    seed: int = 0,
+    workdir: str | pathlib.Path | None = None,
+    progress: bool = True,
+) -> Result:
+    """Corrects the labels of a data frame, and says how good they are.
+
+    import mlc_jax as mlc
+
+    result = mlc.correct_labels(pandas.read_csv("all.csv"))
+    print(result.verdict)
+    result.to_frame()  # The same rows and columns, and corrected_label, confidence, ...
+
+    It does what `mlc-jax correct` does to a file of the same content. All columns but those of
+    labels become features: numbers, booleans and dates as they are, texts with few different values
+    as categories.
+
+    Args:
+      frame: a pandas data frame, or a dict of columns.
+      label: the column of labels as given; or several, one for each annotator, rule or model.
+      checked: the column of labels that somebody checked, empty where nobody looked. There need
+        not be one: nothing is known then of how good the labels are.
+      checks: a frame of later checks, or a path of one, or a list of these: columns `id` and
+        `checked_label`, such as a `to_check.csv` that was filled in.
+      text: the column of texts, if these are to be learned from and not the other columns.
+      encoder: of texts: a pretrained encoder's directory, or its name on the Hugging Face hub.
+      features: columns to learn from; none named are all that can be.
+      method: `auto` is `cross_fit`, which says how good its labels are; or another method's name.
+      model: `auto`, `linear`, `mlp` or a tuple of the widths of hidden layers.
+      seed: of everything that is drawn.
+      workdir: a directory for checkpoints and the report; the same call goes on from there.
+      progress: whether to draw a progress bar.
+
+    Raises:
+      InputError: a frame or settings that are not what they should be; nothing was started.
+      Others: as `mlc_jax.fit`.
+    """
+    labels = (label,) if isinstance(label, str) else tuple(label)
+    expect(len(labels) > 0, "label", label, "a column, or several")
+    table = Frame("frame", _renamed(frame, labels, checked))
+    said = Said(() if len(labels) == 1 else labels)
+    kind = memory.TABLE if text is None else memory.TEXT
+    settings = settings_of(kind, method, model, seed, encoder)
+    tables = [one if isinstance(one, str) else Frame("checks", one) for one in _listed(checks)]
+    own: OwnData
+    if text is None:
+        own = memory.of_frame(
+            table, table_files.Options(tuple(features), None), said=said, checked=tables
+        )
+    else:
+        own = memory.of_texts(table, reader_of(settings), text=text, said=said, checked=tables)
+    return train(
+        settings, own, kind,
+        classes=classes_of(own, [frame[name] for name in (*labels, checked) if name in frame]),
+        frame=frame, workdir=workdir, progress=progress,
+    )  # fmt: skip
+
+
+def settings_of(
+    kind: str,
+    method: str,
+    model: Any,
+    seed: int,
+    encoder: str | None,
+    num_epochs: int | None = None,
+) -> ConfigDict:
+    """The config of a run on own data in memory: the preset of their kind, and what was chosen.
+
+    Args:
+      kind: of the data, see `memory.kind_of`.
+      method, model, seed, encoder: see `correct_labels`.
+      num_epochs: passes over the rows, of `cross_fit` rounds; None chooses.
+
+    Raises:
+      InputError: there is no such method or model.
+    """
+    settings = importlib.import_module(f"mlc_jax.presets.{kind}").get_config()
+    settings.dataset.data = "in memory"
+    settings.method = settings.method if method == "auto" else method
+    settings.seed = seed
+    sizes = widths(model)
+    if sizes is not None:
+        settings.cross_fit.hidden_sizes = sizes
+        settings.model.mlp.hidden_sizes = sizes
+    if num_epochs is not None and settings.method == "cross_fit":
+        settings.cross_fit.num_rounds = num_epochs
+    elif num_epochs is not None:
+        settings.num_epochs = num_epochs
+    if kind == memory.TEXT:
+        expect(encoder is not None, "encoder", encoder, "that of the texts: a directory or a name")
+        settings.model.bert.checkpoint = encoder
+    try:
+        config.validate(settings)
+    except InputError as error:
+        raise InputError(str(error).replace("config.", "")) from error
+    return settings
+
+
+def widths(model: Any) -> tuple[int, ...] | None:
+    """Of hidden layers; None leaves the choice to the preset.
+
+    Raises:
+      InputError: no such model.
+    """
+    if isinstance(model, str):
+        known: dict[str, tuple[int, ...] | None] = {"auto": None, _LINEAR: (), _MLP: (64,)}
+        expect(model in known, "model", model, f"{', '.join(known)} or a tuple of widths")
+        return known[model]
+    expect(
+        isinstance(model, tuple | list), "model", model, "auto, linear, mlp or a tuple of widths"
+    )
+    return tuple(model)
+
+
+def reader_of(settings: ConfigDict) -> Callable[..., Source]:
+    """(texts, ids) -> what is trained on, of a run on texts."""
+    c = settings.dataset
+    tokenizer = c.tokenizer or settings.model.bert.checkpoint
+    encode = encoding.frozen_encoder(settings)
+    return text_files.Settings(tokenizer, c.max_length, c.cache_dir, encode).source_maker()
+
+
+def train(
+    settings: ConfigDict, own: OwnData, kind: str, *, classes: np.ndarray, frame: Any,
+    workdir: str | pathlib.Path | None, progress: bool,
+) -> Result:  # fmt: skip
+    """Trains on own data in memory; see `correct_labels`."""
+    from mlc_jax.training.run import build_run
+
+    run = build_run(settings, of_own(own, kind))
+    text = kind == memory.TEXT
+    if text:
+        inputs = api.Inputs("text", encoding.text_reader(settings))
+    elif own.columns is not None:
+        inputs = api.Inputs("table", functools.partial(api.read_frame, own.columns), own.columns)
+    else:
+        inputs = api.Inputs("arrays", _read_arrays)
+    run = dataclasses.replace(run, prefix="")
+    return api.train(
+        run, inputs, formerly=config.formerly(), workdir=workdir, progress=progress,
+        checkpoint=settings.model.bert.checkpoint if text else None, classes=classes, frame=frame,
+    )  # fmt: skip
+
+
+def classes_of(own: OwnData, columns: Sequence[Any]) -> np.ndarray:
+    """The label of each class as the user wrote it, `[C]`, from columns that have them all."""
+    table = {str(number): column for number, column in enumerate(columns)}
+    texts = Frame("labels", {})
+    values: dict[str, Any] = {}
+    for name, column in table.items():
+        for text, value in zip(texts.as_texts(name, column), column, strict=True):
+            values.setdefault(text, value)
+    return np.asarray([values.get(name, name) for name in own.class_names])
+
+
+def _read_arrays(x: Any) -> Source:
+    return api.create_source(memory.inputs_of(x))
+
+
+def _renamed(frame: Any, labels: Sequence[str], checked: str) -> dict[str, Any]:
+    """Columns by the names that a file has them under."""
+    original = Frame("frame", frame)
+    for name in labels:
+        if name not in original.columns():
+            original.fail(f"has no column {name!r}, only {original.columns()}")
+    new = {checked: "checked_label"} | ({labels[0]: "label"} if len(labels) == 1 else {})
+    for old, name in new.items():
+        if old != name and name in original.columns():
+            original.fail(f"has a column {name!r} beside {old!r}; expected one of them")
+    columns = {new.get(str(name), str(name)): frame[name] for name in frame}
+    # Without it all labels would count as true.
+    return {"checked_label": np.full(len(original), "")} | columns
+
+
+def _listed(checks: Any) -> list[Any]:
+    if checks is None:
+        return []
+    return list(checks) if isinstance(checks, list | tuple) else [checks]

@@ -1,0 +1,145 @@
+"""A data frame, or a dict of columns, with the face of a file of columns."""
+
+import datetime
+import numbers
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from mlc_jax.errors import InputError
+from mlc_jax.files.tables import Row, Table
+
+
+class Frame(Table):
+    """Columns in memory; every value becomes the text that it would be in a file.
+
+    A missing value (None, NaN, NaT, pandas.NA) is an empty field. A whole float is a whole number:
+    pandas makes `1.0` of `1` where a column has missing values.
+
+    Args:
+      field: what messages call it.
+      columns: a data frame, or a dict from names to columns of one length.
+
+    Raises:
+      InputError: no columns, columns of other lengths, a name that is there twice.
+    """
+
+    def __init__(self, field: str, columns: Any):
+        self.field, self.path = field, "in memory"
+        self._header = None
+        if not hasattr(columns, "columns") and not isinstance(columns, Mapping):
+            raise InputError(
+                f"{field}: got {type(columns).__name__}, expected a data frame or a dict of columns"
+            )
+        names = [*columns.columns] if hasattr(columns, "columns") else [*columns]
+        self._names = [str(name) for name in names]
+        for name in self._names:
+            if self._names.count(name) > 1:
+                self.fail(f"has column {name!r} {self._names.count(name)} times, expected it once")
+        self._columns = {str(name): columns[name] for name in names}
+        lengths = {name: len(column) for name, column in self._columns.items()}
+        if len(set(lengths.values())) > 1:
+            self.fail(f"has columns of different lengths: {lengths}")
+        self._texts: dict[str, list[str]] = {}
+
+    def __len__(self) -> int:
+        return len(next(iter(self._columns.values()))) if self._columns else 0
+
+    def columns(self) -> list[str]:
+        return list(self._names)
+
+    def rows(
+        self,
+        required: Sequence[str],
+        optional: Sequence[str] = (),
+        values: Sequence[str] = (),
+    ) -> Iterator[Row]:
+        self._find(self._names, [*required], [*optional], [*values])
+        none = [None] * len(self)
+        columns = [
+            self.texts(name) if name in self._columns else none
+            for name in (*required, *optional, *values)
+        ]
+        for number in range(len(self)):
+            yield number, [column[number] for column in columns]
+
+    def texts(self, name: str) -> list[str]:
+        """One column as text, `[N]`; "" where a value is missing.
+
+        Raises:
+          InputError: a value that is neither a text nor a number, a boolean or a date.
+        """
+        if name not in self._texts:
+            self._texts[name] = self.as_texts(name, self._columns[name])
+        return self._texts[name]
+
+    def place(self, number: int) -> str:
+        """Rows are counted from 0, as `frame.iloc` does."""
+        return f"row {number}"
+
+    def fail(self, problem: str, number: int | None = None) -> NoReturn:
+        where = "" if number is None else f" {self.place(number)}:"
+        raise InputError(f"{self.field}:{where} {problem}")
+
+    def as_texts(self, name: str, column: Any) -> list[str]:
+        """The same of any column; `name` is for messages."""
+        if hasattr(column, "cat"):  # Of pandas' categories, each is looked at once.
+            texts = self.as_texts(name, column.cat.categories)
+            return [texts[code] if code >= 0 else "" for code in column.cat.codes.tolist()]
+        if isinstance(column, np.ma.MaskedArray):
+            column = column.astype(object).filled(None)
+        array = np.asarray(column) if not hasattr(column, "to_numpy") else column.to_numpy()
+        if array.ndim != 1:
+            self.fail(f"column {name!r} has shape {array.shape}, expected one value for each row")
+        if array.dtype.kind in "iub":
+            return [str(x) for x in array.tolist()]
+        if array.dtype.kind == "f":
+            return [_of_float(x) for x in array.tolist()]
+        if array.dtype.kind == "M":
+            iso = np.datetime_as_string(array).tolist()
+            return ["" if text == "NaT" else text for text in iso]
+        if array.dtype.kind in "UT":
+            return [str(x) for x in array.tolist()]
+        if array.dtype.kind != "O":
+            self.fail(
+                f"column {name!r} holds {array.dtype}, expected numbers, texts, booleans or dates"
+            )
+        return [self._text(name, row, x) for row, x in enumerate(array.tolist())]
+
+    def _text(self, name: str, row: int, value: Any) -> str:
+        if isinstance(value, str):
+            return value
+        if value is None or value is _pandas_na():
+            return ""
+        if isinstance(value, bool | np.bool_):
+            return str(bool(value))
+        if isinstance(value, numbers.Integral):
+            return str(int(value))
+        if isinstance(value, numbers.Real):
+            return _of_float(float(value))
+        if isinstance(value, datetime.date | datetime.time | np.datetime64):
+            return "" if value != value else str(value)  # NaT is not equal to itself.
+        return self.fail(
+            f"column {name!r} has {type(value).__name__} {_short(value)}, expected a number, a "
+            "text, a boolean or a date",
+            row,
+        )
+
+
+def _of_float(value: float) -> str:
+    if value != value:
+        return ""
+    # Beyond that not every whole number is a float.
+    return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _pandas_na() -> Any:
+    import pandas
+
+    return pandas.NA

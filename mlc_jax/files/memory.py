@@ -1,0 +1,186 @@
+"""What a user has in memory, beside its labels: a data frame, arrays, texts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlc_jax.core import identity
+from mlc_jax.data.prepare import Normalize
+from mlc_jax.data.source import ArraySource, Source
+from mlc_jax.errors import InputError
+from mlc_jax.files import table_files, text_files
+from mlc_jax.files.arrays import scale
+from mlc_jax.files.frames import Frame
+from mlc_jax.files.label_columns import NAMES, LabelColumns, Said, read_checks
+from mlc_jax.files.own import OwnData, combine
+from mlc_jax.files.tables import Table
+
+ARRAYS, TABLE, TEXT = "arrays", "table", "text"  # As in `config.dataset.name`.
+
+
+def kind_of(x: Any) -> str:
+    """Which kind of data inputs are: `arrays`, `table` or `text`.
+
+    Raises:
+      InputError: they are none of these.
+    """
+    if hasattr(x, "columns") or isinstance(x, Mapping):
+        return TABLE
+    if hasattr(x, "toarray"):
+        raise InputError(
+            "X: got a sparse matrix, expected a dense one: X.toarray(), or fewer features by "
+            "sklearn.decomposition.TruncatedSVD"
+        )
+    if isinstance(x, str) or not hasattr(x, "__len__"):
+        raise InputError(f"X: got {type(x).__name__}, expected a data frame, an array or texts")
+    array = x if isinstance(x, np.ndarray) else None
+    if array is None and len(x) and all(isinstance(one, str) for one in x):
+        return TEXT
+    if array is not None and array.ndim == 1 and array.dtype.kind in "UTO":
+        return TEXT if all(isinstance(one, str) for one in array.tolist()) else ARRAYS
+    return ARRAYS
+
+
+def inputs_of(x: Any) -> np.ndarray:
+    """Arrays, or lists of lists, as they are stored: `[N, ...]`, float32 where they are not whole.
+
+    Raises:
+      InputError: they are no finite numbers, or not one row for each example.
+    """
+    if isinstance(x, np.ma.MaskedArray):
+        if np.ma.is_masked(x):
+            raise InputError("X: some values are masked; expected them filled in")
+        x = x.data
+    try:
+        array = np.asarray(x)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"X: rows of different lengths ({error}); expected one shape") from error
+    if array.dtype.kind == "c":
+        raise InputError("X: Complex data not supported; expected real numbers")
+    if array.dtype.kind == "O":
+        try:
+            array = array.astype(np.float64)
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"X: {error}; expected numbers. A data frame may have columns of texts"
+            ) from error
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"X: holds {array.dtype}, expected numbers")
+    if array.ndim < 2:
+        raise InputError(
+            f"X: Expected 2D array, got {array.ndim}D array instead: shape {array.shape}. Reshape "
+            "your data: array.reshape(-1, 1) if it has a single feature, array.reshape(1, -1) if "
+            "it has a single sample"
+        )
+    if not len(array):
+        raise InputError(f"X: Found array with 0 sample(s) (shape={array.shape}), expected rows")
+    if not array[0].size:
+        raise InputError(
+            f"X: Found array with 0 feature(s) (shape={array.shape}) while a minimum of 1 is "
+            "required."
+        )
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            single = array.astype(np.float32)
+        finite = np.isfinite(single).reshape(len(array), -1)
+        if not finite.all():
+            row, column = (int(i) for i in np.argwhere(~finite)[0])
+            value = array.reshape(len(array), -1)[row, column]
+            name = "NaN" if np.isnan(value) else "infinity" if np.isinf(value) else repr(value)
+            raise InputError(
+                f"X: row {row}, column {column} is {name}; expected finite float32 numbers. A data "
+                "frame may have missing values (NaN)"
+            )
+        return single
+    return array.astype(np.float32) if array.dtype == bool else array
+
+
+class LabelsInMemory(NamedTuple):
+    """Columns of labels, as in a file.
+
+    Attributes:
+      columns: by name, each `[N]`.
+      said: which of them are labels as given.
+    """
+
+    columns: dict[str, Any]
+    said: Said
+
+
+def from_memory(
+    x: Any,
+    labels: LabelsInMemory,
+    *,
+    standardized: bool | None = None,
+    read_texts: Callable[..., Source] | None = None,
+    drawn: str | None = None,
+) -> OwnData:
+    """Inputs and labels as a run takes them: no row need be checked.
+
+    Args:
+      x: see `kind_of`.
+      labels: of the same rows.
+      standardized: see `arrays.scale`.
+      read_texts: (texts, ids) -> their source; where x is texts.
+      drawn: how checked rows were chosen, where `labels` do not say so.
+
+    Raises:
+      InputError: what does not go together.
+    """
+    kind = kind_of(x)
+    if kind == TABLE:
+        frame = Frame("X", x)
+        for name in frame.columns():
+            if name in labels.columns or (name in NAMES and name != "id"):
+                frame.fail(f"has a column {name!r}, which is no feature; expected it beside X")
+        everything = {name: x[name] for name in x} | labels.columns
+        options = table_files.Options((), standardized)
+        return _doubtful(of_frame(Frame("X", everything), options, said=labels.said, drawn=drawn))
+    if kind == TEXT:
+        if read_texts is None:
+            raise InputError("X: got texts, expected an encoder beside them: encoder=DIR_OR_NAME")
+        texts = Frame("X", {"text": [str(one) for one in x]} | labels.columns)
+        return of_texts(texts, read_texts, said=labels.said, drawn=drawn)
+    inputs = inputs_of(x)
+    table = Frame("y", labels.columns)
+    columns = LabelColumns(table, labels.said)
+    for line, values in table.rows(columns.required, columns.optional):
+        columns.add(line, values)
+    file = columns.finish(lambda ids: ArraySource(inputs, ids))
+    own = combine({"data": file}, Normalize(), drawn=drawn, needs_checks=False)
+    return _doubtful(own)._replace(prepare=scale(_doubtful(own).noisy, standardized))
+
+
+def of_frame(
+    table: Table,
+    options: table_files.Options,
+    *,
+    said: Said = Said(),  # noqa: B008
+    checked: Sequence[str | Table] = (),
+    drawn: str | None = None,
+) -> OwnData:
+    """A data frame with its labels, as a file with them; no row need be checked."""
+    tables = {"data": table}
+    own = table_files.of_tables(tables, options, checked, drawn, said, needs_checks=False)
+    return _doubtful(own)
+
+
+def of_texts(
+    table: Table,
+    read_texts: Callable[..., Source],
+    *,
+    text: str = "text",
+    said: Said = Said(),  # noqa: B008
+    checked: Sequence[str | Table] = (),
+    drawn: str | None = None,
+) -> OwnData:
+    """The same of texts in a column `text`."""
+    file = text_files.read_own(table, read_texts, said, text)
+    checks = read_checks(checked, file) if checked else None
+    return _doubtful(combine({"data": file}, identity, checks, drawn, needs_checks=False))
+
+
+def _doubtful(own: Any) -> OwnData:
+    assert isinstance(own, OwnData)
+    return own

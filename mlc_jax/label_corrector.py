@@ -1,0 +1,299 @@
+"""The project as a scikit-learn estimator."""
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import DataConversionWarning
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import check_is_fitted, check_random_state
+
+from mlc_jax.errors import InputError
+from mlc_jax.files import memory
+from mlc_jax.files.frames import Frame
+from mlc_jax.files.label_columns import Said
+
+if TYPE_CHECKING:
+    from mlc_jax.result import Result
+
+_UNCHECKED = -1  # In a column of checks of whole numbers.
+
+
+class LabelCorrector(ClassifierMixin, BaseEstimator):
+    """A classifier that learns from wrong labels, and corrects them.
+
+    corrector = mlc_jax.LabelCorrector()
+    corrector.fit(X, y, checked=checked)   # checked: None, NaN or "" where nobody looked
+    print(corrector.result_.verdict)       # how good the labels are, by hidden checks
+    corrector.labels_, corrector.label_quality_, corrector.predict(X_new)
+
+    Parameters
+    ----------
+    method : str, default="auto"
+        "auto" is "cross_fit", which says how good its labels are; or another method by name.
+        These need checked rows.
+    model : str or tuple, default="auto"
+        "auto", "linear", "mlp", or the widths of hidden layers.
+    encoder : str, default=None
+        Of texts: a pretrained encoder's directory, or its name on the Hugging Face hub.
+    num_epochs : int, default=None
+        Passes over the rows; of "cross_fit" rounds of training. None chooses by their number.
+    random_state : int, RandomState instance or None, default=None
+        Of everything that is drawn. None is 0: fitting again gives the same.
+    verbose : int, default=0
+        1 draws a progress bar.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    labels_ : ndarray of shape (n_samples,)
+        Corrected labels, in the order of X; a checked row keeps its checked label. They are
+        predicted by classifiers that did not learn from the row ("cross_fit").
+    label_quality_ : ndarray of shape (n_samples,)
+        How far each given label is believed, in [0, 1]; 1 or 0 where it was checked, NaN where
+        there is none.
+    soft_labels_ : ndarray of shape (n_samples, n_classes)
+        Probabilities of the corrected labels.
+    result_ : mlc_jax.Result
+        All else, the verdict first.
+    n_features_in_ : int
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Of a data frame.
+    """
+
+    labels_: np.ndarray
+    label_quality_: np.ndarray
+    soft_labels_: np.ndarray
+    classes_: np.ndarray
+    result_: "Result"
+
+    def __init__(
+        self,
+        method: str = "auto",
+        model: Any = "auto",
+        encoder: str | None = None,
+        num_epochs: int | None = None,
+        random_state: Any = None,
+        verbose: int = 0,
+    ):
+        self.method = method
+        self.model = model
+        self.encoder = encoder
+        self.num_epochs = num_epochs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        checked: Any = None,
+        drawn: Any = None,
+        votes: Any = None,
+    ) -> "LabelCorrector":
+        """Corrects labels, and trains a classifier on them.
+
+        Parameters
+        ----------
+        X : data frame, array of shape (n_samples, ...), list of lists, or list of texts
+            Columns of a data frame may be numbers, booleans, dates, categories and texts, with
+            missing values. Arrays hold finite numbers.
+        y : array of shape (n_samples,)
+            Labels as given: names, whole numbers or booleans. None and NaN are no label.
+        checked : array of shape (n_samples,), default=None
+            Labels that somebody checked; None, NaN, "" (or -1, unless that is a class) where
+            nobody looked. None checks no row: nothing is known then of how good labels are.
+        drawn : str or array of shape (n_samples,), default=None
+            How checked rows were chosen: "random", "per_class" or "looked_up". None guesses.
+        votes : array of shape (n_samples, n_sources), or data frame, default=None
+            Labels by several annotators, rules or models, beside y.
+
+        Raises
+        ------
+        InputError
+            A ValueError: data or settings that are not what they should be.
+        """
+        from mlc_jax import correct
+
+        if hasattr(X, "toarray"):
+            raise TypeError(
+                "X: Sparse data was passed, but dense data is required. Use X.toarray(), or fewer "
+                "features by sklearn.decomposition.TruncatedSVD"
+            )
+        kind = memory.kind_of(X)
+        x = X if kind != memory.ARRAYS else memory.inputs_of(X)
+        labels = _labels(y, checked, drawn, votes, _num_rows(x))
+        seed = 0
+        if self.random_state is not None:
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        settings = correct.settings_of(
+            kind, self.method, self.model, seed, self.encoder, self.num_epochs
+        )
+        if checked is None:
+            if settings.method != "cross_fit":
+                raise InputError(
+                    f"checked: no row is checked, and {settings.method} needs some; expected them, "
+                    "or method='auto'"
+                )
+            warnings.warn(
+                "No row is checked: how right the labels are is not known, and there is no "
+                "verdict. Check some at random, and pass them as checked=.", stacklevel=2,
+            )  # fmt: skip
+        read_texts = correct.reader_of(settings) if kind == memory.TEXT else None
+        own = memory.from_memory(x, labels, read_texts=read_texts, drawn=_one_text(drawn))
+        if len(own.class_names) < 2:
+            raise InputError(
+                f"y: The number of classes has to be greater than one; got {len(own.class_names)} "
+                "class"
+            )
+        columns = [labels.columns[name] for name in labels.columns if name != "drawn"]
+        result = correct.train(
+            settings, own, kind, classes=correct.classes_of(own, columns),
+            frame=x, workdir=None, progress=self.verbose > 0,
+        )  # fmt: skip
+        assert result.rows is not None
+        self._keep(result, x, kind)
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities (n, n_classes) of new examples, in the order of `classes_`."""
+        check_is_fitted(self)
+        if self.result_.kind == "arrays":
+            X = memory.inputs_of(X)
+            if X.shape[1:] != self._shape:
+                raise InputError(
+                    f"X has {X.shape[1]} features, but LabelCorrector is expecting "
+                    f"{self.n_features_in_} features as input"
+                    if X.ndim == 2 and len(self._shape) == 1
+                    else f"X: got examples of shape {X.shape[1:]}, expected {self._shape}"
+                )
+        return self.result_.predict_proba(X)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable label of new examples."""
+        probs = self.predict_proba(X)
+        return self.classes_[probs.argmax(axis=1)]
+
+    def score(self, X: Any, y: Any, checked: Any = None) -> float:
+        """Accuracy on the checked rows; without any on y, which may be wrong, with a warning.
+
+        Parameters
+        ----------
+        X, y, checked : see `fit`
+        """
+        predicted = self.predict(X)
+        columns = _columns(y, checked)
+        truth = np.array(Frame("checked", columns).texts("checked_label"))
+        if not (truth != "").any():
+            warnings.warn(
+                "No row is checked: the score is accuracy on y, whose labels may be wrong.",
+                stacklevel=2,
+            )
+            truth = np.array(Frame("y", columns).texts("label"))
+        there = truth != ""
+        said = np.array(Frame("predicted", {"label": predicted}).texts("label"))
+        return float(np.mean(said[there] == truth[there]))
+
+    def _keep(self, result: "Result", x: Any, kind: str) -> None:
+        rows = result.rows
+        assert rows is not None
+        self.result_ = result
+        self.classes_ = result.classes
+        self.labels_ = result.classes[rows.corrected_label]
+        self.label_quality_, self.soft_labels_ = rows.label_quality, rows.soft_label
+        for name in ("n_features_in_", "feature_names_in_"):
+            self.__dict__.pop(name, None)
+        if kind == memory.TABLE:
+            self.feature_names_in_ = np.asarray([str(name) for name in x], object)
+            self.n_features_in_ = len(self.feature_names_in_)
+        elif kind == memory.ARRAYS:
+            self._shape = x.shape[1:]
+            self.n_features_in_ = x.shape[1]
+
+
+def _labels(y: Any, checked: Any, drawn: Any, votes: Any, num_rows: int) -> memory.LabelsInMemory:
+    """Columns of labels, as a file has them; they are of one length.
+
+    Raises:
+      InputError: other lengths, or labels of no kind that there is.
+    """
+    columns = _columns(y, checked)
+    if drawn is not None and not isinstance(drawn, str):
+        columns["drawn"] = drawn
+    said = Said()
+    if votes is not None:
+        names, sources = _sources(votes)
+        columns |= dict(zip(names, sources, strict=True))
+        if (np.array(Frame("y", columns).texts("label")) != "").any():
+            names = ["label", *names]
+        said = Said(tuple(names))
+    for name, column in columns.items():
+        if len(column) != num_rows:
+            raise InputError(
+                f"{name}: Found input variables with inconsistent numbers of samples: "
+                f"[{num_rows}, {len(column)}]; expected one for each row of X"
+            )
+    return memory.LabelsInMemory(columns, said)
+
+
+def _columns(y: Any, checked: Any) -> dict[str, Any]:
+    """`label` and `checked_label`."""
+    if y is None:
+        raise InputError("y: LabelCorrector requires y to be passed, but the target y is None")
+    label = _one_dimensional("y", y)
+    if label.dtype.kind in "fc" and type_of_target(label[label == label]).startswith("continuous"):
+        raise InputError("y: Unknown label type: continuous; expected names or whole numbers")
+    texts = Frame("y", {"label": label})
+    if checked is None:
+        return {"label": label, "checked_label": [""] * len(label)}
+    truth = _one_dimensional("checked", checked)
+    said = Frame("checked", {"checked_label": truth}).texts("checked_label")
+    if str(_UNCHECKED) in said:
+        if str(_UNCHECKED) in texts.texts("label"):
+            raise InputError(
+                "checked: has -1, which is a class of y; expected None or NaN where nobody looked"
+            )
+        unchecked = np.array([text == str(_UNCHECKED) for text in said])
+        truth = np.where(unchecked, None, truth.astype(object))
+    return {"label": label, "checked_label": truth}
+
+
+def _one_dimensional(name: str, values: Any) -> Any:
+    if hasattr(values, "cat"):
+        values = values.astype(object)
+    if isinstance(values, np.ma.MaskedArray):
+        values = values.astype(object).filled(None)
+    array = np.asarray(values)
+    if array.ndim == 2 and array.shape[1] == 1:
+        warnings.warn(
+            f"A column-vector {name} was passed when a 1d array was expected. Please change the "
+            "shape to (n_samples,), for example using ravel().",
+            DataConversionWarning, stacklevel=4,
+        )  # fmt: skip
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise InputError(f"{name}: got shape {array.shape}, expected [N]")
+    return array
+
+
+def _sources(votes: Any) -> tuple[list[str], list[Any]]:
+    """Names of sources, and the labels of each."""
+    if hasattr(votes, "columns") or isinstance(votes, dict):
+        return [str(name) for name in votes], [votes[name] for name in votes]
+    array = np.asarray(votes)
+    if array.ndim != 2:
+        raise InputError(f"votes: got shape {array.shape}, expected [N, S]")
+    missing = array == _UNCHECKED if array.dtype.kind in "iu" else np.zeros(array.shape, bool)
+    columns = np.where(missing, None, array.astype(object))
+    return [f"source_{number}" for number in range(array.shape[1])], [*columns.T]
+
+
+def _one_text(drawn: Any) -> str | None:
+    return drawn if isinstance(drawn, str) else None
+
+
+def _num_rows(x: Any) -> int:
+    if hasattr(x, "columns"):
+        return len(x)
+    return len(next(iter(x.values()))) if isinstance(x, dict) else len(x)

@@ -1,0 +1,282 @@
+"""What was learned: labels, how good they are, and a classifier."""
+
+import dataclasses
+import functools
+import html
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlc_jax.core import TrainState
+from mlc_jax.data import Source, Subset
+from mlc_jax.data.prepare import Normalize
+from mlc_jax.errors import InputError
+from mlc_jax.examples import check_layout, create_source, prepare_for
+from mlc_jax.files.columns import Columns
+from mlc_jax.methods import BoundMethod, Method
+from mlc_jax.training import stack
+
+if TYPE_CHECKING:
+    import pandas
+
+    from mlc_jax.report.corrected import AllRows
+    from mlc_jax.report.verdict import Verdict
+    from mlc_jax.training.evaluate import Prediction
+    from mlc_jax.training.run import Run
+
+_SHOWN = 10  # Rows of a notebook's table.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """What wrote, or would write, the files of a workdir.
+
+    Attributes:
+      run: what was trained.
+      progress: of the loop.
+      of_noisy: what is said of the noisy examples.
+    """
+
+    run: "Run"
+    progress: dict[str, Any]
+    of_noisy: "Prediction"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Result:
+    """What was learned. It can be pickled, but for methods with parts that cannot.
+
+    Attributes:
+      labels: `[N]`, corrected labels of the noisy examples, in their order; numbers or names, as
+        they were given.
+      label_quality: `[N]` in [0, 1], how far each given label is believed; NaN where there is none.
+      soft_labels: `[N, C]`, probabilities of the corrected labels.
+      given_labels: `[N]`; of several sources the vote of most. -1 or "" where there is none.
+      ids: `[N]`, text.
+      classes: `[C]`, the label of each column of `soft_labels` and `predict_proba`.
+      figures: of the run, as in `results.json`; None where truth or a test set is not there.
+      state: the trained state.
+      method: with its settings.
+      sizes: what of the data the method is bound to; see `Run.sizes`.
+      prepare: from inputs as stored to what the model takes.
+      read: inputs as a user has them -> a source of what the classifier was trained on.
+      kind: what those are: arrays, a table, text, or image_folder.
+      columns: of a table.
+      frame: the data frame that `correct_labels` was given.
+      rows: of `correct_labels`, what is said of each of its rows.
+    """
+
+    labels: np.ndarray
+    label_quality: np.ndarray
+    soft_labels: np.ndarray
+    given_labels: np.ndarray
+    ids: np.ndarray
+    classes: np.ndarray
+    figures: dict[str, Any]
+    state: TrainState
+    method: Method
+    sizes: dict[str, Any]
+    prepare: Callable[[Any], Any]
+    read: Callable[[Any], Source] = create_source
+    kind: str = "arrays"
+    columns: Columns | None = None
+    frame: Any = None
+    rows: "AllRows | None" = None
+    trained: Trained | None = None
+
+    @functools.cached_property
+    def bound(self) -> BoundMethod:
+        """The method's functions."""
+        return bind(self.method, self.sizes, self.prepare)
+
+    @property
+    def verdict(self) -> "Verdict | None":
+        """How good the labels are, by checks that were hidden; `print` it. Of `cross_fit` alone."""
+        from mlc_jax.report.verdict import Verdict
+
+        stored = self.figures.get("verdict")
+        return None if stored is None else Verdict.from_json(stored)
+
+    def predict_proba(self, x: Any, *, batch_size: int = 1000) -> np.ndarray:
+        """The classifier's probabilities `[n, C]` for inputs like those it was trained on.
+
+        Args:
+          x: as in `Examples`; texts for a run that was given texts. For runs on tables, a data
+            frame or a dict of columns; on pictures, their paths, a directory of them, or a table
+            with a column `path`.
+          batch_size: over all devices.
+
+        Raises:
+          InputError: inputs that are not like those.
+        """
+        return self.predict_source(self.read(x), batch_size=batch_size)
+
+    def predict_source(self, source: Source, *, batch_size: int = 1000) -> np.ndarray:
+        """The same for inputs as they are stored."""
+        from mlc_jax.training import evaluate
+
+        check_layout(source, self.sizes["example"])
+        subset = Subset.whole(source)
+        labels = np.zeros(len(subset), np.int32)
+        reader = evaluate.create_reader([subset], [labels], batch_size=batch_size)
+        logits = self._predict(self.state, reader, len(subset))[0].logits
+        return np.asarray(jax.nn.softmax(jnp.asarray(logits, jnp.float32)))
+
+    @functools.cached_property
+    def _predict(self) -> Any:
+        """Compiled once."""
+        from mlc_jax.training import evaluate
+
+        return evaluate.create_predict(self.bound)
+
+    def predict(self, x: Any, *, batch_size: int = 1000) -> np.ndarray:
+        """The most probable label `[n]` of each input."""
+        return self.classes[self.predict_proba(x, batch_size=batch_size).argmax(axis=1)]
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row for each example, under cleanlab's names.
+
+        Of `correct_labels` the frame that it was given, with four columns more: `corrected_label`;
+        `confidence` in it; `label_quality`, how far the given label is believed; `is_label_issue`,
+        whether it was corrected.
+
+        Otherwise a row for each noisy example: `id`, `is_label_issue`, `label_quality`,
+        `given_label`, `predicted_label` (the corrected one), `confidence`. That table goes into
+        cleanlab's `CleanLearning.fit(..., label_issues=table)`.
+        """
+        import pandas
+
+        if self.rows is None:
+            issues = (self.labels != self.given_labels) & ~np.isnan(self.label_quality)
+            return pandas.DataFrame({
+                "id": self.ids,
+                "is_label_issue": issues,
+                "label_quality": self.label_quality,
+                "given_label": self.given_labels,
+                "predicted_label": self.labels,
+                "confidence": self.soft_labels.max(axis=1),
+            })  # fmt: skip
+        rows = self.rows
+        frame = self.frame if hasattr(self.frame, "assign") else pandas.DataFrame(self.frame)
+        return frame.assign(
+            corrected_label=self.classes[rows.corrected_label],
+            confidence=rows.confidence,
+            label_quality=rows.label_quality,
+            is_label_issue=rows.is_label_issue,
+        )
+
+    def report(self, path: str | pathlib.Path) -> None:
+        """Writes the report, one page, to a file.
+
+        Raises:
+          InputError: the result was loaded, and so has a `report.html` in its workdir already; or
+            the file cannot be written.
+        """
+        from mlc_jax.report import report
+
+        with tempfile.TemporaryDirectory() as directory:
+            self._write(pathlib.Path(directory))
+            page = (pathlib.Path(directory) / report.PAGE_FILE).read_bytes()
+        try:
+            pathlib.Path(path).write_bytes(page)
+        except OSError as error:
+            raise InputError(f"path: cannot write {str(path)!r} ({error.strerror})") from error
+
+    def save(self, workdir: str | pathlib.Path) -> None:
+        """Writes a workdir, as a run with `workdir=` does: `mlc_jax.load` reads it.
+
+        Raises:
+          InputError: the result was loaded; or the directory cannot be written, or is not empty.
+        """
+        place = pathlib.Path(workdir)
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise InputError(f"workdir: {str(place)!r} is not empty; expected a new directory")
+        self._write(place, state=self.state)
+
+    def _write(self, place: pathlib.Path, state: TrainState | None = None) -> None:
+        from mlc_jax.training.recorder import write_run
+        from mlc_jax.workdir.workdir import locked_workdir
+
+        if self.trained is None:
+            raise InputError(
+                "result: it was loaded; expected one of `fit` or `correct_labels`. What was loaded "
+                "from a workdir has its files there"
+            )
+        from mlc_jax.report import report
+
+        run, progress, of_noisy = self.trained.run, self.trained.progress, self.trained.of_noisy
+        with locked_workdir(str(place)) as workdir:
+            if state is not None:
+                write_run(run, progress, state, workdir)
+            report.write(run, progress, of_noisy, workdir)
+
+    def __repr__(self) -> str:
+        changed = int(np.sum((self.labels != self.given_labels) & ~np.isnan(self.label_quality)))
+        head = (
+            f"<Result of {self.method.name}: {len(self.labels):,} doubtful labels of "
+            f"{len(self.classes)} classes, {changed:,} changed"
+        )
+        verdict = self.verdict
+        return f"{head}>" if verdict is None else f"{head}. {verdict.sentence}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the verdict, what became what, and the rows that are least believed."""
+        verdict = self.verdict
+        told = [html.escape(repr(self))] if verdict is None else map(html.escape, verdict.lines())
+        changes = ", ".join(f"{name}: {n}" for name, n in self.figures["most_changed"].items())
+        frame = self.to_frame()
+        worst = frame.iloc[np.argsort(frame["label_quality"].to_numpy(), kind="stable")[:_SHOWN]]
+        return (
+            f"<pre>{chr(10).join(told)}</pre>"
+            f"<p>Most often changed: {html.escape(changes or '-')}</p>"
+            f"{worst.to_html(max_cols=12, escape=True)}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return kept | {"state": jax.tree.map(_to_host, self.state), "trained": None}
+
+    def __setstate__(self, kept: Mapping[str, Any]) -> None:
+        is_key = lambda x: isinstance(x, _Key)  # noqa: E731
+        state = jax.tree.map(_from_host, kept["state"], is_leaf=is_key)
+        self.__dict__.update(kept, state=state)
+
+
+class _Key(tuple):
+    """A random key on the host."""
+
+
+def _to_host(leaf: Any) -> Any:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return _Key((str(jax.random.key_impl(leaf)), np.asarray(jax.random.key_data(leaf))))
+    return np.asarray(leaf)
+
+
+def _from_host(leaf: Any) -> Any:
+    if isinstance(leaf, _Key):
+        return jax.random.wrap_key_data(jnp.asarray(leaf[1]), impl=leaf[0])
+    return leaf
+
+
+def bind(method: Method, sizes: Mapping[str, Any], prepare: Callable[[Any], Any]) -> BoundMethod:
+    """A method's functions for data of certain sizes; see `Run.sizes`."""
+    return method.bind(
+        num_noisy=sizes["num_noisy"],
+        num_classes=len(sizes["class_names"]),
+        steps_per_epoch=sizes["steps_per_epoch"],
+        num_epochs=sizes["num_epochs"],
+        prepare=prepare,
+        axis_name=stack.AXIS_NAME,
+        num_sources=len(sizes.get("sources", "1")),
+    )
+
+
+def stored_prepare(sizes: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """What a workdir says of it; only `fit` takes functions of a user's own."""
+    stored = sizes["prepare"]
+    return Normalize(**stored) if stored else prepare_for(sizes["example"])
