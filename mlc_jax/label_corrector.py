@@ -9,7 +9,8 @@ from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted, check_random_state
 
-from mlc_jax.errors import InputError
+from mlc_jax.data.folds import DRAWN
+from mlc_jax.errors import InputError, expect
 from mlc_jax.files import memory
 from mlc_jax.files.frames import Frame
 from mlc_jax.files.label_columns import Said
@@ -175,12 +176,13 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         probs = self.predict_proba(X)
         return self.classes_[probs.argmax(axis=1)]
 
-    def score(self, X: Any, y: Any, checked: Any = None) -> float:
+    def score(self, X: Any, y: Any, checked: Any = None, sample_weight: Any = None) -> float:
         """Accuracy on the checked rows; without any on y, which may be wrong, with a warning.
 
         Parameters
         ----------
         X, y, checked : see `fit`
+        sample_weight : array of shape (n_samples,), default=None
         """
         predicted = self.predict(X)
         columns = _columns(y, checked)
@@ -193,7 +195,8 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
             truth = np.array(Frame("y", columns).texts("label"))
         there = truth != ""
         said = np.array(Frame("predicted", {"label": predicted}).texts("label"))
-        return float(np.mean(said[there] == truth[there]))
+        weight = None if sample_weight is None else np.asarray(sample_weight)[there]
+        return float(np.average(said[there] == truth[there], weights=weight))
 
     def _keep(self, result: "Result", x: Any, kind: str) -> None:
         rows = result.rows
@@ -263,7 +266,7 @@ def _one_dimensional(name: str, values: Any) -> Any:
     if hasattr(values, "cat"):
         values = values.astype(object)
     if isinstance(values, np.ma.MaskedArray):
-        values = values.astype(object).filled(None)
+        values = np.where(np.ma.getmaskarray(values), None, values.data.astype(object))
     array = np.asarray(values)
     if array.ndim == 2 and array.shape[1] == 1:
         warnings.warn(
@@ -290,7 +293,10 @@ def _sources(votes: Any) -> tuple[list[str], list[Any]]:
 
 
 def _one_text(drawn: Any) -> str | None:
-    return drawn if isinstance(drawn, str) else None
+    if not isinstance(drawn, str):
+        return None
+    expect(drawn in DRAWN, "drawn", drawn, f"{', '.join(DRAWN)}, or one for each row")
+    return drawn
 
 
 def _num_rows(x: Any) -> int:

@@ -46,12 +46,13 @@ class Rows(NamedTuple):
     """All rows of a run, and who learns from which: the noisy rows, then the checked ones.
 
     Lists of rows have one length each: a short one is filled up by its own rows, which changes
-    nothing, since batches are drawn from its first `lengths`.
+    nothing, since batches are drawn from its first `lengths`. Rows, too, are filled up, to sizes
+    that many data share: what is compiled for one serves the others. Nobody learns from those.
 
     Attributes:
-      inputs: `[N, ...]`, as stored.
+      inputs: `[N, ...]`, as the model takes them.
       votes: `[N, S]` int16, the given labels; -1 where nothing was said.
-      checks: `[N]` int32, -1 where nobody looked.
+      checks: `[N]` int32, -1 where nobody looked, -2 in a row that fills up.
       is_judged: `[N]` bool, checked rows that were not looked up: those that weights, `R`, `pi` and
         the verdict are measured on.
       part: `[N]` int32, from 0 to H - 1.

@@ -8,7 +8,8 @@ predicted as a new row is, and doubtful rows are not: they were learned from, wi
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ RANDOM, PER_CLASS, LOOKED_UP = "random", "per_class", "looked_up"
 DRAWN = (RANDOM, PER_CLASS, LOOKED_UP)  # Where a checked row may come from.
 
 _FOLD_STREAM = 35  # Of the seed.
+_FILLED_UP = -2  # In `Rows.checks`.
+_LISTS = ("lists", "rival_lists", "judged", "fold", "counts")  # Of `Rows`.
 
 
 def deal(strata: np.ndarray, ways: int, rng: np.random.Generator) -> np.ndarray:
@@ -95,6 +98,7 @@ class AllRows:
       seed: of who is where.
       batch_size: rows of one step of one run.
       steps_per_epoch: steps of a round.
+      prepare: from inputs as stored to what a model takes.
     """
 
     noisy: Subset
@@ -105,6 +109,7 @@ class AllRows:
     seed: int
     batch_size: int
     steps_per_epoch: int
+    prepare: Callable[[Any], Any] = lambda inputs: inputs
 
     @property
     def examples_per_step(self) -> int:
@@ -125,25 +130,52 @@ class AllRows:
         checks = np.concatenate([unchecked, self.clean.truth])
         drawn = np.concatenate([np.full(len(self.noisy), "", self.drawn.dtype), self.drawn])
         joined = jax.tree.map(lambda *parts: np.concatenate(parts), *inputs)
-        return Rows(
-            inputs=joined, **assign(votes, checks, drawn, self.folds, self.parts, self.seed)
-        )
+        prepared = jax.tree.map(np.asarray, self.prepare(joined))
+        assigned = assign(votes, checks, drawn, self.folds, self.parts, self.seed)
+        return _filled_up(Rows(inputs=prepared, **assigned))
+
+
+def _filled_up(rows: Rows) -> Rows:
+    """Rows and lists of sizes of which there are few, see `Rows`."""
+    size = len(rows.checks)
+    more = _rounded(size) - size
+
+    def fill(array: np.ndarray, value: Any, axis: int = 0) -> np.ndarray:
+        pad = [(0, more if i == axis else 0) for i in range(array.ndim)]
+        return np.pad(array, pad, constant_values=value)
+
+    filled = rows._replace(
+        inputs=jax.tree.map(lambda leaf: fill(leaf, 0), rows.inputs),
+        votes=fill(rows.votes, UNKNOWN),
+        checks=fill(rows.checks, _FILLED_UP),
+        is_judged=fill(rows.is_judged, False),
+        part=fill(rows.part, 0),
+        is_visible=fill(rows.is_visible, False, axis=1),
+    )
+    return _with_lists(filled, {name: _rounded(_length(rows, name)) for name in _LISTS})
+
+
+def _rounded(size: int) -> int:
+    """The size or a little more, by an eighth at most."""
+    step = max(16, 2 ** (size.bit_length() - 1) // 8)
+    return -(-size // step) * step
+
+
+def _length(rows: Rows, name: str) -> int:
+    return int(getattr(rows, name).shape[-1])
+
+
+def _with_lists(rows: Rows, lengths: Mapping[str, int]) -> Rows:
+    """Lists of these lengths; what follows the own rows is never drawn, or counts none."""
+    fields = {}
+    for name, length in lengths.items():
+        array = getattr(rows, name)
+        pad = [(0, 0)] * (array.ndim - 1) + [(0, length - array.shape[-1])]
+        fields[name] = np.pad(array, pad)
+    return rows._replace(**fields)
 
 
 def of_one_length(of_runs: Sequence[Rows]) -> list[Rows]:
     """Rows of several runs, whose lists are filled up to the longest of them all."""
-    longest = {
-        name: max(getattr(rows, name).shape[-1] for rows in of_runs)
-        for name in ("lists", "rival_lists", "judged", "fold", "counts")
-    }
-
-    def filled(rows: Rows) -> Rows:
-        fields = {}
-        for name, length in longest.items():
-            array = getattr(rows, name)
-            more = length - array.shape[-1]
-            pad = [(0, 0)] * (array.ndim - 1) + [(0, more)]
-            fields[name] = np.pad(array, pad)  # What follows the own rows is never drawn.
-        return rows._replace(**fields)
-
-    return [filled(rows) for rows in of_runs]
+    longest = {name: max(_length(rows, name) for rows in of_runs) for name in _LISTS}
+    return [_with_lists(rows, longest) for rows in of_runs]

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,7 +16,10 @@ class Normalize:
     Attributes:
       scale: what inputs are divided by first.
       mean, std: by channel, or feature by feature; anything that broadcasts against an example.
+      keeps_shapes: what it makes of an input has that one's shape.
     """
+
+    keeps_shapes: ClassVar[bool] = True
 
     scale: float = 1.0
     mean: Any = (0.0,)

@@ -88,8 +88,12 @@ class Frame(Table):
             texts = self.as_texts(name, column.cat.categories)
             return [texts[code] if code >= 0 else "" for code in column.cat.codes.tolist()]
         if isinstance(column, np.ma.MaskedArray):
-            column = column.astype(object).filled(None)
-        array = np.asarray(column) if not hasattr(column, "to_numpy") else column.to_numpy()
+            column = np.where(np.ma.getmaskarray(column), None, column.data.astype(object))
+        if isinstance(column, list | tuple):  # NumPy would make one type of them.
+            array = np.empty(len(column), object)
+            array[:] = column
+        else:
+            array = column.to_numpy() if hasattr(column, "to_numpy") else np.asarray(column)
         if array.ndim != 1:
             self.fail(f"column {name!r} has shape {array.shape}, expected one value for each row")
         if array.dtype.kind in "iub":
@@ -97,7 +101,7 @@ class Frame(Table):
         if array.dtype.kind == "f":
             return [_of_float(x) for x in array.tolist()]
         if array.dtype.kind == "M":
-            iso = np.datetime_as_string(array).tolist()
+            iso = np.datetime_as_string(array, unit="auto").tolist()
             return ["" if text == "NaT" else text for text in iso]
         if array.dtype.kind in "UT":
             return [str(x) for x in array.tolist()]

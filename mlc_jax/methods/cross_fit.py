@@ -12,6 +12,7 @@ of them, which is what was judged.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -21,10 +22,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlc_jax.core import Inputs, MainState, MetaState, Metrics, Output, Params, Rows, TrainState
+from mlc_jax.core import (
+    Inputs,
+    MainState,
+    MetaState,
+    Metrics,
+    Output,
+    Params,
+    Rows,
+    TrainState,
+    identity,
+)  # fmt: skip
 from mlc_jax.errors import expect
 from mlc_jax.methods.blocks import init_model
-from mlc_jax.methods.types import Binding, BoundMethod, Method, Phase
+from mlc_jax.methods.types import Binding, BoundMethod, Method, OnHost, Phase
 from mlc_jax.models.label_model import (
     LOG_FLOOR,
     NUM_TERMS,
@@ -47,6 +58,7 @@ _CHECKED_TRUST = (
 )
 _BLOCK = 16_384  # Rows at a time, of which all classifiers' predictions are in memory.
 _SOURCES_WIDTH = 0.5  # Of the prior of l, where there are several sources.
+_UNCHECKED = -1
 _SWEEPS = 2  # Of the label model between two rounds.
 
 
@@ -97,16 +109,26 @@ class CrossFit(Method):
         return self.steps_per_round
 
     def build(self, binding: Binding) -> BoundMethod:
-        machine = _Machine(self, binding)
+        prepare, machine = binding.prepare, _machine_of(self, binding)
+
+        def init(rng: chex.PRNGKey, example: Inputs) -> TrainState:
+            return machine.init(rng, prepare(example))
+
+        def classify(state: TrainState, inputs: Inputs) -> tuple[jax.Array, Any]:
+            return machine.classify(state, prepare(inputs))
+
+        keeps_shapes = prepare is identity or getattr(prepare, "keeps_shapes", False)
         phases = (
             Phase(self.steps_per_round, machine.train_rivals),
             Phase(self.num_rounds * self.steps_per_round, machine.train_round),
         )
         return BoundMethod(
-            machine.init,
+            # The same function for all data of one shape is compiled once.
+            machine.init if keeps_shapes else init,
             phases,
             machine.correct_labels,
-            classify=machine.classify,
+            classify=classify,
+            on_host=OnHost(prepare, machine.classify),
             out_of_fold=machine.out_of_fold,
         )
 
@@ -173,8 +195,38 @@ def _trust(rows: Rows, given: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(rows.checks >= 0), 0.5, jnp.clip(agreement, 0.5, 0.95))
 
 
+def _doubtful(rows: Rows, is_visible: jax.Array) -> jax.Array:
+    """`[N]`, 1 for the rows whose label is not known where checks `is_visible` `[N]` are."""
+    unchecked = rows.checks == _UNCHECKED  # What fills up has another number.
+    return (~is_visible & (rows.is_judged | unchecked)).astype(jnp.float32)
+
+
+def _machine_of(method: CrossFit, binding: Binding) -> "_Machine":
+    """That of a method for data of any size: `Rows` are prepared already."""
+    neutral = dataclasses.replace(
+        binding, prepare=identity, num_noisy=0, steps_per_epoch=0, num_epochs=0.0
+    )
+    if binding.loaded:
+        return _Machine(method, neutral)
+    return _shared_machine(
+        method, binding.model, binding.num_classes, binding.num_sources, binding.axis_name
+    )
+
+
+@functools.lru_cache(maxsize=8)  # Fits of one shape, as in cross-validation, share their programs.
+def _shared_machine(
+    method: CrossFit, model: Any, num_classes: int, num_sources: int, axis_name: str | None
+) -> "_Machine":
+    binding = Binding(
+        model=model, tx=method.tx, stride=method.stride, unroll=method.unroll, loaded={},
+        num_noisy=0, num_classes=num_classes, steps_per_epoch=0, num_epochs=0.0, prepare=identity,
+        axis_name=axis_name, num_sources=num_sources,
+    )  # fmt: skip
+    return _Machine(method, binding)
+
+
 class _Machine:
-    """The functions of a `CrossFit` that is bound; all are pure."""
+    """The functions of a `CrossFit` that is bound; all are pure, and take inputs as prepared."""
 
     def __init__(self, method: CrossFit, binding: Binding):
         self.method, self.binding = method, binding
@@ -186,14 +238,13 @@ class _Machine:
     def init(self, rng: chex.PRNGKey, example: Inputs) -> TrainState:
         method, num_classes = self.method, self.binding.num_classes
         init_rng, state_rng = jax.random.split(rng)
-        inputs = self.binding.prepare(example)
         families = {
             "runs": (self.num_runs, len(method.weight_decays)),
             "rivals": (method.num_parts + method.num_folds, 1),
         }
 
         def start(key: chex.PRNGKey) -> Params:
-            params, batch_stats = init_model(self.binding, key, inputs)
+            params, batch_stats = init_model(self.binding, key, example)
             expect(
                 not jax.tree.leaves(batch_stats), "model", type(self.binding.model).__name__,
                 "one without batch normalisation: cross_fit trains classifiers of features",
@@ -221,7 +272,7 @@ class _Machine:
 
     def train_rivals(self, state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
         """Phase 1: what one would do instead, out of part and fold."""
-        x, one_hot = self._inputs(rows), self._one_hot(rows)
+        x, one_hot = rows.inputs, self._one_hot(rows)
         said = vote_shares(rows.votes, self.binding.num_classes)
         params = dict(state.main.params)
         target_of = jnp.repeat(
@@ -290,11 +341,10 @@ class _Machine:
 
         return {name: gather(log_q) for name, log_q in each.items()}
 
-    def classify(self, state: TrainState, inputs: Inputs) -> tuple[jax.Array, Any]:
+    def classify(self, state: TrainState, x: Inputs) -> tuple[jax.Array, Any]:
         """New rows: log of the mean probability of the pool without the label's term, over runs."""
         params, meta = state.main.params, state.meta.params  # type: ignore[union-attr]
         shape = (self.method.num_folds, self.method.num_parts)
-        x = self.binding.prepare(inputs)
         runs = self._over_decays(self._log_probs(params["runs"], x), meta["decay_weights"])
         rivals = self._log_probs(params["rivals"], x)[:, 0]
         given = rivals[None, : self.method.num_parts]
@@ -302,8 +352,7 @@ class _Machine:
         runs = runs.reshape(*shape, *runs.shape[1:])
         zero = jnp.zeros((), runs.dtype)
         log_q = pool(meta["weights"], runs, zero, given, checked)
-        logits = jnp.log(jnp.mean(jnp.exp(log_q), axis=(0, 1)))
-        return logits, None
+        return jnp.log(jnp.mean(jnp.exp(log_q), axis=(0, 1))), None
 
     def correct_labels(
         self, state: TrainState, evidence: Any, logits: jax.Array, labels: jax.Array
@@ -321,9 +370,6 @@ class _Machine:
         return jax.nn.softmax(logits + meta["weights"][1] * jnp.mean(says, axis=0))
 
     # Classifiers.
-
-    def _inputs(self, rows: Rows) -> Inputs:
-        return self.binding.prepare(rows.inputs)
 
     def _one_hot(self, rows: Rows) -> jax.Array:
         return jax.nn.one_hot(rows.checks, self.binding.num_classes)
@@ -432,7 +478,7 @@ class _Machine:
     # The label model.
 
     def _known(self, params: dict[str, Params], rows: Rows) -> _Known:
-        x, num_parts = self._inputs(rows), self.method.num_parts
+        x, num_parts = rows.inputs, self.method.num_parts
         unsure = -jnp.log(jnp.asarray(self.binding.num_classes, jnp.float32))
 
         def of_block(x: Inputs, part: jax.Array) -> jax.Array:
@@ -493,7 +539,7 @@ class _Machine:
                 known.trust,
             )  # fmt: skip
             evidence = label_term(rows.votes, matrices, flat) + _CHECKED_TRUST * checked
-            doubtful = (~is_visible & (rows.is_judged | (rows.checks < 0))).astype(jnp.float32)
+            doubtful = _doubtful(rows, is_visible)
             return shifted_shares(evidence, doubtful, 0.2)
 
         pi = jax.vmap(shares)(rows.is_visible, known.checked)
@@ -530,7 +576,7 @@ class _Machine:
             log_p: jax.Array | None, is_visible: jax.Array, q: jax.Array, pi: jax.Array,
             checked: jax.Array,
         ) -> _Labels:  # fmt: skip
-            doubtful = (~is_visible & (rows.is_judged | (rows.checks < 0))).astype(jnp.float32)
+            doubtful = _doubtful(rows, is_visible)
             doubtful = doubtful * (0.0 if log_p is None else method.expected_weight)
             for _ in range(_SWEEPS):
                 seen = (is_visible & rows.is_judged).astype(jnp.float32)
@@ -620,7 +666,7 @@ class _Machine:
             prior = rho * eye + (1 - rho) * (1 - eye) / max(1, num_classes - 1)
             taken = (eye[checks] * seen[:, None]).T @ eye[own] + method.prior_strength / 2 * prior
             likelihood = taken / jnp.sum(taken, axis=1, keepdims=True)
-            doubtful = (~is_visible & (rows.is_judged | (rows.checks < 0))).astype(jnp.float32)
+            doubtful = _doubtful(rows, is_visible)
             return shifted_shares(jnp.log(likelihood).T, doubtful @ eye[predicted], 0.2)
 
         return jax.vmap(of_fold)(jnp.arange(method.num_folds), predicted, rows.is_visible)

@@ -95,6 +95,18 @@ class Phase(NamedTuple):
     after_epoch: Hook | None = None
 
 
+class OnHost(NamedTuple):
+    """The classifier, for inputs that are prepared on the host: one program for all data.
+
+    Attributes:
+      prepare: from inputs as stored, NumPy arrays, to what `classify` takes.
+      classify: see `BoundMethod`; the same function for all data of one shape.
+    """
+
+    prepare: Prepare
+    classify: Classify
+
+
 class BoundMethod(NamedTuple):
     """A method for data of known sizes: pure functions, usable bare under `jax.jit`.
 
@@ -114,6 +126,7 @@ class BoundMethod(NamedTuple):
       evidence: what `correct_labels` and `label_quality` see of examples beside the logits.
       classify: the classifier in evaluation mode; None is the model as it is, which `Method.bind`
         provides.
+      on_host: the same where inputs are prepared on the host; None prepares them in each step.
       out_of_fold: of a method that is trained on `Rows` in place of batches: (state, rows) ->
         probabilities `[N, C]` by name, of classifiers that did not learn from a row.
     """
@@ -127,6 +140,7 @@ class BoundMethod(NamedTuple):
     learned_labels: Callable[[TrainState], jax.Array] | None = None
     evidence: Evidence = features_of
     classify: Classify | None = None
+    on_host: OnHost | None = None
     out_of_fold: Callable[[TrainState, Rows], dict[str, jax.Array]] | None = None
 
     @property

@@ -15,6 +15,7 @@ from mlc_jax.data.reading import EvaluationReader
 from mlc_jax.data.source import Subset
 from mlc_jax.data.votes import quality_of
 from mlc_jax.methods import BoundMethod
+from mlc_jax.methods.types import Classify, CorrectLabels
 from mlc_jax.training import stack
 from mlc_jax.training.run import Run
 from mlc_jax.training.stack import AXIS_NAME, over_devices
@@ -55,9 +56,7 @@ class Evaluator:
         self._predict = create_predict(runs[0].bound, num_runs=len(runs))
         self._readers: dict[str, tuple[EvaluationReader, Sequence[np.ndarray]]] = {}
         out_of_fold = runs[0].bound.out_of_fold
-        self._out_of_fold = (
-            stack.over_devices(out_of_fold, num_runs=len(runs)) if out_of_fold else None
-        )
+        self._out_of_fold = _out_of_fold(out_of_fold, len(runs)) if out_of_fold else None
 
     def predict(self, state: TrainState, name: str) -> list[Prediction]:
         """For each run, of one of its sets.
@@ -98,6 +97,11 @@ class Evaluator:
         ]
 
 
+@functools.lru_cache(maxsize=8)  # Fits of one shape share what is compiled.
+def _out_of_fold(out_of_fold: Callable[[TrainState, Rows], Any], num_runs: int) -> Any:
+    return stack.over_devices(out_of_fold, num_runs=num_runs)
+
+
 @functools.lru_cache(maxsize=1)  # The loop and the evaluator of a run share them.
 def rows_on_devices(runs: tuple[Run, ...]) -> Rows:
     """All rows of cross-fitted runs, `[devices, ...]`, or `[devices, runs, ...]`."""
@@ -109,7 +113,8 @@ def _of_noisy(run: Run, probs: dict[str, np.ndarray], positions: np.ndarray) -> 
     num_noisy = len(run.dataset.noisy)
     noisy = {name: x[:num_noisy][positions] for name, x in probs.items()}
     soft, given = noisy["corrected"], run.dataset.noisy.given[positions]
-    clean = {name: x[num_noisy:] for name, x in probs.items()}
+    num_rows = num_noisy + len(run.dataset.clean)  # What follows fills up.
+    clean = {name: x[num_noisy:num_rows] for name, x in probs.items()}
     with np.errstate(divide="ignore"):
         logits = np.log(noisy["classifier"])
     return Prediction(logits, soft, quality_of(soft, given), noisy | {CHECKED: clean})
@@ -166,26 +171,20 @@ def create_predict(bound: BoundMethod, *, num_runs: int = 1) -> PredictFn:
       bound: for its classifier, run with its running batch statistics, and its `correct_labels`.
       num_runs: as for `over_devices`.
     """
-    classify = bound.classify
+    on_host, classify = bound.on_host, bound.classify
     assert classify is not None
-
-    def body(state: TrainState, examples: tuple[Inputs, jax.Array]) -> Prediction:
-        inputs, labels = examples
-        logits, evidence = classify(state, inputs)
-        soft_labels = bound.correct_labels(state, evidence, logits, labels)
-        if bound.label_quality:
-            quality = bound.label_quality(state, evidence, logits, labels)
-        else:
-            quality = jnp.take_along_axis(soft_labels, labels[:, None], axis=1)[:, 0]
-        gather = partial(jax.lax.all_gather, axis_name=AXIS_NAME, tiled=True)
-        return Prediction(gather(logits), gather(soft_labels), gather(quality))
-
-    step = over_devices(body, num_runs=num_runs)
+    step = _predict_step(
+        on_host.classify if on_host else classify,
+        bound.correct_labels,
+        bound.label_quality,
+        num_runs,
+    )
 
     def predict(state: TrainState, reader: EvaluationReader, size: int) -> list[Prediction]:
         outputs = []
-        for examples in reader:
-            output = jax.device_get(step(state, examples))
+        for inputs, labels in reader:
+            prepared = on_host.prepare(inputs) if on_host else inputs
+            output = jax.device_get(step(state, (prepared, labels)))
             outputs.append(jax.tree.map(lambda x: x[None], output) if num_runs == 1 else output)
         together: Prediction = jax.tree.map(
             lambda *parts: np.concatenate(parts, axis=1)[:, :size], *outputs
@@ -194,6 +193,27 @@ def create_predict(bound: BoundMethod, *, num_runs: int = 1) -> PredictFn:
         return [Prediction(*of_run) for of_run in zip(*parts, strict=True)]
 
     return predict
+
+
+@functools.lru_cache(maxsize=8)
+def _predict_step(
+    classify: Classify, correct_labels: CorrectLabels, label_quality: CorrectLabels | None,
+    num_runs: int,
+) -> Any:  # fmt: skip
+    """(state, (inputs, given labels)) -> `Prediction` of a batch, over all devices."""
+
+    def body(state: TrainState, examples: tuple[Inputs, jax.Array]) -> Prediction:
+        inputs, labels = examples
+        logits, evidence = classify(state, inputs)
+        soft_labels = correct_labels(state, evidence, logits, labels)
+        if label_quality:
+            quality = label_quality(state, evidence, logits, labels)
+        else:
+            quality = jnp.take_along_axis(soft_labels, labels[:, None], axis=1)[:, 0]
+        gather = partial(jax.lax.all_gather, axis_name=AXIS_NAME, tiled=True)
+        return Prediction(gather(logits), gather(soft_labels), gather(quality))
+
+    return over_devices(body, num_runs=num_runs)
 
 
 def selected(evals: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -35,7 +35,7 @@ MAX_WAIT_SHARE = 0.05  # Of the time, before a warning.
 SECONDS_TO_JUDGE = 30.0  # Of training; at its start readers fill their buffers.
 
 
-@functools.lru_cache(maxsize=3)  # Who timed a step has compiled it.
+@functools.lru_cache(maxsize=8)  # Who timed a step has compiled it; and fits of one shape.
 def create_train_step(phase: Phase, num_runs: int = 1) -> Any:
     """The compiled step: (state, batches `[devices, k, B, ...]`) -> (state, metrics).
 

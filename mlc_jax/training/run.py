@@ -217,6 +217,7 @@ def _create_pipeline(
             seed=settings.seed,
             batch_size=method.batch_size,
             steps_per_epoch=method.steps_per_round,
+            prepare=dataset.prepare,
         )
     unlabelled = int((dataset.noisy.given == UNKNOWN).sum())
     if unlabelled:
@@ -266,11 +267,17 @@ def create_init(run: Run) -> Callable[[np.uint32], TrainState]:
     """seed -> the state before the first step, replicated over all devices of all processes."""
     # Under jit, so that the state lies replicated from the start: donating one that does not would
     # delete it. The seed is an argument, so that runs that differ in it share one program.
-    jitted = jax.jit(
-        lambda seed, example: run.bound.init(jax.random.key(seed), example),
+    jitted = _jitted(run.bound.init)
+    return lambda seed: jitted(seed, run.example)
+
+
+@functools.lru_cache(maxsize=8)
+def _jitted(init: Callable[[Any, Any], TrainState]) -> Any:
+    """(seed, example) -> state; runs that start by the same function share what is compiled."""
+    return jax.jit(
+        lambda seed, example: init(jax.random.key(seed), example),
         out_shardings=stack.replicated(),
     )
-    return lambda seed: jitted(seed, run.example)
 
 
 def check_memory(run: Run, num_runs: int = 1) -> None:

@@ -1,0 +1,219 @@
+"""The estimator: what people of scikit-learn expect, and what stands in README."""
+
+import pickle
+
+import jax
+import numpy as np
+import pandas
+import pytest
+import sklearn
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import mlc_jax as mlc
+from mlc_jax.commands.train import train_and_evaluate
+from mlc_jax.correct import settings_of
+from mlc_jax.errors import InputError
+
+NAMES = np.array(["setosa", "versicolor", "virginica"])
+UNJUDGED = "ignore:No row is checked"
+pytestmark = pytest.mark.usefixtures("standard_promotion")  # For optax's Adam.
+
+
+def _iris():
+    """Measurements with a category and missing values, labels of which a quarter is wrong, checks."""
+    x = load_iris(as_frame=True).data.set_axis(["a", "b", "c", "d"], axis=1)
+    truth, rng = load_iris().target, np.random.default_rng(0)
+    wrong = rng.random(150) < 0.25
+    given = np.where(wrong, (truth + rng.integers(1, 3, 150)) % 3, truth)
+    x["soil"] = rng.choice(["clay", "sand"], 150)
+    x.loc[rng.choice(150, 12, replace=False), "b"] = np.nan
+    checked = np.full(150, None, object)
+    rows = rng.choice(150, 40, replace=False)
+    checked[rows] = NAMES[truth[rows]]
+    return x, NAMES[given], checked, NAMES[truth]
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """One run of its own kind: a data frame, checks, names."""
+    x, y, checked, _ = _iris()
+    with jax.numpy_dtype_promotion("standard"):
+        return mlc.LabelCorrector(num_epochs=2).fit(x, y, checked=checked, drawn="random")
+
+
+def test_labels_are_corrected_and_checked_rows_stay(fitted):
+    x, y, checked, truth = _iris()
+    seen = checked != None  # noqa: E711
+    assert list(fitted.classes_) == list(NAMES)
+    assert list(fitted.feature_names_in_) == list(x) and fitted.n_features_in_ == 5
+    assert np.array_equal(fitted.labels_[seen], checked[seen])
+    assert (fitted.labels_[~seen] == truth[~seen]).mean() > (y[~seen] == truth[~seen]).mean() + 0.1
+    assert np.array_equal(fitted.label_quality_[seen], (y[seen] == checked[seen]).astype(float))
+    # Wrong labels of rows that nobody looked at are believed least.
+    right = y == truth
+    quality = fitted.label_quality_
+    assert quality[~seen & right].mean() > quality[~seen & ~right].mean() + 0.5
+    assert fitted.soft_labels_.shape == (150, 3)
+    np.testing.assert_allclose(fitted.soft_labels_.sum(axis=1), 1, rtol=1e-5)
+    assert fitted.result_.verdict.n == 40
+
+
+def test_prediction(fitted):
+    x, y, checked, truth = _iris()
+    probs = fitted.predict_proba(x)
+    np.testing.assert_allclose(probs.sum(axis=1), 1, rtol=1e-5)
+    assert np.array_equal(fitted.predict(x), NAMES[probs.argmax(axis=1)])
+    # By name, in whatever order; as a dict of columns, too.
+    assert np.array_equal(fitted.predict_proba(x[list(x)[::-1]]), probs)
+    assert np.array_equal(fitted.predict_proba({name: x[name] for name in x}), probs)
+    seen = checked != None  # noqa: E711
+    expected = (fitted.predict(x)[seen] == truth[seen]).mean()
+    assert fitted.score(x, y, checked=checked) == expected
+    with pytest.warns(UserWarning, match="accuracy on y, whose labels may be wrong"):
+        assert fitted.score(x, y) == (fitted.predict(x) == y).mean()
+    with pytest.raises(InputError, match="has no column 'd'"):
+        fitted.predict(x.drop(columns="d"))
+
+
+def test_the_result_is_shown_pickled_and_written(fitted, tmp_path):
+    x, *_ = _iris()
+    result = fitted.result_
+    assert len(repr(result)) < 400 and "doubtful labels of 3 classes" in repr(result)
+    assert "<table" in result._repr_html_() and len(result._repr_html_()) < 20_000
+    again = pickle.loads(pickle.dumps(fitted))
+    assert np.array_equal(again.predict_proba(x), fitted.predict_proba(x))
+    assert np.array_equal(again.labels_, fitted.labels_)
+    with pytest.raises(InputError, match="it was loaded"):
+        again.result_.report(tmp_path / "page.html")
+    result.report(tmp_path / "page.html")
+    assert "labels as given" in (tmp_path / "page.html").read_text()
+    result.save(tmp_path / "run")
+    assert np.array_equal(mlc.load(tmp_path / "run").predict_proba(x), fitted.predict_proba(x))
+    with pytest.raises(InputError, match="is not empty"):
+        result.save(tmp_path / "run")
+
+
+@pytest.mark.filterwarnings(UNJUDGED)
+def test_in_a_pipeline_and_across_folds():
+    """What people do first: two fits each of one shape."""
+    x, y, checked, truth = _iris()
+    numbers = x[["a", "c", "d"]].to_numpy()
+    corrector = mlc.LabelCorrector(num_epochs=1)
+    assert clone(corrector).get_params() == corrector.get_params()
+    with sklearn.config_context(enable_metadata_routing=True):
+        corrector.set_fit_request(checked=True).set_score_request(checked=True)
+        pipeline = make_pipeline(StandardScaler(), corrector)
+        scores = cross_val_score(pipeline, numbers, y, cv=2, params={"checked": checked})
+    assert scores.shape == (2,) and scores.min() > 0.6
+    search = GridSearchCV(mlc.LabelCorrector(num_epochs=1), {"random_state": [3]}, cv=2)
+    with pytest.warns(UserWarning, match="may be wrong"):
+        search.fit(numbers, truth)
+    assert search.best_score_ > 0.8
+
+
+@pytest.mark.filterwarnings(UNJUDGED)
+def test_votes_and_rows_without_a_label():
+    x, y, checked, truth = _iris()
+    numbers, rng = x[["a", "c", "d"]].to_numpy(), np.random.default_rng(1)
+    votes = {
+        name: np.where(rng.random(150) < rate, truth, rng.choice(NAMES, 150)).astype(object)
+        for name, rate in (("first", 0.8), ("second", 0.6))
+    }
+    votes["first"][:20] = None
+    nothing = np.full(150, None, object)
+    corrector = mlc.LabelCorrector(num_epochs=2).fit(numbers, nothing, votes=votes)
+    assert (corrector.labels_ == truth).mean() > 0.85
+    with_labels = np.where(np.arange(150) < 10, None, y.astype(object))
+    quality = mlc.LabelCorrector(num_epochs=1).fit(numbers, with_labels).label_quality_
+    assert np.isnan(quality[:10]).all() and not np.isnan(quality[10:]).any()
+
+
+@pytest.mark.parametrize(
+    "classes", [np.array([10, 2, 3]), np.array([-1, 0, 1]), np.array([2.0, 5.0, 7.0]),
+                np.array([2**40, 5, 7])],
+)  # fmt: skip
+@pytest.mark.filterwarnings(UNJUDGED)
+@pytest.mark.slow
+def test_labels_keep_their_type(classes):
+    x, *_ = _iris()
+    y = classes[load_iris().target]
+    corrector = mlc.LabelCorrector(num_epochs=1).fit(x[["a", "d"]].to_numpy(), y)
+    assert np.array_equal(corrector.classes_, np.unique(y))
+    assert corrector.labels_.dtype == y.dtype == corrector.predict(x[["a", "d"]].to_numpy()).dtype
+    assert (corrector.labels_ == y).mean() > 0.8
+
+
+BAD = {
+    "sparse": ({"x": "sparse"}, "Use X.toarray"),
+    "NaN": ({"x": np.array([[1.0], [np.nan]] * 5)}, "X: row 1, column 0 is NaN"),
+    "infinite": ({"x": np.array([[1.0], [np.inf]] * 5)}, "X: row 1, column 0 is infinity"),
+    "beyond float32": ({"x": np.array([[1.0], [1e300]] * 5)}, "X: row 1, column 0 is"),
+    "complex": ({"x": np.ones((10, 2)) * 1j}, "Complex data not supported"),
+    "one dimension": ({"x": np.ones(10)}, "Reshape your data"),
+    "ragged": ({"x": [[1, 2], [3]] * 5}, "rows of different lengths"),
+    "no rows": ({"x": np.ones((0, 2)), "y": []}, "0 sample"),
+    "no features": ({"x": np.ones((10, 0))}, r"0 feature\(s\)"),
+    "texts": ({"x": ["a b"] * 10}, "encoder: got None"),
+    "a label among X": ({"x": {"label": [1] * 10, "a": [2.0] * 10}}, "has a column 'label'"),
+    "lengths": ({"y": [0, 1]}, "inconsistent numbers of samples"),
+    "no y": ({"y": None}, "requires y to be passed"),
+    "continuous": ({"y": np.linspace(0.1, 1, 10)}, "Unknown label type"),
+    "one class": ({"y": [1] * 10}, "number of classes has to be greater than one"),
+    "two columns of y": ({"y": np.zeros((10, 2))}, r"y: got shape \(10, 2\)"),
+    "-1 is a class": ({"y": [-1, 1] * 5, "checked": [-1] * 10}, "checked: has -1, which is a class"),
+    "method": ({"settings": {"method": "mcl"}}, "method: got 'mcl'"),
+    "no checks": ({"settings": {"method": "mlc"}}, "no row is checked, and mlc needs some"),
+    "model": ({"settings": {"model": "forest"}}, "model: got 'forest', expected auto"),
+    "drawn": ({"checked": [0, 1] * 2 + [None] * 6, "drawn": "by hand"}, "drawn: got 'by hand'"),
+    "votes": ({"votes": np.zeros(10)}, r"votes: got shape \(10,\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.filterwarnings(UNJUDGED)
+def test_bad_input_is_one_line_before_anything_starts(case):
+    given, message = BAD[case]
+    x = given.get("x", np.arange(20.0).reshape(10, 2))
+    if isinstance(x, str):
+        import scipy.sparse
+
+        x = scipy.sparse.csr_matrix(np.eye(10))
+    y = given.get("y", [0, 1] * 5)
+    corrector = mlc.LabelCorrector(**given.get("settings", {}))
+    others = {name: given[name] for name in ("checked", "drawn", "votes") if name in given}
+    with pytest.raises((ValueError, TypeError), match=message) as error:
+        corrector.fit(x, y, **others)
+    assert "\n" not in str(error.value)
+
+
+def test_a_frame_and_its_file_give_the_same(tmp_path):
+    """One rule for both: `correct_labels` and the command."""
+    x, y, checked, _ = _iris()
+    frame = x.assign(label=y, checked_label=checked, when=pandas.Timestamp("2024-03-01"))
+    frame.to_csv(tmp_path / "all.csv", index=False)
+    frame = pandas.read_csv(tmp_path / "all.csv")
+    result = mlc.correct_labels(frame, progress=False)
+    config = settings_of("table", "auto", "auto", 0, None)
+    config.dataset.data = str(tmp_path / "all.csv")
+    train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)
+    of_command = mlc.load(tmp_path / "run")
+    np.testing.assert_array_equal(result.soft_labels, of_command.soft_labels)
+    done = result.to_frame()
+    assert list(done)[: len(list(frame))] == list(frame) and len(done) == 150
+    assert list(done)[-4:] == ["corrected_label", "confidence", "label_quality", "is_label_issue"]
+    pandas.testing.assert_frame_equal(done[list(frame)], frame)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learn_accepts_it():
+    """Some fifty fits of other shapes; compilation is most of the time."""
+    from sklearn.utils.estimator_checks import check_estimator
+
+    results = check_estimator(mlc.LabelCorrector(num_epochs=1), on_fail=None)
+    failed = {x["check_name"]: x["exception"] for x in results if x["status"] == "failed"}
+    assert not failed
