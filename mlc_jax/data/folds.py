@@ -9,12 +9,15 @@ predicted as a new row is, and doubtful rows are not: they were learned from, wi
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 
-from mlc_jax.core import Rows
+from mlc_jax.data import trees
 from mlc_jax.data.source import UNKNOWN, Subset, read_rows
+
+if TYPE_CHECKING:
+    from mlc_jax.core import Rows
 
 RANDOM, PER_CLASS, LOOKED_UP = "random", "per_class", "looked_up"
 DRAWN = (RANDOM, PER_CLASS, LOOKED_UP)  # Where a checked row may come from.
@@ -112,32 +115,34 @@ class AllRows:
         return self.folds * self.parts * self.batch_size
 
     @functools.cached_property
-    def rows(self) -> Rows:
+    def rows(self) -> "Rows":
         """NumPy arrays.
 
         Raises:
           InputError: while reading; inputs that cannot be read, or are no single array.
         """
+        from mlc_jax.core import Rows  # Imports JAX, which nobody needs who only deals rows.
+
         subsets = (self.noisy, self.clean)
         inputs = [read_rows(subset.source, subset.rows) for subset in subsets]
         votes = np.concatenate([subset.all_votes for subset in subsets])
         unchecked = np.full(len(self.noisy), UNKNOWN, np.int32)
         checks = np.concatenate([unchecked, self.clean.truth])
         drawn = np.concatenate([np.full(len(self.noisy), "", self.drawn.dtype), self.drawn])
-        joined = jax.tree.map(lambda *parts: np.concatenate(parts), *inputs)
+        joined = trees.map_leaves(lambda *parts: np.concatenate(parts), *inputs)
         return Rows(
             inputs=joined, **assign(votes, checks, drawn, self.folds, self.parts, self.seed)
         )
 
 
-def of_one_length(of_runs: Sequence[Rows]) -> list[Rows]:
+def of_one_length(of_runs: Sequence["Rows"]) -> list["Rows"]:
     """Rows of several runs, whose lists are filled up to the longest of them all."""
     longest = {
         name: max(getattr(rows, name).shape[-1] for rows in of_runs)
         for name in ("lists", "rival_lists", "judged", "fold", "counts")
     }
 
-    def filled(rows: Rows) -> Rows:
+    def filled(rows: "Rows") -> "Rows":
         fields = {}
         for name, length in longest.items():
             array = getattr(rows, name)
