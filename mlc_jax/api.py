@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
+from scipy import special
 
 from mlc_jax import build, config, description, paths
 from mlc_jax.benchmarks.datasets import image_options
@@ -116,8 +116,9 @@ class Result:
         subset = Subset.whole(source)
         labels = np.zeros(len(subset), np.int32)
         reader = evaluate.create_reader([subset], [labels], batch_size=batch_size)
-        logits = self._predict(self.state, reader, len(subset))[0].logits
-        return np.asarray(jax.nn.softmax(jnp.asarray(logits, jnp.float32)))
+        logits = self._predict(self.state, reader, len(subset))[0].logits.astype(np.float32)
+        probs: np.ndarray = special.softmax(logits, axis=-1)
+        return probs
 
     @functools.cached_property
     def _predict(self) -> Any:

@@ -23,8 +23,8 @@ BUCKETS = [16, 24, 40]
 class Texts(ArraySource):
     """The tokens of row r are all r + 1; padding is 0."""
 
-    def __init__(self, lengths=LENGTHS, by_row=False):
-        self.lengths, self.by_row = lengths.astype(np.int32), by_row
+    def __init__(self, lengths=LENGTHS):
+        self.lengths = lengths.astype(np.int32)
         tokens = (np.arange(MAX_LENGTH) < lengths[:, None]) * (np.arange(len(lengths))[:, None] + 1)
         # Two arrays, one of which has more axes than the other.
         super().__init__({"tokens": tokens, "states": np.stack([tokens, -tokens], axis=-1)})
@@ -128,14 +128,11 @@ def test_who_meets_whom_is_drawn_anew():
     assert abs(np.mean(longer)) < 4 * np.std(longer) / np.sqrt(len(longer))
 
 
-@pytest.mark.parametrize("by_row", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_batch_is_a_function_of_seed_and_step(by_row, monkeypatch):
-    pipeline = _pipeline(Texts(by_row=by_row), num_inner_steps=3)
+def test_batch_is_a_function_of_seed_and_step(monkeypatch):
+    pipeline = _pipeline(num_inner_steps=3)
     monkeypatch.setattr(loader, "_MAX_BLOCKS", 2)
     from_start = _take([pipeline], 9)
     _assert_equal(_take([pipeline], 5, 4), from_start[4:])
-    if by_row:
-        _assert_equal(_take([_pipeline(num_inner_steps=3)], 9), from_start)
     other = _take([dataclasses.replace(pipeline, seed=1)], 9)
     assert any(
         np.any(x.noisy.labels != y.noisy.labels) for x, y in zip(other, from_start, strict=True)

@@ -21,9 +21,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlc_jax.core import Batch, Labelled
-from mlc_jax.data import trees
 from mlc_jax.data.order import Order, bucket_lengths, fold, uniform
-from mlc_jax.data.reading import Request, create_reader
+from mlc_jax.data.reading import Request, closed_at_exit, create_reader
 from mlc_jax.data.source import UNKNOWN, Layout, Source, Subset, is_gathered, layout_of
 from mlc_jax.errors import InputError
 
@@ -148,8 +147,8 @@ def batches_of(
     """
     num_blocks = pipelines[0].num_inner_steps // pipelines[0].stride
     num_old = min(start_window, num_blocks - 1)
-    blocks = _blocks_of(
-        pipelines, start_window - num_old, num_devices, process_index, process_count
+    blocks: Iterator[Batch] = closed_at_exit(
+        _blocks_of(pipelines, start_window - num_old, num_devices, process_index, process_count)
     )
     if devices:
         blocks = to_devices(blocks, devices)
@@ -186,7 +185,7 @@ def _blocks_of(
     num_devices: int,
     process_index: int,
     process_count: int,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """The batches of s steps each, none twice; arguments as for `batches_of`."""
     first = pipelines[0]
     sides = {name: _Side.of(pipelines, name) for name in ("noisy", "clean")}
@@ -348,7 +347,7 @@ class _Side:
         leaves, (labels, rows, *given) = arrays[:number], arrays[number:]
         if self.padded is not None:
             leaves = _cut(leaves, self.layout, self.padded[bucket])
-        inputs = trees.unflatten(self.layout.structure, leaves)
+        inputs = self.layout.structure.unflatten(leaves)
         return Labelled(inputs, labels, rows, given[0] if given else None)
 
 

@@ -1,8 +1,10 @@
 """Rows of a source in a given order, as NumPy arrays: what training and evaluation read through."""
 
+import atexit
 import collections
 import contextlib
 import math
+import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +16,26 @@ from mlc_jax.data.source import GatheredSource, Layout, Source, Subset, is_gathe
 from mlc_jax.data.trees import Tree
 
 _AHEAD = 2  # Batches that are gathered before they are needed.
+
+
+# Generators that are in use, the outermost ones.
+_OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
+
+
+def closed_at_exit(generator: Generator) -> Generator:
+    """The generator, which does not outlive Python.
+
+    A thread of TensorFlow that calls Python while Python goes down would never return.
+    """
+    _OPEN.add(generator)
+    return generator
+
+
+@atexit.register
+def _close_all() -> None:
+    for generator in list(_OPEN):
+        with contextlib.suppress(ValueError):  # Another thread is inside of it.
+            generator.close()
 
 
 class Request(NamedTuple):
@@ -154,10 +176,13 @@ class EvaluationReader:
         """Number of batches."""
         return len(self._labels)
 
-    def __iter__(self) -> Iterator[tuple[Tree, np.ndarray]]:
+    def __iter__(self) -> Generator[tuple[Tree, np.ndarray]]:
+        return closed_at_exit(self._batches())
+
+    def _batches(self) -> Generator[tuple[Tree, np.ndarray]]:
         with contextlib.closing(iter(self._reader)) as elements:
             for (_, leaves), labels in zip(elements, self._labels, strict=True):
-                inputs = trees.unflatten(self._layout.structure, list(map(self._deal, leaves)))
+                inputs = self._layout.structure.unflatten(list(map(self._deal, leaves)))
                 yield inputs, labels if self._num_runs > 1 else labels[:, 0]
 
     def _deal(self, leaf: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ class Layout:
 
     def __str__(self) -> str:
         leaves = [f"{y} {list(x)}" for x, y in zip(self.shapes, self.dtypes, strict=True)]
-        return str(trees.unflatten(self.structure, leaves)).replace("'", "")
+        return str(self.structure.unflatten(leaves)).replace("'", "")
 
 
 class Source(Protocol):
@@ -281,7 +281,7 @@ class IndexedSource:
         if not same or not all(np.can_cast(x.dtype, dtype, "same_kind") for x, dtype in leaves):
             raise self._failed(f"returned examples of {got}, expected {expected}, as the first is")
         taken = [x.astype(dtype, copy=False)[places] for x, dtype in leaves]
-        return trees.unflatten(expected.structure, taken)
+        return expected.structure.unflatten(taken)
 
     def _failed(self, problem: str) -> InputError:
         return InputError(f"inputs: {type(self.inputs).__name__}[rows] {problem}")

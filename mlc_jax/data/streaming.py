@@ -4,7 +4,6 @@ It also says how TensorFlow starts: whatever needs it takes `tf` from here. Impo
 takes seconds, so that happens inside of functions.
 """
 
-import atexit
 import contextlib
 import os
 import re
@@ -84,25 +83,8 @@ class Streamed:
 
     def __iter__(self) -> Generator[tuple[np.ndarray, ...]]:
         """Closing waits for TensorFlow's threads and releases them."""
-        elements = self._elements()
-        _OPEN.add(elements)
-        return elements
-
-    def _elements(self) -> Generator[tuple[np.ndarray, ...]]:
         with _input_errors(self._source):
             yield from self._dataset.as_numpy_iterator()
-
-
-# Iterators that are in use.
-_OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    """A thread of TensorFlow that calls Python while Python goes down would never return."""
-    for elements in list(_OPEN):
-        with contextlib.suppress(ValueError):  # Another thread is inside of it.
-            elements.close()
 
 
 def layout_of(source: ReadSource) -> Layout:

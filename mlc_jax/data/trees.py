@@ -8,28 +8,35 @@ import numpy as np
 Tree = Any  # A pytree of arrays with one leading axis of examples.
 
 
-def is_lone(tree: Tree) -> bool:
-    """Whether the tree is one array."""
-    return isinstance(tree, np.ndarray)
+class Structure:
+    """What is around the leaves of a tree: nothing around a lone array."""
+
+    def __init__(self, treedef: Any = None):
+        self._treedef = treedef
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Structure):
+            return NotImplemented
+        if self._treedef is None or other._treedef is None:
+            return self._treedef is other._treedef
+        return bool(self._treedef == other._treedef)
+
+    def __hash__(self) -> int:
+        return hash(self._treedef)
+
+    def unflatten(self, leaves: Sequence[Any]) -> Tree:
+        """The tree of these leaves."""
+        return leaves[0] if self._treedef is None else self._treedef.unflatten(leaves)
 
 
-def flatten(tree: Tree) -> tuple[list[Any], Any]:
-    """Leaves, and the structure around them; None around a lone array."""
-    if is_lone(tree):
-        return [tree], None
+def flatten(tree: Tree) -> tuple[list[Any], Structure]:
+    """Leaves, and the structure around them."""
+    if isinstance(tree, np.ndarray):
+        return [tree], Structure()
     import jax
 
-    leaves, structure = jax.tree.flatten(tree)
-    return leaves, None if jax.tree_util.treedef_is_leaf(structure) else structure
-
-
-def unflatten(structure: Any, leaves: Sequence[Any]) -> Tree:
-    """The inverse of `flatten`."""
-    if structure is None:
-        return leaves[0]
-    import jax
-
-    return jax.tree.unflatten(structure, leaves)
+    leaves, treedef = jax.tree.flatten(tree)
+    return leaves, Structure(None if jax.tree_util.treedef_is_leaf(treedef) else treedef)
 
 
 def leaves(tree: Tree) -> list[Any]:
@@ -38,7 +45,7 @@ def leaves(tree: Tree) -> list[Any]:
 
 def map_leaves(fun: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     """The tree of what `fun` makes of each leaf."""
-    if is_lone(tree):
+    if isinstance(tree, np.ndarray):
         return fun(tree, *others)
     import jax
 
@@ -47,7 +54,7 @@ def map_leaves(fun: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
 
 def named_leaves(tree: Tree) -> list[tuple[str, Any]]:
     """Leaves with what leads to them: `['a'][0]`; nothing to a lone array."""
-    if is_lone(tree):
+    if isinstance(tree, np.ndarray):
         return [("", tree)]
     import jax
 
