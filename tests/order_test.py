@@ -6,10 +6,11 @@ import itertools
 import jax
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from mlc_jax.data import loader
 from mlc_jax.data.loader import Pipeline, batches_of
-from mlc_jax.data.order import bucket_lengths
+from mlc_jax.data.order import bucket_lengths, uniform
 from mlc_jax.data.source import ArraySource, Subset
 
 MAX_LENGTH = 40
@@ -57,6 +58,24 @@ def _parts(batch):
 
 def _assert_equal(got, want):
     jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_draws_are_those_of_tensorflow():
+    """Bit by bit: a run that goes on from an older checkpoint sees the batches it would have."""
+    rng = np.random.default_rng(0)
+    seeds = [[0, 0], [1, 0], [0, 1], [2**31 - 1, 7], [-3, 2**40]]
+    seeds += rng.integers(-(2**62), 2**62, (6, 2)).tolist()
+    for shape in ([], [0], [1], [3], [4], [5], [7, 3], [2, 3, 5], [70_001]):
+        want = [tf.random.stateless_uniform(shape, seed, alg="philox").numpy() for seed in seeds]
+        got = uniform(shape, seeds)
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(uniform([9], seeds[3]), uniform([9], [seeds[:4]])[0, 3])
+    # So do the places of equal draws, of which 70,000 have some.
+    many = uniform([70_000], [3, 1])
+    assert len(np.unique(many)) < len(many)
+    order = tf.argsort(many, stable=True).numpy()
+    np.testing.assert_array_equal(np.argsort(many, kind="stable"), order)
 
 
 def test_bucket_lengths_leave_the_least_padding():
