@@ -7,11 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlc_jax.core import identity
 from mlc_jax.data import UNKNOWN, ArraySource, IndexedSource, Source, Subset
 from mlc_jax.data.dataset import Dataset
 from mlc_jax.data.folds import DRAWN
-from mlc_jax.data.prepare import Normalize
+from mlc_jax.data.prepare import Normalize, identity
 from mlc_jax.data.source import Layout, layout_of, num_examples, read_rows
 from mlc_jax.data.votes import prepared
 from mlc_jax.errors import InputError, expect
@@ -257,12 +256,8 @@ def check_layout(source: Source, example: Any) -> None:
       example: see `Run.sizes`.
     """
     layout = layout_of(source)
-    leaves, structure = jax.tree.flatten(example, is_leaf=is_description)
-    expected = Layout(
-        structure,
-        tuple(tuple(leaf["shape"][1:]) for leaf in leaves),
-        tuple(np.dtype(leaf["dtype"]) for leaf in leaves),
-    )
+    zeros = lambda leaf: np.zeros(leaf["shape"], leaf["dtype"])  # noqa: E731
+    expected = Layout.of(jax.tree.map(zeros, example, is_leaf=is_description))
     same = (layout.structure, layout.shapes) == (expected.structure, expected.shapes)
     # Whole numbers may stand for others; a fraction of a pixel is something else than a pixel.
     if not same or not all(

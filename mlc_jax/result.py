@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from mlc_jax.core import TrainState
 from mlc_jax.data import Source, Subset
@@ -124,8 +125,9 @@ class Result:
         subset = Subset.whole(source)
         labels = np.zeros(len(subset), np.int32)
         reader = evaluate.create_reader([subset], [labels], batch_size=batch_size)
-        logits = self._predict(self.state, reader, len(subset))[0].logits
-        return np.asarray(jax.nn.softmax(jnp.asarray(logits, jnp.float32)))
+        logits = self._predict(self.state, reader, len(subset))[0].logits.astype(np.float32)
+        probs: np.ndarray = special.softmax(logits, axis=-1)
+        return probs
 
     @functools.cached_property
     def _predict(self) -> Any:

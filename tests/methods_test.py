@@ -22,7 +22,7 @@ from mlc_jax.core.estimators import exact
 from mlc_jax.core.optimizers import OptimizerSpec, sgd
 from mlc_jax.errors import InputError
 from mlc_jax.methods import BilevelMethod, blocks
-from mlc_jax.methods.types import Binding, Seen, identity
+from mlc_jax.methods.types import Binding, Seen
 from mlc_jax.models import MLP, LabelCorrectionNetwork, WeightNet
 
 # The package has functions of the same names.
@@ -65,7 +65,7 @@ def _binding(**changes):
     """What blocks are given."""
     fields = {
         "model": Linear(), "tx": sgd(RATE), "stride": 1, "unroll": 0, "loaded": {},
-        "prepare": identity, "axis_name": None,
+        "prepare": lambda inputs: inputs, "axis_name": None,
     }  # fmt: skip
     return Binding(**fields | SIZES | changes)
 

@@ -54,8 +54,9 @@ _SPEED, _WORK = "images/s", "CPU ms/image"
 
 def make_files(folder: pathlib.Path, num_files: int) -> list[str]:
     """Writes crops of two photographs, each another one; returns their paths."""
-    import tensorflow as tf
     from sklearn.datasets import load_sample_images
+
+    from mlc_jax.data.streaming import tf
 
     photos = load_sample_images().images  # 427 x 640.
     rng = np.random.default_rng(0)
@@ -94,7 +95,7 @@ def loader_batches(store: Store, size: int, seed: int) -> Iterator[Any]:
 
 def bare_batches(paths: list[str], size: int, seed: int) -> Iterator[Any]:
     """Batches of 96 images, as one would write them by hand."""
-    import tensorflow as tf
+    from mlc_jax.data.streaming import tf
 
     geometry = Geometry(size)
 
@@ -178,8 +179,6 @@ def summary(rows: list[dict[str, float]]) -> str:
 
 def main() -> None:
     with locked_workdir(_WORKDIR.value) as workdir:
-        # Before TensorFlow: the loader says how it is to be imported.
-        import mlc_jax.data.loader  # noqa: F401
         from mlc_jax.files.packed import Packed, is_packed, pack
 
         paths = make_files(pathlib.Path(workdir / "files"), _NUM_FILES.value)

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mlc_jax import build, core, data
+from mlc_jax import build, data
 from mlc_jax.benchmarks import datasets
 from mlc_jax.benchmarks.texts import LAYOUTS
 from mlc_jax.config import validate
 from mlc_jax.core import BACKWARDS, ESTIMATORS, Batch, Labelled
-from mlc_jax.data.prepare import Normalize
+from mlc_jax.data.prepare import Normalize, identity
 from mlc_jax.data.source import IndexedSource, num_examples
 from mlc_jax.errors import expect
 from mlc_jax.methods import METHODS, BoundMethod, Method
@@ -139,7 +139,7 @@ def load_pool(config: ConfigDict) -> Pool:
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         return Pool(images, _IMAGE_CLASSES[name], Normalize(255.0, (0.5,) * 3, (0.25,) * 3))
     if name in LAYOUTS:
-        return Pool(_random_texts(config), len(LAYOUTS[name].class_names), core.identity)
+        return Pool(_random_texts(config), len(LAYOUTS[name].class_names), identity)
     dataset = datasets.load(config)
     source = dataset.clean.source
     if isinstance(source, data.ArraySource):

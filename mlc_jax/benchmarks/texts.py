@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlc_jax import paths
-from mlc_jax.core import identity
 from mlc_jax.data.dataset import Benchmark
+from mlc_jax.data.prepare import identity
 from mlc_jax.data.tfds import read_columns, read_tfds
 from mlc_jax.errors import InputError
 from mlc_jax.files.own import FIELD

@@ -52,7 +52,6 @@ from mlc_jax.core.types import (
     Params,
     Rows,
     TrainState,
-    identity,
     num_params,
 )
 from mlc_jax.core.window import Estimator, EstimatorSpec, Options, Window
@@ -90,7 +89,6 @@ __all__ = [
     "features_of",
     "given_labels",
     "has_convolutions",
-    "identity",
     "inner_grads",
     "inner_grads_vjp",
     "inner_loss",

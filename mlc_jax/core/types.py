@@ -118,11 +118,6 @@ class TrainState(flax.struct.PyTreeNode):
     past: Any = None
 
 
-def identity(inputs: Inputs) -> Inputs:
-    """The `prepare` of inputs that are stored as a model takes them."""
-    return inputs
-
-
 def num_params(params: Params) -> int:
     """Number of scalars in a pytree of arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -9,13 +9,15 @@ predicted as a new row is, and doubtful rows are not: they were learned from, wi
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
-from mlc_jax.core import Rows
+from mlc_jax.data import trees
 from mlc_jax.data.source import UNKNOWN, Subset, read_rows
+
+if TYPE_CHECKING:
+    from mlc_jax.core import Rows
 
 RANDOM, PER_CLASS, LOOKED_UP = "random", "per_class", "looked_up"
 DRAWN = (RANDOM, PER_CLASS, LOOKED_UP)  # Where a checked row may come from.
@@ -117,25 +119,27 @@ class AllRows:
         return self.folds * self.parts * self.batch_size
 
     @functools.cached_property
-    def rows(self) -> Rows:
+    def rows(self) -> "Rows":
         """NumPy arrays.
 
         Raises:
           InputError: while reading; inputs that cannot be read, or are no single array.
         """
+        from mlc_jax.core import Rows  # Imports JAX, which nobody needs who only deals rows.
+
         subsets = (self.noisy, self.clean)
         inputs = [read_rows(subset.source, subset.rows) for subset in subsets]
         votes = np.concatenate([subset.all_votes for subset in subsets])
         unchecked = np.full(len(self.noisy), UNKNOWN, np.int32)
         checks = np.concatenate([unchecked, self.clean.truth])
         drawn = np.concatenate([np.full(len(self.noisy), "", self.drawn.dtype), self.drawn])
-        joined = jax.tree.map(lambda *parts: np.concatenate(parts), *inputs)
-        prepared = jax.tree.map(np.asarray, self.prepare(joined))
+        joined = trees.map_leaves(lambda *parts: np.concatenate(parts), *inputs)
+        prepared = trees.map_leaves(np.asarray, self.prepare(joined))
         assigned = assign(votes, checks, drawn, self.folds, self.parts, self.seed)
         return _filled_up(Rows(inputs=prepared, **assigned))
 
 
-def _filled_up(rows: Rows) -> Rows:
+def _filled_up(rows: "Rows") -> "Rows":
     """Rows and lists of sizes of which there are few, see `Rows`."""
     size = len(rows.checks)
     more = _rounded(size) - size
@@ -145,7 +149,7 @@ def _filled_up(rows: Rows) -> Rows:
         return np.pad(array, pad, constant_values=value)
 
     filled = rows._replace(
-        inputs=jax.tree.map(lambda leaf: fill(leaf, 0), rows.inputs),
+        inputs=trees.map_leaves(lambda leaf: fill(leaf, 0), rows.inputs),
         votes=fill(rows.votes, UNKNOWN),
         checks=fill(rows.checks, _FILLED_UP),
         is_judged=fill(rows.is_judged, False),
@@ -161,11 +165,11 @@ def _rounded(size: int) -> int:
     return -(-size // step) * step
 
 
-def _length(rows: Rows, name: str) -> int:
+def _length(rows: "Rows", name: str) -> int:
     return int(getattr(rows, name).shape[-1])
 
 
-def _with_lists(rows: Rows, lengths: Mapping[str, int]) -> Rows:
+def _with_lists(rows: "Rows", lengths: Mapping[str, int]) -> "Rows":
     """Lists of these lengths; what follows the own rows is never drawn, or counts none."""
     fields = {}
     for name, length in lengths.items():
@@ -175,7 +179,7 @@ def _with_lists(rows: Rows, lengths: Mapping[str, int]) -> Rows:
     return rows._replace(**fields)
 
 
-def of_one_length(of_runs: Sequence[Rows]) -> list[Rows]:
+def of_one_length(of_runs: Sequence["Rows"]) -> list["Rows"]:
     """Rows of several runs, whose lists are filled up to the longest of them all."""
     longest = {name: max(_length(rows, name) for rows in of_runs) for name in _LISTS}
     return [_with_lists(rows, longest) for rows in of_runs]

@@ -9,7 +9,10 @@ share them.
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+import itertools
+import math
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,13 +22,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlc_jax.core import Batch, Labelled
 from mlc_jax.data.order import Order, bucket_lengths, fold, uniform
-from mlc_jax.data.reading import not_converted, opened, read_examples, tf, with_options
-from mlc_jax.data.source import UNKNOWN, Layout, Subset, layout_of
+from mlc_jax.data.reading import Request, closed_at_exit, create_reader
+from mlc_jax.data.source import UNKNOWN, Layout, Source, Subset, is_gathered, layout_of
 from mlc_jax.errors import InputError
 
 _DEVICE_BUFFER = 2  # Batches placed on the devices ahead of use.
 _BYTES_AT_ONCE = 16 * 2**20
-_MAX_BLOCKS = 64  # Of s steps, in one element of tf.data.
+_MAX_BLOCKS = 64  # Of s steps, that are read at once.
 _NOISY_KEY, _CLEAN_KEY = 1, 2
 _AUGMENT_KEY = 2  # Beside those of `order`.
 
@@ -144,8 +147,8 @@ def batches_of(
     """
     num_blocks = pipelines[0].num_inner_steps // pipelines[0].stride
     num_old = min(start_window, num_blocks - 1)
-    blocks = _blocks_of(
-        pipelines, start_window - num_old, num_devices, process_index, process_count
+    blocks: Iterator[Batch] = closed_at_exit(
+        _blocks_of(pipelines, start_window - num_old, num_devices, process_index, process_count)
     )
     if devices:
         blocks = to_devices(blocks, devices)
@@ -182,84 +185,187 @@ def _blocks_of(
     num_devices: int,
     process_index: int,
     process_count: int,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """The batches of s steps each, none twice; arguments as for `batches_of`."""
     first = pipelines[0]
-    sources = {"noisy": first.noisy.source, "clean": first.clean.source}
-    layouts = {name: layout_of(source) for name, source in sources.items()}
-    bytes_per_block = len(pipelines) * first.stride * (
-        first.noisy_batch_size * layouts["noisy"].num_bytes
-        + first.clean_batch_size * layouts["clean"].num_bytes
-    )  # fmt: skip
-    # Blocks that are read at once: tf.data's cost per element is many small batches' cost. Where
-    # rows are read one by one that is little beside theirs, and the first batch comes sooner.
+    sides = {name: _Side.of(pipelines, name) for name in ("noisy", "clean")}
+    bytes_per_block = first.stride * sum(side.bytes_per_step for side in sides.values())
+    # Blocks that are read at once: many small reads cost more than one. Where rows are read one by
+    # one that is little beside what they cost, and the first batch comes sooner.
     at_once = max(1, min(_MAX_BLOCKS, _BYTES_AT_ONCE // max(1, bytes_per_block)))
-    if any(source.by_row for source in sources.values()):
+    if not all(is_gathered(side.source) for side in sides.values()):
         at_once = 1
-    start_step = start_block * first.stride
-    orders = {name: _order(pipelines, name, layouts[name]) for name in sources}
 
-    def stream(name: str, start: int, stop: int) -> tf.data.Dataset:
-        # This process' share of [start, stop) in a global batch.
-        share = np.array_split(np.arange(start, stop), process_count)[process_index]
-        steps = at_once * first.stride
-        order = orders[name][0]
-        return _stream(pipelines, name, layouts[name], order, share, start_step, steps)
+    def share_of(start: int, stop: int) -> np.ndarray:
+        """This process' share of [start, stop) in a global batch."""
+        return np.array_split(np.arange(start, stop), process_count)[process_index]
 
     size, half = first.clean_batch_size, first.clean_batch_size // 2
-    streams = {"noisy": stream("noisy", 0, first.noisy_batch_size)}
+    parts = {"noisy": {"noisy": share_of(0, first.noisy_batch_size)}}
     if first.split_clean:
         # Two views of one shuffled order: the halves of a batch never share an example.
-        streams["clean_inner"] = stream("clean", 0, half)
-        streams["clean_outer"] = stream("clean", half, size)
+        parts["clean"] = {"clean_inner": share_of(0, half), "clean_outer": share_of(half, size)}
     else:
-        streams["clean_outer"] = stream("clean", 0, size)
-    dataset = with_options(tf.data.Dataset.zip(streams))
-    paired = any((pipeline.clean.given != UNKNOWN).any() for pipeline in pipelines)
-    with contextlib.closing(opened(dataset, *sources.values())) as elements:
-        for element in elements:
-            parts = {name: _dealt(x, first.stride, num_devices) for name, x in element.items()}
-            for block in range(at_once):
-                made = {}
-                for name, (buckets, arrays) in parts.items():
-                    side = name.partition("_")[0]
-                    *leaves, labels, rows, given = [array[block] for array in arrays]
-                    lengths = orders[side][1]
-                    if lengths is not None:
-                        leaves = _cut(leaves, layouts[side], lengths[buckets[block]])
-                    inputs = jax.tree.unflatten(layouts[side].structure, leaves)
-                    pairs = given if paired and side == "clean" else None
-                    made[name] = Labelled(inputs, labels, rows, pairs)
-                yield Batch(**(dict.fromkeys(Batch._fields) | made))
+        parts["clean"] = {"clean_outer": share_of(0, size)}
+    start_step, steps = start_block * first.stride, at_once * first.stride
+    with contextlib.ExitStack() as contexts:
+        streams = [
+            contexts.enter_context(
+                contextlib.closing(side.blocks(start_step, steps, parts[name], num_devices))
+            )
+            for name, side in sides.items()
+        ]
+        for noisy, clean in zip(*streams, strict=True):
+            yield Batch(**(dict.fromkeys(Batch._fields) | noisy | clean))
 
 
-def _order(
-    pipelines: Sequence[Pipeline], name: str, layout: Layout
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Side:
+    """The noisy or the clean examples of runs that are trained as one program.
+
+    Attributes:
+      source: of their inputs.
+      layout: of an example.
+      rows: `[runs, n]`, rows of the source.
+      labels, given: `[runs, n]`; labels as given None where they are no part of a batch.
+      order: which of them are in which batch.
+      padded: lengths of the order's buckets; None where nothing is cut off.
+      augment_seeds: of each run; none without augmentation.
+    """
+
+    source: Source
+    layout: Layout
+    rows: np.ndarray
+    labels: np.ndarray
+    given: np.ndarray | None
+    order: Order
+    padded: np.ndarray | None
+    augment_seeds: tuple[int, ...]
+
+    @classmethod
+    def of(cls, pipelines: Sequence[Pipeline], name: str) -> "_Side":
+        first = pipelines[0]
+        subsets, labels, (batch_size, *_), (key, *_) = zip(
+            *(pipeline._part(name) for pipeline in pipelines), strict=True
+        )
+        source, size = subsets[0].source, len(subsets[0])
+        if any(subset.source is not source or len(subset) != size for subset in subsets):
+            raise ValueError(
+                f"{name}: runs of one program must share one source object and one length"
+            )
+        layout = layout_of(source)
+        order = Order([x.seed for x in pipelines], key, size, batch_size, first.stride)
+        padded = None
+        if first.length_buckets > 1 and not first.num_replayed:
+            order, padded = _bucketed(order, subsets, layout, first.length_buckets)
+        given = np.stack([subset.given for subset in subsets]).astype(np.int32)
+        paired = name == "clean" and bool((given != UNKNOWN).any())
+        seeds = [fold(x.seed, key, _AUGMENT_KEY) for x in pipelines]
+        return cls(
+            source=source,
+            layout=layout,
+            rows=np.stack([subset.rows for subset in subsets]).astype(np.int64),
+            labels=np.stack(labels).astype(np.int32),
+            given=given if paired else None,
+            order=order,
+            padded=padded,
+            augment_seeds=tuple(seeds) if first.augment and source.num_draws else (),
+        )
+
+    @property
+    def bytes_per_step(self) -> int:
+        return len(self.rows) * self.order.batch_size * self.layout.num_bytes
+
+    def blocks(
+        self, start_step: int, steps_at_once: int, parts: dict[str, np.ndarray], num_devices: int
+    ) -> Generator[dict[str, Labelled]]:
+        """Parts of the batches of s steps each, by name.
+
+        Args:
+          start_step: the first one's first step.
+          steps_at_once: that are read at once, a multiple of s.
+          parts: places in a batch.
+          num_devices: that the places are dealt to.
+        """
+        share, stride = np.concatenate(list(parts.values())), self.order.window
+        ends = np.cumsum([len(places) for places in parts.values()])[:-1]
+        lead = (steps_at_once, len(self.rows), len(share))
+        reader = create_reader(
+            self.source,
+            self.layout,
+            functools.partial(self._requests, start_step, steps_at_once, share),
+            size=math.prod(lead),
+            augmented=bool(self.augment_seeds),
+        )
+        runs = np.arange(len(self.rows))[:, None]
+        with contextlib.closing(iter(reader)) as elements:
+            for request, leaves in elements:
+                positions, buckets = request.about
+                arrays = [leaf.reshape(*lead, *leaf.shape[1:]) for leaf in leaves]
+                arrays += [self.labels[runs, positions], positions.astype(np.int32)]
+                if self.given is not None:
+                    arrays.append(self.given[runs, positions])
+                split = zip(*(np.split(array, ends, axis=2) for array in arrays), strict=True)
+                dealt = [[_deal(x, stride, num_devices) for x in part] for part in split]
+                longest = buckets.reshape(-1, stride).max(axis=1)
+                for block, bucket in enumerate(longest):
+                    pairs = zip(parts, dealt, strict=True)
+                    yield {k: self._labelled([x[block] for x in part], bucket) for k, part in pairs}
+
+    def _requests(self, start_step: int, num_steps: int, share: np.ndarray) -> Iterator[Request]:
+        """Of `share` of the batches, `num_steps` steps at a time.
+
+        Each is about the positions in the subsets, `[steps, runs, len(share)]`, and the buckets
+        `[steps]`, see `Order.longest`.
+        """
+        runs, steps = np.arange(len(self.rows))[:, None], self._steps(start_step)
+        for first in itertools.count(start_step, num_steps):
+            batches, buckets = zip(*itertools.islice(steps, num_steps), strict=True)
+            positions = np.stack(batches)[:, :, share]
+            draws = None
+            if self.augment_seeds:
+                # For whole batches, so that the share of a process does not change the numbers.
+                keys = itertools.product(range(first, first + num_steps), self.augment_seeds)
+                shape = [self.order.batch_size, self.source.num_draws]
+                draws = uniform(shape, [(seed, step) for step, seed in keys])
+                draws = draws[:, share].reshape(-1, self.source.num_draws)
+            rows = self.rows[runs, positions].reshape(-1)
+            yield Request(rows, draws, (positions, np.array(buckets)))
+
+    def _steps(self, start_step: int) -> Iterator[tuple[np.ndarray, int]]:
+        """Positions `[runs, B]` and bucket of each step."""
+        first, skipped = divmod(start_step, self.order.num_batches)
+        for epoch in itertools.count(first):
+            batches = self.order.batches(epoch)
+            longest = self.order.longest(batches)
+            yield from zip(batches[skipped:], longest[skipped:], strict=True)
+            skipped = 0
+
+    def _labelled(self, arrays: Sequence[np.ndarray], bucket: int) -> Labelled:
+        """Of leaves of inputs, labels, positions and labels as given, if there are any."""
+        number = len(self.layout.shapes)
+        leaves, (labels, rows, *given) = arrays[:number], arrays[number:]
+        if self.padded is not None:
+            leaves = _cut(leaves, self.layout, self.padded[bucket])
+        inputs = self.layout.structure.unflatten(leaves)
+        return Labelled(inputs, labels, rows, given[0] if given else None)
+
+
+def _bucketed(
+    order: Order, subsets: Sequence[Subset], layout: Layout, most: int
 ) -> tuple[Order, np.ndarray | None]:
-    """Which examples are in which batch, and what the buckets are padded to, if there are any."""
-    first = pipelines[0]
-    subsets, _, (batch_size, *_), (key, *_) = zip(*(x._part(name) for x in pipelines), strict=True)
-    source, size = subsets[0].source, len(subsets[0])
-    order = Order([x.seed for x in pipelines], key, size, batch_size, first.stride)
-    lengths = getattr(source, "lengths", None)
-    if lengths is None or first.length_buckets == 1 or first.num_replayed:
+    """The order with buckets of lengths, and what these are padded to, if there are any."""
+    lengths = getattr(subsets[0].source, "lengths", None)
+    if lengths is None:
         return order, None
     # As many as an epoch has windows: in a set of fewer, all lengths meet in every window.
-    num = min(first.length_buckets, max(1, order.num_batches // order.window))
+    num = min(most, max(1, order.num_batches // order.window))
     padded = bucket_lengths(lengths, num, most=layout.shapes[0][0])
     buckets = np.stack([np.searchsorted(padded, lengths[subset.rows]) for subset in subsets])
     return dataclasses.replace(order, buckets=buckets if len(padded) > 1 else None), padded
 
 
-def _dealt(
-    element: tuple[np.ndarray, ...], stride: int, num_devices: int
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The bucket of each block, `[blocks]`, and the arrays, see `_deal`."""
-    buckets, *arrays = element
-    return buckets.reshape(-1, stride).max(axis=1), [_deal(x, stride, num_devices) for x in arrays]
-
-
-def _cut(leaves: list[np.ndarray], layout: Layout, length: int) -> list[np.ndarray]:
+def _cut(leaves: Sequence[np.ndarray], layout: Layout, length: int) -> list[np.ndarray]:
     """Leaves `[..., T, ...]` without what lies after `length` in the first axis of the examples."""
     axes = [x.ndim - len(shape) for x, shape in zip(leaves, layout.shapes, strict=True)]
     cut = [
@@ -277,74 +383,6 @@ def _deal(array: np.ndarray, stride: int, num_devices: int) -> np.ndarray:
     shape = (-1, stride, num_runs, num_devices, size // num_devices, *rest)
     dealt = np.ascontiguousarray(np.moveaxis(array.reshape(shape), (3, 2), (1, 2)))
     return dealt if num_runs > 1 else dealt[:, :, 0]
-
-
-def _stream(
-    pipelines: Sequence[Pipeline],
-    name: str,
-    layout: Layout,
-    order: Order,
-    share: np.ndarray,
-    start_step: int,
-    steps_at_once: int,
-) -> tf.data.Dataset:
-    """`share` of the shuffled batches from `start_step` on, `steps_at_once` at a time.
-
-    Elements are buckets `[steps_at_once]`, see `Order.longest`, and leaves of inputs, labels,
-    positions and labels as given, `[steps_at_once, runs, len(share), ...]`.
-    """
-    subsets, labels_per_run, (batch_size, *_), (key, *_) = zip(
-        *(pipeline._part(name) for pipeline in pipelines), strict=True
-    )
-    source, num_runs, size = subsets[0].source, len(subsets), len(subsets[0])
-    if any(subset.source is not source or len(subset) != size for subset in subsets):
-        raise ValueError(f"{name}: runs of one program must share one source object and one length")
-    first_epoch, skipped = divmod(start_step, order.num_batches)
-    augment_seeds = [fold(pipeline.seed, key, _AUGMENT_KEY) for pipeline in pipelines]
-    # Runs one after the other: position p of run r is at place r * size + p.
-    rows = np.concatenate([subset.rows for subset in subsets])
-    labels = tf.constant(np.concatenate(labels_per_run), tf.int32)
-    given = tf.constant(np.concatenate([subset.given for subset in subsets]), tf.int32)
-    offsets = np.arange(num_runs)[:, None] * size
-
-    @not_converted
-    def places_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        mine = tf.gather(order.batches(epoch), share, axis=2)
-        places = tf.cast(mine, tf.int64) + offsets
-        return tf.data.Dataset.from_tensor_slices(tf.reshape(places, [order.num_batches, -1]))
-
-    @not_converted
-    def buckets_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        return tf.data.Dataset.from_tensor_slices(order.longest(epoch))
-
-    @not_converted
-    def draw(step: tf.Tensor) -> tf.Tensor:
-        # For whole batches, so that the share of a process does not change the numbers.
-        shape = [batch_size, source.num_draws]
-        draws = tf.stack([uniform(shape, [seed, step]) for seed in augment_seeds])
-        return tf.reshape(tf.gather(draws, share, axis=1), [-1, source.num_draws])
-
-    @not_converted
-    def finish(buckets: tf.Tensor, read: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
-        places, *leaves = read
-        rows_in_subset = tf.cast(places % size, tf.int32)
-        flat = (*leaves, tf.gather(labels, places), rows_in_subset, tf.gather(given, places))
-        lead = [steps_at_once, num_runs, len(share)]
-        return buckets, *(tf.reshape(x, [*lead, *x.shape[1:]]) for x in flat)
-
-    epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-    places = epochs.flat_map(places_of).skip(skipped)
-    if order.buckets is None:
-        buckets = tf.data.Dataset.from_tensors(tf.zeros([], tf.int32)).repeat()
-    else:
-        buckets = epochs.flat_map(buckets_of).skip(skipped)
-    draws = None
-    if pipelines[0].augment and source.num_draws:
-        draws = tf.data.Dataset.counter(start_step).map(draw)
-    num_read = steps_at_once * num_runs * len(share)
-    inputs = read_examples(source, layout, places, rows, num_read, steps_at_once, draws)
-    zipped = tf.data.Dataset.zip(buckets.batch(steps_at_once), inputs)
-    return zipped.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def to_devices(batches: Iterator[Batch], devices: Sequence[jax.Device]) -> Iterator[Batch]:

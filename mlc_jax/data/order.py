@@ -8,18 +8,17 @@ all seeds, so that runs trained together are padded alike.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from mlc_jax.data.reading import tf
-
 _ORDER_KEY, _WITHIN_KEY, _WINDOWS_KEY = 1, 3, 4  # 2 is the augmentation's.
 _STEP = 8  # Lengths of buckets are multiples of it.
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Order:
     """The batches of a set, epoch by epoch, for runs of one program.
 
@@ -45,49 +44,53 @@ class Order:
         """Per epoch; what does not fill a batch waits for the next epoch's order."""
         return self.size // self.batch_size
 
-    def batches(self, epoch: tf.Tensor) -> tf.Tensor:
-        """Positions in each run's set, int32 `[num_batches, runs, B]`."""
-        kept = tf.argsort(self._draws(_ORDER_KEY, [self.size], epoch), stable=True)
+    def batches(self, epoch: int) -> np.ndarray:
+        """Positions in each run's set, `[num_batches, runs, B]`."""
+        kept = np.argsort(self._draws(_ORDER_KEY, [self.size], epoch), axis=-1, kind="stable")
         kept = kept[:, : self.num_batches * self.batch_size]
         if self.buckets is not None:
             # Stable: within a bucket they stay as they were drawn.
-            by_bucket = tf.argsort(self._buckets_of(kept), stable=True)
-            kept = tf.gather(kept, by_bucket, batch_dims=1)
-        batches = tf.reshape(kept, [len(self.seeds), self.num_batches, self.batch_size])
+            by_bucket = np.argsort(self._buckets_of(kept), axis=-1, kind="stable")
+            kept = np.take_along_axis(kept, by_bucket, axis=-1)
+        batches = kept.reshape(len(self.seeds), self.num_batches, self.batch_size)
         if self.buckets is not None:
             # Where one bucket ends and the next begins, halves and devices get some of each.
             draws = self._draws(_WITHIN_KEY, [self.num_batches, self.batch_size], epoch)
-            batches = tf.gather(batches, tf.argsort(draws, stable=True), batch_dims=2)
-            batches = tf.gather(batches, self._shuffled_windows(epoch), axis=1)
-        return tf.transpose(batches, [1, 0, 2])
+            within = np.argsort(draws, axis=-1, kind="stable")
+            batches = np.take_along_axis(batches, within, axis=-1)
+            batches = batches[:, self._shuffled_windows(epoch)]
+        return batches.transpose(1, 0, 2)
 
-    def longest(self, epoch: tf.Tensor) -> tf.Tensor:
+    def longest(self, batches: np.ndarray) -> np.ndarray:
         """The bucket of each batch's longest example, of any run, `[num_batches]`."""
-        batches = tf.transpose(self.batches(epoch), [1, 0, 2])
-        return tf.reduce_max(self._buckets_of(batches), axis=[0, 2])
+        if self.buckets is None:
+            return np.zeros(len(batches), int)
+        longest: np.ndarray = self._buckets_of(batches.transpose(1, 0, 2)).max(axis=(0, 2))
+        return longest
 
-    def _buckets_of(self, positions: tf.Tensor) -> tf.Tensor:
+    def _buckets_of(self, positions: np.ndarray) -> np.ndarray:
         """Of positions `[runs, ...]`."""
-        return tf.gather(tf.constant(self.buckets, tf.int32), positions, batch_dims=1)
+        assert self.buckets is not None
+        pairs = zip(self.buckets, positions, strict=True)
+        return np.stack([buckets[of_run] for buckets, of_run in pairs])
 
-    def _draws(self, key: int, shape: list[int], epoch: tf.Tensor) -> tf.Tensor:
+    def _draws(self, key: int, shape: Sequence[int], epoch: int) -> np.ndarray:
         """Uniform numbers `[runs, *shape]`, each run's by its seed."""
-        seeds = [fold(seed, self.key, key) for seed in self.seeds]
-        return tf.stack([uniform(shape, [seed, epoch]) for seed in seeds])
+        seeds = [(fold(seed, self.key, key), epoch) for seed in self.seeds]
+        return uniform(shape, seeds)
 
-    def _shuffled_windows(self, epoch: tf.Tensor) -> tf.Tensor:
+    def _shuffled_windows(self, epoch: int) -> np.ndarray:
         """A permutation of an epoch's batches that keeps those of a window together.
 
         Windows go on from epoch to epoch: of the first and of the last there may be a part alone.
         """
         num, window = self.num_batches, self.window
-        begun = tf.cast(tf.minimum(tf.math.floormod(-epoch * num, window), num), tf.int32)
+        begun = min(-epoch * num % window, num)
         num_whole = (num - begun) // window
         rest = num - num_whole * window
-        draws = uniform([num_whole], [fold(self.key, _WINDOWS_KEY), epoch])
-        whole = tf.argsort(draws, stable=True)[:, None] * window + tf.range(window)
-        parts = [tf.range(begun), rest + tf.reshape(whole, [-1]), tf.range(begun, rest)]
-        return tf.concat(parts, axis=0)
+        draws = uniform([num_whole], (fold(self.key, _WINDOWS_KEY), epoch))
+        whole = np.argsort(draws, kind="stable")[:, None] * window + np.arange(window)
+        return np.concatenate([np.arange(begun), rest + whole.ravel(), np.arange(begun, rest)])
 
 
 def bucket_lengths(lengths: np.ndarray, num_buckets: int, most: int) -> np.ndarray:
@@ -124,8 +127,42 @@ def fold(*keys: int) -> int:
     return int(np.random.SeedSequence(keys).generate_state(1)[0] >> 1)
 
 
-def uniform(shape: Any, seed: list[Any]) -> tf.Tensor:
-    """float32 in [0, 1), a function of two whole numbers."""
-    seed = tf.stack([tf.cast(part, tf.int64) for part in seed])
-    # The algorithm is named so that the numbers do not depend on the device that draws them.
-    return tf.random.stateless_uniform(shape, seed, alg="philox")
+_MASK, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_KEY_STEPS = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_SCRAMBLE = np.uint64(0x3EC8F720), np.uint64(0x02461E29)
+
+
+def uniform(shape: Sequence[int], seeds: Any) -> np.ndarray:
+    """float32 in [0, 1), `[..., *shape]`, a pure function of two whole numbers.
+
+    The numbers are those of `tf.random.stateless_uniform(shape, seed, alg="philox")`: Philox 4x32
+    with 10 rounds (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011), which is a
+    hash of a counter, with a key and half of the counter that are a hash of the seed.
+
+    Args:
+      shape: of the numbers of one seed.
+      seeds: int64 `[..., 2]`.
+    """
+    low, high = np.moveaxis(np.asarray(seeds, np.int64).astype(np.uint64), -1, 0)[..., None]
+    seed = [low & _MASK, low >> _HALF, high & _MASK, high >> _HALF]
+    *key, third, fourth = _philox(seed, _SCRAMBLE)
+    size = math.prod(shape)
+    number = np.arange(-(-size // 4), dtype=np.uint64)  # Four words each.
+    words = _philox([number & _MASK, number >> _HALF, third, fourth], key)
+    bits = np.stack(words, axis=-1).astype(np.uint32)
+    # The mantissa of a number in [1, 2).
+    numbers = (bits & np.uint32(0x7FFFFF) | np.uint32(0x3F800000)).view(np.float32) - np.float32(1)
+    lead = numbers.shape[:-2]
+    return numbers.reshape(*lead, -1)[..., :size].reshape(*lead, *shape)
+
+
+def _philox(counter: Sequence[Any], key: Sequence[Any]) -> list[np.ndarray]:
+    """Four words of four; words are uint64 below 2^32, so that products of two fit."""
+    (a, b, c, d), (left, right) = counter, key
+    for _ in range(10):
+        first, second = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
+        a, b = (second >> _HALF) ^ b ^ left, second & _MASK
+        c, d = (first >> _HALF) ^ d ^ right, first & _MASK
+        left, right = (left + _KEY_STEPS[0]) & _MASK, (right + _KEY_STEPS[1]) & _MASK
+    return list(np.broadcast_arrays(a, b, c, d))

@@ -39,6 +39,11 @@ class Normalize:
         }
 
 
+def identity(inputs: Any) -> Any:
+    """Of inputs that are stored as a model takes them."""
+    return inputs
+
+
 def standardize(inputs: np.ndarray, rows: np.ndarray | None = None) -> Normalize:
     """Each feature of `[N, ...]` to mean 0 and deviation 1; a constant one stays as it is.
 

@@ -1,99 +1,132 @@
-"""Rows of a source in a given order, as NumPy arrays: what training and evaluation read through.
-
-It also says how TensorFlow starts: what needs it at once takes `tf` from here.
-"""
+"""Rows of a source in a given order, as NumPy arrays: what training and evaluation read through."""
 
 import atexit
+import collections
 import contextlib
 import math
-import os
 import weakref
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
 
-import jax
 import numpy as np
 
-# Before the import: no start-up chatter, and no kernels that round differently on another machine.
-# (JAX has set level 1, at which a file that cannot be read gets pages of warnings.)
-if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-import tensorflow as tf
+from mlc_jax.data import trees
+from mlc_jax.data.source import GatheredSource, Layout, Source, Subset, is_gathered, layout_of
+from mlc_jax.data.trees import Tree
 
-from mlc_jax.data.source import Layout, Source, Subset, Tree, input_errors, layout_of
-
-# JAX owns the accelerators; TensorFlow, if it can see any, would take their memory.
-tf.config.set_visible_devices([], "GPU")
-
-_PREFETCHED = 2
-
-not_converted = tf.autograph.experimental.do_not_convert  # It takes longer to read than to run.
+_AHEAD = 2  # Batches that are gathered before they are needed.
 
 
-def read_examples(
-    source: Source,
-    layout: Layout,
-    places: tf.data.Dataset,
-    rows: np.ndarray,
-    size: int,
-    num: int,
-    draws: tf.data.Dataset | None = None,
-) -> tf.data.Dataset:
-    """The examples of `num` elements of `places` at once, which are `size` examples.
-
-    Elements of `places` are vectors of int64, indices of `rows`, which are row numbers in the
-    source; those of `draws` what each of their examples is changed by. Elements of the result are
-    tuples: places `[size]`, and leaves of inputs `[size, ...]`.
-    """
-    table = tf.constant(rows, tf.int64)
-    lead = [] if source.by_row else [size]
-
-    @not_converted
-    def read(places: tf.Tensor, *draws: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        places = tf.reshape(places, lead)
-        drawn = [tf.reshape(x, [*lead, source.num_draws]) for x in draws]
-        leaves = jax.tree.leaves(source.read(tf.gather(table, places), *drawn))
-        shaped = zip(leaves, layout.shapes, strict=True)
-        return places, *(tf.ensure_shape(leaf, [*lead, *shape]) for leaf, shape in shaped)
-
-    elements = places if draws is None else tf.data.Dataset.zip(places, draws)
-    if source.by_row:
-        examples = elements.unbatch().map(read, num_parallel_calls=tf.data.AUTOTUNE)
-        return examples.batch(size, drop_remainder=True)
-    blocks = elements.batch(num, drop_remainder=True)
-    return blocks.map(read, num_parallel_calls=tf.data.AUTOTUNE)
-
-
-def with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """In order, and a few elements ahead of their use."""
-    options = tf.data.Options()
-    options.deterministic = True
-    return dataset.with_options(options).prefetch(_PREFETCHED)
-
-
-# Iterators that are in use.
+# Generators that are in use, the outermost ones.
 _OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
 
 
-def opened(dataset: tf.data.Dataset, *sources: Source) -> Generator[Any]:
-    """Elements as NumPy arrays; closing waits for TensorFlow's threads and releases them."""
+def closed_at_exit(generator: Generator) -> Generator:
+    """The generator, which does not outlive Python.
 
-    def generate() -> Generator[Any]:
-        with input_errors(*sources):
-            yield from dataset.as_numpy_iterator()
-
-    elements = generate()
-    _OPEN.add(elements)
-    return elements
+    A thread of TensorFlow that calls Python while Python goes down would never return.
+    """
+    _OPEN.add(generator)
+    return generator
 
 
 @atexit.register
 def _close_all() -> None:
-    """A thread of TensorFlow that calls Python while Python goes down would never return."""
-    for elements in list(_OPEN):
+    for generator in list(_OPEN):
         with contextlib.suppress(ValueError):  # Another thread is inside of it.
-            elements.close()
+            generator.close()
+
+
+class Request(NamedTuple):
+    """Rows that are read at once.
+
+    Attributes:
+      rows: `[n]`, row numbers in the source.
+      draws: `[n, num_draws]`, what each example is changed by, or None.
+      about: whatever else the one who asks wants to know of them.
+    """
+
+    rows: np.ndarray
+    draws: np.ndarray | None = None
+    about: Any = None
+
+
+class Reader(Protocol):
+    """Requests in their order, and leaves `[n, ...]` of what was read; may be iterated again.
+
+    Iterating raises InputError where files or objects cannot be read. Closing the generator waits
+    for the threads that read.
+    """
+
+    def __iter__(self) -> Generator[tuple[Request, Sequence[np.ndarray]]]: ...
+
+
+def create_reader(
+    source: Source,
+    layout: Layout,
+    requests: Callable[[], Iterator[Request]],
+    size: int,
+    *,
+    augmented: bool = False,
+) -> Reader:
+    """Reads a few requests ahead of their use.
+
+    Args:
+      source: what is read.
+      layout: of its examples.
+      requests: the same each time.
+      size: n, rows of each request.
+      augmented: whether they have draws.
+    """
+    if is_gathered(source):
+        return _Gathering(source, requests)
+    return _Streaming(source, layout, requests, size, augmented=augmented)
+
+
+class _Gathering:
+    """Of a source that NumPy gathers: in another thread, which is idle most of the time."""
+
+    def __init__(self, source: GatheredSource, requests: Callable[[], Iterator[Request]]):
+        self._source, self._requests = source, requests
+
+    def __iter__(self) -> Generator[tuple[Request, Sequence[np.ndarray]]]:
+        pending: collections.deque[Any] = collections.deque()
+        thread = ThreadPoolExecutor(1)
+        try:
+            for request in self._requests():
+                gathered = thread.submit(self._source.gather, request.rows, request.draws)
+                pending.append((request, gathered))
+                if len(pending) > _AHEAD:
+                    request, gathered = pending.popleft()
+                    yield request, trees.leaves(gathered.result())
+            for request, gathered in pending:
+                yield request, trees.leaves(gathered.result())
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+
+class _Streaming:
+    """Of a source that TensorFlow reads."""
+
+    def __init__(
+        self,
+        source: Any,
+        layout: Layout,
+        requests: Callable[[], Iterator[Request]],
+        size: int,
+        *,
+        augmented: bool,
+    ):
+        from mlc_jax.data.streaming import Streamed  # Imports TensorFlow.
+
+        self._requests = requests
+        asked = lambda: (request[:2] for request in requests())  # noqa: E731
+        self._streamed = Streamed(source, layout, asked, size, augmented=augmented)
+
+    def __iter__(self) -> Generator[tuple[Request, Sequence[np.ndarray]]]:
+        with contextlib.closing(iter(self._streamed)) as elements:
+            yield from zip(self._requests(), elements, strict=True)
 
 
 class EvaluationReader:
@@ -122,8 +155,8 @@ class EvaluationReader:
         process_index: int = 0,
         process_count: int = 1,
     ):
-        self._source, size, self._num_runs = subsets[0].source, len(subsets[0]), len(subsets)
-        if any(x.source is not self._source or len(x) != size for x in subsets):
+        source, size, self._num_runs = subsets[0].source, len(subsets[0]), len(subsets)
+        if any(x.source is not source or len(x) != size for x in subsets):
             raise ValueError("runs of one program must share one source object and one length")
         num_batches = -(-size // batch_size)
         order = np.arange(num_batches * batch_size) % max(1, size)
@@ -134,19 +167,22 @@ class EvaluationReader:
         rows = np.stack([x.rows[mine] for x in (subsets[:1] if shared else subsets)], axis=2)
         self._labels = np.stack([x[mine] for x in labels], axis=2).astype(np.int32)
         self._shape = rows.shape[1:]
-        self._layout, size = layout_of(self._source), math.prod(self._shape)
-        places = tf.data.Dataset.from_tensor_slices(np.arange(rows.size).reshape(-1, size))
-        inputs = read_examples(self._source, self._layout, places, rows.reshape(-1), size, 1)
-        self._dataset = with_options(inputs)
+        self._layout = layout_of(source)
+        size = math.prod(self._shape)
+        batches = rows.astype(np.int64).reshape(-1, size)
+        self._reader = create_reader(source, self._layout, lambda: map(Request, batches), size)
 
     def __len__(self) -> int:
         """Number of batches."""
         return len(self._labels)
 
-    def __iter__(self) -> Iterator[tuple[Tree, np.ndarray]]:
-        with contextlib.closing(opened(self._dataset, self._source)) as elements:
-            for (_, *leaves), labels in zip(elements, self._labels, strict=True):
-                inputs = jax.tree.unflatten(self._layout.structure, map(self._deal, leaves))
+    def __iter__(self) -> Generator[tuple[Tree, np.ndarray]]:
+        return closed_at_exit(self._batches())
+
+    def _batches(self) -> Generator[tuple[Tree, np.ndarray]]:
+        with contextlib.closing(iter(self._reader)) as elements:
+            for (_, leaves), labels in zip(elements, self._labels, strict=True):
+                inputs = self._layout.structure.unflatten(list(map(self._deal, leaves)))
                 yield inputs, labels if self._num_runs > 1 else labels[:, 0]
 
     def _deal(self, leaf: np.ndarray) -> np.ndarray:

@@ -1,48 +1,64 @@
 """What the rest of the project knows of data: inputs by row number, and the labels beside them.
 
 A run never copies examples: its noisy, clean, validation and test parts are row numbers into
-sources. A new kind of data (files, texts, a database) is one class with the face of `Source`.
+sources. A new kind of data is one class with the face of `GatheredSource`, or, where many rows are
+read and decoded in parallel, of `ReadSource`.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import math
-import re
 import threading
 import traceback
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeGuard
 
-import jax
 import numpy as np
 
+from mlc_jax.data import trees
+from mlc_jax.data.trees import Tree
 from mlc_jax.errors import InputError
 
 UNKNOWN = -1  # A label that nobody knows.
 _HASHED_BYTES = 64 * 2**20  # Of an array; of a larger one every n-th row is hashed.
 _PAD = 4  # Pixels of reflected border that a random crop moves within, as in the published code.
-_GRAPH_NAMES = re.compile(r"\{\{.*?\}\} |Error in .*? iterator: \S+ |\s*\[\[.*| \[Op:.*")
 
 _one_at_a_time = threading.Lock()  # Objects of one process may share a file.
 
-Tree = Any  # A pytree of arrays with one leading axis of examples.
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What one example of a source is: its tree, and shapes and types of the leaves."""
+
+    structure: Any
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[np.dtype, ...]
+
+    @classmethod
+    def of(cls, inputs: Tree) -> "Layout":
+        """That of arrays `[N, ...]`."""
+        leaves, structure = trees.flatten(inputs)
+        return cls(structure, tuple(x.shape[1:] for x in leaves), tuple(x.dtype for x in leaves))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(math.prod(x) * y.itemsize for x, y in zip(self.shapes, self.dtypes, strict=True))
+
+    def __str__(self) -> str:
+        leaves = [f"{y} {list(x)}" for x, y in zip(self.shapes, self.dtypes, strict=True)]
+        return str(self.structure.unflatten(leaves)).replace("'", "")
 
 
 class Source(Protocol):
-    """Inputs by row number.
+    """Inputs by row number: what all sources have in common.
 
     Attributes:
-      by_row: whether `read` takes one row at a time. Files do: tf.data then reads and decodes many
-        rows in parallel. Memory does not: it is gathered in blocks of batches, which costs least.
       num_draws: how many uniform numbers change an example at random; 0 for no augmentation.
     A source whose examples are padded may also have `lengths`, `[N]` int32: what lies after an
     example's length, in the first axis of each of its arrays, changes nothing and may be cut off.
     """
 
-    by_row: bool
     num_draws: int
 
     def __len__(self) -> int: ...
@@ -55,18 +71,41 @@ class Source(Protocol):
         """A short text that differs for other data; a checkpoint remembers it."""
         ...
 
-    def read(self, rows: Any, draws: Any = None) -> Tree:
-        """Inputs of rows, inside tf.data: TensorFlow tensors in, a tree of tensors out; no state.
 
-        It is traced, without AutoGraph: `tf.cond`, not `if`. An error it raises should name the
-        file.
+class GatheredSource(Source, Protocol):
+    """A source that many rows at once cost least: arrays in memory, and what has `x[rows]`.
+
+    Attributes:
+      layout: of an example.
+    """
+
+    layout: Layout
+
+    def gather(self, rows: np.ndarray, draws: np.ndarray | None = None) -> Tree:
+        """Inputs of rows `[n]` in any order, a tree of NumPy arrays `[n, ...]`; no state.
+
+        It is called from other threads than the one that made the source.
 
         Args:
-          rows: int64 `[n]`; leaves are `[n, ...]` then. A scalar, and leaves `[...]`, if `by_row`.
-            All shapes but n are static.
-          draws: float32 `[n, num_draws]`, or `[num_draws]` if `by_row`, uniform in [0, 1), which
-            each example is changed by; None leaves them as they are. Never given if `num_draws`
-            is 0.
+          rows: int64.
+          draws: float32 `[n, num_draws]` uniform in [0, 1), which each example is changed by; None
+            leaves them as they are. Never given if `num_draws` is 0.
+        """
+        ...
+
+
+class ReadSource(Source, Protocol):
+    """A source of which TensorFlow reads and decodes many rows in parallel, one by one: files."""
+
+    def read(self, row: Any, draws: Any = None) -> Tree:
+        """The inputs of a row, inside tf.data: TensorFlow tensors in, a tree of tensors out.
+
+        It is traced, without AutoGraph: `tf.cond`, not `if`. It has no state. An error it raises
+        should name the file.
+
+        Args:
+          row: an int64 scalar. All shapes of the result are static.
+          draws: float32 `[num_draws]`; see `GatheredSource.gather`.
         """
         ...
 
@@ -134,16 +173,14 @@ class Subset:
 
 
 class ArraySource:
-    """Arrays in memory. TensorFlow holds a copy of them once they are read.
+    """Arrays in memory.
 
     Args:
       inputs: an array `[N, ...]`, or a pytree of them.
       ids: text `[N]`; None numbers the rows.
       num_draws: see `Source`.
-      augment: (inputs `[B, ...]`, draws `[B, num_draws]`) -> inputs, of TensorFlow tensors.
+      augment: (inputs `[n, ...]`, draws `[n, num_draws]`) -> inputs, of NumPy arrays.
     """
-
-    by_row = False
 
     def __init__(
         self,
@@ -151,9 +188,10 @@ class ArraySource:
         ids: Sequence[str] | np.ndarray | None = None,
         *,
         num_draws: int = 0,
-        augment: Callable[[Tree, Any], Tree] | None = None,
+        augment: Callable[[Tree, np.ndarray], Tree] | None = None,
     ):
-        self.inputs = jax.tree.map(np.asarray, inputs)
+        self.inputs = trees.map_leaves(np.asarray, inputs)
+        self.layout = Layout.of(self.inputs)
         self.num_draws = num_draws
         self._augment = augment
         self._ids = None if ids is None else np.asarray(ids)
@@ -171,17 +209,8 @@ class ArraySource:
     def _fingerprint(self) -> str:
         return hash_arrays(self.inputs)
 
-    @functools.cached_property
-    def _constants(self) -> Tree:
-        import tensorflow as tf
-
-        with tf.init_scope():  # Kept: not part of the graph that happens to ask first.
-            return jax.tree.map(tf.constant, self.inputs)
-
-    def read(self, rows: Any, draws: Any = None) -> Tree:
-        import tensorflow as tf
-
-        inputs = jax.tree.map(lambda x: tf.gather(x, rows), self._constants)
+    def gather(self, rows: np.ndarray, draws: np.ndarray | None = None) -> Tree:
+        inputs = trees.map_leaves(lambda x: np.take(x, rows, axis=0), self.inputs)
         if draws is None or self._augment is None:
             return inputs
         return self._augment(inputs, draws)
@@ -200,20 +229,17 @@ class IndexedSource:
 
     Attributes:
       inputs: that object.
-      failure: why reading failed last, if it ever did; `input_errors` raises it.
 
     Raises:
       InputError: the first row cannot be read, or is no array of numbers.
     """
 
-    by_row = False
     num_draws = 0
 
     def __init__(self, inputs: Any, ids: Sequence[str] | np.ndarray | None = None):
         self.inputs = inputs
         self._ids = None if ids is None else np.asarray(ids)
-        self.failure: InputError | None = None
-        self._layout = _layout_of_arrays(self._take(np.zeros(1, np.int64)))
+        self.layout = Layout.of(self._take(np.zeros(1, np.int64)))
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -233,98 +259,45 @@ class IndexedSource:
         """Inputs of sorted, unique rows."""
         try:
             with _one_at_a_time:
-                inputs = jax.tree.map(np.asarray, self.inputs[rows])
+                inputs = trees.map_leaves(np.asarray, self.inputs[rows])
         except Exception as error:
             text = "".join(traceback.format_exception_only(error))
-            raise self._failed(f"raised {' '.join(text.split())}", error) from error
-        leaves = jax.tree.leaves(inputs)
+            raise self._failed(f"raised {' '.join(text.split())}") from error
+        leaves = trees.leaves(inputs)
         if not leaves or any(x.dtype.kind in "OSUMm" or x.shape[:1] != rows.shape for x in leaves):
-            got = jax.tree.map(lambda x: f"{x.dtype} {list(x.shape)}", inputs)
+            got = trees.map_leaves(lambda x: f"{x.dtype} {list(x.shape)}", inputs)
             text = f"returned {got}, expected an array of numbers, or a tree of them, for "
             raise self._failed(f"{text}{len(rows)} examples".replace("'", ""))
         return inputs
 
-    def gather(self, rows: np.ndarray) -> Tree:
-        """Inputs of rows in any order."""
+    def gather(self, rows: np.ndarray, draws: np.ndarray | None = None) -> Tree:
+        """Raises InputError where the object cannot be read."""
+        del draws
         unique, places = np.unique(rows, return_inverse=True)
-        inputs, expected = self._take(unique), self._layout
-        got = _layout_of_arrays(inputs)
+        inputs, expected = self._take(unique), self.layout
+        got = Layout.of(inputs)
         same = (got.structure, got.shapes) == (expected.structure, expected.shapes)
-        leaves = list(zip(jax.tree.leaves(inputs), expected.dtypes, strict=same))
+        leaves = list(zip(trees.leaves(inputs), expected.dtypes, strict=same))
         if not same or not all(np.can_cast(x.dtype, dtype, "same_kind") for x, dtype in leaves):
             raise self._failed(f"returned examples of {got}, expected {expected}, as the first is")
         taken = [x.astype(dtype, copy=False)[places] for x, dtype in leaves]
-        return jax.tree.unflatten(expected.structure, taken)
+        return expected.structure.unflatten(taken)
 
-    def _failed(self, problem: str, cause: Exception | None = None) -> InputError:
-        failure = InputError(f"inputs: {type(self.inputs).__name__}[rows] {problem}")
-        failure.__cause__ = cause
-        # Kept, since on its way through TensorFlow only the text of an error survives.
-        self.failure = failure
-        return failure
-
-    def read(self, rows: Any, draws: Any = None) -> Tree:
-        import tensorflow as tf
-
-        del draws
-        if tf.executing_eagerly():
-            return jax.tree.map(tf.constant, self.gather(rows.numpy()))
-        weak = weakref.ref(self)  # TensorFlow keeps `gather` as long as the process lives.
-
-        def gather(rows: np.ndarray) -> list[np.ndarray]:
-            source = weak()
-            assert source is not None
-            return jax.tree.leaves(source.gather(rows))
-
-        leaves = tf.numpy_function(gather, [rows], self._layout.dtypes)
-        for leaf, shape in zip(leaves, self._layout.shapes, strict=True):
-            leaf.set_shape([rows.shape[0], *shape])
-        return jax.tree.unflatten(self._layout.structure, leaves)
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """What one example of a source is: its tree, and shapes and types of the leaves."""
-
-    structure: Any
-    shapes: tuple[tuple[int, ...], ...]
-    dtypes: tuple[np.dtype, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(math.prod(x) * y.itemsize for x, y in zip(self.shapes, self.dtypes, strict=True))
-
-    def __str__(self) -> str:
-        leaves = [f"{y} {list(x)}" for x, y in zip(self.shapes, self.dtypes, strict=True)]
-        return str(jax.tree.unflatten(self.structure, leaves)).replace("'", "")
+    def _failed(self, problem: str) -> InputError:
+        return InputError(f"inputs: {type(self.inputs).__name__}[rows] {problem}")
 
 
 def layout_of(source: Source) -> Layout:
-    """Traces `source.read`, a few ms; reads nothing.
+    """What one example is; reads nothing.
 
     Raises:
       InputError: shapes of examples are not known beforehand.
     """
-    import tensorflow as tf
+    if is_gathered(source):
+        return source.layout
+    from mlc_jax.data import streaming
 
-    structures = []
-
-    def read(rows: Any) -> list[Any]:
-        leaves, structure = jax.tree.flatten(source.read(rows))
-        structures.append(structure)
-        return leaves
-
-    rows = tf.TensorSpec([] if source.by_row else [None], tf.int64)
-    leaves = tf.function(read, autograph=False).get_concrete_function(rows).structured_outputs
-    shapes = [x.shape if source.by_row else x.shape[1:] for x in leaves]
-    for shape in shapes:
-        if not shape.is_fully_defined():
-            raise InputError(
-                f"{type(source).__name__}.read: got an input of shape {shape}, expected one that "
-                "is known beforehand, the same for all examples (see tf.ensure_shape)"
-            )
-    dtypes = tuple(np.dtype(x.dtype.as_numpy_dtype) for x in leaves)
-    return Layout(structures[-1], tuple(tuple(shape) for shape in shapes), dtypes)
+    return streaming.layout_of(source)
 
 
 def read_rows(source: Source, rows: np.ndarray) -> Tree:
@@ -333,51 +306,35 @@ def read_rows(source: Source, rows: np.ndarray) -> Tree:
     Raises:
       InputError: files or objects that cannot be read.
     """
-    import tensorflow as tf
+    if is_gathered(source):
+        return source.gather(rows)
+    from mlc_jax.data import streaming
 
-    with input_errors(source):
-        if not source.by_row:
-            return jax.tree.map(np.asarray, source.read(tf.constant(rows, tf.int64)))
-        trees = [source.read(tf.constant(row, tf.int64)) for row in rows]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+    return streaming.read_rows(source, rows)
 
 
-@contextlib.contextmanager
-def input_errors(*sources: Source) -> Iterator[None]:
-    """Turns what TensorFlow says of a read that failed, a page, into an InputError of one line."""
-    import tensorflow as tf
-
-    try:
-        yield
-    except tf.errors.OpError as error:
-        for source in sources:
-            failure = getattr(source, "failure", None)
-            if failure is not None and str(failure) in error.message:
-                raise failure from failure.__cause__
-        # TensorFlow wraps the reason in the names of its graph's nodes.
-        reason = _GRAPH_NAMES.sub("", error.message).partition("Traceback (most recent")[0]
-        names = ", ".join(sorted({type(source).__name__ for source in sources}))
-        reason = " ".join(reason.split())
-        raise InputError(f"inputs: reading from {names} failed: {reason}") from error
+def is_gathered(source: Source) -> TypeGuard[GatheredSource]:
+    """Whether rows are gathered by NumPy; if not, it is a `ReadSource`."""
+    return hasattr(source, "gather")
 
 
-def augment_images(images: Any, draws: Any) -> Any:
+def augment_images(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Reflect-pads by 4, crops back at random and flips at random, by 3 draws.
 
     Args:
       images: `[B, H, W, C]`, any dtype.
       draws: `[B, 3]` uniform in [0, 1): row offset, column offset, flip.
     """
-    import tensorflow as tf
-
-    height, width = images.shape[1], images.shape[2]
-    padded = tf.pad(images, [[0, 0], [_PAD, _PAD], [_PAD, _PAD], [0, 0]], "REFLECT")
-    offsets = tf.cast(draws[:, :2] * (2 * _PAD + 1), tf.int32)
-    rows = offsets[:, :1] + tf.range(height)
-    columns = offsets[:, 1:] + tf.range(width)
-    columns = tf.where(draws[:, 2:] < 0.5, columns, columns[:, ::-1])
-    cropped = tf.gather(padded, rows, axis=1, batch_dims=1)
-    return tf.gather(cropped, columns, axis=2, batch_dims=1)
+    height, width = images.shape[1:3]
+    padded = np.pad(images, [(0, 0), (_PAD, _PAD), (_PAD, _PAD), (0, 0)], "reflect")
+    offsets = (draws[:, :2] * np.float32(2 * _PAD + 1)).astype(np.int32).tolist()
+    cropped = np.empty_like(images)
+    for out, image, (row, column), flip in zip(
+        cropped, padded, offsets, (draws[:, 2] >= 0.5).tolist(), strict=True
+    ):
+        crop = image[row : row + height, column : column + width]
+        out[...] = crop[:, ::-1] if flip else crop
+    return cropped
 
 
 def num_examples(inputs: Tree) -> int:
@@ -386,7 +343,7 @@ def num_examples(inputs: Tree) -> int:
     Raises:
       ValueError: they do not share one, or there is no array.
     """
-    lengths = {len(x) for x in jax.tree.leaves(inputs)}
+    lengths = {len(x) for x in trees.leaves(inputs)}
     if len(lengths) != 1:
         raise ValueError(f"arrays of {sorted(lengths)} examples, expected one number")
     return lengths.pop()
@@ -395,13 +352,8 @@ def num_examples(inputs: Tree) -> int:
 def hash_arrays(inputs: Tree) -> str:
     """A short text that differs for other arrays; of large ones some rows are hashed."""
     digest = hashlib.blake2b(digest_size=8)
-    for path, leaf in jax.tree.leaves_with_path(inputs):
+    for name, leaf in trees.named_leaves(inputs):
         every = max(1, leaf.nbytes // _HASHED_BYTES)
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
+        digest.update(f"{name} {leaf.shape} {leaf.dtype}".encode())
         digest.update(np.ascontiguousarray(leaf[::every]).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _layout_of_arrays(inputs: Tree) -> Layout:
-    leaves, structure = jax.tree.flatten(inputs)
-    return Layout(structure, tuple(x.shape[1:] for x in leaves), tuple(x.dtype for x in leaves))

@@ -1,5 +1,6 @@
 """What TensorFlow Datasets has prepared, and what is said where it has not."""
 
+import importlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,7 +33,7 @@ def read_tfds(
     Raises:
       InputError: data that are not there, or damaged.
     """
-    import tensorflow_datasets as tfds
+    tfds = _imported()
 
     how = (
         "Let TensorFlow Datasets fetch it with --config.dataset.download=True, or point "
@@ -71,9 +72,14 @@ def read_tfds(
     return builder.info, train, test
 
 
+def _imported() -> Any:
+    importlib.import_module("mlc_jax.data.streaming")  # First: it says how TensorFlow starts.
+    return importlib.import_module("tensorflow_datasets")
+
+
 def read_columns(builder: Any, split: str, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Columns of one split, with `label`, int32, as they lie on the disk."""
-    import tensorflow_datasets as tfds
+    tfds = _imported()
 
     one_by_one = tfds.ReadConfig(interleave_cycle_length=1)  # File by file: always in one order.
     dataset = builder.as_dataset(split=split, shuffle_files=False, read_config=one_by_one)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
-from scipy import stats
 
 from mlc_jax.data.source import UNKNOWN
 
@@ -121,6 +120,8 @@ def counted_once(
     Returns:
       The votes, and pairs (source, the earlier one that it copies).
     """
+    from scipy import stats  # Its import takes a second.
+
     num_sources = votes.shape[1]
     checked = truth != UNKNOWN
     said = (votes[checked] != UNKNOWN).sum(axis=0)

@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlc_jax.core import identity
-from mlc_jax.data.prepare import Normalize
+from mlc_jax.data.prepare import Normalize, identity
 from mlc_jax.data.source import ArraySource, Source
 from mlc_jax.errors import InputError
 from mlc_jax.files import table_files, text_files

@@ -123,7 +123,7 @@ class Packed:
         return data
 
     def read(self, row: Any) -> Any:
-        import tensorflow as tf
+        from mlc_jax.data.streaming import tf
 
         if tf.executing_eagerly():
             return tf.constant(self[int(row)])
@@ -246,8 +246,7 @@ def _pack_shard(
 
 def _smaller(path: pathlib.Path, size: int, quality: int) -> tuple[bytes, str]:
     """A picture's JPEG, or what is wrong with it."""
-    import tensorflow as tf
-
+    from mlc_jax.data.streaming import tf
     from mlc_jax.files.pictures import decode, problem_of, to_uint8
 
     problem = problem_of(os.fsencode(path))

@@ -117,13 +117,13 @@ class Files:
 
     @functools.cached_property
     def _constant(self) -> Any:
-        import tensorflow as tf
+        from mlc_jax.data.streaming import tf
 
         with tf.init_scope():
             return tf.constant(self.names)
 
     def read(self, row: Any) -> Any:
-        import tensorflow as tf
+        from mlc_jax.data.streaming import tf
 
         # Joined here: a name may be an absolute path.
         name = tf.gather(self._constant, row)
@@ -143,7 +143,6 @@ class Pictures:
       ids: text `[N]`, or its bytes, which take a quarter of the memory; None numbers the rows.
     """
 
-    by_row = True
     num_draws = _DRAWS
 
     def __init__(self, store: Store, geometry: Geometry, ids: np.ndarray | None = None):
@@ -161,8 +160,8 @@ class Pictures:
     def fingerprint(self) -> str:
         return f"{self.store.fingerprint()} {self.geometry}"
 
-    def read(self, rows: Any, draws: Any = None) -> Any:
-        return see(decode(self.store.read(rows)), self.geometry, draws)
+    def read(self, row: Any, draws: Any = None) -> Any:
+        return see(decode(self.store.read(row)), self.geometry, draws)
 
     def take(self, keep: Any) -> "Pictures":
         """Those of a mask `[N]`, or of a slice."""
@@ -174,7 +173,7 @@ class Pictures:
         return [self._small(row) for row in rows]
 
     def _small(self, row: int) -> np.ndarray:
-        import tensorflow as tf
+        from mlc_jax.data.streaming import tf
 
         image = decode(self.store.read(tf.constant(row, tf.int64)))
         size = [THUMBNAIL_SIZE, THUMBNAIL_SIZE]
@@ -185,7 +184,7 @@ class Pictures:
 
 def decode(data: Any) -> Any:
     """A picture uint8 `[H, W, 3]` of its bytes, in TensorFlow; the first of an animation."""
-    import tensorflow as tf
+    from mlc_jax.data.streaming import tf
 
     image = tf.io.decode_image(data, channels=3, expand_animations=False)
     return tf.ensure_shape(image, [None, None, 3])
@@ -207,14 +206,14 @@ def see(image: Any, geometry: Geometry, draws: Any = None) -> Any:
 
 def to_uint8(image: Any) -> Any:
     """Rounded and clipped: a cast alone would cut off and wrap around."""
-    import tensorflow as tf
+    from mlc_jax.data.streaming import tf
 
     return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
 
 
 def _middle(image: Any, geometry: Geometry) -> Any:
     """Shorter side to `shorter_side`, then the middle square."""
-    import tensorflow as tf
+    from mlc_jax.data.streaming import tf
 
     resized = _resized_shape(image, geometry)
     # Half to even, as torchvision.
@@ -224,7 +223,7 @@ def _middle(image: Any, geometry: Geometry) -> Any:
 
 def _plain_crop(image: Any, geometry: Geometry, draws: Any) -> Any:
     """Shorter side to `shorter_side`, then any square."""
-    import tensorflow as tf
+    from mlc_jax.data.streaming import tf
 
     resized = _resized_shape(image, geometry)
     room = tf.cast(resized - geometry.image_size + 1, tf.float32)
@@ -236,7 +235,7 @@ def _resized_crop(image: Any, geometry: Geometry, draws: Any) -> Any:
 
     What would not fit into the picture is cut to fit, where torchvision draws again.
     """
-    import tensorflow as tf
+    from mlc_jax.data.streaming import tf
 
     whole = tf.cast(tf.shape(image)[:2], tf.float32)
     area = (_AREAS[0] + (_AREAS[1] - _AREAS[0]) * draws[0]) * whole[0] * whole[1]
@@ -253,7 +252,7 @@ def _resized_crop(image: Any, geometry: Geometry, draws: Any) -> Any:
 
 def _resized_shape(image: Any, geometry: Geometry) -> Any:
     """int32 `[2]`: the shorter side as it should be, the longer in proportion, rounded down."""
-    import tensorflow as tf
+    from mlc_jax.data.streaming import tf
 
     shape = tf.shape(image)[:2]
     return geometry.shorter_side * shape // tf.reduce_min(shape)
@@ -264,7 +263,7 @@ def _window(image: Any, resized: Any, offset: Any, size: int) -> Any:
 
     Only that square is computed, with the pixels around it as if all had been.
     """
-    import tensorflow as tf
+    from mlc_jax.data.streaming import tf
 
     scale = tf.cast(resized, tf.float32) / tf.cast(tf.shape(image)[:2], tf.float32)
     square = tf.raw_ops.ScaleAndTranslate(
@@ -275,7 +274,7 @@ def _window(image: Any, resized: Any, offset: Any, size: int) -> Any:
 
 
 def _mirror(image: Any, draws: Any) -> Any:
-    import tensorflow as tf
+    from mlc_jax.data.streaming import tf
 
     return tf.cond(draws[4] < 0.5, lambda: image, lambda: image[:, ::-1])
 
@@ -326,7 +325,7 @@ def check_pictures(
 
 def problem_of(path: bytes) -> str:
     """What is wrong with a file that is decoded to its end; empty if nothing is."""
-    import tensorflow as tf
+    from mlc_jax.data.streaming import tf
 
     try:
         data = pathlib.Path(os.fsdecode(path)).read_bytes()

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from mlc_jax.core import identity
 from mlc_jax.data.dataset import Benchmark
+from mlc_jax.data.prepare import identity
 from mlc_jax.data.source import UNKNOWN, ArraySource, Source
 from mlc_jax.files.arrays import scale
 from mlc_jax.files.columns import Columns, Survey, survey

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from mlc_jax.core import identity
 from mlc_jax.data.dataset import Benchmark
+from mlc_jax.data.prepare import identity
 from mlc_jax.data.source import Source
 from mlc_jax.files.label_columns import LabelColumns, Said, read_checks
 from mlc_jax.files.own import FIELD, LabelledFile, OwnData, combine

@@ -30,7 +30,6 @@ from mlc_jax.core import (
     Window,
     features_of,
     has_convolutions,
-    identity,
     optimizers,
     resolve_unroll,
 )
@@ -262,7 +261,7 @@ class Method(abc.ABC):
         num_classes: int,
         steps_per_epoch: int,
         num_epochs: float,
-        prepare: Prepare = identity,
+        prepare: Prepare | None = None,
         axis_name: str | None = None,
         num_sources: int = 1,
     ) -> BoundMethod:
@@ -274,6 +273,7 @@ class Method(abc.ABC):
           steps_per_epoch: inner steps of one pass over the noisy set.
           num_epochs: passes over the noisy set, of each phase that does not say otherwise.
           prepare: from inputs as stored to what the model takes; part of the step, on the device.
+            None leaves them as they are.
           axis_name: the pmap axis that batches are spread over; None on one device.
           num_sources: S, of given labels; methods that know one take the vote of most.
 
@@ -281,6 +281,7 @@ class Method(abc.ABC):
           InputError: a setting does not suit the sizes, or `initial_params` cannot be read.
         """
         expect(self.num_inner_steps >= 1, "num_inner_steps", self.num_inner_steps, "at least 1")
+        prepare = prepare or (lambda inputs: inputs)
         binding = Binding(
             model=over_axis(self.model, axis_name),
             tx=self.tx,
