@@ -240,7 +240,9 @@ def test_config_is_locked_and_new_each_time(source):
 def test_docstring_gives_the_command(source):
     """Of a preset, and so of the config that hands it on."""
     name = source.__name__.removeprefix("configs.")
-    command = rf"(mlc-jax train --config={name}|python -m mlc_jax\.main --config=configs/{name}\.py)"
+    command = (
+        rf"(mlc-jax train --config={name}|python -m mlc_jax\.main --config=configs/{name}\.py)"
+    )
     settings = r"((?: | \\\n +)--config\.\S+)* --workdir=DIR\b"
     assert re.search(command + settings, source.__doc__)
 

@@ -265,9 +265,9 @@ def test_files_of_a_run(tmp_path, names_labels, shown, known):
     assert (tmp_path / report.PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / report.PAGE_FILE).read_text().startswith("<!DOCTYPE html>")
     if known:
-        assert not (tmp_path / report.TO_CHECK_FILE).exists()
+        assert not (tmp_path / "to_check.csv").exists()
         return
-    with (tmp_path / report.TO_CHECK_FILE).open(newline="") as file:
+    with (tmp_path / "to_check.csv").open(newline="") as file:
         to_check = list(csv.DictReader(file))
     # Those drawn at random first; here that is all of them.
     order = np.argsort(random_order([row["id"] for row in rows]))

@@ -1,4 +1,4 @@
-r"""Your own tables in .csv, .jsonl or .parquet files: labels to correct, and some that were checked.
+r"""Your own tables (.csv, .jsonl, .parquet): labels to correct, and some that somebody checked.
 
     mlc-jax correct all.csv
     mlc-jax train --config=table --config.dataset.data=all.csv --workdir=DIR

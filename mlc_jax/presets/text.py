@@ -1,4 +1,4 @@
-r"""Your own texts in .csv, .jsonl or .parquet files: labels to correct, and some that were checked.
+r"""Your own texts (.csv, .jsonl, .parquet): labels to correct, and some that somebody checked.
 
     mlc-jax correct all.csv --encoder=DIR_OR_NAME
     mlc-jax train --config=text --config.dataset.data=all.csv \
