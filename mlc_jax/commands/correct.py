@@ -74,7 +74,7 @@ def told(options: Options) -> Callable[[str], str]:
     whole = _whole(options.file)
 
     def tell(text: str) -> str:
-        text = text.replace(whole, options.file).replace("--workdir:", "--out:")
+        text = text.replace(whole, options.file).replace("--workdir", "--out")
         return overrides.told(text.replace("another workdir", "another --out"), WORDS)
 
     return tell

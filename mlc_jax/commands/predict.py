@@ -21,6 +21,7 @@ from etils import epath
 from mlc_jax import paths
 from mlc_jax.config import column_names
 from mlc_jax.errors import InputError
+from mlc_jax.report.steps import shown_path
 
 if TYPE_CHECKING:
     from mlc_jax.api import Result
@@ -46,13 +47,14 @@ def predict(
     """
     if batch_size < 1:
         raise InputError(f"--batch_size: got {batch_size}, expected at least 1")
-    names = _names(paths.absolute(run, "RUN"), run)
     examples = paths.local(new, "NEW")
     if not examples.exists():
         raise InputError(f"NEW: no file {new!r}; expected one of examples")
-    place = paths.absolute(output, "--output") if output else _beside(run, examples)
-    if not paths.is_remote(place):
+    place = paths.absolute(output, "--output") if output else None
+    if place is not None and not paths.is_remote(place):
         _check_place(pathlib.Path(place), examples)
+    names = _names(paths.absolute(run, "RUN"), run)
+    place = place or _beside(run, examples)
     from mlc_jax import api
     from mlc_jax.commands.new_examples import open_examples
 
@@ -61,7 +63,7 @@ def predict(
     with _written_whole(place) as whole, whole.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         _write(result, opened, table, batch_size=batch_size, progress=progress)
-    print(f"{opened.size} predictions in {place}")
+    print(f"{opened.size} predictions in {shown_path(place)}")
 
 
 def _names(path: epath.Path, run: str) -> dict[str, str]:
