@@ -4,7 +4,7 @@ import importlib
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from absl import logging
 from etils import epath
@@ -12,14 +12,14 @@ from ml_collections import ConfigDict
 
 from mlc_jax import config as settings_
 from mlc_jax import paths
-from mlc_jax.commands import kinds, overrides, rounds
+from mlc_jax.commands import kinds, overrides
 from mlc_jax.errors import ExitCode, InputError
-from mlc_jax.files import arrays, image_folder
-from mlc_jax.files.label_columns import NAMES, WRITTEN, Said, read_labels
-from mlc_jax.files.own import FIELD, LabelledFile
 from mlc_jax.files.tables import ENDINGS, Table
-from mlc_jax.report import to_check
 from mlc_jax.report.steps import shown_path
+
+if TYPE_CHECKING:
+    from mlc_jax.commands import rounds
+    from mlc_jax.files.own import LabelledFile
 
 # What settings are called on this command line.
 WORDS = {
@@ -92,6 +92,8 @@ def correct(options: Options) -> int:
     """
     config, kind = create_config(options)
     out = out_of(options)
+    from mlc_jax.commands import rounds  # Which may import JAX.
+
     file = _labels_of(kind, config, options)
     done = rounds.Rounds(out)
     new = done.take_up(file)
@@ -181,7 +183,10 @@ def _is_small(kind: str, options: Options) -> bool:
     return kind == "image_folder" and options.encoder is None
 
 
-def _labels_of(kind: str, config: ConfigDict, options: Options) -> LabelledFile:
+def _labels_of(kind: str, config: ConfigDict, options: Options) -> "LabelledFile":
+    from mlc_jax.files import arrays, image_folder
+    from mlc_jax.files.label_columns import Said, read_labels
+
     names = settings_.column_names(config.dataset.columns)
     said = Said(
         options.label if len(options.label) > 1 else (), options.votes, tuple(names.items())
@@ -191,13 +196,16 @@ def _labels_of(kind: str, config: ConfigDict, options: Options) -> LabelledFile:
         return arrays.read_labels(path, said)
     if kind == "image_folder":
         return image_folder.read_labels(path, said)
-    return read_labels(said.table(FIELD + "data", path), said)
+    return read_labels(said.table(kinds.FIELD, path), said)
 
 
 def _start(
-    done: rounds.Rounds, file: LabelledFile, kind: str, config: ConfigDict, options: Options
+    done: "rounds.Rounds", file: "LabelledFile", kind: str, config: ConfigDict, options: Options
 ) -> int:
     """Rows to check first of all."""
+    from mlc_jax.commands import rounds
+    from mlc_jax.report import to_check
+
     place = done.out / to_check.FILE
     if not place.exists():
         done.out.mkdir(parents=True, exist_ok=True)
@@ -214,10 +222,12 @@ def _start(
 
 def _show(kind: str, config: ConfigDict, rows: Sequence[int]) -> list[str] | None:
     """What a reader sees of rows of a table; of others their ids say it."""
+    from mlc_jax.files.label_columns import NAMES, WRITTEN
+
     c, names = config.dataset, settings_.column_names(config.dataset.columns)
     if not c.data.endswith(ENDINGS):
         return None
-    written = (fields for fields, _ in Table(FIELD + "data", c.data).as_written() if fields)
+    written = (fields for fields, _ in Table(kinds.FIELD, c.data).as_written() if fields)
     header = next(written)
     hidden = {*NAMES, *WRITTEN, *names.values(), *(c.label_columns or "").split(",")} - {"text"}
     shown = {"text": [names.get("text", "text")], "image_folder": [names.get("path", "path")]}.get(
