@@ -1,20 +1,2 @@
-"""AG News (four classes) as in the paper: 100 clean labels per class, BERT base; or frozen.
-
-    python -m mlc_jax.main --config=configs/ag_news.py --config.dataset.data_dir=DIR \
-        --config.model.bert.checkpoint=bert-base-uncased --workdir=DIR
-    python -m mlc_jax.main --config=configs/ag_news.py:frozen --config.dataset.data_dir=DIR \
-        --config.model.bert.checkpoint=sentence-transformers/all-MiniLM-L6-v2 --workdir=DIR
-
-DIR has the published train.csv and test.csv; --config.dataset.tfds_name=ag_news_subset reads
-TensorFlow Datasets' copy. `:frozen` trains a small head on the encoder's features: minutes on a
-CPU, see docs/results/ag_news.md. Fine-tuning was run at reduced size alone.
-"""
-
-from ml_collections import ConfigDict
-
-from configs import text
-
-
-def get_config(kind: str = "finetuned") -> ConfigDict:
-    """Args: kind: finetuned or frozen."""
-    return text.benchmark("ag_news", kind)
+from mlc_jax.presets.ag_news import __doc__ as __doc__
+from mlc_jax.presets.ag_news import get_config as get_config

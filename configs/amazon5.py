@@ -1,18 +1,2 @@
-"""Amazon reviews, five classes (stars), as in the paper: 100 clean labels per class.
-
-    python -m mlc_jax.main --config=configs/amazon5.py --config.dataset.data_dir=DIR \
-        --config.model.bert.checkpoint=bert-base-uncased --workdir=DIR
-
-DIR has the published train.csv and test.csv. `--config=configs/amazon5.py:frozen` trains a
-small head on the features of the encoder as it is. Not run in full yet, for want of the data: the
-reader was tested on files of their layout, and no accuracy is claimed.
-"""
-
-from ml_collections import ConfigDict
-
-from configs import text
-
-
-def get_config(kind: str = "finetuned") -> ConfigDict:
-    """Args: kind: finetuned or frozen."""
-    return text.benchmark("amazon5", kind)
+from mlc_jax.presets.amazon5 import __doc__ as __doc__
+from mlc_jax.presets.amazon5 import get_config as get_config

@@ -1,18 +1,2 @@
-"""CIFAR-10 as in the paper: ResNet-32, 1,000 clean labels, UNIF 0.4, 120 epochs, k = 1.
-
-    python -m mlc_jax.main --config=configs/cifar10.py --workdir=DIR --config.dataset.download=True
-
-Human labels (CIFAR-10N): --config.noise.type=human --config.noise.file=cifar10n.npz
---config.noise.key=worst.
-
-Not run to its end yet: no accuracy is claimed. 18 epochs of CIFAR-10 and the time of a step on a
-GPU: docs/results/gpu.md; one epoch is about 490 steps.
-"""
-
-from ml_collections import ConfigDict
-
-from configs import default
-
-
-def get_config() -> ConfigDict:
-    return default.get_config()
+from mlc_jax.presets.cifar10 import __doc__ as __doc__
+from mlc_jax.presets.cifar10 import get_config as get_config

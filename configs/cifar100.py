@@ -1,19 +1,2 @@
-"""CIFAR-100 as in the paper: ResNet-32, 1,000 clean labels, UNIF 0.4, 120 epochs, k = 1.
-
-python -m mlc_jax.main --config=configs/cifar100.py --workdir=DIR --config.dataset.download=True
-
-Not run to its end yet: no accuracy is claimed. 18 epochs of CIFAR-10 and the time of a step on a
-GPU: docs/results/gpu.md; one epoch is about 490 steps.
-"""
-
-from ml_collections import ConfigDict
-
-from configs import default
-
-
-def get_config() -> ConfigDict:
-    config = default.get_config()
-    config.dataset.name = "cifar100"
-    config.forward.percentile = 100.0  # A class is one in a hundred examples.
-    config.dataset.clean_per_class = 10
-    return config
+from mlc_jax.presets.cifar100 import __doc__ as __doc__
+from mlc_jax.presets.cifar100 import get_config as get_config

@@ -1,18 +1,2 @@
-"""Yahoo answers, ten topics, as in the paper: 100 clean labels per class, BERT base.
-
-    python -m mlc_jax.main --config=configs/yahoo.py --config.dataset.data_dir=DIR \
-        --config.model.bert.checkpoint=bert-base-uncased --workdir=DIR
-
-DIR has the published train.csv and test.csv. `--config=configs/yahoo.py:frozen` trains a
-small head on the features of the encoder as it is. Not run in full yet, for want of the data: the
-reader was tested on files of their layout, and no accuracy is claimed.
-"""
-
-from ml_collections import ConfigDict
-
-from configs import text
-
-
-def get_config(kind: str = "finetuned") -> ConfigDict:
-    """Args: kind: finetuned or frozen."""
-    return text.benchmark("yahoo", kind)
+from mlc_jax.presets.yahoo import __doc__ as __doc__
+from mlc_jax.presets.yahoo import get_config as get_config

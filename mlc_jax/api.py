@@ -35,6 +35,8 @@ from mlc_jax.workdir.workdir import CONFIG_FILE, DATASET_FILE, locked_workdir
 
 if TYPE_CHECKING:
     from mlc_jax.encoders.encoding import TextReader
+    from mlc_jax.report.corrected import Corrected
+    from mlc_jax.training.evaluate import Prediction
     from mlc_jax.training.run import Run, Settings
 
 _FIT = "fit"  # In a description: made by `fit`, not from a config.
@@ -179,7 +181,6 @@ def train(
       as `fit`.
     """
     from mlc_jax.report import report
-    from mlc_jax.report.corrected import of_all_rows
     from mlc_jax.training import loop
 
     with contextlib.ExitStack() as contexts:
@@ -216,9 +217,21 @@ def train(
         kind=inputs.kind,
         columns=inputs.columns,
         frame=frame,
-        rows=None if frame is None else of_all_rows(run.dataset, of_noisy),
+        rows=None if frame is None else _of_rows(run.dataset, of_noisy),
         trained=trained,
     )
+
+
+def _of_rows(dataset: Dataset, of_noisy: "Prediction") -> "Corrected":
+    """What is said of all rows of own data in memory, which are rows of one source."""
+    from mlc_jax.report.corrected import of_all_rows
+
+    parts = (dataset.clean, dataset.validation, dataset.test)
+    checked = [part for part in parts if part is not None]
+    return of_all_rows(
+        len(dataset.noisy.source), dataset.noisy, of_noisy.soft_labels, of_noisy.label_quality,
+        checked,
+    )  # fmt: skip
 
 
 def load(

@@ -63,18 +63,44 @@ def parse(
 
 
 def _guarded(main: Callable[..., None], argv: list[str], takes_arguments: bool) -> int:
-    logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(_is_for_users)
-    sys.unraisablehook = _print_unless_known
     if len(argv) > 1 and not takes_arguments:
         return _fail(f"unexpected arguments: {' '.join(argv[1:])}", ExitCode.BAD_INPUT)
+    return guarded(lambda: main(*([argv[1:]] if takes_arguments else [])))
+
+
+def guarded(main: Callable[[], int | None], told: Callable[[str], str] = str) -> int:
+    """Runs `main`; turns the user's errors into one message and an `ExitCode`. Logs are plain.
+
+    Args:
+      main: the command. It may return an exit code.
+      told: what is logged, or is wrong -> the same in the words that the user typed.
+    """
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Otherwise absl tells that it logs before.
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(_Plain(told))
+    handler.addFilter(_is_for_users)
+    sys.unraisablehook = _print_unless_known
     try:
-        main(*([argv[1:]] if takes_arguments else []))
+        return main() or ExitCode.DONE
     except Exception as error:
         if exit_code(error) == ExitCode.UNFORESEEN:
             raise
-        return _report(error)
-    return ExitCode.DONE
+        return _report(error, told)
+
+
+class _Plain(std_logging.Formatter):
+    """A log without times, threads and places in our code."""
+
+    def __init__(self, told: Callable[[str], str]):
+        super().__init__()
+        self._told = told
+
+    def format(self, record: std_logging.LogRecord) -> str:
+        text = self._told(super().format(record))
+        return f"warning: {text}" if record.levelno >= std_logging.WARNING else text
 
 
 def leave(error: Exception) -> NoReturn:
@@ -92,9 +118,9 @@ def leave(error: Exception) -> NoReturn:
     os._exit(code)
 
 
-def _report(error: Exception) -> int:
+def _report(error: Exception, told: Callable[[str], str] = str) -> int:
     code = exit_code(error)
-    return _fail(f"{error}{_HINTS.get(code, '')}", code)
+    return _fail(f"{told(str(error))}{_HINTS.get(code, '')}", code)
 
 
 def _is_for_users(record: std_logging.LogRecord) -> bool:

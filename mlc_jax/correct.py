@@ -200,10 +200,9 @@ def _renamed(frame: Any, labels: Sequence[str], checked: str) -> dict[str, Any]:
         if name not in original.columns():
             original.fail(f"has no column {name!r}, only {original.columns()}")
     new = {checked: "checked_label"} | ({labels[0]: "label"} if len(labels) == 1 else {})
-    for old, name in new.items():
-        if old != name and name in original.columns():
-            original.fail(f"has a column {name!r} beside {old!r}; expected one of them")
-    columns = {new.get(str(name), str(name)): frame[name] for name in frame}
+    hidden = set(new.values()) - set(new)  # As in a file.
+    there = [name for name in frame if str(name) not in hidden]
+    columns = {new.get(str(name), str(name)): frame[name] for name in there}
     # Without it all labels would count as true.
     return {"checked_label": np.full(len(original), "")} | columns
 

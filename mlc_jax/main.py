@@ -1,12 +1,14 @@
 """Trains a classifier on noisy labels, and corrects the labels.
 
+    mlc-jax train --config=digits --workdir=runs/digits
     python -m mlc_jax.main --config=configs/digits.py --workdir=runs/digits
 
-Any setting of the config can be overridden: --config.noise.level=0.6. `python -m mlc_jax.config`
-lists them. The same command goes on from the newest checkpoint in the workdir. Several processes (a
+Any setting of the config can be overridden: --config.noise.level=0.6. `mlc-jax settings` lists
+them. The same command goes on from the newest checkpoint in the workdir. Several processes (a
 TPU pod, a Slurm job): --distributed.
 """
 
+import shlex
 import sys
 
 from absl import flags
@@ -61,9 +63,22 @@ def _train() -> None:
 
     from mlc_jax.commands import train
 
-    results = train.train_and_evaluate(_CONFIG.value, _WORKDIR.value, show_progress=_PROGRESS.value)
+    results = train.train_and_evaluate(
+        _CONFIG.value, _WORKDIR.value, show_progress=_PROGRESS.value, again=_again()
+    )
     if jax.process_index() == 0:
         print(results["table"])
+
+
+def _again() -> str:
+    """The command that trains the next round: on more checks, in another directory."""
+    path, data = _WORKDIR.value.rstrip("/"), _CONFIG.value.dataset
+    checked = ",".join(filter(None, [data.checked, f"{path}/to_check.csv"]))
+    changed = ("--workdir", "--config.dataset.checked")
+    # As the supervisor's child it has a flag more.
+    kept = [x for x in sys.argv[1:] if not x.startswith(changed) and x != "--nosupervise"]
+    flags_ = [*kept, f"--config.dataset.checked={checked}", f"--workdir={path}.next"]
+    return shlex.join(["python", "-m", "mlc_jax.main", *flags_]) if data.data else ""
 
 
 def _check_processes() -> None:

@@ -25,7 +25,7 @@ from mlc_jax.training import stack
 if TYPE_CHECKING:
     import pandas
 
-    from mlc_jax.report.corrected import AllRows
+    from mlc_jax.report.corrected import Corrected
     from mlc_jax.report.verdict import Verdict
     from mlc_jax.training.evaluate import Prediction
     from mlc_jax.training.run import Run
@@ -87,7 +87,7 @@ class Result:
     kind: str = "arrays"
     columns: Columns | None = None
     frame: Any = None
-    rows: "AllRows | None" = None
+    rows: "Corrected | None" = None
     trained: Trained | None = None
 
     @functools.cached_property

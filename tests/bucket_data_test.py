@@ -139,7 +139,7 @@ def test_packed_pictures(put, tmp_path):
         load(put(folder))
 
 
-def test_predictions(put, place, tmp_path, run_program, standard_promotion):
+def test_predictions(put, place, tmp_path, run_command, standard_promotion):
     """Workdir, examples and predictions in a bucket; of a file that is not there, one line."""
     file = _table(tmp_path / "all.csv", x=[f"{i % 7}.5" for i in range(SIZE)])
     config = table.get_config()
@@ -149,11 +149,11 @@ def test_predictions(put, place, tmp_path, run_program, standard_promotion):
         "model.mlp.hidden_sizes": (4,), "meta_gradient.mix_clean": False,
     })  # fmt: skip
     train.train_and_evaluate(config, f"{place}/run", show_progress=False)
-    needed = ["workdir", "input", "output"]
 
-    def predict(input, output):
-        flags = f"--workdir={place}/run", f"--input={input}", f"--output={place}/{output}"
-        return run_program("mlc_jax.predict", *flags, "--noprogress", required=needed)
+    def predict(new, output):
+        return run_command(
+            "predict", f"{place}/run", new, f"--output={place}/{output}", "--noprogress"
+        )
 
     code, out, err = predict(put(file), "predictions.csv")
     assert code == 0, err
@@ -161,7 +161,7 @@ def test_predictions(put, place, tmp_path, run_program, standard_promotion):
     assert [row["id"] for row in rows] == _columns()[0]
     assert f"{SIZE} predictions in gs://" in out
     code, _, err = predict(f"{place}/none.csv", "other.csv")
-    problem = f"error: --input: no file '{place}/none.csv'; expected one of examples"
+    problem = f"error: NEW: no file '{place}/none.csv'; expected one of examples"
     assert (code, err.splitlines()[-1]) == (2, problem)
 
 

@@ -311,12 +311,11 @@ def test_the_report_shows_labels_and_pictures(whole):
 
 
 @pytest.mark.slow
-def test_a_folder_is_predicted_as_the_run_judged_itself(whole, replica, run_program, tmp_path):
+def test_a_folder_is_predicted_as_the_run_judged_itself(whole, replica, run_command, tmp_path):
     (root, keys), output = replica, tmp_path / "out.csv"
-    code, _, err = run_program(
-        "mlc_jax.predict", f"--workdir={whole[0]}", f"--input={root / 'images'}",
-        f"--output={output}", "--noprogress", required=["workdir", "input", "output"],
-    )  # fmt: skip
+    code, _, err = run_command(
+        "predict", str(whole[0]), str(root / "images"), f"--output={output}", "--noprogress"
+    )
     assert code == 0, err
     predicted = {f"images/{row['id']}": row["label"] for row in csv.DictReader(output.open())}
     assert len(predicted) == sum(clothing1m_replica.SIZES.values())

@@ -186,8 +186,9 @@ def test_all_goes_to_training(run_program, tmp_path, monkeypatch):
     """Overrides reach the config; the table is printed."""
     calls = []
 
-    def train_and_evaluate(config, workdir, *, show_progress):
+    def train_and_evaluate(config, workdir, *, show_progress, again):
         calls.append((config, workdir, show_progress))
+        assert again == ""  # Of own files alone: a benchmark has no next round.
         return {"table": "the table"}
 
     monkeypatch.setattr("mlc_jax.commands.train.train_and_evaluate", train_and_evaluate)

@@ -283,7 +283,7 @@ def test_no_field_can_be_none_but_where_data_and_labels_are(tiny_config):
         *(f"dataset.{name}" for name in ("data_dir", "data", "noisy", "clean", "test")),
         *(f"dataset.{name}" for name in ("tfds_name", "tokenizer", "cache_dir", "checked")),
         "dataset.features", "dataset.standardize", "dataset.drawn",
-        "dataset.label_columns", "dataset.votes",
+        "dataset.columns", "dataset.label_columns", "dataset.votes",
         "noise.file", "noise.key", "model.initial_params",
         # Where each method has its own default.
         "lcn.form", "lcn.pair_weight",

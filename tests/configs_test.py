@@ -238,11 +238,13 @@ def test_config_is_locked_and_new_each_time(source):
 
 @pytest.mark.parametrize("source", CONFIGS)
 def test_docstring_gives_the_command(source):
+    """Of a preset, and so of the config that hands it on."""
     name = source.__name__.removeprefix("configs.")
     command = (
-        rf"python -m mlc_jax\.main --config=configs/{name}\.py( --config\.\S+)* --workdir=DIR\b"
+        rf"(mlc-jax train --config={name}|python -m mlc_jax\.main --config=configs/{name}\.py)"
     )
-    assert re.search(command, source.__doc__)
+    settings = r"((?: | \\\n +)--config\.\S+)* --workdir=DIR\b"
+    assert re.search(command + settings, source.__doc__)
 
 
 @pytest.mark.slow

@@ -338,3 +338,26 @@ def run_program(load_program, monkeypatch, capsys):
 
     yield run
     logging.set_verbosity(verbosity)
+
+
+@pytest.fixture
+def run_command(monkeypatch, capsys):
+    """(arguments) -> exit code, stdout, stderr of `mlc-jax`, in this process."""
+    from absl import logging
+
+    from mlc_jax import __main__ as program
+
+    verbosity = logging.get_verbosity()
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # To be put back.
+
+    def run(*args: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = program.main(args)
+        except SystemExit as error:
+            code = error.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    yield run
+    logging.set_verbosity(verbosity)

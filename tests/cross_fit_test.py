@@ -333,15 +333,22 @@ def test_a_table_to_its_verdict(tmp_path):
     truth, checked = _table(tmp_path / "all.csv")
     config = _config(tmp_path / "all.csv")
     results = train.train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)
-    assert results["table"].splitlines()[-1].startswith("Verdict: Take the corrected labels.")
+    assert "\nVerdict: Take the corrected labels." in results["table"]
     stored = json.loads((tmp_path / "run" / "results.json").read_text())["verdict"]
     assert stored["take"] == "corrected" and stored["shares"]["corrected"]["n"] == 30
     names = np.array(["ant", "bee", "cat"])[truth]
-    with (tmp_path / "run" / "corrected_labels.csv").open() as file:
+    with (tmp_path / "run" / "corrected.csv").open() as file:
         rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == [f"r{i}" for i in range(150)]
+    assert all(row["corrected_label"] == row["checked_label"] for row in rows if
+               row["checked_label"])  # fmt: skip
+    rows = [row for row in rows if not row["checked_label"]]
     right = [row["corrected_label"] == names[int(row["id"][1:])] for row in rows]
     assert len(rows) == 120 and np.mean(right) > 0.85
-    assert {"predicted_label", "predicted_by_checked", "predicted_by_given"} <= rows[0].keys()
+    with (tmp_path / "run" / "predicted_labels.csv").open() as file:
+        predicted = list(csv.DictReader(file))
+    assert {"predicted_label", "predicted_by_checked", "predicted_by_given"} <= predicted[0].keys()
+    assert [row["id"] for row in predicted] == [row["id"] for row in rows]
     with (tmp_path / "run" / "checked_rows.csv").open() as file:
         judged = list(csv.DictReader(file))
     assert [row["id"] for row in judged] == [f"r{i}" for i in np.flatnonzero(checked)]
@@ -367,7 +374,7 @@ def test_stopped_between_rounds_it_ends_the_same(tmp_path, monkeypatch):
         train.train_and_evaluate(config, str(tmp_path / "parts"), show_progress=False)
     monkeypatch.undo()
     train.train_and_evaluate(config, str(tmp_path / "parts"), show_progress=False)
-    for name in ("corrected_labels.csv", "checked_rows.csv"):
+    for name in ("corrected.csv", "predicted_labels.csv", "checked_rows.csv"):
         whole, parts = ((tmp_path / run / name).read_bytes() for run in ("whole", "parts"))
         assert whole == parts
 
@@ -445,8 +452,9 @@ def test_what_to_check_is_random_rows_and_uncertain_ones(tmp_path):
     train.train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)
     with (tmp_path / "run" / "to_check.csv").open() as file:
         rows = list(csv.DictReader(file))
-    with (tmp_path / "run" / "corrected_labels.csv").open() as file:
-        labels = {row["id"]: float(row["confidence"]) for row in csv.DictReader(file)}
+    with (tmp_path / "run" / "corrected.csv").open() as file:
+        rows_ = [row for row in csv.DictReader(file) if not row["checked_label"]]
+    labels = {row["id"]: float(row["confidence"]) for row in rows_}
     assert [row["why"] for row in rows] == ["random"] * 30 + ["uncertain"] * 70
     ids = list(labels)
     order = [ids[i] for i in np.argsort(random_order(ids))]

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")  # For optax's Adam.
 
 
 def _iris():
-    """Measurements with a category and missing values, labels of which a quarter is wrong, checks."""
+    """Measurements with a category and missing values; a quarter of the labels is wrong; checks."""
     x = load_iris(as_frame=True).data.set_axis(["a", "b", "c", "d"], axis=1)
     truth, rng = load_iris().target, np.random.default_rng(0)
     wrong = rng.random(150) < 0.25
@@ -117,7 +117,7 @@ def test_in_a_pipeline_and_across_folds():
 
 @pytest.mark.filterwarnings(UNJUDGED)
 def test_votes_and_rows_without_a_label():
-    x, y, checked, truth = _iris()
+    x, y, _, truth = _iris()
     numbers, rng = x[["a", "c", "d"]].to_numpy(), np.random.default_rng(1)
     votes = {
         name: np.where(rng.random(150) < rate, truth, rng.choice(NAMES, 150)).astype(object)
@@ -164,7 +164,7 @@ BAD = {
     "continuous": ({"y": np.linspace(0.1, 1, 10)}, "Unknown label type"),
     "one class": ({"y": [1] * 10}, "number of classes has to be greater than one"),
     "two columns of y": ({"y": np.zeros((10, 2))}, r"y: got shape \(10, 2\)"),
-    "-1 is a class": ({"y": [-1, 1] * 5, "checked": [-1] * 10}, "checked: has -1, which is a class"),
+    "-1 is a class": ({"y": [-1, 1] * 5, "checked": [-1] * 10}, "has -1, which is a class"),
     "method": ({"settings": {"method": "mcl"}}, "method: got 'mcl'"),
     "no checks": ({"settings": {"method": "mlc"}}, "no row is checked, and mlc needs some"),
     "model": ({"settings": {"model": "forest"}}, "model: got 'forest', expected auto"),

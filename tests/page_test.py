@@ -13,6 +13,7 @@ import pytest
 
 from mlc_jax.data.source import UNKNOWN, ArraySource, Subset
 from mlc_jax.report import page
+from mlc_jax.report.steps import Steps
 from mlc_jax.training.evaluate import Prediction
 
 BROWSER = next(
@@ -38,6 +39,12 @@ class _Source(ArraySource):
         return [self._shown(row) for row in rows]
 
 
+STEPS = Steps(
+    report="out/report.html", labels="out/corrected.csv", to_check="out/to_check.csv",
+    again="mlc-jax correct 'a<b.csv'", predict="mlc-jax predict out NEW",
+)  # fmt: skip
+
+
 def _render(size=300, names=("a", "b", "c"), source=None, truth=None, changed=0.4, **results):
     rng = np.random.default_rng(0)
     given = rng.integers(len(names), size=size).astype(np.int32)
@@ -57,7 +64,8 @@ def _render(size=300, names=("a", "b", "c"), source=None, truth=None, changed=0.
     } | results  # fmt: skip
     table = "mlc on x, labels as given, seed 0\nlabels changed   3\n  most often     a -> b"
     of_noisy = Prediction(soft, soft, soft[:, 0])
-    return page.render(run, figures, table, of_noisy, PNG).decode(), given, corrected, soft
+    text = page.render(run, figures, table, of_noisy, PNG, steps=STEPS).decode()
+    return text, given, corrected, soft
 
 
 class _Elements(html.parser.HTMLParser):
@@ -112,6 +120,8 @@ def test_the_surest_corrections_come_first():
     found = re.findall(r"<tr><td>(\d+)</td>", after)
     assert [int(row) for row in found] == order.tolist()
     assert "<th>true</th>" not in text and "What to do with it" in text
+    for command in (STEPS.again, STEPS.predict):
+        assert f"<pre>{html.escape(command)}</pre>" in text
     # From what to what: all of them, in a matrix.
     for i, j in ((0, 1), (2, 2)):
         count = np.sum((given == i) & (corrected == j))

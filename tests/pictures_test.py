@@ -441,7 +441,7 @@ def test_batches_are_a_function_of_seed_and_step(load, tmp_path):
     assert not np.array_equal(stored, whole[0])  # Changed at random.
 
 
-def test_a_run_from_end_to_end(create, tmp_path, run_program, standard_promotion):
+def test_a_run_from_end_to_end(create, tmp_path, run_command, standard_promotion):
     """What it left out is listed, its page shows pictures, and it predicts a folder."""
     config = create(data=_with_bad(tmp_path / "all"), bad_images="leave_out")
     for label in ("cat", "dog"):
@@ -460,18 +460,20 @@ def test_a_run_from_end_to_end(create, tmp_path, run_program, standard_promotion
     assert rows[0] == ["id", "problem"] and [row[0] for row in rows[1:]] == [
         "cat/1.png", "cat/2.png", "dog/3.png",
     ]  # fmt: skip
-    labels = list(csv.DictReader((run / "corrected_labels.csv").open()))
-    assert [row["id"] for row in labels][:3] == ["dog/1.png", "dog/2.png", "cat/12.png"]
-    changed = any(row["is_label_issue"] == "True" for row in labels)
+    labels = list(csv.DictReader((run / "corrected.csv").open()))
+    theirs = list(csv.DictReader(pathlib.Path(config.dataset.data).read_text().splitlines()))
+    assert [row["path"] for row in labels] == [row["path"] for row in theirs]
+    bad = [row for row in labels if row["path"] in ("cat/1.png", "cat/2.png", "dog/3.png")]
+    assert {row["corrected_label"] for row in bad} == {""} != {x["corrected_label"] for x in labels}
+    changed = any(row["is_label_issue"] == "True" for row in labels if not row["checked_label"])
     page = (run / "report.html").read_text()
     assert page.count("data:image/") > changed
 
     for path in (tmp_path / "all" / "cat" / "1.png", tmp_path / "all" / "dog" / "3.png"):
         path.unlink()
-    code, _, err = run_program(
-        "mlc_jax.predict", f"--workdir={run}", f"--input={tmp_path / 'all'}",
-        f"--output={tmp_path / 'out.csv'}", "--noprogress",
-        required=["workdir", "input", "output"],
+    code, _, err = run_command(
+        "predict", str(run), str(tmp_path / "all"), f"--output={tmp_path / 'out.csv'}",
+        "--noprogress",
     )  # fmt: skip
     assert code == 0, err
     predicted = list(csv.DictReader((tmp_path / "out.csv").open()))

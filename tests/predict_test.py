@@ -18,15 +18,15 @@ NAMES = ["=one", "two"]  # A spreadsheet would run the first.
 
 
 @pytest.fixture
-def command(run_program, tmp_path):
-    """(workdir, input, overrides) -> exit code, stderr, and the rows that were written."""
+def command(run_command, tmp_path):
+    """(run, examples, flags) -> exit code, stderr, and the rows that were written."""
 
     def run(workdir, input_file, **flags):
         output = tmp_path / "predictions.csv"
-        flags = {"workdir": workdir, "input": input_file, "output": output} | flags
-        code, _, err = run_program(
-            "mlc_jax.predict", *(f"--{name}={value}" for name, value in flags.items()),
-            "--noprogress", required=("workdir", "input", "output"),
+        flags = {"output": output} | flags
+        code, _, err = run_command(
+            "predict", str(workdir), str(input_file), "--noprogress",
+            *(f"--{name}={value}" for name, value in flags.items()),
         )  # fmt: skip
         assert not list(tmp_path.glob("*.partial"))
         if not output.exists():
@@ -108,19 +108,19 @@ def test_a_table(command, of_table, frame, tmp_path, ending, monkeypatch):
 def test_tables_that_are_not_like_the_trained_one(refused, of_table, frame, tmp_path):
     file = tmp_path / "new.csv"
     frame[["city"]].to_csv(file, index=False)
-    assert refused(of_table, file) == (f"--input: {str(file)!r} has no column 'age', only 'city'")
+    assert refused(of_table, file) == (f"NEW: {str(file)!r} has no column 'age', only 'city'")
     file.write_text("age,city\n30,Bonn\nold,Rome\n")
     assert refused(of_table, file) == (
-        f"--input: {str(file)!r} line 3: age is 'old', expected a number, or nothing where it is "
+        f"NEW: {str(file)!r} line 3: age is 'old', expected a number, or nothing where it is "
         "missing"
     )
     file.write_text("age,city\n30,Bonn\n30\n")
     assert refused(of_table, file) == (
-        f"--input: {str(file)!r} line 3: has 1 field, expected 2: age, city"
+        f"NEW: {str(file)!r} line 3: has 1 field, expected 2: age, city"
     )
     file.write_text("age,city\n")
     assert refused(of_table, file) == (
-        f"--input: {str(file)!r} has no row, expected one for each example"
+        f"NEW: {str(file)!r} has no row, expected one for each example"
     )
     with pytest.raises(InputError, match=r"^x: has no column 'city', expected age, city"):
         mlc.load(of_table).predict({"age": [1]})
@@ -157,17 +157,15 @@ def test_arrays_that_are_not_like_the_trained_ones(refused, trained, tmp_path):
         assert refused(workdir, tmp_path / f"{name}.npy") == expected
     file = str(tmp_path / "new.npz")
     np.savez(file, x=inputs)
-    assert refused(workdir, file) == f"--input: {file!r} has no array 'inputs', only ['x']"
+    assert refused(workdir, file) == f"NEW: {file!r} has no array 'inputs', only ['x']"
     np.savez(file, inputs=inputs.astype(object))
-    assert refused(workdir, file).startswith(f"--input: {file!r} is not a readable .npz (Object")
+    assert refused(workdir, file).startswith(f"NEW: {file!r} is not a readable .npz (Object")
     np.savez(file, inputs=inputs, ids=np.arange(3))
-    assert refused(workdir, file) == (
-        f"--input: {file!r} has 3 ids, expected 360, one for each input"
-    )
+    assert refused(workdir, file) == (f"NEW: {file!r} has 3 ids, expected 360, one for each input")
     file = str(tmp_path / "new.csv")
     (tmp_path / "new.csv").touch()
     assert refused(workdir, file) == (
-        f"--input: got {file!r}, expected an .npz or .npy file, as trained on"
+        f"NEW: got {file!r}, expected an .npz or .npy file, as trained on"
     )
 
 
@@ -178,27 +176,26 @@ def test_a_run_that_has_not_ended(refused, trained, tmp_path):
     shutil.copytree(trained("cross_entropy").workdir, copy)
     (copy / "results.json").unlink()
     expected = (
-        "which lacks {}; expected the workdir of a run that has ended (run an older one's command "
-        "again to bring it up to date)"
+        "which lacks {}; expected the directory of a run that has ended (run an older one's "
+        "command again to bring it up to date)"
     )
     line = refused(copy, tmp_path / "new.npy")
-    assert line == f"workdir: no finished run in {str(copy)!r}, {expected.format('results.json')}"
+    assert line == f"RUN: no finished run in {str(copy)!r}, {expected.format('results.json')}"
     line = refused(tmp_path, tmp_path / "new.npy")
-    assert (
-        line == f"workdir: no finished run in {str(tmp_path)!r}, {expected.format('config.json')}"
-    )
+    assert line == f"RUN: no finished run in {str(tmp_path)!r}, {expected.format('config.json')}"
     np.save(tmp_path / "new.npy", digits().test.inputs)
+    copy = trained("cross_entropy").workdir
     assert refused(copy, tmp_path / "new.npy", output="/no/such/out.csv") == (
         "--output: no directory '/no/such'; expected one to write out.csv to"
     )
     assert refused(copy, tmp_path / "no.npy") == (
-        f"--input: no file {str(tmp_path / 'no.npy')!r}; expected one of examples"
+        f"NEW: no file {str(tmp_path / 'no.npy')!r}; expected one of examples"
     )
 
 
 @pytest.mark.parametrize("kind", ["directory", "fifo", "input", "link to the input"])
-def test_an_output_that_would_destroy_something(run_program, tmp_path, kind):
-    """Before anything is loaded: there is no such workdir."""
+def test_an_output_that_would_destroy_something(run_command, tmp_path, kind):
+    """Before anything is loaded: there is no such run."""
     examples = tmp_path / "new.csv"
     examples.write_text("a\n1\n")
     output = tmp_path / "out.csv"
@@ -210,13 +207,10 @@ def test_an_output_that_would_destroy_something(run_program, tmp_path, kind):
         output = examples
     else:
         output.symlink_to(examples)
-    code, _, err = run_program(
-        "mlc_jax.predict", f"--workdir={tmp_path / 'none'}", f"--input={examples}",
-        f"--output={output}", required=("workdir", "input", "output"),
-    )  # fmt: skip
-    assert code == 2
-    expected = (
-        "is --input; expected another file" if "input" in kind else "expected a file to write"
+    code, _, err = run_command(
+        "predict", str(tmp_path / "none"), str(examples), f"--output={output}"
     )
+    assert code == 2
+    expected = "is NEW; expected another file" if "input" in kind else "expected a file to write"
     assert expected in err
     assert examples.read_text() == "a\n1\n" and output.exists()

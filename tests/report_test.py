@@ -15,6 +15,7 @@ from mlc_jax.data import UNKNOWN, ArraySource, Subset
 from mlc_jax.data.dataset import Dataset
 from mlc_jax.files.label_columns import random_order
 from mlc_jax.report import plots, report
+from mlc_jax.report.steps import shown_path
 from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.metrics import METRICS_FILE, read_metrics
 from mlc_jax.training.run import Settings
@@ -158,6 +159,7 @@ def _run(*, truth=(0, 1, 1, 0, 0), has_test=True, noise="human worst", names_lab
         settings=Settings(seed=3),
         bound=types.SimpleNamespace(num_steps=12, uses_clean=True),
         exported=dataset.noisy,
+        description={"dataset": {"name": "digits"}},
     )
 
 
@@ -212,8 +214,7 @@ def test_nothing_is_said_of_a_truth_that_is_not_known():
     lines = report.format_table(results).splitlines()
     assert lines[0] == "mlc on animals, labels as given, seed 3"
     cells = {line[:43].strip(): line[43:].strip() for line in lines[1:]}
-    assert cells["given labels right"] == "-  (truth not known)"
-    assert cells["corrected labels right"] == "-  (truth not known)"
+    assert not cells.keys() & {"given labels right", "corrected labels right"}
     assert cells["labels changed"] == "2"
     assert cells["most often"] == "dog -> cat 2"
 
@@ -265,9 +266,9 @@ def test_files_of_a_run(tmp_path, names_labels, shown, known):
     assert (tmp_path / report.PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / report.PAGE_FILE).read_text().startswith("<!DOCTYPE html>")
     if known:
-        assert not (tmp_path / report.TO_CHECK_FILE).exists()
+        assert not (tmp_path / "to_check.csv").exists()
         return
-    with (tmp_path / report.TO_CHECK_FILE).open(newline="") as file:
+    with (tmp_path / "to_check.csv").open(newline="") as file:
         to_check = list(csv.DictReader(file))
     # Those drawn at random first; here that is all of them.
     order = np.argsort(random_order([row["id"] for row in rows]))
@@ -281,8 +282,16 @@ def test_files_of_a_run(tmp_path, names_labels, shown, known):
 
 def test_table_holds_every_figure(run):
     results = run.results
-    lines = results["table"].splitlines()
+    table, closing = results["table"].split("\n\n")
+    lines = table.splitlines()
     assert lines[0] == f"{results['method']} on digits, flip 0.4 noise, seed 0"
+    place = shown_path(run.workdir)
+    assert closing.splitlines() == [
+        f"Report: {place}/report.html",
+        f"Labels: {place}/corrected_labels.csv",
+        "New examples:",
+        f"  mlc-jax predict {place} NEW",
+    ]
     cells = dict(line.rsplit("  ", 1) for line in lines[1:])
     assert {name.strip(): value for name, value in cells.items()} == {
         "test accuracy, last": f"{100 * results['last_test_accuracy']:.2f} %",

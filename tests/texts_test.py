@@ -109,7 +109,7 @@ def test_the_page_shows_texts(create, tmp_path, monkeypatch, standard_promotion)
 
 @pytest.mark.parametrize("kind", ["frozen", pytest.param("finetuned", marks=pytest.mark.slow)])
 def test_a_workdir_is_all_that_predictions_need(
-    kind, create, checkpoint, tmp_path, run_program, standard_promotion
+    kind, create, checkpoint, tmp_path, run_command, standard_promotion
 ):
     copy = shutil.copytree(checkpoint, tmp_path / "checkpoint")
     config = create(
@@ -124,10 +124,9 @@ def test_a_workdir_is_all_that_predictions_need(
     assert probs.shape == (5, 2) and set(loaded.predict(texts)) <= set(WORDS)
     np.testing.assert_allclose(loaded.predict_proba(texts[:2]), probs[:2], atol=1e-5)
     new = _write(tmp_path / "new.csv", ["id", "text"], enumerate(texts, 7))
-    code, _, err = run_program(
-        "mlc_jax.predict", f"--workdir={tmp_path / 'run'}", f"--input={new}",
-        f"--output={tmp_path / 'out.csv'}", required=("workdir", "input", "output"),
-    )  # fmt: skip
+    code, _, err = run_command(
+        "predict", str(tmp_path / "run"), str(new), f"--output={tmp_path / 'out.csv'}"
+    )
     assert code == 0, err
     with (tmp_path / "out.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

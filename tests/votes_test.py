@@ -334,12 +334,14 @@ def test_the_command_says_what_is_known_of_each_source(wide, tmp_path, compilati
         rows = list(csv.DictReader(file))
     assert [row["source"] for row in rows] == [f"label_{name}" for name in NAMES]
     assert float(rows[0]["bits_per_label"]) > float(rows[2]["bits_per_label"])
-    with (run / "corrected_labels.csv").open(newline="") as file:
+    with (run / "corrected.csv").open(newline="") as file:
         labels = list(csv.DictReader(file))
-    assert {"annotator_agreement", "num_annotations"} <= labels[0].keys()
-    none = [row for row in labels if row["num_annotations"] == "0"]
-    for row in none:
-        assert row["given_label"] == row["label_quality"] == row["is_label_issue"] == ""
+    with (run / "predicted_labels.csv").open(newline="") as file:
+        predicted = list(csv.DictReader(file))
+    assert {"annotator_agreement", "num_annotations"} <= predicted[0].keys()
+    for row in (row for row in predicted if row["num_annotations"] == "0"):
+        (whole,) = (x for x in labels if x["id"] == row["id"])
+        assert row["given_label"] == whole["label_quality"] == whole["is_label_issue"] == ""
     assert "Sources of labels" in (run / "report.html").read_text()
     loaded = mlc.load(run)
     assert loaded.predict(dict(zip("abc", x.T, strict=True))).shape == (len(x),)

@@ -22,7 +22,7 @@ from experiments.tables import to_csv, to_markdown, values, where
 from mlc_jax import command_line, methods, models, paths
 from mlc_jax.data import folds
 from mlc_jax.errors import expect
-from mlc_jax.report.report import NUM_RANDOM, NUM_UNCERTAIN
+from mlc_jax.report.to_check import NUM_RANDOM, NUM_UNCERTAIN
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the table.")
 _SETS = flags.DEFINE_string("sets", "breast_cancer,diamonds", "Some of the tables.")

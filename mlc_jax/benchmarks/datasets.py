@@ -57,8 +57,9 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
     if c.name not in _OWN:
         return corrupted(images.cifar(c.name, c.data_dir, download=c.download), config)
     files, checked = (c.data, c.noisy, c.clean, c.test), _listed(c.checked)
-    said = Said(_listed(c.label_columns), c.votes)
-    if said != Said() and not c.data:
+    columns = [(x.partition("=")[0], x.partition("=")[2]) for x in _listed(c.columns)]
+    said = Said(_listed(c.label_columns), c.votes, tuple(columns))
+    if (said.columns or said.votes) and not c.data:
         name = "label_columns" if c.label_columns else "votes"
         raise InputError(f"{FIELD}{name}: got {c[name]!r}, expected none beside dataset.noisy")
     names = ["data", "noisy", "clean", "test", "votes", *("checked" for _ in checked)]

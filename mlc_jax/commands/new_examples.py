@@ -1,6 +1,6 @@
 """Files of new examples, like those that a run was trained on, read a part at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from mlc_jax.files.tables import Table
 
 CHUNK = 8_192  # Examples that are in memory at once.
 
-_FIELD = "--input"
+_FIELD = "NEW"
 
 
 class Opened(NamedTuple):
@@ -31,19 +31,24 @@ class Opened(NamedTuple):
     chunks: Iterator[tuple[Sequence[str], Source]]
 
 
-def open_examples(result: Result, path: str) -> Opened:
-    """Opens what `--input` names, for the classifier of `result`.
+def open_examples(result: Result, path: str, names: Mapping[str, str]) -> Opened:
+    """Opens a file or a directory for the classifier of `result`.
+
+    Args:
+      result: of a run.
+      path: of the examples.
+      names: of a table's columns, see `Table`.
 
     Raises:
       InputError: a file that cannot be read, or examples that are not like the trained ones; while
         chunks are read, too.
     """
-    return _OPENERS[result.kind](result, path)
+    return _OPENERS[result.kind](result, path, names)
 
 
-def _open_arrays(result: Result, path: str) -> Opened:
+def _open_arrays(result: Result, path: str, names: Mapping[str, str]) -> Opened:
     """An `.npz` with `inputs`, and maybe `ids`, or an `.npy`."""
-    del result
+    del result, names
     ids, key = None, ""
     if path.endswith(".npy"):
         inputs = arrays.open_npy(_FIELD, path)
@@ -63,14 +68,14 @@ def _open_arrays(result: Result, path: str) -> Opened:
     def chunks() -> Iterator[tuple[Sequence[str], Source]]:
         for start in range(0, len(inputs), CHUNK):
             part = inputs[start : start + CHUNK]
-            names = range(start, start + len(part)) if ids is None else ids[start : start + CHUNK]
-            yield [str(name) for name in names], create_source(part)
+            known = range(start, start + len(part)) if ids is None else ids[start : start + CHUNK]
+            yield [str(name) for name in known], create_source(part)
 
     return Opened(len(inputs), chunks())
 
 
-def _open_table(result: Result, path: str) -> Opened:
-    table, columns = Table(_FIELD, path), result.columns
+def _open_table(result: Result, path: str, names: Mapping[str, str]) -> Opened:
+    table, columns = Table(_FIELD, path, names=names), result.columns
     assert columns is not None
 
     def create(rows: list[tuple[int, list[Any]]]) -> Source:
@@ -79,17 +84,17 @@ def _open_table(result: Result, path: str) -> Opened:
     return _open_rows(table, columns.names, create)
 
 
-def _open_texts(result: Result, path: str) -> Opened:
+def _open_texts(result: Result, path: str, names: Mapping[str, str]) -> Opened:
     def create(rows: list[tuple[int, list[Any]]]) -> Source:
         return result.read([text or "" for _, (text,) in rows])
 
-    return _open_rows(Table(_FIELD, path), ["text"], create)
+    return _open_rows(Table(_FIELD, path, names=names), ["text"], create)
 
 
-def _open_pictures(result: Result, path: str) -> Opened:
+def _open_pictures(result: Result, path: str, names: Mapping[str, str]) -> Opened:
     """All pictures below a directory, or those of a table's column `path`."""
     read: Any = result.read
-    source = read(path, field=_FIELD)
+    source = read(path, field=_FIELD, names=names)
 
     def chunks() -> Iterator[tuple[Sequence[str], Source]]:
         for start in range(0, len(source), CHUNK):
@@ -122,7 +127,7 @@ def _open_rows(
     return Opened(size, chunks())
 
 
-_OPENERS: dict[str, Callable[[Result, str], Opened]] = {
+_OPENERS: dict[str, Callable[[Result, str, Mapping[str, str]], Opened]] = {
     "arrays": _open_arrays,
     "table": _open_table,
     "text": _open_texts,

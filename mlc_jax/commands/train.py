@@ -22,7 +22,7 @@ STACKED_FIELDS = ("seed", "dataset.split_seed", "noise")
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: str, *, show_progress: bool = True
+    config: ConfigDict, workdir: str, *, show_progress: bool = True, again: str = ""
 ) -> dict[str, Any]:
     """Trains one run to its end, going on from the newest checkpoint in `workdir`.
 
@@ -30,6 +30,7 @@ def train_and_evaluate(
       config: see `mlc_jax.config`.
       workdir: made if need be; see `report` for what it holds at the end.
       show_progress: whether process 0 draws a progress bar.
+      again: the command that trains the next round, for a reader; see `report.write`.
 
     Returns:
       The results, as in `results.json`.
@@ -40,14 +41,15 @@ def train_and_evaluate(
       NonFiniteLossError: training diverged.
       Preempted: SIGTERM; the same call goes on.
     """
-    results = train_together({workdir: config}, show_progress=show_progress)[workdir]
+    runs = train_together({workdir: config}, show_progress=show_progress, again=again)
+    results = runs[workdir]
     if isinstance(results, NonFiniteLossError):
         raise results
     return results
 
 
 def train_together(
-    runs: Mapping[str, ConfigDict], *, show_progress: bool = True
+    runs: Mapping[str, ConfigDict], *, show_progress: bool = True, again: str = ""
 ) -> dict[str, dict[str, Any] | NonFiniteLossError]:
     """Trains runs that differ in no more than `STACKED_FIELDS` as one program, by `jax.vmap`.
 
@@ -57,7 +59,7 @@ def train_together(
 
     Args:
       runs: configs, keyed by their workdirs.
-      show_progress: as for `train_and_evaluate`.
+      show_progress, again: as for `train_and_evaluate`.
 
     Returns:
       The results of each, or what stopped it.
@@ -89,7 +91,9 @@ def train_together(
                 assert recorder.failure is not None
                 results[name] = recorder.failure
                 continue
-            written = report.write(recorder.run, recorder.progress, of_run, path, picture=is_alone)
+            written = report.write(
+                recorder.run, recorder.progress, of_run, path, picture=is_alone, again=again
+            )
             results[name] = written | {"workdir": str(path)}
     return results
 

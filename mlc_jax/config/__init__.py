@@ -132,9 +132,19 @@ def value_of(config: ConfigDict, field: str) -> Any:
     return value
 
 
-def describe() -> str:
-    """All settings with default and meaning, as text."""
+def column_names(columns: str | None) -> dict[str, str]:
+    """What a file calls its columns, by our names, from `dataset.columns`."""
+    return dict(part.split("=", 1) for part in columns.split(",")) if columns else {}
+
+
+def describe(word: str = "") -> str:
+    """Settings with default and meaning, as text.
+
+    Args:
+      word: those alone that have it in their name or meaning; "" is all.
+    """
     lines = []
     for field, setting in SETTINGS.items():
-        lines += [f"{field} = {setting.default!r}", f"    {setting.meaning}"]
+        if word.casefold() in f"{field} {setting.meaning}".casefold():
+            lines += [f"{field} = {setting.default!r}", f"    {setting.meaning}"]
     return "\n".join(lines)

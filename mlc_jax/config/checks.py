@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from mlc_jax.config.choices import COLUMN_NAMES
+
 _INFINITY = float("inf")
 
 
@@ -85,6 +87,13 @@ def _is_range(value: str) -> bool:
     return start.isdecimal() and stop.isdecimal() and int(start) < int(stop)
 
 
+def _are_columns(value: str) -> bool:
+    pairs = [part.partition("=") for part in value.split(",")]
+    ours, theirs = [pair[0] for pair in pairs], [pair[2] for pair in pairs]
+    alone = len(set(ours)) == len(ours) and len(set(theirs)) == len(theirs)
+    return alone and all(theirs) and all(name in COLUMN_NAMES for name in ours)
+
+
 def _is_group(group: Any) -> bool:
     return (
         isinstance(group, tuple | list)
@@ -121,6 +130,11 @@ SIZE = Check(whole(0).ok, whole(1).expected)  # 0 is for own files: `_own_data`.
 STEPS = Check(
     lambda value: isinstance(value, str) and (value == "" or _is_range(value)),
     "START:STOP, inner steps, such as 100:110, or an empty text",
+)
+
+COLUMNS = Check(
+    lambda value: value is None or (isinstance(value, str) and _are_columns(value)),
+    f"NAME=COLUMN[,NAME=COLUMN...] with names among {', '.join(COLUMN_NAMES)}, each once",
 )
 
 POWER = Check(

@@ -12,6 +12,8 @@ INNER_LOSS_METHODS = (
 )  # fmt: skip
 LCN_FORMS = ("network", "posterior", "both")
 DRAWN = ("random", "per_class", "looked_up")
+# Columns of own tables that are no inputs, and the two that are alone the input.
+COLUMN_NAMES = ("label", "checked_label", "text", "path", "id", "given_label", "split", "drawn")
 PRIORS = ("uniform", "targets")
 ESTIMATORS = (
     "exact", "approximate", "one_step", "truncated", "first_order", "finite_difference", "neumann",

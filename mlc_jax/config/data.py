@@ -1,7 +1,24 @@
 """Settings of the data and of its noise."""
 
-from mlc_jax.config.checks import SEED, Setting, flag, number, one_of, optional, text, whole
-from mlc_jax.config.choices import BAD_IMAGES, DATASETS, DRAWN, IMAGE_CROPS, NOISE_TYPES
+from mlc_jax.config.checks import (
+    COLUMNS,
+    SEED,
+    Setting,
+    flag,
+    number,
+    one_of,
+    optional,
+    text,
+    whole,
+)
+from mlc_jax.config.choices import (
+    BAD_IMAGES,
+    COLUMN_NAMES,
+    DATASETS,
+    DRAWN,
+    IMAGE_CROPS,
+    NOISE_TYPES,
+)
 
 # By section; a section's fields stand together in the config.
 SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
@@ -63,6 +80,12 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "Own files: how checked rows were chosen that have no column `drawn`: random (a "
                 "random sample of all rows), per_class (so many of each class) or looked_up "
                 "(because of something about them). None guesses, and says what.",
+            ),
+            "columns": Setting(
+                None,
+                COLUMNS,
+                "Own tables: NAME=COLUMN[,NAME=COLUMN...], what the file calls "
+                f"{', '.join(COLUMN_NAMES)}, where it has other names for them.",
             ),
             "label_columns": Setting(
                 None,

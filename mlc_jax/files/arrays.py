@@ -66,6 +66,11 @@ def load(
     )
 
 
+def read_labels(path: str, said: Said) -> LabelledFile:
+    """The labels of one file alone; see `load`."""
+    return _File("data", path).labelled(said)
+
+
 def scale(noisy: Subset, standardized: bool | None) -> Normalize:
     """`prepare` for a noisy set of arrays, in memory or memory-mapped.
 

@@ -49,6 +49,8 @@ class Frame(Table):
     def columns(self) -> list[str]:
         return list(self._names)
 
+    header = columns
+
     def rows(
         self,
         required: Sequence[str],

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -79,7 +79,7 @@ def load(
       InputError: a file that cannot be read, or labels that do not fit together.
     """
     parts = {
-        name: _read(name, path, said if name == "data" else Said())
+        name: _read(name, path, said if name == "data" else said.elsewhere)
         for name, path in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
         if path
     }
@@ -103,29 +103,41 @@ def load(
     return own._replace(left_out=tuple(left_out))
 
 
-def unlabelled(path: str | Sequence[str], options: Options, field: str) -> Pictures:
+def read_labels(path: str, said: Said) -> LabelledFile:
+    """The labels of one folder or table alone, without a look at the pictures; see `load`."""
+    return _read("data", path, said).file
+
+
+def unlabelled(
+    path: str | Sequence[str],
+    options: Options,
+    field: str,
+    names: Mapping[str, str] | None = None,
+) -> Pictures:
     """Pictures to predict: all below a directory, those of a table's column `path`, or a list.
 
     Args:
       path: of a directory or a table, or the paths of pictures.
       options: see `Options`; bad pictures are refused, or left out and logged.
       field: what messages call it.
+      names: of a table's columns, see `Table`.
 
     Raises:
       InputError: there is none, or it cannot be read.
     """
-    root, names = "", [] if isinstance(path, str) else [os.fsencode(str(x)) for x in path]
+    root, files = "", [] if isinstance(path, str) else [os.fsencode(str(x)) for x in path]
     if isinstance(path, str) and paths.absolute(path, field).is_dir():
         root = local_directory(field, path)
-        names = sorted(os.fsencode(x) for x in pictures_below(field, root, ""))
+        files = sorted(os.fsencode(x) for x in pictures_below(field, root, ""))
     elif isinstance(path, str):
         root = local_directory(field, os.path.dirname(path))
-        names = [os.fsencode(str(x)) for _, (x,) in Table(field, path).rows(["path"])]
+        table = Table(field, path, names=names)
+        files = [os.fsencode(str(x)) for _, (x,) in table.rows(["path"])]
     path = path if isinstance(path, str) else "the list"
-    if not names:
+    if not files:
         raise InputError(f"{field}: {path!r} has no picture, expected some ({', '.join(ENDINGS)})")
-    store, problems = open_store(field, root, np.array(names), options)
-    ids = np.array([os.fsdecode(name) for name in names])
+    store, problems = open_store(field, root, np.array(files), options)
+    ids = np.array([os.fsdecode(file) for file in files])
     keep = kept(field, path, ids, problems, options)
     return Pictures(store.take(keep), options.geometry, ids[keep])
 
@@ -233,7 +245,7 @@ def _read(name: str, path: str, said: Said) -> _Part:
             f"{FIELD}{name}: no file or directory {path!r}; expected a directory with a "
             "sub-directory for each class, or a table with columns path and label"
         )
-    return _read_table(Table(FIELD + name, path), said)
+    return _read_table(said.table(FIELD + name, path), said)
 
 
 def _read_table(table: Table, said: Said) -> _Part:

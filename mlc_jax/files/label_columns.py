@@ -20,8 +20,11 @@ from mlc_jax.files.tables import Table
 OPTIONAL = ("checked_label", "given_label", "id", "split", "drawn")
 NAMES = ("label", *OPTIONAL)
 _ONE_EACH = "label_"  # Of columns of labels, one for each source, where there is no `label`.
-# What we write beside a user's columns; it may come back.
-_WRITTEN = ("label_quality",)
+# What we write beside a user's columns; it may come back, and is no feature, and no label as given.
+WRITTEN = (
+    "corrected_label", "confidence", "label_quality", "is_label_issue", "predicted_label",
+    "given_label", "why", "drawn",
+)  # fmt: skip
 _ALIKE = 0.85  # Names; two letters of twelve that are swapped, left out or more.
 
 # A spreadsheet runs a value that begins with one of these; files for people have a ' before it.
@@ -35,10 +38,21 @@ class Said(NamedTuple):
       columns: of the file, one for each source; none of them is `label`, or, where there is none,
         all that begin with `label_`.
       votes: a table with columns `id`, `source` and `label`, a row for each label.
+      names: see `Table`; of all files but those of votes and checks.
     """
 
     columns: tuple[str, ...] = ()
     votes: str | None = None
+    names: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def elsewhere(self) -> "Said":
+        """Of other files than `data`."""
+        return Said(names=self.names)
+
+    def table(self, field: str, path: str) -> Table:
+        """A file whose columns have these names."""
+        return Table(field, path, names=dict(self.names))
 
 
 class LabelColumns:
@@ -145,6 +159,22 @@ class LabelColumns:
         return array
 
 
+def read_labels(table: Table, said: Said) -> LabelledFile:
+    """The labels of one file alone, without its inputs.
+
+    Raises:
+      InputError: as `LabelColumns`.
+    """
+    columns = LabelColumns(table, said)
+    for line, values in table.rows(columns.required, columns.optional):
+        columns.add(line, values)
+    return columns.finish(_no_source)
+
+
+def _no_source(ids: np.ndarray | None) -> Source:
+    raise AssertionError("labels alone have no inputs")
+
+
 def _check_near_misses(table: Table) -> None:
     """A misspelt column of checks would be none: all labels would count as true."""
     there = table.columns()
@@ -176,7 +206,7 @@ def _sources(table: Table, said: Said) -> list[str]:
     there = table.columns()
     if "label" in there:
         return ["label"]
-    found = [x for x in there if x.startswith(_ONE_EACH) and x not in _WRITTEN]
+    found = [x for x in there if x.startswith(_ONE_EACH) and x not in WRITTEN]
     if found and not said.votes:
         logging.info("Labels as given, one column for each source: %s.", ", ".join(found))
         return found

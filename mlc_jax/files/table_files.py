@@ -1,7 +1,7 @@
 """Own data in tables, CSV or Parquet: a column of labels, and columns that become features."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from mlc_jax.data.prepare import identity
 from mlc_jax.data.source import UNKNOWN, ArraySource, Source
 from mlc_jax.files.arrays import scale
 from mlc_jax.files.columns import Columns, Survey, survey
-from mlc_jax.files.label_columns import NAMES, LabelColumns, Said, read_checks
+from mlc_jax.files.label_columns import NAMES, WRITTEN, LabelColumns, Said, read_checks
 from mlc_jax.files.own import FIELD, LabelledFile, Labels, OwnData, combine
 from mlc_jax.files.tables import Table
 
@@ -62,7 +62,7 @@ def load(
         cannot be a feature.
     """
     paths = {"data": data, "noisy": noisy, "clean": clean, "test": test}
-    tables = {name: Table(FIELD + name, path) for name, path in paths.items() if path}
+    tables = {name: said.table(FIELD + name, path) for name, path in paths.items() if path}
     return of_tables(tables, options, checked, drawn, said)
 
 
@@ -81,7 +81,8 @@ def of_tables(
       needs_checks: see `combine`.
     """
     (first, table), *others = tables.items()
-    file, columns = _read_first(table, options.features, said if first == "data" else Said())
+    said = said if first == "data" else said.elsewhere
+    file, columns = _read_first(table, options.features, said)
     files = {first: file} | {name: _read(other, columns) for name, other in others}
     checks = read_checks(checked, file) if checked else None
     own = combine(files, identity, checks, drawn, needs_checks=needs_checks)
@@ -103,12 +104,13 @@ class TableSource(ArraySource):
 
 def _read_first(table: Table, chosen: Sequence[str], said: Said) -> tuple[LabelledFile, Columns]:
     """The file that features are chosen by."""
-    names, unnamed, labels = list(chosen), [], LabelColumns(table, said)
+    names, out, labels = list(chosen), {}, LabelColumns(table, said)
     if not chosen:
         taken_up = {*NAMES, *labels.required}
         there = [name for name in table.columns() if name not in taken_up]
-        names = [name for name in there if name not in _UNNAMED]
-        unnamed = [name for name in there if name in _UNNAMED]
+        out = {repr(name): "row numbers" for name in there if name in _UNNAMED}
+        out |= {name: "written by a run" for name in there if name in WRITTEN}
+        names = [name for name in there if name not in (*_UNNAMED, *WRITTEN)]
     size = len(labels.required) + len(labels.optional)
 
     def rows() -> Iterator[tuple[int, Sequence[str | None]]]:
@@ -125,7 +127,8 @@ def _read_first(table: Table, chosen: Sequence[str], said: Said) -> tuple[Labell
     if not chosen:
         _check_leaks(table, file, taken)
     columns = Columns(tuple(x.column(table.fail, ~file.judging) for x in taken))
-    _log(columns, [x for x in surveys if x not in taken], unnamed)
+    left = {x.name: "empty" if x.is_empty else "texts" for x in surveys if x not in taken}
+    _log(columns, left | out)
     return file, columns
 
 
@@ -140,7 +143,7 @@ def _encoded(table: Table, columns: Columns, ids: np.ndarray | None) -> Source:
     return TableSource(columns.encode(table.fail, table.rows([], [], columns.names)), columns, ids)
 
 
-def _log(columns: Columns, left: Sequence[Survey], unnamed: Sequence[str]) -> None:
+def _log(columns: Columns, left: Mapping[str, str]) -> None:
     described = []
     for column in columns.columns:
         if column.categories is not None:
@@ -155,13 +158,11 @@ def _log(columns: Columns, left: Sequence[Survey], unnamed: Sequence[str]) -> No
     logging.info(
         "%d features of columns %s%s.", len(columns.features), ", ".join(described[:_LOGGED]), more
     )
-    reasons = [f"{x.name} ({'empty' if x.is_empty else 'texts'})" for x in left]
-    reasons += [f"{name!r} (row numbers)" for name in unnamed]
-    if reasons:
+    if left:
         logging.info(
             "Left out: %s. --config.dataset.features=NAME,NAME,... takes columns by name; texts "
             "become categories.",
-            ", ".join(reasons),
+            ", ".join(f"{name} ({why})" for name, why in left.items()),
         )
 
 

@@ -5,8 +5,9 @@ Nothing is guessed: `NA` and `None` are texts like others, and `001` stays `001`
 
 import contextlib
 import csv
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from mlc_jax import paths
@@ -28,14 +29,24 @@ class Table:
       path: of a `.csv` (RFC 4180), `.jsonl` (one object per line) or `.parquet` file. Text is
         UTF-8, with or without a byte order mark.
       header: columns of a CSV file whose first line does not name them.
+      names: what columns are called here that have other names in the file: `{"label": "Etikett"}`.
+        A column that has such a name of ours itself is not seen then.
 
     Raises:
       InputError: there is no such file, or its name has another ending.
     """
 
-    def __init__(self, field: str, path: str, header: Sequence[str] | None = None):
+    def __init__(
+        self,
+        field: str,
+        path: str,
+        header: Sequence[str] | None = None,
+        names: Mapping[str, str] | None = None,
+    ):
         self.field, self.path = field, path
         self._header = header
+        self._theirs = dict(names or {})
+        self._ours = {theirs: ours for ours, theirs in self._theirs.items()}
         readers = (self._csv, self._json, self._parquet)
         endings: dict[str, Callable[..., Iterator[Row]]] = dict(zip(ENDINGS, readers, strict=True))
         kinds = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
@@ -53,6 +64,14 @@ class Table:
         Raises:
           InputError: as `rows`.
         """
+        return [
+            self._ours.get(name, name)
+            for name in self.header()
+            if name in self._ours or name not in self._theirs
+        ]
+
+    def header(self) -> list[str]:
+        """The same as the file has them."""
         with self._explained():
             if self._kind == ".parquet":
                 return [x.name for x in self._schema() if not _is_nested(x.type)]
@@ -77,8 +96,30 @@ class Table:
         Raises:
           InputError: naming the file, the line, what is wrong and what would be right.
         """
+        columns = ([self._theirs.get(x, x) for x in part] for part in (required, optional, values))
         with self._explained():
-            yield from self._read([*required], [*optional], [*values])
+            yield from self._read(*columns)
+
+    def as_written(self) -> Iterator[tuple[list[str], str | None]]:
+        """Yields all rows with all columns, the header first, under the names of the file.
+
+        Beside them the text of a CSV file that they stand in, its line end included; blank lines
+        have no field. Columns of JSON lines are those of all objects; of Parquet the flat ones.
+
+        Raises:
+          InputError: the file cannot be read.
+        """
+        with self._explained():
+            if self._kind == ".csv":
+                yield from ((fields, text) for _, fields, text in self._csv_text())
+                return
+            if self._kind == ".jsonl":
+                header = [*dict.fromkeys(name for _, row in self._json_rows() for name in row)]
+                rows = ([_text(row.get(x)) for x in header] for _, row in self._json_rows())
+            else:
+                header = self.header()
+                rows = ([x or "" for x in row] for _, row in self._parquet([], [], header))
+            yield from ((fields, None) for fields in itertools.chain([header], rows))
 
     def fail(self, problem: str, number: int | None = None) -> NoReturn:
         """Raises an InputError on the file, or on one of its rows."""
@@ -117,14 +158,25 @@ class Table:
 
     def _csv_rows(self) -> Iterator[tuple[int, list[str]]]:
         """Lines as they are, the header among them."""
+        return ((line, fields) for line, fields, _ in self._csv_text() if fields)  # Not blank.
+
+    def _csv_text(self) -> Iterator[tuple[int, list[str], str]]:
+        """The same with the text that a row stands in, its line end included."""
         csv.field_size_limit(max(MAX_FIELD_CHARACTERS, csv.field_size_limit()))  # Of the process.
-        with self._file.open(encoding="utf-8-sig", newline="") as stream:
-            reader, line = csv.reader(stream, strict=True), 1
+        read: list[str] = []
+        with self._file.open(encoding="utf-8", newline="") as stream:
+
+            def lines() -> Iterator[str]:
+                for number, line in enumerate(stream):
+                    read.append(line)
+                    yield line if number else line.removeprefix("\ufeff")
+
+            reader, line = csv.reader(lines(), strict=True), 1
             try:
                 for fields in reader:
                     first, line = line, reader.line_num + 1
-                    if fields:  # Not a blank line.
-                        yield first, fields
+                    yield first, fields, "".join(read)
+                    read.clear()
             except csv.Error as error:
                 self.fail(_csv_problem(str(error)), line)
 
@@ -239,6 +291,13 @@ class Table:
                     )
                 offset += len(data)
         self.fail("was written while it was read; expected it to stay as it is")
+
+
+def _text(value: Any) -> str:
+    """Of JSON."""
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _is_nested(stored: Any) -> bool:

@@ -66,7 +66,9 @@ def load(
     """
     make_source = settings.source_maker()
     files = {
-        name: read_own(Table(FIELD + name, path), make_source, said if name == "data" else Said())
+        name: read_own(
+            said.table(FIELD + name, path), make_source, said if name == "data" else said.elsewhere
+        )
         for name, path in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
         if path
     }

@@ -1,56 +1,168 @@
-"""What a run says of every row that it was given, in the order of the rows."""
+"""The labels of all rows of a user's file, and that file with them: `corrected.csv`."""
 
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from mlc_jax.data.dataset import Dataset
-from mlc_jax.data.source import UNKNOWN
+from mlc_jax.config import OWN_FILES, column_names
+from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.data.votes import is_changed
+from mlc_jax.files.label_columns import for_spreadsheet
+from mlc_jax.files.tables import ENDINGS, Table
 from mlc_jax.training.evaluate import Prediction
+from mlc_jax.training.run import Run
+
+# What is added to each row of a user's file.
+ADDED = ("corrected_label", "confidence", "label_quality", "is_label_issue")
 
 
-class AllRows(NamedTuple):
-    """Of each of N rows; of one that was left out UNKNOWN and NaN.
-
-    A checked row keeps its label: nothing is predicted of what somebody has looked at.
+class Corrected(NamedTuple):
+    """What is said of N rows, checked ones among them.
 
     Attributes:
-      given_label: `[N]`, or UNKNOWN; of several sources the vote of most.
-      corrected_label: `[N]`.
-      confidence: `[N]` in it; 1 where the row was checked.
-      label_quality: `[N]`, how far the given label is believed; NaN where there is none. Of a
-        checked row 1 or 0.
-      is_label_issue: `[N]` bool, whether the given label was corrected.
-      soft_label: `[N, C]`.
+      corrected_label: `[N]` int32, numbers of classes; UNKNOWN for a row that nothing is said of.
+      confidence: `[N]` float32 in the corrected label, in [0, 1]; NaN where there is none.
+      label_quality: `[N]` float32, how far the given label is believed; NaN where there is none.
+      is_label_issue: `[N]` bool, whether the given label is another than the corrected one.
+      soft_label: `[N, C]` float32, probabilities of the corrected label; NaN where there is none.
     """
 
-    given_label: np.ndarray
     corrected_label: np.ndarray
     confidence: np.ndarray
     label_quality: np.ndarray
     is_label_issue: np.ndarray
     soft_label: np.ndarray
 
+    def texts(self, class_names: Sequence[str]) -> list[tuple[str, str, str, str]]:
+        """For a file, a row each; what is not known is empty."""
+        names = [for_spreadsheet(str(name)) for name in class_names]
+        columns = self[: len(ADDED)]
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [
+            (
+                "" if label == UNKNOWN else names[label],
+                "" if label == UNKNOWN else f"{confidence:.6f}",
+                "" if np.isnan(quality) else f"{quality:.6f}",
+                "" if np.isnan(quality) else str(issue),
+            )
+            for label, confidence, quality, issue in rows
+        ]
 
-def of_all_rows(dataset: Dataset, of_noisy: Prediction) -> AllRows:
-    """Of own data, whose noisy, clean and judging rows are rows of one source.
+
+def of_all_rows(
+    size: int,
+    exported: Subset,
+    soft_labels: np.ndarray,
+    label_quality: np.ndarray,
+    checked: Sequence[Subset] = (),
+) -> Corrected:
+    """What is said of the rows of one source, in its order.
+
+    A checked row has its checked label, for sure; its given label is right or wrong.
 
     Args:
-      dataset: own data.
-      of_noisy: what is said of its noisy rows.
+      size: N, rows of the source.
+      exported: doubtful rows.
+      soft_labels: `[n, C]`, of these.
+      label_quality: `[n]`, of their given labels; NaN where there is none.
+      checked: rows that somebody checked: to learn from, to choose by, to judge by.
     """
-    size, num_classes = len(dataset.noisy.source), dataset.num_classes
-    given, corrected = np.full(size, UNKNOWN, np.int32), np.full(size, UNKNOWN, np.int32)
-    soft, quality = np.full((size, num_classes), np.nan), np.full(size, np.nan)
-    rows = dataset.noisy.rows
-    given[rows], soft[rows] = dataset.noisy.given, of_noisy.soft_labels
-    corrected[rows] = of_noisy.soft_labels.argmax(axis=-1)
-    quality[rows] = of_noisy.label_quality
-    for part in (dataset.clean, dataset.validation, dataset.test):
-        if part is not None and part.source is dataset.noisy.source:
-            given[part.rows], corrected[part.rows] = part.given, part.truth
-            soft[part.rows] = np.eye(num_classes)[part.truth]
-            right = (part.given == part.truth).astype(np.float64)
-            quality[part.rows] = np.where(part.given == UNKNOWN, np.nan, right)
-    return AllRows(given, corrected, soft.max(axis=1), quality, is_changed(corrected, given), soft)
+    label = np.full(size, UNKNOWN, np.int32)
+    soft = np.full((size, soft_labels.shape[1]), np.nan, np.float32)
+    quality = np.full(size, np.nan, np.float32)
+    issue = np.zeros(size, bool)
+    rows, corrected = exported.rows, soft_labels.argmax(axis=-1)
+    label[rows], soft[rows] = corrected, soft_labels
+    quality[rows], issue[rows] = label_quality, is_changed(corrected, exported.given)
+    for part in checked:
+        label[part.rows], soft[part.rows] = part.truth, np.eye(soft.shape[1])[part.truth]
+        is_known, is_right = part.given != UNKNOWN, part.given == part.truth
+        quality[part.rows] = np.where(is_known, is_right, np.float32(np.nan))
+        issue[part.rows] = is_known & ~is_right
+    return Corrected(label, soft.max(axis=1), quality, issue, soft)
+
+
+def add_to_table(path: str, rows: Mapping[str, Sequence[str]], identifier: str | None) -> bytes:
+    """A user's table with `ADDED` as its last columns, as CSV.
+
+    Rows, their order, and the text of all cells of a `.csv` stay as they are. Where the file has
+    all of these columns, from a run before, they are written anew in their places; where it has
+    some, of its own, ours are called `mlc_...`.
+
+    Args:
+      path: of a `.csv`, `.jsonl` or `.parquet` file.
+      rows: what is added, by id; rows that are not there get nothing.
+      identifier: column of the ids; None where they are numbers of rows, from 0.
+    """
+    written = Table("--", path).as_written()
+    header, raw = next(x for x in written if x[0])
+    place = None if identifier is None else header.index(identifier)
+    again = set(ADDED) <= set(header)
+    text, number, nothing = io.StringIO(), 0, ("",) * len(ADDED)
+    whole, rest = csv.writer(text, lineterminator="\n"), csv.writer(text, lineterminator="")
+
+    def write(fields: list[str], raw: str | None, added: Sequence[str]) -> None:
+        if again:
+            new = dict(zip(ADDED, added, strict=True))
+            whole.writerow(new.get(x, field) for x, field in zip(header, fields, strict=True))
+        elif raw is None:
+            whole.writerow([*fields, *added])
+        else:
+            line = raw.rstrip("\r\n")
+            text.write(f"{line},")
+            rest.writerow(added)
+            text.write(raw[len(line) :] or "\n")
+
+    write(header, raw, [f"mlc_{x}" if x in header and not again else x for x in ADDED])
+    for fields, raw in written:
+        if not fields:
+            continue  # A blank line, which is no row.
+        name = str(number) if place is None else fields[place]
+        write(fields, raw, rows.get(name, nothing))
+        number += 1
+    return text.getvalue().encode()
+
+
+def is_of_own_files(run: Run) -> bool:
+    """Whether a run is of a user's files, some of whose labels somebody checked."""
+    name = run.description.get("dataset", {}).get("name")  # Of the command; `fit` has none.
+    return name in OWN_FILES and run.dataset.noise == "given"
+
+
+def of_run(run: Run, of_noisy: Prediction) -> bytes | None:
+    """The user's file with what a run says of its rows, as CSV; None for data of others.
+
+    Of arrays and of directories of pictures it is their ids and `ADDED`; of two files, the doubtful
+    one.
+    """
+    if not is_of_own_files(run):
+        return None
+    c = run.description["dataset"]
+    dataset, source = run.dataset, run.exported.source
+    checked = [] if c["noisy"] else [dataset.clean, dataset.validation]
+    checked += [] if c["noisy"] or c["test"] else [dataset.test]
+    said = of_all_rows(
+        len(source), run.exported, of_noisy.soft_labels, of_noisy.label_quality,
+        [part for part in checked if part is not None],
+    ).texts(dataset.class_names)  # fmt: skip
+    ids = source.ids(np.arange(len(source))).tolist()
+    path = c["noisy"] or c["data"]
+    if c["name"] == "arrays" or not path.endswith(ENDINGS):
+        return _of_ids(ids, said)
+    names = column_names(c.get("columns"))
+    header = Table("--", path).header()
+    known_by = ("id", "path") if c["name"] == "image_folder" else ("id",)
+    columns = [names.get(name, name) for name in known_by]
+    identifier = next((name for name in columns if name in header), None)
+    return add_to_table(path, dict(zip(ids, said, strict=True)), identifier)
+
+
+def _of_ids(ids: Sequence[str], said: Sequence[Sequence[str]]) -> bytes:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["id", *ADDED])
+    table.writerows([for_spreadsheet(x), *row] for x, row in zip(ids, said, strict=True))
+    return text.getvalue().encode()

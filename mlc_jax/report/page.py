@@ -12,6 +12,7 @@ import numpy as np
 from mlc_jax.data.show import show
 from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.data.votes import is_changed
+from mlc_jax.report.steps import Steps
 from mlc_jax.report.verdict import NAMES, Verdict
 from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.run import Run
@@ -49,6 +50,7 @@ def render(
     picture: bytes,
     found: Verdict | None = None,
     by_source: Sequence[dict[str, Any]] = (),
+    steps: Steps | None = None,
 ) -> bytes:
     """The page, UTF-8. All text of the user is escaped; pictures are encoded anew, and small.
 
@@ -60,6 +62,7 @@ def render(
       picture: a PNG of curves and labels.
       found: the verdict, if there is one.
       by_source: see `sources.of_sources`, where there are several.
+      steps: what comes next.
     """
     exported, names = run.exported, run.dataset.class_names
     corrected = of_noisy.soft_labels.argmax(axis=-1)
@@ -69,7 +72,7 @@ def render(
         f"<h1>{_text(title)}</h1>",
         *([] if found is None else [_verdict(found)]),
         f"<p>{_text(_summary(results))}</p>",
-        _what_to_do(results),
+        _what_to_do(results, steps),
         _of_sources(by_source),
         "<h2>Figures</h2>" + _figures(lines),
         "<h2>Training</h2>" + f'<div class="wide">{_image(picture, "curves and labels")}</div>',
@@ -149,24 +152,29 @@ def _of_sources(rows: Sequence[dict[str, Any]]) -> str:
     return "<h2>Sources of labels</h2>" + _table(header, body, numbers=range(1, 7)) + note
 
 
-def _what_to_do(results: dict[str, Any]) -> str:
-    if results["corrected_label_accuracy"] is not None:  # A benchmark.
+def _what_to_do(results: dict[str, Any], steps: Steps | None) -> str:
+    if results["corrected_label_accuracy"] is not None or steps is None:  # A benchmark.
         return ""
-    steps = (
+    again = "and train again, into another directory, with dataset.checked=FILE beside the data."
+    if steps.again:
+        again = f"then {_command(steps.again)}"
+    items = [
         "Look through the corrections below. They are the ones that the method is surest of: if "
         "many of these are wrong, so are more of the others.",
-        "<code>corrected_labels.csv</code> has every label, how sure the method is of it "
-        "(<code>confidence</code>) and how far it believes the one that was given "
-        "(<code>label_quality</code>).",
-        "<code>to_check.csv</code> has rows to check. Those drawn at random tell how good the "
-        "labels are; the uncertain ones make them better. Fill in <code>checked_label</code> of as "
-        "many as you like, and train again, into another directory, with "
-        "<code>--config.dataset.checked=to_check.csv</code> beside the same data.",
-        "New examples: <code>python -m mlc_jax.predict --workdir=... --input=... "
-        "--output=predictions.csv</code>.",
-    )
-    items = "".join(f"<li>{step}</li>" for step in steps)
-    return f"<h2>What to do with it</h2><ol>{items}</ol>"
+        f"<code>{_text(steps.labels)}</code> has every row with its <code>corrected_label</code>, "
+        "how sure the method is of it (<code>confidence</code>), and how far it believes the label "
+        "that was given (<code>label_quality</code>).",
+        f"<code>{_text(steps.to_check)}</code> has rows to check. Those drawn at random tell how "
+        "good the labels are; the uncertain ones make them better. Fill in "
+        f"<code>checked_label</code> of as many as you like, {again}",
+        f"New examples, in a file NEW like the one that was trained on: {_command(steps.predict)}",
+    ]
+    listed = "".join(f"<li>{item}</li>" for item in items)
+    return f"<h2>What to do with it</h2><ol>{listed}</ol>"
+
+
+def _command(command: str) -> str:
+    return f"<pre>{_text(command)}</pre>"
 
 
 def _figures(lines: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 from typing import Any
 
 import jax
@@ -11,13 +12,15 @@ from etils import epath
 
 from mlc_jax import paths
 from mlc_jax.data.dataset import Dataset
-from mlc_jax.data.folds import AllRows
+from mlc_jax.data.folds import RANDOM, AllRows
 from mlc_jax.data.show import show
 from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.data.votes import NO_LABEL, agreement, is_changed, quality_of
-from mlc_jax.files.label_columns import for_spreadsheet, random_order
-from mlc_jax.report import page, plots
+from mlc_jax.files.label_columns import for_spreadsheet
+from mlc_jax.report import corrected, page, plots, to_check
 from mlc_jax.report.sources import of_sources
+from mlc_jax.report.steps import Steps, shown_path
+from mlc_jax.report.to_check import csv_of
 from mlc_jax.report.verdict import Verdict, flatten, judge
 from mlc_jax.training.evaluate import CHECKED as CHECKED_ROWS
 from mlc_jax.training.evaluate import Prediction, selected
@@ -25,14 +28,14 @@ from mlc_jax.training.metrics import read_metrics
 from mlc_jax.training.run import Run
 
 RESULTS_FILE = "results.json"
-LABELS_FILE = "corrected_labels.csv"
+LABELS_FILE = "corrected_labels.csv"  # Of benchmarks, and of `fit`.
+CORRECTED_FILE = "corrected.csv"  # Of own files.
+PREDICTED_FILE = "predicted_labels.csv"
 SOFT_LABELS_FILE = "corrected_labels.npz"
 PICTURE_FILE = "training.png"
 PAGE_FILE = "report.html"
-TO_CHECK_FILE = "to_check.csv"
 CHECKED_FILE = "checked_rows.csv"
 SOURCES_FILE = "sources.csv"
-NUM_RANDOM, NUM_UNCERTAIN = 30, 70  # Rows to check.
 LEFT_OUT_FILE = "left_out.csv"
 
 
@@ -43,16 +46,20 @@ def write(
     workdir: epath.Path,
     *,
     picture: bool = True,
+    again: str = "",
 ) -> dict[str, Any]:
     """Writes the report of a finished run into `workdir`.
 
-    Files: `results.json`; `corrected_labels.csv` (id, given_label, corrected_label, confidence: the
-    soft label's largest entry, label_quality: of the given label, is_label_issue: whether it was
-    corrected), in the order of the data; `corrected_labels.npz` with the same, the full soft labels
-    `[N, C]`, and the true labels for judging it, -1 where they are not known; `training.png`;
-    `report.html`; where truth is not known, `to_check.csv`; of several sources of labels,
-    `sources.csv`, see `sources.of_sources`, and beside each corrected label annotator_agreement and
-    num_annotations.
+    Files: `results.json`; of a user's own files `corrected.csv`, see `corrected.of_run`, and, of
+    rows that nobody checked, `predicted_labels.csv` with what classifiers say that did not learn
+    from them, and how far several sources agree; of all others `corrected_labels.csv` (id,
+    given_label, corrected_label, confidence: the soft label's largest entry, label_quality: of the
+    given label, is_label_issue: whether it was corrected, and the columns of
+    `predicted_labels.csv`), in the order of the data; `corrected_labels.npz` with the same, the
+    full soft labels `[N, C]`, and the true labels for judging it, -1 where they are not known;
+    `training.png`; `report.html`; where truth is not known, `to_check.csv`, unless one is there
+    that somebody has filled in; of several sources of labels, `sources.csv`, see
+    `sources.of_sources`.
 
     Args:
       run: what was trained.
@@ -60,22 +67,24 @@ def write(
       of_noisy: what is said of the noisy examples that the run exports.
       workdir: written to.
       picture: whether to draw `training.png` and write `report.html`.
+      again: the command that trains the next round, once `to_check.csv` is filled in.
 
     Returns:
-      The results, with the table for the terminal under `table`. All processes get them, the first
+      The results, with what the terminal is told under `table`. All processes get them, the first
       one writes.
     """
     found, of_noisy = judged(run, of_noisy)
     results = summarize(run, progress, of_noisy.soft_labels, found)
+    steps = next_steps(run, workdir, again)
     if jax.process_index() == 0:
         _write_labels(run, of_noisy, workdir)
         _write_checked(run, of_noisy, workdir)
         by_source = _by_source(run, of_noisy)
         if by_source:
             columns = {name: [_number(row[name]) for row in by_source] for name in by_source[0]}
-            paths.write(workdir / SOURCES_FILE, _csv(columns))
-        if not run.exported.has_truth:
-            paths.write(workdir / TO_CHECK_FILE, _to_check(run, of_noisy))
+            paths.write(workdir / SOURCES_FILE, csv_of(columns))
+        if not run.exported.has_truth and not to_check.is_filled_in(workdir / to_check.FILE):
+            paths.write(workdir / to_check.FILE, _to_check(run, of_noisy))
         if picture:
             drawn = plots.training(
                 read_metrics(workdir),
@@ -87,13 +96,15 @@ def write(
             )
             paths.write(workdir / PICTURE_FILE, drawn)
             page_ = page.render(run, results, format_table(results), of_noisy, drawn, found,
-                                by_source)  # fmt: skip
+                                by_source, steps)  # fmt: skip
             paths.write(workdir / PAGE_FILE, page_)
         _write_results(results, workdir)
-    table = format_table(results)
+    parts = [format_table(results)]
     if found is not None:
-        table += "\n\n" + "\n".join(found.lines())
-    return results | {"table": table}
+        parts.append("\n".join(found.lines()))
+    if picture:
+        parts.append(steps.text())
+    return results | {"table": "\n\n".join(parts)}
 
 
 def _write_results(figures: dict[str, Any], workdir: epath.Path) -> None:
@@ -136,6 +147,19 @@ def judged(run: Run, of_noisy: Prediction) -> tuple[Verdict | None, Prediction]:
     soft = flatten(of_noisy.soft_labels, found.temperature)
     quality = quality_of(soft, run.exported.given)
     return found, of_noisy._replace(soft_labels=soft, label_quality=quality)
+
+
+def next_steps(run: Run, workdir: epath.Path, again: str) -> Steps:
+    """Where a person goes from here."""
+    is_own = not run.exported.has_truth and run.dataset.noise == "given"
+    labels = CORRECTED_FILE if corrected.is_of_own_files(run) else LABELS_FILE
+    return Steps(
+        report=shown_path(workdir / PAGE_FILE),
+        labels=shown_path(workdir / labels),
+        to_check=shown_path(workdir / to_check.FILE) if is_own else "",
+        again=again,
+        predict=f"mlc-jax predict {shlex.quote(shown_path(workdir))} NEW",
+    )
 
 
 def _by_source(run: Run, of_noisy: Prediction) -> list[dict[str, Any]]:
@@ -246,6 +270,8 @@ def format_table(results: dict[str, Any]) -> str:
         ("noisy / test examples", f"{results['num_noisy']} / {results['num_test']}"),
         ("training time", f"{results['train_seconds']:.1f} s"),
     ]
+    if results["noise"] == "given":  # Where much is not known, and nobody asks.
+        rows = [(name, value) for name, value in rows if not value.startswith("- ")]
     width = max(len(name) for name, _ in rows)
     return "\n".join([_title(results), *(f"{name:<{width}}  {value}" for name, value in rows)])
 
@@ -325,14 +351,19 @@ def _write_checked(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
         "corrected_label": probs["corrected"].argmax(axis=-1),
         **_predicted(probs),
     }
-    paths.write(workdir / CHECKED_FILE, _csv(_shown(run, columns)))
+    paths.write(workdir / CHECKED_FILE, csv_of(_shown(run, columns)))
 
 
 def _write_labels(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
-    exported = run.exported
-    columns = label_columns(exported, of_noisy) | _predicted(of_noisy.out_of_fold)
-    # Some under the names of cleanlab, whose tools take them.
-    paths.write(workdir / LABELS_FILE, _csv(_shown(run, columns)))
+    exported, columns = run.exported, label_columns(run.exported, of_noisy)
+    own = corrected.of_run(run, of_noisy)
+    if own is None:
+        # Some under the names of cleanlab, whose tools take them.
+        written = _shown(run, columns | _predicted(of_noisy.out_of_fold))
+        paths.write(workdir / LABELS_FILE, csv_of(written))
+    else:
+        paths.write(workdir / CORRECTED_FILE, own)
+        _write_predicted(run, of_noisy, columns, workdir)
     arrays = io.BytesIO()
     truth = exported.truth if exported.has_truth else np.full(len(exported), UNKNOWN, np.int32)
     np.savez_compressed(
@@ -345,6 +376,17 @@ def _write_labels(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
         true_label=truth,
     )
     paths.write(workdir / SOFT_LABELS_FILE, arrays.getvalue())
+
+
+def _write_predicted(
+    run: Run, of_noisy: Prediction, columns: dict[str, np.ndarray], workdir: epath.Path
+) -> None:
+    """What else is known of a user's rows that nobody checked, if anything is."""
+    known = {x: columns[x] for x in ("annotator_agreement", "num_annotations") if x in columns}
+    known |= _predicted(of_noisy.out_of_fold)
+    if known:
+        beside = {x: columns[x] for x in ("id", "given_label", "corrected_label")}
+        paths.write(workdir / PREDICTED_FILE, csv_of(_shown(run, beside | known)))
 
 
 def _shown(run: Run, columns: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -365,35 +407,22 @@ def _shown(run: Run, columns: dict[str, np.ndarray]) -> dict[str, Any]:
     return shown
 
 
-def _csv(columns: dict[str, Any]) -> bytes:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(columns)
-    table.writerows(zip(*columns.values(), strict=True))
-    return text.getvalue().encode()
-
-
 def _to_check(run: Run, of_noisy: Prediction) -> bytes:
-    """Rows to check, with a column to fill in: random ones first, then the least certain.
-
-    The random ones judge. They are the next ones of one order of all rows (`random_order`), so that
-    over several rounds they are one random sample.
-    """
-    order = np.argsort(random_order(run.exported.ids), kind="stable")[:NUM_RANDOM]
+    """Rows to check: random ones first, then the least certain."""
+    random = to_check.drawn_at_random(run.exported.ids, to_check.NUM_RANDOM)
     uncertain = worth_a_look(of_noisy)
-    uncertain = uncertain[~np.isin(uncertain, order)][:NUM_UNCERTAIN]
-    rows = np.concatenate([order, uncertain])
-    why = ["random"] * len(order) + ["uncertain"] * len(uncertain)
+    uncertain = uncertain[~np.isin(uncertain, random)][: to_check.NUM_UNCERTAIN]
+    rows = np.concatenate([random, uncertain])
+    why = [RANDOM] * len(random) + [to_check.UNCERTAIN] * len(uncertain)
     columns = label_columns(run.exported, of_noisy)
     shown = _shown(run, {name: column[rows] for name, column in columns.items()})
     del shown["is_label_issue"]
-    checked = {"why": why, "checked_label": [""] * len(rows)}
     source, of_source = run.exported.source, run.exported.rows[rows]
     if hasattr(source, "show"):  # What one reads of a row, unless it is a picture.
         examples = [x for x in show(source, of_source) if isinstance(x, str)]
         if len(examples) == len(rows):
             shown["example"] = [for_spreadsheet(x) for x in examples]
-    return _csv(shown | checked)
+    return to_check.table(shown, why)
 
 
 def worth_a_look(of_noisy: Prediction) -> np.ndarray:

@@ -1,0 +1,254 @@
+"""The command `mlc-jax`: corrects labels, predicts, lists settings, trains."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from mlc_jax import __version__, presets
+from mlc_jax.errors import ExitCode
+
+_CORRECT = """\
+Finds wrong labels in FILE and corrects them.
+
+FILE is a table (.csv, .jsonl, .parquet) with a column `label`, and columns of numbers, a column of
+texts, or a column of paths of pictures; arrays (.npz); or a directory of pictures with a
+sub-directory for each class. Some labels must be checked: a column `checked_label`, empty where
+nobody looked. If there is none, the first call draws rows to check, and trains nothing.
+
+Beside FILE, in FILE.mlc/: report.html, to be opened first; corrected.csv, the file itself with a
+corrected label for each row; and to_check.csv, rows to check next. Fill that in where it lies and
+give the same command again: the next round learns from it.
+"""
+_CORRECT_END = """\
+Any setting can be given: --dataset.features=age,city, --cross_fit.num_rounds=8.
+`mlc-jax settings` lists them.
+
+  mlc-jax correct all.csv
+  mlc-jax correct reviews.csv --text=body --encoder=sentence-transformers/all-MiniLM-L6-v2
+  mlc-jax correct crowd.csv --label=anna,ben,carla
+"""
+_PREDICT = """\
+Predicts the labels of new examples with what a run has learned.
+
+RUN is the directory of a run that has ended, such as all.mlc or all.mlc/round_2. NEW is a file like
+the one it was trained on, without labels. The table that is written has a row for each example: id,
+label, confidence, and the probability of each class.
+"""
+_SETTINGS = f"""\
+Prints settings, with their defaults and what they mean.
+
+WORD is part of a name or of a meaning (`mlc-jax settings drawn`), or a preset, whose page is
+printed: {", ".join(presets.names()[:6])},
+{", ".join(presets.names()[6:])}.
+"""
+_TRAIN = """\
+Trains from a config, as `python -m mlc_jax.main` does: --config=PRESET_OR_FILE --workdir=DIR.
+`mlc-jax train --help` lists all flags.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong as the rest of the project does."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}\n`{self.prog} --help` says what there is.", file=sys.stderr)
+        sys.exit(ExitCode.BAD_INPUT)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code.
+
+    Args:
+      arguments: without the program's name; by default those of this process.
+    """
+    arguments = sys.argv[1:] if arguments is None else [*arguments]
+    if arguments[:1] == ["train"]:
+        return _train(arguments[1:])
+    typed, rest = _parser().parse_known_args(arguments)
+    try:
+        code: int = typed.run(typed, rest, arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mlc-jax",
+        description="Finds wrong labels and corrects them, with few that somebody checked.",
+        epilog="`mlc-jax COMMAND --help` says more.",
+    )
+    parser.add_argument("--version", action="version", version=f"mlc-jax {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, run: Callable[..., int], text: str, end: str = "") -> _Parser:
+        command: _Parser = commands.add_parser(
+            name, help=text.splitlines()[0], description=text, epilog=end, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        command.set_defaults(run=run, parser=command)
+        return command
+
+    _add_correct(add("correct", _correct, _CORRECT, _CORRECT_END))
+    predict = add("predict", _predict, _PREDICT)
+    predict.add_argument("RUN", help="directory of a run")
+    predict.add_argument("NEW", help="file or directory of examples")
+    predict.add_argument("--output", default="", help="file to write; RUN/predictions/NEW.csv")
+    predict.add_argument("--batch_size", type=int, default=1000, help="examples at once")
+    predict.add_argument("--noprogress", action="store_true", help="draw no progress bar")
+    settings = add("settings", _settings, _SETTINGS)
+    settings.add_argument("WORD", nargs="?", default="", help="part of a name, or a preset")
+    add("train", _unreachable, _TRAIN)
+    return parser
+
+
+def _add_correct(parser: argparse.ArgumentParser) -> None:
+    # fmt: off
+    parser.add_argument("FILE", help="table, arrays, or directory of pictures")
+    columns = parser.add_argument_group("columns of a table")
+    columns.add_argument(
+        "--label",
+        metavar="NAME[,NAME...]",
+        default="",
+        help="labels as given, by one or several annotators; `label`, or `label_*`",
+    )
+    columns.add_argument(
+        "--checked",
+        metavar="NAME",
+        default="",
+        help="labels that somebody checked; `checked_label`",
+    )
+    columns.add_argument("--text", metavar="NAME", default="", help="texts; `text`")
+    columns.add_argument(
+        "--image", metavar="NAME", default="", help="paths of pictures; `path` or `image`"
+    )
+    columns.add_argument("--id", metavar="NAME", default="", help="names of rows; `id`")
+    files = parser.add_argument_group("further files")
+    files.add_argument(
+        "--checks",
+        metavar="FILE[,FILE...]",
+        default=None,
+        help="tables of labels that were checked later: id, checked_label",
+    )
+    files.add_argument(
+        "--votes",
+        metavar="FILE",
+        default=None,
+        help="a table of labels by many annotators: id, source, label",
+    )
+    files.add_argument(
+        "--encoder",
+        metavar="DIR_OR_NAME",
+        default=None,
+        help="of texts: a directory or a name on the Hugging Face hub; of pictures: "
+        "weights of a ResNet-50",
+    )
+    files.add_argument(
+        "--out",
+        metavar="DIR",
+        default="",
+        help="where to write; FILE.mlc, beside FILE, without its ending",
+    )
+    parser.add_argument("--noprogress", action="store_true", help="draw no progress bar")
+    # fmt: on
+
+
+def _correct(typed: argparse.Namespace, rest: Sequence[str], arguments: Sequence[str]) -> int:
+    from mlc_jax import command_line
+    from mlc_jax.commands import correct, overrides
+
+    options = correct.Options(
+        file=typed.FILE,
+        label=tuple(overrides.listed(typed.label)),
+        columns={"checked_label": typed.checked, "text": typed.text, "path": typed.image,
+                 "id": typed.id},
+        checks=typed.checks,
+        votes=typed.votes,
+        encoder=typed.encoder,
+        out=typed.out,
+        again=shlex.join(["mlc-jax", *arguments]),
+        progress=not typed.noprogress,
+    )  # fmt: skip
+
+    def run() -> int:
+        settings, unknown = overrides.split(rest)
+        if unknown:
+            typed.parser.error(f"unknown: {' '.join(unknown)}")
+        return correct.correct(options._replace(settings=tuple(settings)))
+
+    return command_line.guarded(run, correct.told(options))
+
+
+def _predict(typed: argparse.Namespace, rest: Sequence[str], _: Sequence[str]) -> int:
+    from mlc_jax import command_line
+    from mlc_jax.commands import predict
+
+    if rest:
+        typed.parser.error(f"unknown: {' '.join(rest)}")
+
+    def run() -> None:
+        predict.predict(
+            typed.RUN, typed.NEW, typed.output, batch_size=typed.batch_size,
+            progress=not typed.noprogress,
+        )  # fmt: skip
+
+    return command_line.guarded(run, lambda text: text.replace("workdir: ", "RUN: "))
+
+
+def _settings(typed: argparse.Namespace, rest: Sequence[str], _: Sequence[str]) -> int:
+    from mlc_jax import config
+
+    if rest:
+        typed.parser.error(f"unknown: {' '.join(rest)}")
+    text = (
+        presets.page(typed.WORD) if typed.WORD in presets.names() else config.describe(typed.WORD)
+    )
+    if not text:
+        typed.parser.error(f"{typed.WORD!r} is in no name and no meaning of a setting")
+    print(text)
+    return ExitCode.DONE
+
+
+def _train(arguments: Sequence[str]) -> int:
+    """`python -m mlc_jax.main`, which also takes presets by their names."""
+    from absl import flags
+
+    from mlc_jax import command_line
+    from mlc_jax import main as program
+
+    if {"-h", "--help", "-help"} & {*arguments}:
+        print(f"{program.__doc__}\n{flags.FLAGS.module_help(program)}")
+        return ExitCode.DONE
+    sys.argv = [sys.argv[0], *map(_with_preset, _joined(arguments))]
+    command_line.run(program.main, required=["config", "workdir"])
+    raise AssertionError("absl ends the process")
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """`--config NAME` as `--config=NAME`."""
+    text = [*arguments]
+    for place in [i for i, x in enumerate(text[:-1]) if x == "--config"]:
+        text[place : place + 2] = [f"--config={text[place + 1]}"]
+    return text
+
+
+def _with_preset(argument: str) -> str:
+    """Of --config: a preset's name means its file."""
+    flag, _, value = argument.partition("=")
+    name, colon, kind = value.partition(":")
+    if flag != "--config" or name not in presets.names():
+        return argument
+    return f"--config={presets.path(name)}{colon}{kind}"
+
+
+def _unreachable(*_: object) -> int:
+    raise AssertionError("`train` has flags of its own")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

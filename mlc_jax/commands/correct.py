@@ -1,0 +1,255 @@
+"""`mlc-jax correct FILE`: finds out what a file is, and corrects its labels round by round."""
+
+import importlib
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from mlc_jax import config as settings_
+from mlc_jax import paths
+from mlc_jax.commands import kinds, overrides
+from mlc_jax.errors import ExitCode, InputError
+from mlc_jax.files.tables import ENDINGS, Table
+from mlc_jax.report.steps import shown_path
+
+if TYPE_CHECKING:
+    from mlc_jax.commands import rounds
+    from mlc_jax.files.own import LabelledFile
+
+# What settings are called on this command line.
+WORDS = {
+    "dataset.data": "FILE",
+    "dataset.checked": "--checks",
+    "dataset.label_columns": "--label",
+    "dataset.votes": "--votes",
+    "model.bert.checkpoint": "--encoder",
+    "model.resnet50.checkpoint": "--encoder",
+}
+_FIRST = """\
+No label of {file} is checked, so nothing tells which of them are wrong. Nothing was trained.
+
+{number} rows, drawn at random, are in {to_check}. Fill in checked_label: what the label
+should be, where the given one is right, too. Leave out what you cannot tell. Save the file where it
+lies, as CSV, and give the same command again:
+
+  {again}
+"""
+
+
+class Options(NamedTuple):
+    """What was typed.
+
+    Attributes:
+      file: of the labels.
+      label: columns of labels; none is `label`, or all `label_*`.
+      columns: what the file calls its other columns, by our names.
+      checks: files of labels that were checked later.
+      votes: a file of labels by source.
+      encoder: of texts or pictures.
+      out: directory; "" is beside the file.
+      settings: further ones, `dataset.drawn=random`.
+      again: the whole command.
+      progress: whether to draw a progress bar.
+    """
+
+    file: str
+    label: tuple[str, ...] = ()
+    columns: dict[str, str] = {}  # noqa: RUF012
+    checks: str | None = None
+    votes: str | None = None
+    encoder: str | None = None
+    out: str = ""
+    settings: tuple[str, ...] = ()
+    again: str = ""
+    progress: bool = True
+
+
+def told(options: Options) -> Callable[[str], str]:
+    """Messages -> the same in the words of the command line."""
+    whole = _whole(options.file)
+
+    def tell(text: str) -> str:
+        text = text.replace(whole, options.file).replace("--workdir", "--out")
+        return overrides.told(text.replace("another workdir", "another --out"), WORDS)
+
+    return tell
+
+
+def correct(options: Options) -> int:
+    """Trains the round that is due, and says what comes next.
+
+    Returns:
+      An exit code: BAD_INPUT where nothing was trained, since nothing is checked.
+
+    Raises:
+      InputError: a bad file or setting; nothing was started.
+      all that `train.train_and_evaluate` raises.
+    """
+    config, kind = create_config(options)
+    out = out_of(options)
+    from mlc_jax.commands import rounds  # Which may import JAX.
+
+    file = _labels_of(kind, config, options)
+    done = rounds.Rounds(out)
+    new = done.take_up(file)
+    if new:
+        logging.info("Answers taken up: %d; %s has them all.", new,
+                     shown_path(out / rounds.ANSWERS_FILE))  # fmt: skip
+    number, checks = done.newest, overrides.listed(config.dataset.checked)
+    if number == 0 and not (rounds.is_checked(file) or checks or done.answers()):
+        return _start(done, file, kind, config, options)
+    if number and not done.has_ended(number):
+        logging.info("Round %d goes on.", number)
+    elif number and done.is_known(number, file, checks):
+        logging.info("Round %d has ended, and no check is new.", number)
+    else:
+        number += 1
+        done.begin(number, file, checks)
+        if number > 1:
+            logging.info("Round %d, in %s.", number, shown_path(done.directory(number)))
+    used = done.directory(number) / rounds.USED_FILE
+    checks = [*checks, str(used)] if used.exists() else checks
+    config.dataset.checked = ",".join(checks) or None
+    return _train(config, done.directory(number), options)
+
+
+def create_config(options: Options) -> tuple[ConfigDict, str]:
+    """The config of a file, and what kind of file it is.
+
+    Raises:
+      InputError: no such file, a column that it does not have, or a setting that is wrong.
+    """
+    named = {ours: theirs for ours, theirs in options.columns.items() if theirs}
+    if len(options.label) == 1:
+        named["label"] = options.label[0]
+    kind, columns = _kind(options, named)
+    module = importlib.import_module(f"mlc_jax.presets.{kind}")
+    config = module.get_config("small") if _is_small(kind, options) else module.get_config()
+    c = config.dataset
+    c.data = _whole(options.file)
+    c.columns = ",".join(f"{ours}={theirs}" for ours, theirs in columns.items()) or None
+    c.label_columns = ",".join(options.label) if len(options.label) > 1 else None
+    c.votes, c.checked = options.votes, options.checks
+    if options.encoder is not None:
+        if kind == "text":
+            config.model.bert.checkpoint = options.encoder
+        elif kind == "image_folder":
+            config.model.resnet50.checkpoint = options.encoder
+        else:
+            raise InputError(
+                f"--encoder: got {options.encoder!r}, expected none with {options.file!r}: it is "
+                "for texts and pictures"
+            )
+    config = overrides.applied(config, options.settings)
+    settings_.validate(config)
+    return config, kind
+
+
+def out_of(options: Options) -> epath.Path:
+    """The directory that the rounds are in."""
+    if options.out:
+        out = paths.absolute(options.out, "--out")
+    else:
+        whole = _whole(options.file).rstrip("/")
+        out = epath.Path(os.path.splitext(whole)[0] + ".mlc")
+    if "," in str(out):
+        raise InputError(f"--out: got {str(out)!r}, expected a path without a comma")
+    return out
+
+
+def _kind(options: Options, named: dict[str, str]) -> tuple[str, dict[str, str]]:
+    """What the file is, and what it calls its columns."""
+    for ours, theirs in named.items():
+        if "," in theirs or "=" in theirs:
+            raise InputError(
+                f"--{kinds.option(ours)}: got {theirs!r}, expected a name without , and ="
+            )
+    kind = kinds.kind_of(_whole(options.file), named)
+    if pathlib.Path(options.file).suffix.lower() in ENDINGS:
+        kinds.check_labels(_whole(options.file), named, options.label, bool(options.votes))
+    chosen = [x.partition("=")[2] for x in options.settings if x.startswith("dataset.name=")]
+    if chosen and chosen[-1] in settings_.OWN_FILES:
+        return chosen[-1], kind.columns if chosen[-1] == kind.name else named
+    return kind.name, {ours: theirs for ours, theirs in kind.columns.items() if ours != theirs}
+
+
+def _is_small(kind: str, options: Options) -> bool:
+    """Whether pictures are learned by a small network, for want of a pretrained one."""
+    return kind == "image_folder" and options.encoder is None
+
+
+def _labels_of(kind: str, config: ConfigDict, options: Options) -> "LabelledFile":
+    from mlc_jax.files import arrays, image_folder
+    from mlc_jax.files.label_columns import Said, read_labels
+
+    names = settings_.column_names(config.dataset.columns)
+    said = Said(
+        options.label if len(options.label) > 1 else (), options.votes, tuple(names.items())
+    )
+    path = config.dataset.data
+    if kind == "arrays":
+        return arrays.read_labels(path, said)
+    if kind == "image_folder":
+        return image_folder.read_labels(path, said)
+    return read_labels(said.table(kinds.FIELD, path), said)
+
+
+def _start(
+    done: "rounds.Rounds", file: "LabelledFile", kind: str, config: ConfigDict, options: Options
+) -> int:
+    """Rows to check first of all."""
+    from mlc_jax.commands import rounds
+    from mlc_jax.report import to_check
+
+    place = done.out / to_check.FILE
+    if not place.exists():
+        done.out.mkdir(parents=True, exist_ok=True)
+        paths.write(place, rounds.first_to_check(file, lambda rows: _show(kind, config, rows)))
+    number = sum(1 for _ in Table("--out", str(place)).rows(["id"]))
+    print(
+        _FIRST.format(
+            file=options.file, number=number, to_check=shown_path(place), again=options.again
+        ),
+        end="",
+    )
+    return ExitCode.BAD_INPUT
+
+
+def _show(kind: str, config: ConfigDict, rows: Sequence[int]) -> list[str] | None:
+    """What a reader sees of rows of a table; of others their ids say it."""
+    from mlc_jax.files.label_columns import NAMES, WRITTEN
+
+    c, names = config.dataset, settings_.column_names(config.dataset.columns)
+    if not c.data.endswith(ENDINGS):
+        return None
+    written = (fields for fields, _ in Table(kinds.FIELD, c.data).as_written() if fields)
+    header = next(written)
+    hidden = {*NAMES, *WRITTEN, *names.values(), *(c.label_columns or "").split(",")} - {"text"}
+    shown = {"text": [names.get("text", "text")], "image_folder": [names.get("path", "path")]}.get(
+        kind, [x for x in header if x not in hidden]
+    )
+    places = [header.index(name) for name in shown]
+    wanted = {row: fields for row, fields in enumerate(written) if row in {*rows}}
+    if len(shown) == 1:
+        return [wanted[row][places[0]] for row in rows]
+    return [", ".join(f"{header[i]}={wanted[row][i]}" for i in places) for row in rows]
+
+
+def _train(config: ConfigDict, directory: epath.Path, options: Options) -> int:
+    from mlc_jax.commands import train
+
+    results = train.train_and_evaluate(
+        config, str(directory), show_progress=options.progress, again=options.again
+    )
+    print(results["table"])
+    return ExitCode.DONE
+
+
+def _whole(path: str) -> str:
+    """A path that does not depend on the current directory."""
+    return path if paths.is_remote(path) else os.path.abspath(os.path.expanduser(path))

@@ -1,0 +1,142 @@
+"""`mlc-jax predict RUN NEW`: labels of new examples, by what a run has learned.
+
+The run is one that has ended; nothing of its training data is needed. NEW is like the run's own
+files, without labels: an .npz or .npy of inputs, a .csv, .jsonl or .parquet with the columns of the
+features, or with the texts, and maybe an `id`; or a directory of pictures, or a table with their
+`path`. Of all but an .npz, a part is in memory at a time. The output has a row for each example:
+id, label, confidence, and the probability of each class. All three may be in a bucket
+(gs://BUCKET/NAME).
+"""
+
+import contextlib
+import csv
+import json
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from etils import epath
+
+from mlc_jax import paths
+from mlc_jax.config import column_names
+from mlc_jax.errors import InputError
+from mlc_jax.report.steps import shown_path
+
+if TYPE_CHECKING:
+    from mlc_jax.api import Result
+    from mlc_jax.commands.new_examples import Opened
+
+_CONFIG_FILE, _ENDED = "config.json", ("config.json", "dataset.json", "results.json")
+
+
+def predict(
+    run: str, new: str, output: str = "", *, batch_size: int = 1000, progress: bool = True
+) -> None:
+    """Writes a table of predictions.
+
+    Args:
+      run: directory of a run that has ended.
+      new: file or directory of examples.
+      output: CSV file to write; "" is `RUN/predictions/NEW.csv`.
+      batch_size: examples at once, over all devices.
+      progress: whether to draw a progress bar.
+
+    Raises:
+      InputError: a bad file or run; nothing was written.
+    """
+    if batch_size < 1:
+        raise InputError(f"--batch_size: got {batch_size}, expected at least 1")
+    examples = paths.local(new, "NEW")
+    if not examples.exists():
+        raise InputError(f"NEW: no file {new!r}; expected one of examples")
+    place = paths.absolute(output, "--output") if output else None
+    if place is not None and not paths.is_remote(place):
+        _check_place(pathlib.Path(place), examples)
+    names = _names(paths.absolute(run, "RUN"), run)
+    place = place or _beside(run, examples)
+    from mlc_jax import api
+    from mlc_jax.commands.new_examples import open_examples
+
+    result = api.load(run)
+    opened = open_examples(result, str(examples), names)
+    with _written_whole(place) as whole, whole.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        _write(result, opened, table, batch_size=batch_size, progress=progress)
+    print(f"{opened.size} predictions in {shown_path(place)}")
+
+
+def _names(path: epath.Path, run: str) -> dict[str, str]:
+    """What the run's files call their columns, by our names.
+
+    Raises:
+      InputError: it is no run that has ended.
+    """
+    for name in _ENDED:
+        if not (path / name).exists():
+            raise InputError(
+                f"RUN: no finished run in {run!r}, which lacks {name}; expected the directory of "
+                "a run that has ended (run an older one's command again to bring it up to date)"
+            )
+    try:
+        described = json.loads((path / _CONFIG_FILE).read_text())
+        return column_names(described.get("dataset", {}).get("columns"))
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"RUN: {str(path / _CONFIG_FILE)!r} cannot be read ({error})") from error
+
+
+def _beside(run: str, examples: pathlib.Path) -> epath.Path:
+    """Where predictions go if nothing is said."""
+    directory = paths.absolute(run, "RUN") / "predictions"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory / f"{examples.stem}.csv"
+
+
+def _check_place(output: pathlib.Path, examples: pathlib.Path) -> None:
+    """Raises InputError unless writing `output` loses nothing but predictions of before."""
+    if not output.parent.is_dir():
+        raise InputError(
+            f"--output: no directory {str(output.parent)!r}; expected one to write {output.name} to"
+        )
+    if output.exists() and not output.is_file():
+        raise InputError(
+            f"--output: {str(output)!r} is a directory or a device; expected a file to write"
+        )
+    if output.exists() and output.samefile(examples):
+        raise InputError(f"--output: {str(output)!r} is NEW; expected another file")
+
+
+@contextlib.contextmanager
+def _written_whole(output: epath.Path) -> Iterator[pathlib.Path]:
+    """A file of this machine that becomes `output` at the end."""
+    if paths.is_remote(output):
+        with tempfile.TemporaryDirectory() as directory:
+            place = pathlib.Path(directory) / output.name
+            yield place
+            paths.write(output, place.read_bytes())
+        return
+    # A directory of its own: whatever else is called OUT.partial is somebody's.
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as directory:
+        place = pathlib.Path(directory) / output.name
+        yield place
+        place.replace(output)
+
+
+def _write(
+    result: "Result", opened: "Opened", table: Any, *, batch_size: int, progress: bool
+) -> None:
+    from tqdm import tqdm
+
+    from mlc_jax.files.label_columns import for_spreadsheet
+
+    names = [for_spreadsheet(str(name)) for name in result.classes]
+    table.writerow(["id", "label", "confidence", *(f"p_{name}" for name in result.classes)])
+    with tqdm(total=opened.size, unit=" examples", disable=not progress) as bar:
+        for ids, source in opened.chunks:
+            probs = result.predict_source(source, batch_size=batch_size)
+            best = probs.argmax(axis=1)
+            table.writerows(
+                [for_spreadsheet(name), names[i], f"{row[i]:.6f}", *(f"{p:.6f}" for p in row)]
+                for name, i, row in zip(ids, best.tolist(), probs.tolist(), strict=True)
+            )
+            bar.update(len(ids))

@@ -1,0 +1,20 @@
+"""Configs that are installed, one for each dataset; each overrides `mlc_jax.config`."""
+
+import importlib
+import pathlib
+import pkgutil
+
+
+def names() -> list[str]:
+    """Of all presets, in order."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def path(name: str) -> pathlib.Path:
+    """The file of a preset."""
+    return pathlib.Path(__file__).with_name(f"{name}.py")
+
+
+def page(name: str) -> str:
+    """What a preset says of itself: its docstring."""
+    return (importlib.import_module(f"{__name__}.{name}").__doc__ or "").strip()

@@ -1,0 +1,34 @@
+"""scikit-learn's digits (1,797 real 8x8 images inside the package): the demo.
+
+    mlc-jax train --config=digits --workdir=DIR
+
+FLIP 0.4 with five clean labels per class. 4 to 8 seconds on two CPU cores, compilation included;
+test accuracy 0.944 +- 0.017 (5 seeds), beside 0.624 for cross-entropy on everything and 0.831 for
+the clean labels alone: docs/results/digits.md.
+"""
+
+from ml_collections import ConfigDict
+
+from mlc_jax.config import get_config as defaults
+
+
+def get_config() -> ConfigDict:
+    config = defaults()
+    config.dataset.name = "digits"
+    config.dataset.clean_per_class = 5
+    config.dataset.augment = False
+    config.noise.type = "flip"
+    config.model.name = "mlp"
+    config.main_optimizer.weight_decay = 0.0
+    config.main_optimizer.schedule = "constant"
+    # A run of 780 steps is too short for the paper's rate of 3e-4, and 3e-3 is unsteady; the size
+    # of the LCN and AMSGrad matter little at 1e-3 (docs/results/digits.md).
+    config.lcn.hidden_size = 64
+    config.lcn.embedding_size = 64
+    config.meta_optimizer.name = "adam"
+    config.meta_optimizer.learning_rate = 1e-3
+    config.mlnt.num_synthetic = 2  # For time's sake: ten look-aheads a step are most of a sweep.
+    config.num_epochs = 60
+    config.clean_batch_size = 50
+    config.eval_every_epochs = 5
+    return config

@@ -1,0 +1,44 @@
+"""Where a person goes from a finished run: files to open, commands to give."""
+
+import os
+from typing import NamedTuple
+
+from etils import epath
+
+from mlc_jax import paths
+
+
+class Steps(NamedTuple):
+    """What comes next, as it is typed.
+
+    Attributes:
+      report, labels: files to open.
+      to_check: the file to fill in; "" where nothing is to be checked.
+      again: the command that trains the next round; "" where it is not known.
+      predict: the command that predicts new examples, with NEW in place of their file.
+    """
+
+    report: str
+    labels: str
+    to_check: str
+    again: str
+    predict: str
+
+    def text(self) -> str:
+        """The last lines in the terminal."""
+        lines = [f"Report: {self.report}", f"Labels: {self.labels}"]
+        if self.to_check and self.again:
+            lines += [f"Next: fill in checked_label in {self.to_check}, as far as you like, then",
+                      f"  {self.again}"]  # fmt: skip
+        else:
+            lines += ["New examples:", f"  {self.predict}"]
+        return "\n".join(lines)
+
+
+def shown_path(path: epath.PathLike) -> str:
+    """As short as it can be typed from here."""
+    text = os.fspath(path)
+    if paths.is_remote(text):
+        return text
+    relative = os.path.relpath(text)
+    return text if relative.startswith(os.pardir) else relative

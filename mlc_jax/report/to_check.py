@@ -1,0 +1,57 @@
+"""`to_check.csv`: rows for a person to look at, with a column to fill in."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from mlc_jax.files.label_columns import random_order
+
+FILE = "to_check.csv"
+NUM_FIRST = 60  # Rows where none is checked yet.
+NUM_RANDOM, NUM_UNCERTAIN = 30, 70  # Rows of a run.
+UNCERTAIN = "uncertain"  # Why a row is there, if it was not drawn at random.
+
+
+def drawn_at_random(ids: np.ndarray, number: int) -> np.ndarray:
+    """Positions of rows that judge: the next ones of one order of all rows, by their ids.
+
+    So over several rounds they are one random sample; see `random_order`.
+    """
+    return np.argsort(random_order(ids), kind="stable")[:number]
+
+
+def table(shown: Mapping[str, Sequence[Any]], why: Sequence[str]) -> bytes:
+    """The file, CSV.
+
+    Args:
+      shown: columns of what a reader sees of each row, `id` among them.
+      why: of each row: `random`, or another reason.
+    """
+    return csv_of({**shown, "why": why, "checked_label": [""] * len(why)})
+
+
+def is_filled_in(file: epath.Path) -> bool:
+    """Whether somebody has begun to fill in a `to_check.csv`: then it is theirs.
+
+    So is one that a program has saved in another form than it was written in.
+    """
+    if not file.exists():
+        return False
+    text = io.StringIO(file.read_bytes().decode("utf-8-sig", "replace"), newline="")
+    rows = csv.DictReader(text)
+    if "checked_label" not in (rows.fieldnames or ()):
+        return True
+    return any((row["checked_label"] or "").strip() for row in rows)
+
+
+def csv_of(columns: Mapping[str, Sequence[Any]]) -> bytes:
+    """Columns of one length as CSV."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(columns)
+    rows.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue().encode()
