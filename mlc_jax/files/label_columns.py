@@ -15,13 +15,25 @@ from mlc_jax.data.source import UNKNOWN, Source
 from mlc_jax.errors import InputError
 from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, Checks, LabelledFile, Labels
 from mlc_jax.files.tables import Table
+from mlc_jax.files.values.names import MAX_LENGTH
 
 # Beside the labels. All other columns are inputs, or nobody's business.
 OPTIONAL = ("checked_label", "given_label", "id", "split", "drawn")
 NAMES = ("label", *OPTIONAL)
 _ONE_EACH = "label_"  # Of columns of labels, one for each source, where there is no `label`.
-# What we write beside a user's columns; it may come back.
-_WRITTEN = ("label_quality",)
+# What we write beside a user's columns; it may come back, and is no feature, and no label as given.
+WRITTEN = (
+    "corrected_label", "confidence", "label_quality", "is_label_issue", "predicted_label",
+    "given_label", "why", "drawn",
+)  # fmt: skip
+# In `checked_label` they say that nobody looked, unless they are a label as given.
+_NOBODY_LOOKED = ("-1", "-1.0")
+# So do these, most likely, which could be names of a class as well.
+_NO_CLASSES = frozenset({
+    "todo", "tbd", "?", "??", "-", "--", "na", "n/a", "nan", "none", "null", "<na>", "unknown",
+    "unchecked", "not checked", "x",
+})  # fmt: skip
+_ID_LENGTH = 1_000  # Characters.
 _ALIKE = 0.85  # Names; two letters of twelve that are swapped, left out or more.
 
 # A spreadsheet runs a value that begins with one of these; files for people have a ' before it.
@@ -76,14 +88,16 @@ class LabelColumns:
         Raises:
           InputError: the split is none.
         """
+        values = ["" if x is not None and x.isspace() else x for x in values]
         labels, rest = values[: len(self.required)], values[len(self.required) :]
         checked, given, identifier, split, drawn = rest
+        self._check_lengths(line, [*labels, checked, given], identifier)
         if split is not None and split not in SPLITS:
             self._table.fail(f"split is {split!r}, expected {SPLIT_NAMES}", line)
         if drawn and drawn not in DRAWN:
             self._table.fail(f"drawn is {drawn!r}, expected {', '.join(DRAWN)} or nothing", line)
         for column, label in zip(self._labels, labels, strict=True):
-            column.append("" if label is None or label.isspace() else label)
+            column.append(label or "")
         for column, value in (
             (self._checked, checked), (self._given, given),
             (self._split, split), (self._drawn, drawn),
@@ -91,6 +105,15 @@ class LabelColumns:
             column.append(value)
         self._ids.append(identifier)
         self._lines.append(line)
+
+    def _check_lengths(
+        self, line: int, labels: Sequence[str | None], identifier: str | None
+    ) -> None:
+        limits = [("label", x or "", MAX_LENGTH) for x in labels]
+        for name, text, limit in (*limits, ("id", identifier or "", _ID_LENGTH)):
+            if len(text) > limit:
+                size = f"{len(text):,} characters, {text[:20]!r}..."
+                self._table.fail(f"{name} has {size}; expected {limit:,} at most", line)
 
     def finish(self, create_source: Callable[[np.ndarray | None], Source]) -> LabelledFile:
         """The file, once all rows are in.
@@ -116,7 +139,7 @@ class LabelColumns:
             labels=_first_said(said, len(lines)),
             votes=_together(said) if several else None,
             source_names=tuple(names) if several else (),
-            checked=self._checked.labels(),
+            checked=self._only_labels(self._checked.labels(), columns),
             given=self._given.labels(),
             split=self._split.labels(),
             drawn=self._drawn.labels(),
@@ -125,11 +148,28 @@ class LabelColumns:
             create_source=lambda: create_source(ids),
         )
 
+    def _only_labels(
+        self, checked: Labels | None, given: Sequence[Labels | None]
+    ) -> Labels | None:
+        """Checked labels without what says that nobody looked."""
+        if checked is None:
+            return None
+        known = {name for column in given if column is not None for name in column.names}
+        for number, name in enumerate(checked.names):
+            if name.casefold().strip() in _NO_CLASSES and name not in known:
+                row = int((checked.numbers == number).argmax())
+                self._table.fail(
+                    f"checked_label is {name!r}, which no row was given; leave it empty where "
+                    "nobody looked",
+                    self._lines[row],
+                )
+        return checked if known & {*_NOBODY_LOOKED} else checked.without(_NOBODY_LOOKED)
+
     def _checked_ids(self) -> np.ndarray | None:
         """Ids `[N]`, each of which is there and there once; None without such a column."""
         if all(x is None for x in self._ids):
             return None
-        array = np.array([x or "" for x in self._ids])
+        array = np.array([x or "" for x in self._ids])  # `_ID_LENGTH` bounds its width.
         _, first, places = np.unique(array, return_index=True, return_inverse=True)
         earlier = first[places]  # Of each row the first with its id.
         for row in np.flatnonzero((array == "") | (earlier != np.arange(len(array))))[:1]:
@@ -176,7 +216,7 @@ def _sources(table: Table, said: Said) -> list[str]:
     there = table.columns()
     if "label" in there:
         return ["label"]
-    found = [x for x in there if x.startswith(_ONE_EACH) and x not in _WRITTEN]
+    found = [x for x in there if x.startswith(_ONE_EACH) and x not in WRITTEN]
     if found and not said.votes:
         logging.info("Labels as given, one column for each source: %s.", ", ".join(found))
         return found

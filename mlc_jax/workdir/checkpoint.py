@@ -28,6 +28,7 @@ CHECKSUMS = "checksums"  # Their place in what is saved of the progress.
 
 # Settings that a run may change when it goes on: they do not touch what is learned.
 FREE_FIELDS = frozenset({
+    "dataset.benchmark",  # What it makes of the data their fingerprint says.
     "dataset.data_dir",
     "dataset.download",
     "dataset.max_cached_gb",
