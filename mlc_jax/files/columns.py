@@ -335,9 +335,7 @@ class Survey:
         self._check_far(fail, rows, there)
         median = float(np.median(there))
         offset = _offset(there, median)
-        return Column(
-            self.name, None, median - offset, bool(missing.any()), self.form, offset
-        )
+        return Column(self.name, None, median - offset, bool(missing.any()), self.form, offset)
 
     def _of_lists(self, fail: Fail) -> Column:
         missing = np.flatnonzero(np.isnan(self.numbers))

@@ -148,9 +148,7 @@ class LabelColumns:
             create_source=lambda: create_source(ids),
         )
 
-    def _only_labels(
-        self, checked: Labels | None, given: Sequence[Labels | None]
-    ) -> Labels | None:
+    def _only_labels(self, checked: Labels | None, given: Sequence[Labels | None]) -> Labels | None:
         """Checked labels without what says that nobody looked."""
         if checked is None:
             return None
