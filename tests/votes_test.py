@@ -142,7 +142,7 @@ def test_what_we_write_beside_a_label_is_no_source(wide):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"label_columns": "label_ann,label_ann"}, r"label_columns: 'label_ann' is named twice"),
+        ({"label_columns": "label_ann,label_ann"}, r"label_columns: got 'label_ann,label_ann', exp"),
         ({"label_columns": "label_ann,nobody"}, r"has no column 'nobody'"),
         ({"label_columns": "label_ann,id"}, r"label_columns: 'id' holds no labels as given"),
     ],

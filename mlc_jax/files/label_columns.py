@@ -20,19 +20,12 @@ from mlc_jax.files.values.names import MAX_LENGTH
 # Beside the labels. All other columns are inputs, or nobody's business.
 OPTIONAL = ("checked_label", "given_label", "id", "split", "drawn")
 NAMES = ("label", *OPTIONAL)
-_ONE_EACH = "label_"  # Of columns of labels, one for each source, where there is no `label`.
+ONE_EACH = "label_"  # Of columns of labels, one for each source, where there is no `label`.
 # What we write beside a user's columns; it may come back, and is no feature, and no label as given.
 WRITTEN = (
     "corrected_label", "confidence", "label_quality", "is_label_issue", "predicted_label",
     "given_label", "why", "drawn",
 )  # fmt: skip
-# In `checked_label` they say that nobody looked, unless they are a label as given.
-_NOBODY_LOOKED = ("-1", "-1.0")
-# So do these, most likely, which could be names of a class as well.
-_NO_CLASSES = frozenset({
-    "todo", "tbd", "?", "??", "-", "--", "na", "n/a", "nan", "none", "null", "<na>", "unknown",
-    "unchecked", "not checked", "x",
-})  # fmt: skip
 _ID_LENGTH = 1_000  # Characters.
 _ALIKE = 0.85  # Names; two letters of twelve that are swapped, left out or more.
 
@@ -65,7 +58,7 @@ class LabelColumns:
       optional: further columns that the file may have.
 
     Raises:
-      InputError: a column that is named twice.
+      InputError: a column that is there under nearly the right name, or holds no labels.
     """
 
     def __init__(self, table: Table, said: Said = Said()):  # noqa: B008
@@ -139,7 +132,7 @@ class LabelColumns:
             labels=_first_said(said, len(lines)),
             votes=_together(said) if several else None,
             source_names=tuple(names) if several else (),
-            checked=self._only_labels(self._checked.labels(), columns),
+            checked=self._checked.labels(),
             given=self._given.labels(),
             split=self._split.labels(),
             drawn=self._drawn.labels(),
@@ -147,21 +140,6 @@ class LabelColumns:
             name_row=lambda row: table.place(lines[row]),
             create_source=lambda: create_source(ids),
         )
-
-    def _only_labels(self, checked: Labels | None, given: Sequence[Labels | None]) -> Labels | None:
-        """Checked labels without what says that nobody looked."""
-        if checked is None:
-            return None
-        known = {name for column in given if column is not None for name in column.names}
-        for number, name in enumerate(checked.names):
-            if name.casefold().strip() in _NO_CLASSES and name not in known:
-                row = int((checked.numbers == number).argmax())
-                self._table.fail(
-                    f"checked_label is {name!r}, which no row was given; leave it empty where "
-                    "nobody looked",
-                    self._lines[row],
-                )
-        return checked if known & {*_NOBODY_LOOKED} else checked.without(_NOBODY_LOOKED)
 
     def _checked_ids(self) -> np.ndarray | None:
         """Ids `[N]`, each of which is there and there once; None without such a column."""
@@ -201,10 +179,6 @@ def _check_near_misses(table: Table) -> None:
 def _sources(table: Table, said: Said) -> list[str]:
     """Names of the columns of labels."""
     for name in said.columns:
-        if said.columns.count(name) > 1:
-            raise InputError(
-                f"{FIELD}label_columns: {name!r} is named twice; expected each source once"
-            )
         if name in OPTIONAL:
             raise InputError(
                 f"{FIELD}label_columns: {name!r} holds no labels as given; expected columns of them"
@@ -214,7 +188,7 @@ def _sources(table: Table, said: Said) -> list[str]:
     there = table.columns()
     if "label" in there:
         return ["label"]
-    found = [x for x in there if x.startswith(_ONE_EACH) and x not in WRITTEN]
+    found = [x for x in there if x.startswith(ONE_EACH) and x not in WRITTEN]
     if found and not said.votes:
         logging.info("Labels as given, one column for each source: %s.", ", ".join(found))
         return found

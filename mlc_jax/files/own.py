@@ -23,6 +23,14 @@ FIELD = "config.dataset."  # Of the settings that name files.
 SPLITS = ("", "train", "test", "validation")  # What a row may say of itself.
 SPLIT_NAMES = "train, test, validation or nothing"
 
+# In `checked_label` they say that nobody looked, unless they are a label as given.
+_NOBODY_LOOKED = ("-1", "-1.0")
+# So do these, most likely, which could be names of a class as well.
+_NO_CLASSES = frozenset({
+    "todo", "tbd", "?", "??", "-", "--", "na", "n/a", "nan", "none", "null", "<na>", "unknown",
+    "unchecked", "not checked", "x",
+})  # fmt: skip
+
 
 class Labels(NamedTuple):
     """A label for each row, or none.
@@ -81,6 +89,21 @@ class LabelledFile:
     drawn: Labels | None = None
     votes: Labels | None = None
     source_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Takes out of `checked` what says that nobody looked."""
+        if self.checked is None:
+            return
+        given = {*self.labels.names, *(self.votes.names if self.votes else ())}
+        for number, name in enumerate(self.checked.names):
+            if name.casefold().strip() in _NO_CLASSES and name not in given:
+                row = int((self.checked.numbers == number).argmax())
+                self.fail(
+                    f"{self.name_row(row)}: checked_label is {name!r}, which no row was given; "
+                    "leave it empty where nobody looked"
+                )
+        if not given & {*_NOBODY_LOOKED}:
+            object.__setattr__(self, "checked", self.checked.without(_NOBODY_LOOKED))
 
     def rows_of(self, split: str) -> np.ndarray:
         """`[N]` bool, the rows that say they are of `split`."""
@@ -395,7 +418,8 @@ def _check_benchmark(file: LabelledFile, checks: Checks | None, *, benchmark: bo
         )
     if benchmark or has_checks:
         return
-    missing = "no column checked_label" if file.checked is None else "nothing in checked_label"
+    column = "checked_labels" if file.path.endswith((".npz", ".npy")) else "checked_label"
+    missing = f"{'no' if file.checked is None else 'nothing in'} {column}"
     raise NothingChecked(
         f"{file.field}: {file.path!r} has {missing}, so nobody knows how right its labels are; "
         "expected the right label of some rows there, and nothing in all others (60 rows drawn at "

@@ -14,7 +14,7 @@ from mlc_jax.data.source import ArraySource, Source
 from mlc_jax.errors import InputError
 from mlc_jax.files.arrays import scale
 from mlc_jax.files.columns import Columns, Survey, is_constant, left_out, survey
-from mlc_jax.files.label_columns import NAMES, WRITTEN, LabelColumns, Said, read_checks
+from mlc_jax.files.label_columns import NAMES, ONE_EACH, WRITTEN, LabelColumns, Said, read_checks
 from mlc_jax.files.own import FIELD, LabelledFile, OwnData, combine
 from mlc_jax.files.tables import Table
 from mlc_jax.files.values.leaks import leak
@@ -174,6 +174,7 @@ def _by_name(names: Sequence[str]) -> dict[str, str]:
     """Columns that are no features, whatever they hold, and why."""
     left = {name: "row numbers" for name in names if _UNNAMED.fullmatch(name)}
     left |= {name: "written by a run" for name in names if name in WRITTEN}
+    left |= {name: "a label of somebody" for name in names if name.startswith(ONE_EACH)}
     tools = [name for name in names if name in _BOOKKEEPING]
     if len(tools) >= _MANY_OF_THEM:
         left |= dict.fromkeys(tools, "written by an annotation tool")
