@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from mlc_jax import build, config, description, paths
 from mlc_jax.benchmarks.datasets import image_options
-from mlc_jax.config.checks import whole
+from mlc_jax.config.checks import is_whole, whole
 from mlc_jax.core import TrainState
 from mlc_jax.data import UNKNOWN, Source, Subset
 from mlc_jax.data.dataset import Dataset
@@ -112,7 +112,10 @@ class Result:
         """The same for inputs as they are stored."""
         from mlc_jax.training import evaluate
 
+        expect(is_whole(batch_size) and batch_size > 0, "batch_size", batch_size, "1 or more")
         check_layout(source, self.example)
+        if not len(source):
+            return np.zeros((0, len(self.classes)), np.float32)
         subset = Subset.whole(source)
         labels = np.zeros(len(subset), np.int32)
         reader = evaluate.create_reader([subset], [labels], batch_size=batch_size)
@@ -196,6 +199,8 @@ def fit(
       Preempted: SIGTERM with a workdir; the same call goes on.
     """
     expect(isinstance(method, Method), "method", method, "such as mlc_jax.methods.mlc(...)")
+    for name in settings.keys() & {"noisy_batch_size"}:
+        expect(False, name, settings[name], "no such argument: it is batch_size")
     chosen = _settings(
         settings
         | {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -247,7 +248,8 @@ def _columns(field: str, values: Any, names: tuple[str, ...]) -> np.ndarray | No
 def as_labels(values: Any) -> np.ndarray:
     """Labels as text, "" where there is none, or as whole numbers, -1 where there is none."""
     if isinstance(values, np.ma.MaskedArray):
-        values = values.astype(object).filled(None)
+        mask, values = np.ma.getmaskarray(values), values.data.astype(object)
+        values[mask] = None
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -259,7 +261,9 @@ def as_labels(values: Any) -> np.ndarray:
     flat = array.astype(object).ravel()
     missing = np.array([_is_missing(x) for x in flat], bool)
     rest = flat[~missing].tolist()
-    if all(isinstance(x, (int, float, np.number)) and np.isfinite(x) and x == int(x) for x in rest):
+    if all(
+        isinstance(x, (int, float, np.number)) and math.isfinite(x) and x == int(x) for x in rest
+    ):
         large = [x for x in rest if not -(2**63) <= x < 2**63]
         expect(not large, "labels", large[:1], "whole numbers of 64 bits, or names")
         numbers = np.full(flat.shape, UNKNOWN, np.int64)

@@ -1,5 +1,6 @@
 """Own data in `.npz` and `.npy` files: inputs, labels as given, and labels that were checked."""
 
+import pathlib
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -103,6 +104,7 @@ def open_npy(field: str, path: str) -> np.ndarray:
     place = paths.local(path, field)
     if not place.is_file():
         raise InputError(f"{field}: no file {path!r}; expected an .npy file")
+    _check_start(field, path, place, b"\x93NUMPY")
     try:
         array: np.ndarray = np.load(place, mmap_mode="r", allow_pickle=False)
         return array
@@ -119,6 +121,7 @@ def read_npz(field: str, path: str) -> dict[str, np.ndarray]:
     place = paths.local(path, field)
     if not place.is_file():
         raise InputError(f"{field}: no file {path!r}; expected an .npz file")
+    _check_start(field, path, place, b"PK")
     try:
         # Opened here: np.load leaves a damaged file open.
         with place.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
@@ -129,6 +132,20 @@ def read_npz(field: str, path: str) -> dict[str, np.ndarray]:
             f"{field}: {path!r} is not a readable .npz ({error})"
             + (hint if "allow_pickle" in str(error) else "")
         ) from error
+
+
+def _check_start(field: str, path: str, place: pathlib.Path, start: bytes) -> None:
+    """Says that a file is of another kind; NumPy would speak of pickles."""
+    try:
+        with place.open("rb") as stream:
+            found = stream.read(len(start))
+    except OSError:
+        return  # Told by the reader.
+    if found and found != start:
+        raise InputError(
+            f"{field}: {path!r} is not a readable {place.suffix} (it begins with {found!r}); "
+            "expected what numpy.save or numpy.savez writes"
+        )
 
 
 def checked_inputs(field: str, path: str, key: str, inputs: np.ndarray) -> np.ndarray:
