@@ -2,14 +2,15 @@
 
 A newcomer adds a case by a line in one of the tables: own tables (`TABLES`), arrays in files
 (`ARRAYS`), arrays in Python (`FITS`), new rows (`NEW_ROWS`), directories (`DIRECTORIES`). These
-train nothing; the marked ones at the end start the real command. Letters are kinds: A what a person made
-is lost, B something is silently something else, C numbers, D bounds, E one line in time, F screens.
+train nothing; the marked ones at the end start the real command. Letters are kinds: A what somebody
+made is lost, B something is silently something else, C numbers, D bounds, E one line, F screens.
 """
 
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -24,6 +25,7 @@ from configs import arrays as arrays_config
 from configs import table as table_config
 from mlc_jax import config as settings
 from mlc_jax.benchmarks import datasets
+from mlc_jax.commands import train
 from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
 from mlc_jax.examples import create_dataset, create_source
@@ -520,6 +522,55 @@ def test_directories(tmp_path, files, problem):
         assert re.search(problem, _line(error.value)), str(error.value)
         assert not (tmp_path / ".lock").exists()
     assert all((tmp_path / name).read_bytes() == content for name, content in files.items())
+
+
+DAMAGED = ["", "{}", "[]", "null", '{"method', None]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, compilation_cache):
+    """A run on a table that has ended: its config and its workdir."""
+    directory = tmp_path_factory.mktemp("finished")
+    (directory / "all.csv").write_bytes(csv(table()))
+    config = table_config.get_config()
+    config.update_from_flattened_dict({
+        "dataset.data": str(directory / "all.csv"), "method": "cross_entropy", "num_steps": 8,
+        "model.mlp.hidden_sizes": (4,), "noisy_batch_size": 8, "clean_batch_size": 16,
+    })  # fmt: skip
+    train.train_and_evaluate(config, str(directory / "run"), show_progress=False)
+    return config, directory / "run"
+
+
+def test_a_damaged_description_is_mended(tmp_path, finished):
+    """The same command again: the run is there, and what says of what kind it is, was not."""
+    config, source = finished
+    want = mlc.load(source).soft_labels
+    whole = {name: (source / name).read_bytes() for name in ("config.json", "dataset.json")}
+    for number, content in enumerate(DAMAGED):
+        run = tmp_path / str(number)
+        shutil.copytree(source, run)
+        (run / "checkpoints" / "999999").mkdir()
+        (run / "checkpoints" / "999999" / "mine.txt").write_text("mine")
+        for name in whole:
+            (run / name).unlink()
+            if content is not None:
+                (run / name).write_text(content)
+        with pytest.raises(InputError) as error:
+            mlc.load(run)
+        assert re.search(r"damaged|cannot be read|lacks", _line(error.value))
+        if number in (0, len(DAMAGED) - 1):
+            train.train_and_evaluate(config, str(run), show_progress=False)
+            assert {name: (run / name).read_bytes() for name in whole} == whole
+            np.testing.assert_array_equal(mlc.load(run).soft_labels, want)
+        assert (run / "checkpoints" / "999999" / "mine.txt").read_text() == "mine"
+
+
+def test_cut_off_labels_of_a_run(tmp_path, finished):
+    run = tmp_path / "run"
+    shutil.copytree(finished[1], run)
+    (run / "corrected_labels.npz").write_bytes((run / "corrected_labels.npz").read_bytes()[:99])
+    with pytest.raises(InputError, match=r"corrected_labels\.npz' is not a readable \.npz"):
+        mlc.load(run)
 
 
 # One of each letter by the real command: that what is refused above is one line there, too.
