@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import io
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -21,9 +20,10 @@ from mlc_jax.core import TrainState
 from mlc_jax.data import UNKNOWN, Source
 from mlc_jax.data.dataset import Dataset
 from mlc_jax.encoders import encoding
-from mlc_jax.errors import InputError, expect
+from mlc_jax.errors import InputError, expect, shown
 from mlc_jax.examples import Examples, create_dataset, create_source, is_description
 from mlc_jax.files import image_folder
+from mlc_jax.files.arrays import read_npz
 from mlc_jax.files.columns import Columns
 from mlc_jax.files.frames import Frame
 from mlc_jax.files.table_files import TableSource
@@ -91,6 +91,8 @@ def fit(
     from mlc_jax.training.run import Settings
 
     expect(isinstance(method, Method), "method", method, "such as mlc_jax.methods.mlc(...)")
+    for name in settings.keys() & {"noisy_batch_size"}:
+        expect(False, name, settings[name], "no such argument: it is batch_size")
     chosen = _settings(
         settings
         | {
@@ -272,8 +274,7 @@ def load(
     bound = bind(method, sizes, prepare)
     step = figures["step"] if described.get("best") == "validation" else None
     state = _restored(bound, described, sizes, path, step)
-    with np.load(io.BytesIO((path / report.SOFT_LABELS_FILE).read_bytes())) as arrays:
-        stored_labels = {name: arrays[name] for name in arrays.files}
+    stored_labels = read_npz("workdir", str(path / report.SOFT_LABELS_FILE))
     classes = _classes(sizes["class_names"], names_labels=sizes["names_labels"])
     return Result(
         labels=classes[stored_labels["corrected_label"]],
@@ -389,7 +390,14 @@ def _read_json(path: epath.Path, name: str) -> dict[str, Any]:
             "of a run that has ended (run an older one's command again to bring it up to date)"
         )
     try:
-        content: dict[str, Any] = json.loads(file.read_text())
-        return content
-    except ValueError as error:
-        raise InputError(f"workdir: {str(file)!r} cannot be read ({error})") from error
+        content = json.loads(file.read_text())
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"workdir: {str(file)!r} cannot be read ({error}); the run's own command writes it anew"
+        ) from error
+    if not isinstance(content, dict) or not content:
+        raise InputError(
+            f"workdir: {str(file)!r} is damaged: it holds {shown(content, 20)}; the run's own "
+            "command writes it anew"
+        )
+    return content

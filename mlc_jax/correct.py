@@ -17,7 +17,7 @@ from mlc_jax.encoders import encoding
 from mlc_jax.errors import InputError, expect
 from mlc_jax.files import memory, table_files, text_files
 from mlc_jax.files.frames import Frame
-from mlc_jax.files.label_columns import Said
+from mlc_jax.files.label_columns import Said, check_near_misses
 from mlc_jax.files.own import OwnData
 from mlc_jax.result import Result
 
@@ -199,6 +199,10 @@ def _renamed(frame: Any, labels: Sequence[str], checked: str) -> dict[str, Any]:
     for name in labels:
         if name not in original.columns():
             original.fail(f"has no column {name!r}, only {original.columns()}")
+    if checked not in original.columns():
+        check_near_misses(original)
+        if checked != "checked_label":
+            original.fail(f"has no column {checked!r}, only {original.columns()}")
     new = {checked: "checked_label"} | ({labels[0]: "label"} if len(labels) == 1 else {})
     hidden = set(new.values()) - set(new)  # As in a file.
     there = [name for name in frame if str(name) not in hidden]

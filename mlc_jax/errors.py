@@ -72,7 +72,17 @@ def exit_code(error: BaseException) -> ExitCode:
     return next(codes, ExitCode.UNFORESEEN)
 
 
+def shown(value: Any, length: int = 200) -> str:
+    """A user's value in a message: all of it, or its beginning and its length."""
+    text = repr(value if not isinstance(value, str) else value[: 2 * length])
+    size = len(value) if isinstance(value, str) else len(text)
+    if max(size, len(text)) <= length:
+        return text
+    text = " ".join(text.split())  # Arrays have lines.
+    return f"{text[:length]}... ({size:,} characters)"
+
+
 def expect(ok: Any, name: str, value: Any, expected: str) -> None:
     """Raises InputError for the flag or field `name` unless `ok`."""
     if not ok:
-        raise InputError(f"{name}: got {value!r}, expected {expected}")
+        raise InputError(f"{name}: got {shown(value)}, expected {expected}")

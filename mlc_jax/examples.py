@@ -1,8 +1,10 @@
 """A user's examples: from arrays and labels as they are to sources and numbers."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ from mlc_jax.data.source import Layout, layout_of, num_examples, read_rows
 from mlc_jax.data.votes import prepared
 from mlc_jax.errors import InputError, expect
 from mlc_jax.files.own import how_drawn, missing_classes
+from mlc_jax.files.values.inputs import as_stored, check_far
 from mlc_jax.methods import Method
 
 
@@ -49,9 +52,9 @@ class Examples:
             values = getattr(self, name)
             if isinstance(values, dict):
                 expect(len(values) > 0, name, values, "at least one source")
-                lengths = {len(column) for column in values.values()}
+                lengths = {_length(name, column) for column in values.values()}
             else:
-                lengths = set() if values is None else {len(values)}
+                lengths = set() if values is None else {_length(name, values)}
             for length in sorted(lengths - {size}):
                 raise InputError(f"{name}: got {length} of them, expected {size}, one per row")
         expect(size > 0, "x", self.x, "at least one example")
@@ -62,26 +65,50 @@ class Examples:
                 return num_examples(self.x)
             except ValueError as error:
                 raise InputError(f"x: {error}") from error
-        return len(self.x)
+        return _length("x", self.x)
+
+
+def _length(field: str, values: Any) -> int:
+    try:
+        return len(values)
+    except TypeError:
+        raise InputError(
+            f"{field}: got {type(values).__name__}, expected an array or a list: its length must "
+            "be known"
+        ) from None
 
 
 def create_source(x: Any, ids: Any = None) -> Source:
-    """Arrays are gathered from memory; everything else is asked by `x[rows]`."""
+    """Arrays are gathered from memory; everything else is asked by `x[rows]`.
+
+    Raises:
+      InputError: they are no finite numbers.
+    """
     if hasattr(x, "to_numpy"):  # A table: x[rows] would be columns.
         x = x.to_numpy()
     if isinstance(x, list | tuple):
-        x = np.asarray(x)
+        try:
+            x = np.asarray(x)
+        except ValueError as error:
+            raise InputError(f"x: {error}; expected rows of equal length") from error
     leaves = jax.tree.leaves(x)
     in_memory = (np.ndarray, jax.Array)
     if all(isinstance(leaf, in_memory) and not isinstance(leaf, np.memmap) for leaf in leaves):
-        arrays = jax.tree.map(np.asarray, x)
+        arrays = jax.tree.map(np.asanyarray, x)  # Masks stay, to be refused.
         texts = any(array.dtype.kind in "OSU" for array in jax.tree.leaves(arrays))
         reader = "numbers; texts need fit(..., reader=mlc_jax.TextReader(...))"
         expect(not texts, "x", "texts", reader)
-        single = lambda a: a.astype(np.float32) if a.dtype == np.float64 else a  # noqa: E731
-        return ArraySource(jax.tree.map(single, arrays), ids)
+        return ArraySource(jax.tree_util.tree_map_with_path(_as_stored, arrays), ids)
     expect(hasattr(x, "__getitem__") and hasattr(x, "__len__"), "x", type(x), "x[rows] and len(x)")
     return IndexedSource(x, ids)
+
+
+def _as_stored(path: Any, array: np.ndarray) -> np.ndarray:
+    return as_stored(functools.partial(_fail_on_inputs, jax.tree_util.keystr(path)), array)
+
+
+def _fail_on_inputs(name: str, problem: str) -> NoReturn:
+    raise InputError(f"x{name}: {problem}")
 
 
 def create_dataset(
@@ -102,6 +129,8 @@ def create_dataset(
     present = {name: part for name, part in parts.items() if part is not None}
     names = _names(present)
     sources = {name: read(part.x, part.ids) for name, part in present.items()}
+    if isinstance(inputs := getattr(sources["noisy"], "inputs", None), np.ndarray):
+        check_far(functools.partial(_fail_on_inputs, " of noisy"), inputs)
     example = read_rows(sources["clean"], np.zeros(1, np.int64))
     prepare = prepare or prepare_for(example)
     num_classes = _num_classes(method, prepare, example)
@@ -217,20 +246,44 @@ def _columns(field: str, values: Any, names: tuple[str, ...]) -> np.ndarray | No
 
 def as_labels(values: Any) -> np.ndarray:
     """Labels as text, "" where there is none, or as whole numbers, -1 where there is none."""
-    array = np.asarray(values)
+    if isinstance(values, np.ma.MaskedArray):
+        mask, values = np.ma.getmaskarray(values), values.data.astype(object)
+        values[mask] = None
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise InputError(f"labels: {error}; expected one in each row") from error
+    is_label = array.dtype.kind not in "ScV"
+    expect(is_label, "labels", array.dtype, "whole numbers or texts; of bytes x.astype(str)")
     if array.dtype.kind not in "OfT":
         return array
     flat = array.astype(object).ravel()
-    missing = np.array([x is None or x != x or x == "" for x in flat], bool)
+    missing = np.array([_is_missing(x) for x in flat], bool)
     rest = flat[~missing].tolist()
-    if all(isinstance(x, (int, float, np.number)) and x == int(x) for x in rest):
+    if all(
+        isinstance(x, (int, float, np.number)) and math.isfinite(x) and x == int(x) for x in rest
+    ):
+        large = [x for x in rest if not -(2**63) <= x < 2**63]
+        expect(not large, "labels", large[:1], "whole numbers of 64 bits, or names")
         numbers = np.full(flat.shape, UNKNOWN, np.int64)
-        numbers[~missing] = rest
+        numbers[~missing] = [int(x) for x in rest]
         return numbers.reshape(array.shape)
+    kinds = {"texts" if isinstance(x, str) else "numbers" for x in rest}
+    bytes_there = any(isinstance(x, bytes) for x in rest)
+    expect(not bytes_there, "labels", "bytes", "texts: x.decode()")
+    expect(len(kinds) < 2, "labels", "texts and numbers", "one of them")
+    expect(kinds != {"numbers"}, "labels", rest[:1], "whole numbers or texts")
     if array.dtype.kind == "f":
         return array
     texts = np.array(["" if gone else str(x) for x, gone in zip(flat, missing, strict=True)])
     return texts.reshape(array.shape)
+
+
+def _is_missing(value: Any) -> bool:
+    try:
+        return value is None or bool(value != value) or value == ""
+    except TypeError:  # pandas.NA, of which nothing is true.
+        return True
 
 
 def _texts(numbers: np.ndarray) -> np.ndarray:
@@ -336,7 +389,7 @@ def _numbers(
     else:
         whole = np.issubdtype(array.dtype, np.integer)
         expect(whole, field, array.dtype, "whole numbers from 0, or names")
-        found = array.astype(np.int32)
+        found = np.clip(array, -2, num_classes).astype(np.int32)  # What is larger is bad below.
     bad = (found < (0 if known else UNKNOWN)) | (found >= num_classes)
     if bad.any():
         row = int(np.argwhere(bad)[0][0])

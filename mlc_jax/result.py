@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
+from mlc_jax.config.checks import is_whole
 from mlc_jax.core import TrainState
 from mlc_jax.data import Source, Subset
 from mlc_jax.data.prepare import Normalize
-from mlc_jax.errors import InputError
+from mlc_jax.errors import InputError, expect
 from mlc_jax.examples import check_layout, create_source, prepare_for
 from mlc_jax.files.columns import Columns
 from mlc_jax.methods import BoundMethod, Method
@@ -121,7 +122,10 @@ class Result:
         """The same for inputs as they are stored."""
         from mlc_jax.training import evaluate
 
+        expect(is_whole(batch_size) and batch_size > 0, "batch_size", batch_size, "1 or more")
         check_layout(source, self.sizes["example"])
+        if not len(source):
+            return np.zeros((0, len(self.classes)), np.float32)
         subset = Subset.whole(source)
         labels = np.zeros(len(subset), np.int32)
         reader = evaluate.create_reader([subset], [labels], batch_size=batch_size)

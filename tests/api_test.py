@@ -280,7 +280,7 @@ def test_mistakes_are_told_of_before_anything_starts(digits):
     refused("row 2 is 10, expected 0 to 9", clean=mlc.Examples(x[:3], np.array([0, 1, 10])))
     refused("labels: rows without one: 200", noisy=mlc.Examples(x[:200], np.full(200, -1)))
     refused("all numbers, or all names", clean=mlc.Examples(x[:10], NAMES))
-    refused("whole numbers from 0, or names", clean=mlc.Examples(x[:10], np.linspace(0, 1, 10)))
+    refused("whole numbers or texts", clean=mlc.Examples(x[:10], np.linspace(0, 1, 10)))
     refused("clean inputs: got", noisy=mlc.Examples(x[:, :3], truth),
             clean=mlc.Examples(x[:, 0], truth), method=_method(model=Linear()))  # fmt: skip
     refused("num_epochs: got 0", num_epochs=0)

@@ -92,12 +92,14 @@ def _two_files(directory, rows, told):
 
 
 def _files(layout, directory, rows, told):
+    """Settings of the data, by name."""
     if layout == "two files":
         return _two_files(directory, rows, told)
     if layout == "one file":
         ids = np.array([f"digit {i}" for i in range(NUM_ROWS)])
         return {"data": _one_file(directory / "all.npz", rows, told, ids=ids)}
-    return {"data": _save(directory / "bench.npz", inputs=rows[0], labels=told(rows[1]))}
+    return {"data": _save(directory / "bench.npz", inputs=rows[0], labels=told(rows[1])),
+            "benchmark": True}  # fmt: skip
 
 
 def _config(files, **fields):
@@ -247,6 +249,7 @@ def digits_file(tmp_path_factory):
     return {
         "data": save("digits", benchmark.train, benchmark.train_labels),
         "test": save("test", benchmark.test, benchmark.test_labels),
+        "benchmark": True,
     }
 
 
@@ -366,9 +369,6 @@ def test_a_file_of_labels_that_are_checked_later_needs_its_columns(refused, tmp_
          "validation or nothing"),
         ({"splits": np.array([*[""] * 7, "test"])}, "row '7' is a test row that nobody checked; "
          "expected its true label"),
-        ({"splits": np.array(["test", *[""] * 7]), "checked_labels": None}, "row '0' is a test "
-         "row, but no row has a checked label; expected those, or the test rows of a benchmark in "
-         "dataset.test"),
     ],
 )  # fmt: skip
 def test_bad_splits(refused, tmp_path, changes, problem):
@@ -625,10 +625,10 @@ NAN = GOOD["inputs"] + np.where(np.arange(8)[:, None] == 5, np.nan, 0)
     [
         ({"inputs": None}, "has no array 'inputs', only ['checked_labels', 'ids', 'labels']"),
         ({"labels": None}, "has no array 'labels', only ['checked_labels', 'ids', 'inputs']"),
-        ({"inputs": np.full((8, 3), "x")}, "['inputs'] holds <U1, expected numbers"),
+        ({"inputs": np.full((8, 3), "x")}, "['inputs'] holds <U1, expected real numbers"),
         (
             {"inputs": np.zeros((8, 3), np.complex64)},
-            "['inputs'] holds complex64, expected numbers",
+            "['inputs'] holds complex64, expected real numbers",
         ),
         (
             {"inputs": np.zeros(8)},
@@ -638,10 +638,13 @@ NAN = GOOD["inputs"] + np.where(np.arange(8)[:, None] == 5, np.nan, 0)
             {"inputs": np.zeros((0, 3))},
             "['inputs'] has shape (0, 3), expected [N, ...] with N at least 1",
         ),
-        ({"inputs": NAN}, "['inputs'] row 5 is not finite; expected finite numbers"),
+        (
+            {"inputs": NAN},
+            "['inputs'] row 5, column 0 is nan, which is not finite; expected finite numbers",
+        ),
         (
             {"inputs": np.where(np.isnan(NAN), -np.inf, NAN)},
-            "['inputs'] row 5 is not finite; expected finite numbers",
+            "['inputs'] row 5, column 0 is -inf, which is not finite; expected finite numbers",
         ),
         (
             {"labels": np.array(["a"])},
@@ -665,11 +668,11 @@ NAN = GOOD["inputs"] + np.where(np.arange(8)[:, None] == 5, np.nan, 0)
             "['ids'] has 3 more than once; expected one each",
         ),
         (
-            {"labels": np.arange(8.0), "checked_labels": np.full(8, -1)},
+            {"labels": np.arange(8) / 2, "checked_labels": np.full(8, -1)},
             "['labels'] holds float64, expected whole numbers or names",
         ),
         (
-            {"labels": np.arange(8), "checked_labels": np.full(8, np.nan)},
+            {"labels": np.arange(8), "checked_labels": np.full(8, 0.5)},
             "['checked_labels'] holds float64, expected whole numbers or names",
         ),
         (
@@ -694,7 +697,10 @@ def test_bad_array(refused, tmp_path, changes, problem):
         ),
         (
             {"checked_labels": np.full(8, "")},
-            "no row is checked; expected some",
+            "FILE has nothing in checked_labels, so nobody knows how right its labels are; "
+            "expected the right label of some rows there, and nothing in all others (60 rows drawn "
+            "at random are a good start), or config.dataset.benchmark=True if all of its labels "
+            "are right",
         ),
         (
             {"checked_labels": GOOD["labels"]},
@@ -738,9 +744,9 @@ def test_files_have_inputs_of_one_kind(refused, tmp_path, inputs, given):
 
 def test_a_clean_label_that_no_row_was_given(refused, tmp_path):
     """A misspelt one, most likely; a class of its own would have no noisy example."""
-    files = _two(tmp_path, labels=np.array(["a", "B"]))
+    files = _two(tmp_path, labels=np.array(["a", "c"]))
     assert refused(files).startswith(
-        f"dataset.clean: {files['clean']!r} row '1' alone has label 'B', which no row was given; "
+        f"dataset.clean: {files['clean']!r} row '1' alone has label 'c', which no row was given; "
     )
 
 
@@ -812,7 +818,7 @@ def test_labels_that_are_given_get_no_noise(refused, tmp_path):
 def test_a_benchmark_needs_enough_of_every_class(refused, tmp_path):
     arrays = {name: GOOD[name] for name in ("inputs", "labels")}
     file = _save(tmp_path / "bench.npz", **arrays)
-    assert refused({"data": file}) == (
+    assert refused({"data": file, "benchmark": True}) == (
         "dataset.clean_per_class + validation_per_class: got 5 + 0, but class 0 has only 4 "
         "training examples; expected at most 3 together"
     )

@@ -32,13 +32,13 @@ def _mapped(path, checked):
 
 
 def _table(path, checked):
-    columns = {"label": LABELS, "checked_label": checked, "x": np.arange(30.0)}
+    columns = {"label": LABELS, "checked_label": checked, "x": np.arange(30.0) ** 2}
     pandas.DataFrame(columns).to_csv(path / "all.csv", index=False)
     return path / "all.csv"
 
 
 def _parquet(path, checked):
-    columns = {"label": LABELS, "checked_label": checked, "x": np.arange(30.0)}
+    columns = {"label": LABELS, "checked_label": checked, "x": np.arange(30.0) ** 2}
     pandas.DataFrame(columns).to_parquet(path / "all.parquet")
     return path / "all.parquet"
 

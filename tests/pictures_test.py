@@ -293,7 +293,7 @@ def test_folders(load, tmp_path):
 
 def test_a_folder_alone_is_a_benchmark(load, tmp_path):
     path = _folder(tmp_path / "all", 5)
-    dataset = load(data=path, clean_per_class=2)
+    dataset = load(data=path, benchmark=True, clean_per_class=2)
     assert len(dataset.clean) == 4 and dataset.noisy.has_truth
 
 
@@ -369,7 +369,12 @@ def test_labels_are_checked_before_pictures(load, tmp_path, monkeypatch):
             "line 3: id 'a.png' is that of line 2",
         ),
         ([("a.png", "cat")], ("file", "label"), "has no column 'path', only 'file', 'label'"),
-        ([("a.png", "cat", "cat")], None, "all rows are checked; expected some to correct"),
+        (
+            [("a.png", "cat", "cat"), ("b.png", "dog", "dog")],
+            None,
+            "all rows are checked; expected",
+        ),
+        ([("a.png", "cat", "cat")], None, "has one class, 'cat', in all of its labels; expected"),
     ],
 )
 def test_bad_tables(load, tmp_path, rows, header, message):

@@ -140,7 +140,7 @@ def test_two_files_and_one_to_judge_by(load, tmp_path, tiny_tokenizer):
 def test_a_file_of_true_labels_is_a_benchmark(load, tmp_path):
     rows = [{"text": f"good {i}", "label": "ab"[i % 2]} for i in range(40)]
     file = _write(tmp_path / "bench.csv", rows)
-    dataset = load(data=file, clean_per_class=5, noise="flip")
+    dataset = load(data=file, benchmark=True, clean_per_class=5, noise="flip")
     assert (dataset.name, dataset.noise, len(dataset.clean)) == ("bench", "flip 0.4", 10)
     assert 0.1 < dataset.noise_rate < 0.7
 
@@ -247,7 +247,7 @@ BAD = {
         (b"", "is empty, expected a first line that names 'text', 'label'"),
         (b"text,label\n", "has no row, expected one for each example"),
         (b"text,lable\na,b\n", "has no column 'label', only 'text', 'lable'"),
-        (b"text;label\na;b\n", "has no column 'text', only 'text;label'"),
+        (b"text|label\na|b\n", "has no column 'text', only 'text|label'"),
         (b"text,label,text\na,b,c\n", "has column 'text' 2 times, expected it once"),
         (b"text,label\na,b\nc\n", "line 3: has 1 field, expected 2: text, label"),
         (b'text,label\n"a\nb",c\nd,e,f\n', "line 4: has 3 fields, expected 2: text, label"),
@@ -257,7 +257,6 @@ BAD = {
             b"text,label,split\na,b,dev\n",
             "line 2: split is 'dev', expected train, test, validation or nothing",
         ),
-        (b"text,label\na,\n", "line 2: label is empty, expected a label in each row"),
         (
             "text,label\nä,b\ncafé,d\n".encode("latin-1"),
             "line 2: is not UTF-8: byte 0xe4 at offset 11 of the file; expected it saved as UTF-8",
@@ -333,7 +332,7 @@ BAD = {
         ),
         (
             pandas.DataFrame({"text": ["a"], "label": [0.5]}),
-            "column 'label' holds double, expected texts or whole numbers",
+            "row 1: label is 0.5, expected a text or a whole number",
         ),
         (pandas.DataFrame({"text": [], "label": []}).astype(str), "has no row, expected one for "
          "each example"),
@@ -379,24 +378,28 @@ def test_labels_that_do_not_go_together(load, tmp_path):
         assert not (tmp_path / "cache").exists()  # Told before anything is tokenised.
         return str(error.value).replace(repr(file), "FILE").removeprefix("config.dataset.data: ")
 
-    assert refused([row | {"checked_label": ""} for row in ROWS]) == (
-        "no row is checked; expected some"
+    assert refused([row | {"checked_label": ""} for row in ROWS]).startswith(
+        "FILE has nothing in checked_label, so nobody knows how right its labels are; expected "
     )
     assert refused([row | {"checked_label": "NA"} for row in ROWS]) == (
         "all rows are checked; expected some to correct"
     )
-    assert refused([*ROWS[:3], ROWS[3] | {"checked_label": "none"}]).startswith(
-        "FILE line 6 alone has label 'none', which no row was given; expected one of those that"
+    assert refused([*ROWS[:3], ROWS[3] | {"checked_label": "nose"}]).startswith(
+        "FILE line 6 alone has label 'nose', which no row was given; expected one of those that"
+    )
+    assert refused([*ROWS[:3], ROWS[3] | {"checked_label": "TODO"}]) == (
+        "FILE line 6: checked_label is 'TODO', which no row was given; leave it empty where nobody "
+        "looked"
     )
 
 
 def test_a_clean_label_that_no_row_was_given(load, tmp_path):
     noisy = _write(tmp_path / "noisy.csv", [{"text": "x", "label": x} for x in "aab"])
-    clean = _write(tmp_path / "clean.csv", [{"text": "x", "label": x} for x in "aB"])
+    clean = _write(tmp_path / "clean.csv", [{"text": "x", "label": x} for x in "ac"])
     with pytest.raises(InputError) as error:
         load(noisy=noisy, clean=clean)
     assert str(error.value).startswith(
-        f"config.dataset.clean: {clean!r} line 3 alone has label 'B', which no row was given; "
+        f"config.dataset.clean: {clean!r} line 3 alone has label 'c', which no row was given; "
     )
 
 

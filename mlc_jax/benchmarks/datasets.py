@@ -56,12 +56,14 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
         return _clothing1m(c.data_dir, image_options(config), paired=c.paired)
     if c.name not in _OWN:
         return corrupted(images.cifar(c.name, c.data_dir, download=c.download), config)
-    files, checked = (c.data, c.noisy, c.clean, c.test), _listed(c.checked)
-    columns = [(x.partition("=")[0], x.partition("=")[2]) for x in _listed(c.columns)]
-    said = Said(_listed(c.label_columns), c.votes, tuple(columns))
+    files, checked = (c.data, c.noisy, c.clean, c.test), _listed("checked", c.checked)
+    columns = [(x.partition("=")[0], x.partition("=")[2]) for x in _listed("columns", c.columns)]
+    said = Said(_listed("label_columns", c.label_columns), c.votes, tuple(columns))
     if (said.columns or said.votes) and not c.data:
         name = "label_columns" if c.label_columns else "votes"
         raise InputError(f"{FIELD}{name}: got {c[name]!r}, expected none beside dataset.noisy")
+    if c.benchmark and not c.data:
+        raise InputError(f"{FIELD}benchmark: got True, expected False beside dataset.noisy")
     names = ["data", "noisy", "clean", "test", "votes", *("checked" for _ in checked)]
     stamps = tuple(
         paths.version(file, FIELD + name) if file else None
@@ -70,10 +72,10 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
     options: Any = {
         "arrays": c.standardize,
         "image_folder": image_options(config),
-        "table": table_files.Options(_listed(c.features), c.standardize),
+        "table": table_files.Options(_listed("features", c.features), c.standardize),
         "text": tokens,
     }[c.name]
-    own = _own_data(c.name, files, checked, c.drawn, said, stamps, options)
+    own = _own_data(c.name, files, checked, c.drawn, said, stamps, options, c.benchmark)
     if isinstance(own, Benchmark):
         return corrupted(own, config)
     if config.noise.type != "none":
@@ -137,8 +139,12 @@ def is_scaled(config: ConfigDict) -> bool:
     return bool(c.standardize or (c.standardize is None and c.name in ("arrays", "table")))
 
 
-def _listed(names: str | None) -> tuple[str, ...]:
-    return tuple(name for name in (names or "").split(",") if name)
+def _listed(setting: str, names: str | None) -> tuple[str, ...]:
+    listed = () if names is None else tuple(names.split(","))
+    if not all(listed) or len({*listed}) < len(listed):
+        expected = "names with commas between them, each once, or None"
+        raise InputError(f"{FIELD}{setting}: got {names!r}, expected {expected}")
+    return listed
 
 
 @functools.lru_cache(maxsize=1)  # Runs of one process share their data.
@@ -150,9 +156,10 @@ def _own_data(
     said: Said,
     stamps: tuple[Any, ...],
     options: Any,
+    benchmark: bool,
 ) -> OwnData | Benchmark:
     del stamps
-    return _OWN[name][0](*files, options, checked, drawn, said)
+    return _OWN[name][0](*files, options, checked, drawn, said, benchmark=benchmark)
 
 
 def corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:

@@ -48,8 +48,9 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 ".csv, .jsonl or .parquet with columns text, label and checked_label, and maybe id "
                 "and split (test or validation for rows that only judge). image_folder: a "
                 "directory with a sub-directory for each class, or such a table with path in place "
-                "of text. Without checked labels it is a benchmark whose labels are all true.",
+                "of text.",
             ),
+            "benchmark": Setting(False, flag(), "Beside data: all of its labels are true."),
             "noisy": Setting(
                 None,
                 text(),
@@ -104,7 +105,8 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 None,
                 text(),
                 "table: NAME[,NAME...] of columns that become features: numbers as they are, texts "
-                "one-hot. None is every column of numbers.",
+                "one-hot. None is every column of numbers, dates or few different texts; +NAME "
+                "adds one to these, -NAME leaves one out.",
             ),
             "tokenizer": Setting(
                 None,

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 _BLOCK_BYTES = 64 * 2**20
+_NEVER = float(np.finfo(np.float32).max)  # The deviation of a feature that is always the same.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ def identity(inputs: Any) -> Any:
 
 
 def standardize(inputs: np.ndarray, rows: np.ndarray | None = None) -> Normalize:
-    """Each feature of `[N, ...]` to mean 0 and deviation 1; a constant one stays as it is.
+    """Each feature of `[N, ...]` to mean 0 and deviation 1; a constant one to 0, whatever comes.
 
     Args:
       inputs: in memory or memory-mapped.
@@ -55,8 +56,9 @@ def standardize(inputs: np.ndarray, rows: np.ndarray | None = None) -> Normalize
     mean = sum(block.sum(axis=0, dtype=np.float64) for block in blocks(inputs, rows)) / size
     squares = sum(((block - mean) ** 2).sum(axis=0) for block in blocks(inputs, rows))
     std = np.sqrt(squares / size)
-    constant = std == 0
-    return Normalize(1.0, np.where(constant, 0.0, mean), np.where(constant, 1.0, std))
+    # Up to what was rounded: float32 numbers that are all equal have no other mean than that.
+    constant = std <= np.spacing(np.abs(mean).astype(np.float32)) / 2
+    return Normalize(1.0, mean, np.where(constant, _NEVER, std))
 
 
 def extremes(inputs: np.ndarray, rows: np.ndarray | None = None) -> tuple[Any, Any]:

@@ -1,6 +1,8 @@
 """Own data in `.npz` and `.npy` files: inputs, labels as given, and labels that were checked."""
 
+import pathlib
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 from absl import logging
@@ -8,12 +10,13 @@ from absl import logging
 from mlc_jax import paths
 from mlc_jax.data.dataset import Benchmark
 from mlc_jax.data.folds import DRAWN
-from mlc_jax.data.prepare import Normalize, blocks, extremes, standardize
+from mlc_jax.data.prepare import Normalize, extremes, standardize
 from mlc_jax.data.source import UNKNOWN, ArraySource, IndexedSource, Subset
 from mlc_jax.errors import InputError
 from mlc_jax.files.label_columns import LabelColumns, Said, first_said, read_checks
 from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile, Labels, OwnData, combine
 from mlc_jax.files.tables import ENDINGS, Table
+from mlc_jax.files.values.inputs import as_stored, check_far
 
 _COLUMNS = ("labels", "checked_labels", "given_labels", "ids", "splits", "drawn")
 
@@ -27,6 +30,8 @@ def load(
     checked: Sequence[str] = (),
     drawn: str | None = None,
     said: Said = Said(),  # noqa: B008
+    *,
+    benchmark: bool = False,
 ) -> OwnData | Benchmark:
     """Reads one file, or two, and maybe one to judge by.
 
@@ -44,6 +49,7 @@ def load(
       checked: see `read_checks`.
       drawn: see `how_drawn`.
       said: where labels of `data` stand.
+      benchmark: whether all labels of `data` are true.
 
     Raises:
       InputError: a file that cannot be read, or arrays that do not fit together.
@@ -56,11 +62,12 @@ def load(
     _check_kinds(files)
     for file in files.values():
         file.check_shape_of(next(iter(files.values())))
+    files["data" if data else "noisy"].check_far()
     labelled = {
         name: file.labelled(said if name == "data" else Said()) for name, file in files.items()
     }
     checks = read_checks(checked, labelled["data"]) if checked else None
-    own = combine(labelled, Normalize(), checks, drawn)
+    own = combine(labelled, Normalize(), checks, drawn, benchmark=benchmark)
     return (
         own if isinstance(own, Benchmark) else own._replace(prepare=scale(own.noisy, standardized))
     )
@@ -102,6 +109,7 @@ def open_npy(field: str, path: str) -> np.ndarray:
     place = paths.local(path, field)
     if not place.is_file():
         raise InputError(f"{field}: no file {path!r}; expected an .npy file")
+    _check_start(field, path, place, b"\x93NUMPY")
     try:
         array: np.ndarray = np.load(place, mmap_mode="r", allow_pickle=False)
         return array
@@ -118,6 +126,7 @@ def read_npz(field: str, path: str) -> dict[str, np.ndarray]:
     place = paths.local(path, field)
     if not place.is_file():
         raise InputError(f"{field}: no file {path!r}; expected an .npz file")
+    _check_start(field, path, place, b"PK")
     try:
         # Opened here: np.load leaves a damaged file open.
         with place.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
@@ -128,6 +137,20 @@ def read_npz(field: str, path: str) -> dict[str, np.ndarray]:
             f"{field}: {path!r} is not a readable .npz ({error})"
             + (hint if "allow_pickle" in str(error) else "")
         ) from error
+
+
+def _check_start(field: str, path: str, place: pathlib.Path, start: bytes) -> None:
+    """Says that a file is of another kind; NumPy would speak of pickles."""
+    try:
+        with place.open("rb") as stream:
+            found = stream.read(len(start))
+    except OSError:
+        return  # Told by the reader.
+    if found and found != start:
+        raise InputError(
+            f"{field}: {path!r} is not a readable {place.suffix} (it begins with {found!r}); "
+            "expected what numpy.save or numpy.savez writes"
+        )
 
 
 def checked_inputs(field: str, path: str, key: str, inputs: np.ndarray) -> np.ndarray:
@@ -142,23 +165,12 @@ def checked_inputs(field: str, path: str, key: str, inputs: np.ndarray) -> np.nd
       InputError: they are no finite numbers.
     """
 
-    def fail(problem: str) -> None:
+    def fail(problem: str) -> NoReturn:
         raise InputError(f"{field}: {path!r} {key}{problem}")
 
-    if inputs.dtype.kind not in "biuf":
-        fail(f"holds {inputs.dtype}, expected numbers")
     if inputs.ndim < 2 or not len(inputs):
         fail(f"has shape {inputs.shape}, expected [N, ...] with N at least 1")
-    if inputs.dtype.kind == "f":
-        row = 0
-        for block in blocks(inputs):
-            finite = np.isfinite(block.reshape(len(block), -1)).all(axis=1)
-            if not finite.all():
-                fail(f"row {row + int(np.argmin(finite))} is not finite; expected finite numbers")
-            row += len(block)
-    if inputs.dtype in (np.float64, bool) and not isinstance(inputs, np.memmap):
-        return inputs.astype(np.float32)
-    return inputs
+    return as_stored(fail, inputs)
 
 
 class _File:
@@ -191,8 +203,12 @@ class _File:
             twice = values[counts > 1][0].item()
             self.fail(f"['ids'] has {twice!r} more than once; expected one each")
 
-    def fail(self, problem: str) -> None:
+    def fail(self, problem: str) -> NoReturn:
         raise InputError(f"{self.field}: {self.path!r} {problem}")
+
+    def check_far(self) -> None:
+        """No value of the inputs is a slip."""
+        check_far(lambda problem: self.fail(f"['inputs'] {problem}"), self.inputs)
 
     def check_shape_of(self, other: "_File") -> None:
         ours, theirs = self.inputs, other.inputs
@@ -254,7 +270,6 @@ class _File:
             if paths.local(place, self.field).is_file():
                 return place
         self.fail(f"has no labels beside it; expected {', '.join(places[:-1])} or {places[-1]}")
-        raise AssertionError
 
     def _texts(self, key: str, known: Sequence[str], described: str) -> Labels | None:
         values = self.arrays.get(key)
@@ -271,6 +286,10 @@ class _File:
             return None
         labels = self.arrays[key]
         if not np.issubdtype(labels.dtype, np.str_):
+            if labels.dtype.kind == "f":  # A column that lacks some becomes one of floats.
+                there = np.where(np.isnan(labels), UNKNOWN, labels)
+                if (there == np.round(there)).all() and (np.abs(there) < 2**53).all():
+                    labels = there.astype(np.int64)
             if not np.issubdtype(labels.dtype, np.integer):
                 self.fail(f"[{key!r}] holds {labels.dtype}, expected whole numbers or names")
             labels = np.where(labels == UNKNOWN, "", labels.astype(str))

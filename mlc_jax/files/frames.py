@@ -126,6 +126,8 @@ class Frame(Table):
             return _of_float(float(value))
         if isinstance(value, datetime.date | datetime.time | np.datetime64):
             return "" if value != value else str(value)  # NaT is not equal to itself.
+        if isinstance(value, list | tuple | np.ndarray) and not isinstance(value, np.generic):
+            return str(np.asarray(value).tolist())  # Of numbers, such as an embedding.
         return self.fail(
             f"column {name!r} has {type(value).__name__} {_short(value)}, expected a number, a "
             "text, a boolean or a date",

@@ -59,6 +59,8 @@ def load(
     checked: Sequence[str] = (),
     drawn: str | None = None,
     said: Said = Said(),  # noqa: B008
+    *,
+    benchmark: bool = False,
 ) -> OwnData | Benchmark:
     """Reads one folder or table, or two, and maybe one to judge by.
 
@@ -74,6 +76,7 @@ def load(
       checked: see `read_checks`.
       drawn: see `how_drawn`.
       said: where labels of `data` stand.
+      benchmark: whether all labels of `data` are true.
 
     Raises:
       InputError: a file that cannot be read, or labels that do not fit together.
@@ -87,7 +90,7 @@ def load(
     def combined() -> OwnData | Benchmark:
         files = {name: part.labelled(options.geometry) for name, part in parts.items()}
         checks = read_checks(checked, files["data"]) if checked else None
-        return combine(files, options.prepare, checks=checks, drawn=drawn)
+        return combine(files, options.prepare, checks=checks, drawn=drawn, benchmark=benchmark)
 
     combined()  # What is wrong with labels is said at once: looking at pictures takes long.
     left_out = []

@@ -15,16 +15,18 @@ from mlc_jax.data.source import UNKNOWN, Source
 from mlc_jax.errors import InputError
 from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, Checks, LabelledFile, Labels
 from mlc_jax.files.tables import Table
+from mlc_jax.files.values.names import MAX_LENGTH
 
 # Beside the labels. All other columns are inputs, or nobody's business.
 OPTIONAL = ("checked_label", "given_label", "id", "split", "drawn")
 NAMES = ("label", *OPTIONAL)
-_ONE_EACH = "label_"  # Of columns of labels, one for each source, where there is no `label`.
+ONE_EACH = "label_"  # Of columns of labels, one for each source, where there is no `label`.
 # What we write beside a user's columns; it may come back, and is no feature, and no label as given.
 WRITTEN = (
     "corrected_label", "confidence", "label_quality", "is_label_issue", "predicted_label",
     "given_label", "why", "drawn",
 )  # fmt: skip
+_ID_LENGTH = 1_000  # Characters.
 _ALIKE = 0.85  # Names; two letters of twelve that are swapped, left out or more.
 
 # A spreadsheet runs a value that begins with one of these; files for people have a ' before it.
@@ -67,13 +69,13 @@ class LabelColumns:
       optional: further columns that the file may have.
 
     Raises:
-      InputError: a column that is named twice.
+      InputError: a column that is there under nearly the right name, or holds no labels.
     """
 
     def __init__(self, table: Table, said: Said = Said()):  # noqa: B008
         self._table, self._said = table, said
         if table.field == f"{FIELD}data":
-            _check_near_misses(table)
+            check_near_misses(table)
         self.required, self.optional = _sources(table, said), list(OPTIONAL)
         self._labels = [_Column() for _ in self.required]
         self._checked, self._given, self._split, self._drawn = (_Column() for _ in range(4))
@@ -90,14 +92,16 @@ class LabelColumns:
         Raises:
           InputError: the split is none.
         """
+        values = ["" if x is not None and x.isspace() else x for x in values]
         labels, rest = values[: len(self.required)], values[len(self.required) :]
         checked, given, identifier, split, drawn = rest
+        self._check_lengths(line, [*labels, checked, given], identifier)
         if split is not None and split not in SPLITS:
             self._table.fail(f"split is {split!r}, expected {SPLIT_NAMES}", line)
         if drawn and drawn not in DRAWN:
             self._table.fail(f"drawn is {drawn!r}, expected {', '.join(DRAWN)} or nothing", line)
         for column, label in zip(self._labels, labels, strict=True):
-            column.append("" if label is None or label.isspace() else label)
+            column.append(label or "")
         for column, value in (
             (self._checked, checked), (self._given, given),
             (self._split, split), (self._drawn, drawn),
@@ -105,6 +109,15 @@ class LabelColumns:
             column.append(value)
         self._ids.append(identifier)
         self._lines.append(line)
+
+    def _check_lengths(
+        self, line: int, labels: Sequence[str | None], identifier: str | None
+    ) -> None:
+        limits = [("label", x or "", MAX_LENGTH) for x in labels]
+        for name, text, limit in (*limits, ("id", identifier or "", _ID_LENGTH)):
+            if len(text) > limit:
+                size = f"{len(text):,} characters, {text[:20]!r}..."
+                self._table.fail(f"{name} has {size}; expected {limit:,} at most", line)
 
     def finish(self, create_source: Callable[[np.ndarray | None], Source]) -> LabelledFile:
         """The file, once all rows are in.
@@ -143,7 +156,7 @@ class LabelColumns:
         """Ids `[N]`, each of which is there and there once; None without such a column."""
         if all(x is None for x in self._ids):
             return None
-        array = np.array([x or "" for x in self._ids])
+        array = np.array([x or "" for x in self._ids])  # `_ID_LENGTH` bounds its width.
         _, first, places = np.unique(array, return_index=True, return_inverse=True)
         earlier = first[places]  # Of each row the first with its id.
         for row in np.flatnonzero((array == "") | (earlier != np.arange(len(array))))[:1]:
@@ -175,8 +188,12 @@ def _no_source(ids: np.ndarray | None) -> Source:
     raise AssertionError("labels alone have no inputs")
 
 
-def _check_near_misses(table: Table) -> None:
-    """A misspelt column of checks would be none: all labels would count as true."""
+def check_near_misses(table: Table) -> None:
+    """A misspelt column of checks would be none, and a feature.
+
+    Raises:
+      InputError: there is no `checked_label`, but a column whose name is like it.
+    """
     there = table.columns()
     if "checked_label" in there:
         return
@@ -193,10 +210,6 @@ def _check_near_misses(table: Table) -> None:
 def _sources(table: Table, said: Said) -> list[str]:
     """Names of the columns of labels."""
     for name in said.columns:
-        if said.columns.count(name) > 1:
-            raise InputError(
-                f"{FIELD}label_columns: {name!r} is named twice; expected each source once"
-            )
         if name in OPTIONAL:
             raise InputError(
                 f"{FIELD}label_columns: {name!r} holds no labels as given; expected columns of them"
@@ -206,7 +219,7 @@ def _sources(table: Table, said: Said) -> list[str]:
     there = table.columns()
     if "label" in there:
         return ["label"]
-    found = [x for x in there if x.startswith(_ONE_EACH) and x not in WRITTEN]
+    found = [x for x in there if x.startswith(ONE_EACH) and x not in WRITTEN]
     if found and not said.votes:
         logging.info("Labels as given, one column for each source: %s.", ", ".join(found))
         return found

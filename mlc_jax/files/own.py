@@ -18,11 +18,20 @@ from mlc_jax.data.source import UNKNOWN, Source, Subset
 from mlc_jax.data.votes import prepared
 from mlc_jax.errors import InputError
 from mlc_jax.files.columns import Columns
+from mlc_jax.files.values.names import look_alikes, whole
 
 FIELD = "config.dataset."  # Of the settings that name files.
 SPLITS = ("", "train", "test", "validation")  # What a row may say of itself.
 SPLIT_NAMES = "train, test, validation or nothing"
 _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
+
+# In `checked_label` they say that nobody looked, unless they are a label as given.
+_NOBODY_LOOKED = ("-1", "-1.0")
+# So do these, most likely, which could be names of a class as well.
+_NO_CLASSES = frozenset({
+    "todo", "tbd", "?", "??", "-", "--", "na", "n/a", "nan", "none", "null", "<na>", "unknown",
+    "unchecked", "not checked", "x",
+})  # fmt: skip
 
 
 class Labels(NamedTuple):
@@ -43,6 +52,12 @@ class Labels(NamedTuple):
         empty = int(len(names) > 0 and names[0] == "")  # "" comes before all others.
         numbers = (numbers - empty).astype(np.int32)  # That of "" is UNKNOWN then.
         return cls(tuple(str(name) for name in names[empty:]), numbers)
+
+    def without(self, names: Sequence[str]) -> "Labels":
+        """The same where these say that there is no label."""
+        kept = [name for name in self.names if name not in names]
+        places = [kept.index(x) if x in kept else UNKNOWN for x in self.names]
+        return Labels(tuple(kept), np.array([*places, UNKNOWN], np.int32)[self.numbers])
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -77,6 +92,21 @@ class LabelledFile:
     votes: Labels | None = None
     source_names: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Takes out of `checked` what says that nobody looked."""
+        if self.checked is None:
+            return
+        given = {*self.labels.names, *(self.votes.names if self.votes else ())}
+        for number, name in enumerate(self.checked.names):
+            if name.casefold().strip() in _NO_CLASSES and name not in given:
+                row = int((self.checked.numbers == number).argmax())
+                self.fail(
+                    f"{self.name_row(row)}: checked_label is {name!r}, which no row was given; "
+                    "leave it empty where nobody looked"
+                )
+        if not given & {*_NOBODY_LOOKED}:
+            object.__setattr__(self, "checked", self.checked.without(_NOBODY_LOOKED))
+
     def rows_of(self, split: str) -> np.ndarray:
         """`[N]` bool, the rows that say they are of `split`."""
         if self.split is None or split not in self.split.names:
@@ -90,9 +120,21 @@ class LabelledFile:
         judging: np.ndarray = self.rows_of("test") | self.rows_of("validation")
         return judging
 
+    def together(self) -> tuple[list[str], np.ndarray, np.ndarray | None]:
+        """Names of classes, labels as given `[N]`, and checked ones `[N]`, as numbers of these."""
+        checked = self.checked if self.checked is not None and self.checked.names else None
+        columns = [x for x in (self.labels, checked) if x is not None]
+        classes = _Classes.of(columns)
+        numbers = [classes.numbers(self, x) for x in columns]
+        return list(classes.names), numbers[0], numbers[1] if checked is not None else None
+
     def fail(self, problem: str) -> NoReturn:
         """Raises an InputError on the file."""
         raise InputError(f"{self.field}: {self.path!r} {problem}")
+
+
+class NothingChecked(InputError):
+    """No row of a user's file has a label that somebody checked."""
 
 
 class Checks(NamedTuple):
@@ -137,34 +179,36 @@ def combine(
     drawn: str | None = None,
     *,
     needs_checks: bool = True,
+    benchmark: bool = False,
 ) -> OwnData | Benchmark:
     """One file, or two, and maybe one to judge by.
 
     Args:
-      files: `data`, with `checked` labels; without, all of its labels count as true, and it is a
-        benchmark. Or `noisy` and `clean`. Beside either, `test`.
+      files: `data`, with `checked` labels. Or `noisy` and `clean`. Beside either, `test`.
       prepare: from inputs as stored to what a model takes.
       checks: of rows of `data`, labels that were checked later, and are in no file of these.
       drawn: how checked rows were chosen that do not say so themselves; None guesses.
       needs_checks: whether a row at least must be checked.
+      benchmark: whether all labels of `data` are true; `checked` ones must not be there then.
 
     Raises:
       InputError: labels that do not go together.
     """
+    if "data" in files:
+        _check_benchmark(files["data"], checks, benchmark=benchmark, needs_checks=needs_checks)
     _check_ids(files)
     _check_judging(files)
     for name, file in files.items():
-        if name not in ("data", "noisy") or (
-            name == "data" and file.checked is None and checks is None
-        ):
+        if name not in ("data", "noisy") or (name == "data" and benchmark):
             _check_all_labelled(file)
     columns = [
         x for f in files.values() for x in (f.labels, f.votes, f.checked, f.given) if x is not None
     ]
-    classes = _Classes(in_order({name for x in columns for name in x.names}))
+    classes = _Classes.of(columns)
+    _check_classes(files, classes.names)
     if "data" not in files:
         own = _two_files(files["noisy"], files["clean"], classes, prepare, drawn)
-    elif files["data"].checked is None and checks is None:
+    elif benchmark:
         return _benchmark(files["data"], files.get("test"), classes, prepare)
     else:
         own = _one_file(files["data"], checks, classes, prepare, drawn, needs_checks)
@@ -232,11 +276,25 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 class _Classes:
-    """Names of classes in their order."""
+    """Names of classes in their order.
 
-    def __init__(self, names: tuple[str, ...]):
-        self.names = names
+    Args:
+      names: each once.
+      others: further names of the same classes: `1.0` of `1`.
+    """
+
+    def __init__(self, names: Sequence[str], others: Mapping[str, str]):
+        self.names = tuple(names)
         self._numbers = {name: i for i, name in enumerate(names)}
+        self._numbers |= {other: self._numbers[name] for other, name in others.items()}
+
+    @classmethod
+    def of(cls, columns: Sequence[Labels]) -> "_Classes":
+        """All that stand in columns, in their order."""
+        found = {name for x in columns for name in x.names}
+        others = {name: whole(name) for name in found if whole(name) != name}
+        others = {x: y for x, y in others.items() if y in found}
+        return cls(in_order(found - others.keys()), others)
 
     def numbers(self, file: LabelledFile, column: Labels | None) -> np.ndarray:
         """A column of labels `[N]` int32; UNKNOWN where there is none."""
@@ -266,6 +324,7 @@ def _one_file(
     given, votes = _given(file, np.where(learned, truth, UNKNOWN), classes)
     clean, noisy = (truth != UNKNOWN) & learned, (truth == UNKNOWN) & learned
     _check_sizes(file, int(clean.sum()), int(noisy.sum()), needs_checks)
+    _check_judged(file, given, truth, classes.names)
     _check_names(file, given, truth, classes.names)
     if clean.any():
         missing_classes(given[noisy], truth[clean], classes.names)
@@ -358,6 +417,74 @@ def _check_ids(files: Mapping[str, LabelledFile]) -> None:
                 f"has id {str(shared[0])!r}, which {one.path!r} has, too; expected each example in "
                 "one file"
             )
+
+
+def _check_benchmark(
+    file: LabelledFile, checks: Checks | None, *, benchmark: bool, needs_checks: bool
+) -> None:
+    """Labels count as doubtful unless somebody says that all are true."""
+    has_checks = checks is not None or (file.checked is not None and bool(file.checked.names))
+    if benchmark and has_checks:
+        raise InputError(
+            f"{FIELD}benchmark: got True, expected False: {file.path!r} has checked labels"
+        )
+    if benchmark or has_checks or not needs_checks:
+        return
+    column = "checked_labels" if file.path.endswith((".npz", ".npy")) else "checked_label"
+    missing = f"{'no' if file.checked is None else 'nothing in'} {column}"
+    raise NothingChecked(
+        f"{file.field}: {file.path!r} has {missing}, so nobody knows how right its labels are; "
+        "expected the right label of some rows there, and nothing in all others (60 rows drawn at "
+        f"random are a good start), or {FIELD}benchmark=True if all of its labels are right"
+    )
+
+
+def _check_classes(files: Mapping[str, LabelledFile], names: Sequence[str]) -> None:
+    """Before anything is trained: two names of one class, or nothing to tell apart."""
+    if len(names) == 1:
+        file = next(iter(files.values()))
+        file.fail(f"has one class, {names[0]!r}, in all of its labels; expected two at least")
+    alike = look_alikes(names)
+    if alike:
+        places = [place for name in alike for place in _places(files, name)[:1]]
+        raise InputError(
+            f"{places[0]} has label {alike[0]!r}, and {places[1]} has {alike[1]!r}, which looks "
+            "like it; expected one name for each class"
+        )
+
+
+def _places(files: Mapping[str, LabelledFile], name: str) -> list[str]:
+    """Where a label stands."""
+    found = []
+    for file in files.values():
+        for column in (file.labels, file.checked, file.given, file.votes):
+            if column is None or name not in column.names:
+                continue
+            row = int(np.argwhere(column.numbers == column.names.index(name))[0][0])
+            found.append(f"{file.field}: {file.path!r} {file.name_row(row)}")
+    return found
+
+
+def _check_judged(
+    file: LabelledFile, given: np.ndarray, truth: np.ndarray, names: Sequence[str]
+) -> None:
+    """Rows that judge have classes that others have; a class of one row is said."""
+    learned = np.concatenate([given[~file.judging], truth[~file.judging]])
+    judged = np.where(file.judging, truth, UNKNOWN)
+    for number in np.setdiff1d(judged[judged != UNKNOWN], learned)[:1].tolist():
+        row = int(np.flatnonzero(judged == number)[0])
+        file.fail(
+            f"{file.name_row(row)} has label {names[number]!r}, which no row to train with has; "
+            "expected one of theirs"
+        )
+    says = np.where(truth != UNKNOWN, truth, given)[~file.judging]
+    counts = np.bincount(says[says != UNKNOWN], minlength=len(names))
+    single = [names[number] for number in np.flatnonzero(counts == 1).tolist()]
+    if single:
+        logging.warning(
+            "One row alone is of class %s: nothing can be learned of it, or hidden to judge by.",
+            ", ".join(single[:5]) + (f" and {len(single) - 5} more" if len(single) > 5 else ""),
+        )
 
 
 def _check_judging(files: Mapping[str, LabelledFile]) -> None:

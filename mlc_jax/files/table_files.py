@@ -1,6 +1,7 @@
 """Own data in tables, CSV or Parquet: a column of labels, and columns that become features."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -9,24 +10,32 @@ from absl import logging
 
 from mlc_jax.data.dataset import Benchmark
 from mlc_jax.data.prepare import identity
-from mlc_jax.data.source import UNKNOWN, ArraySource, Source
+from mlc_jax.data.source import ArraySource, Source
+from mlc_jax.errors import InputError
 from mlc_jax.files.arrays import scale
-from mlc_jax.files.columns import Columns, Survey, survey
-from mlc_jax.files.label_columns import NAMES, WRITTEN, LabelColumns, Said, read_checks
-from mlc_jax.files.own import FIELD, LabelledFile, Labels, OwnData, combine
+from mlc_jax.files.columns import Columns, Survey, is_constant, left_out, survey
+from mlc_jax.files.label_columns import NAMES, ONE_EACH, WRITTEN, LabelColumns, Said, read_checks
+from mlc_jax.files.own import FIELD, LabelledFile, OwnData, combine
 from mlc_jax.files.tables import Table
+from mlc_jax.files.values.leaks import leak
+from mlc_jax.files.values.names import whole
 
-# A column is held to determine the label if chance would do so more seldom than that.
-_CHANCE = 1e-6
 _LOGGED = 100  # Columns, by name.
-_UNNAMED = ("", "Unnamed: 0")  # pandas' row numbers.
+_UNNAMED = re.compile(r"|Unnamed: 0|__index_level_\d+__")  # pandas' row numbers.
+# What annotation tools write beside labels: three of them, and it is such a file; one of them alone
+# is a feature, but for one that numbers the rows.
+_BOOKKEEPING = ("annotation_id", "annotator", "created_at", "updated_at", "lead_time", "task_id")
+_MANY_OF_THEM = 3
+_FORMS = {"comma": "1,5 is 1.5", "time": "parts of a day"}
+_VOUCHED = "--config.dataset.features=+NAME takes a column, -NAME leaves one out"
 
 
 class Options(NamedTuple):
     """What of a table is used, and how.
 
     Attributes:
-      features: names of columns; none of them is all columns of numbers.
+      features: names of columns; none of them is all that `columns.left_out` leaves. `+name` adds a
+        column, whatever it looks like, `-name` leaves one out.
       standardized: see `arrays.scale`.
     """
 
@@ -43,6 +52,8 @@ def load(
     checked: Sequence[str] = (),
     drawn: str | None = None,
     said: Said = Said(),  # noqa: B008
+    *,
+    benchmark: bool = False,
 ) -> OwnData | Benchmark:
     """Reads one file, or two, and maybe one to judge by; `.csv`, `.jsonl` or `.parquet`.
 
@@ -56,6 +67,7 @@ def load(
       checked: see `read_checks`.
       drawn: see `how_drawn`.
       said: where labels of `data` stand.
+      benchmark: whether all labels of `data` are true.
 
     Raises:
       InputError: a file that cannot be read, labels that do not fit together, or a column that
@@ -63,7 +75,7 @@ def load(
     """
     paths = {"data": data, "noisy": noisy, "clean": clean, "test": test}
     tables = {name: said.table(FIELD + name, path) for name, path in paths.items() if path}
-    return of_tables(tables, options, checked, drawn, said)
+    return of_tables(tables, options, checked, drawn, said, benchmark=benchmark)
 
 
 def of_tables(
@@ -74,18 +86,19 @@ def of_tables(
     said: Said = Said(),  # noqa: B008
     *,
     needs_checks: bool = True,
+    benchmark: bool = False,
 ) -> OwnData | Benchmark:
     """The same of tables that are open, by what they are: `data`, `noisy`, `clean`, `test`.
 
     Args:
-      needs_checks: see `combine`.
+      needs_checks, benchmark: see `combine`.
     """
     (first, table), *others = tables.items()
     said = said if first == "data" else said.elsewhere
     file, columns = _read_first(table, options.features, said)
     files = {first: file} | {name: _read(other, columns) for name, other in others}
     checks = read_checks(checked, file) if checked else None
-    own = combine(files, identity, checks, drawn, needs_checks=needs_checks)
+    own = combine(files, identity, checks, drawn, needs_checks=needs_checks, benchmark=benchmark)
     if isinstance(own, Benchmark):
         return dataclasses.replace(own, columns=columns)
     return own._replace(prepare=scale(own.noisy, options.standardized), columns=columns)
@@ -102,15 +115,51 @@ class TableSource(ArraySource):
         return [self._columns.describe(self.inputs[row]) for row in rows]
 
 
-def _read_first(table: Table, chosen: Sequence[str], said: Said) -> tuple[LabelledFile, Columns]:
+class _Chosen(NamedTuple):
+    """What `dataset.features` says.
+
+    Attributes:
+      named: columns that are taken; empty for all that `columns.left_out` leaves.
+      added: taken, whatever they look like: `+city`.
+      removed: not taken: `-index`.
+    """
+
+    named: tuple[str, ...]
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, table: Table, features: Sequence[str]) -> "_Chosen":
+        signs: dict[str, list[str]] = {"": [], "+": [], "-": []}
+        there, labels = table.columns(), [*NAMES, *WRITTEN]
+        for feature in features:
+            sign = "" if feature in there or feature[:1] not in signs else feature[:1]
+            name = feature.removeprefix(sign)
+            if name not in there:
+                table.fail(f"has no column {name!r}, only {', '.join(map(repr, there))}")
+            if name in labels and sign != "-":
+                expected = "expected columns of inputs in dataset.features"
+                table.fail(f"column {name!r} says something of the label; {expected}")
+            if any(name in names for names in signs.values()):
+                raise InputError(f"{FIELD}features: {name!r} is named twice; expected it once")
+            signs[sign].append(name)
+        return cls(*(tuple(names) for names in signs.values()))
+
+    def looked_at(self, there: Sequence[str]) -> list[str]:
+        """The columns that may become features, in their order."""
+        if self.named:
+            return [name for name in (*self.named, *self.added) if name not in self.removed]
+        return [name for name in there if name not in self.removed]
+
+
+def _read_first(table: Table, features: Sequence[str], said: Said) -> tuple[LabelledFile, Columns]:
     """The file that features are chosen by."""
-    names, out, labels = list(chosen), {}, LabelColumns(table, said)
-    if not chosen:
-        taken_up = {*NAMES, *labels.required}
-        there = [name for name in table.columns() if name not in taken_up]
-        out = {repr(name): "row numbers" for name in there if name in _UNNAMED}
-        out |= {name: "written by a run" for name in there if name in WRITTEN}
-        names = [name for name in there if name not in (*_UNNAMED, *WRITTEN)]
+    chosen, labels = _Chosen.of(table, features), LabelColumns(table, said)
+    there = [x for x in table.columns() if x not in (*NAMES, *labels.required)]
+    left = dict.fromkeys(chosen.removed, "as asked")
+    if not chosen.named:
+        left |= _by_name([name for name in there if name not in chosen.added])
+    names = [name for name in chosen.looked_at(there) if name not in left]
     size = len(labels.required) + len(labels.optional)
 
     def rows() -> Iterator[tuple[int, Sequence[str | None]]]:
@@ -120,16 +169,35 @@ def _read_first(table: Table, chosen: Sequence[str], said: Said) -> tuple[Labell
 
     surveys = survey(names, rows())
     file = labels.finish(lambda ids: _encoded(table, columns, ids))
-    taken = [x for x in surveys if chosen or x.is_numeric]
+    learned, taken = ~file.judging, []
+    for one in surveys:
+        is_ours = one.name in chosen.named or one.name in chosen.added
+        why = None if is_ours else left_out(one, learned)
+        if is_constant(one, learned):
+            why = "empty" if one.is_empty else "one value in all rows"
+        if why is None:
+            taken.append(one)
+        else:
+            left[one.name] = why
     if not taken:
-        table.fail("has no column of numbers; expected some, or names of columns in "
-                   "dataset.features")  # fmt: skip
-    if not chosen:
-        _check_leaks(table, file, taken)
-    columns = Columns(tuple(x.column(table.fail, ~file.judging) for x in taken))
-    left = {x.name: "empty" if x.is_empty else "texts" for x in surveys if x not in taken}
-    _log(columns, left | out)
+        found = f" ({', '.join(f'{name!r}: {why}' for name, why in left.items())})" if left else ""
+        table.fail(f"has no column that can be a feature{found}; expected columns of numbers, or "
+                   f"of few different texts; {_VOUCHED}")  # fmt: skip
+    _check_leaks(table, file, [x for x in taken if x.name not in chosen.added])
+    columns = Columns(tuple(x.column(table.fail, learned) for x in taken))
+    _log(columns, left)
     return file, columns
+
+
+def _by_name(names: Sequence[str]) -> dict[str, str]:
+    """Columns that are no features, whatever they hold, and why."""
+    left = {name: "row numbers" for name in names if _UNNAMED.fullmatch(name)}
+    left |= {name: "written by a run" for name in names if name in WRITTEN}
+    left |= {name: "a label of somebody" for name in names if name.startswith(ONE_EACH)}
+    tools = [name for name in names if name in _BOOKKEEPING]
+    if len(tools) >= _MANY_OF_THEM:
+        left |= dict.fromkeys(tools, "written by an annotation tool")
+    return left
 
 
 def _read(table: Table, columns: Columns) -> LabelledFile:
@@ -149,9 +217,14 @@ def _log(columns: Columns, left: Mapping[str, str]) -> None:
         if column.categories is not None:
             described.append(f"{column.name} ({len(column.categories)} categories)")
         elif column.has_missing:
-            described.append(
-                f"{column.name} (missing: {column.median:g}, and a feature that says so)"
-            )
+            median = f"{column.median + column.offset:g}"
+            described.append(f"{column.name} (missing: {median}, and a feature that says so)")
+        elif column.size:
+            described.append(f"{column.name} ({column.size} numbers)")
+        elif column.form in ("date", "day first", "month first"):
+            described.append(f"{column.name} (dates as days: {column.form})")
+        elif column.form != "point":
+            described.append(f"{column.name} ({_FORMS[column.form]})")
         else:
             described.append(column.name)
     more = f" and {len(described) - _LOGGED} more" if len(described) > _LOGGED else ""
@@ -159,35 +232,19 @@ def _log(columns: Columns, left: Mapping[str, str]) -> None:
         "%d features of columns %s%s.", len(columns.features), ", ".join(described[:_LOGGED]), more
     )
     if left:
-        logging.info(
-            "Left out: %s. --config.dataset.features=NAME,NAME,... takes columns by name; texts "
-            "become categories.",
-            ", ".join(f"{name} ({why})" for name, why in left.items()),
-        )
+        listed = ", ".join(f"{name or repr(name)} ({why})" for name, why in left.items())
+        logging.info("Left out: %s. %s.", listed, _VOUCHED)
 
 
 def _check_leaks(table: Table, file: LabelledFile, surveys: Sequence[Survey]) -> None:
-    """A column that says which label is right (or given) leaves nothing to learn."""
-    for name, labels in (("checked_label", file.checked), ("label", file.labels)):
-        for one in surveys if labels is not None else ():
-            assert labels is not None
-            if _determines(one.numbers, labels):
-                table.fail(
-                    f"column {one.name!r} determines {name}; expected no label among the "
-                    "features. Take it out, or name all that are meant in dataset.features"
-                )
-
-
-def _determines(values: np.ndarray, labels: Labels) -> bool:
-    """Whether equal values always have equal labels, more often than by chance."""
-    known = (labels.numbers != UNKNOWN) & ~np.isnan(values)
-    _, codes = np.unique(values[known], return_inverse=True)
-    if not len(codes):
-        return False
-    numbers = labels.numbers[known].astype(np.int64)
-    pairs = len(np.unique(codes * len(labels.names) + numbers))
-    num_values = int(codes.max()) + 1
-    if pairs > num_values or num_values < 2:
-        return False
-    agreeing = np.sum((np.bincount(numbers) / len(numbers)) ** 2)  # Two labels, by chance.
-    return bool(agreeing ** (len(codes) - num_values) < _CHANCE)
+    names, given, checked = file.together()
+    for one in surveys:
+        texts = None
+        if one.texts is not None:
+            texts = np.array([whole(text) for text in one.texts], object)[one.codes]
+        problem = leak(one.values(), texts, given, checked, names)
+        if problem:
+            table.fail(
+                f"column {one.name!r} {problem}; expected no label among the features. Take it "
+                f"out, or say that it is none: --config.dataset.features=+{one.name}"
+            )

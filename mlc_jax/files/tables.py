@@ -1,22 +1,49 @@
 """Files of named columns, read row by row: CSV, JSON lines, Parquet. Every value is a text.
 
-Nothing is guessed: `NA` and `None` are texts like others, and `001` stays `001`.
+Nothing is guessed: `NA` and `None` are texts like others, and `001` stays `001`. A list of numbers
+is its JSON, `[0.5, 1.0]`.
 """
 
 import contextlib
 import csv
+import functools
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from mlc_jax import paths
-from mlc_jax.errors import InputError
+from mlc_jax.errors import InputError, shown
+from mlc_jax.files.values.names import whole as as_whole
 
 # A longer field is most likely a quote that was never closed. Python's own limit is 131,072.
 MAX_FIELD_CHARACTERS = 2**24
 ENDINGS = (".csv", ".jsonl", ".parquet")  # Of files' names, which say what they are.
 _PARQUET_ROWS = 4_096  # Held in memory at once.
+_SEPARATORS = (",", ";", "\t")  # Of CSV files.
+_HEADER_CHARACTERS = 2**20
+_HINTS = {
+    ".json": "; to have one object per line: pandas.read_json(FILE).to_json('x.jsonl', "
+    "orient='records', lines=True)",
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "; a spreadsheet saves its sheet as CSV"),
+    **dict.fromkeys((".tsv", ".tab", ".txt"), "; tabs between fields are read, too: rename it"),
+}
+# Nested JSON of annotation tools: what an object of theirs has, and what they export that is read.
+_TOOLS: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
+    "Label Studio": (
+        lambda row: "annotations" in row or "completions" in row,
+        "its export CSV",
+    ),
+    "Argilla": (
+        lambda row: "responses" in row or ("fields" in row and "suggestions" in row),
+        "dataset.records.to_list(flatten=True), saved with a column label of texts",
+    ),
+    "doccano": (
+        lambda row: isinstance(row.get("label", row.get("labels")), list),
+        "its export CSV",
+    ),
+}  # fmt: skip
 
 Row = tuple[int, list[str | None]]
 
@@ -26,8 +53,8 @@ class Table:
 
     Args:
       field: the setting that names the file, for messages: `config.dataset.noisy`.
-      path: of a `.csv` (RFC 4180), `.jsonl` (one object per line) or `.parquet` file. Text is
-        UTF-8, with or without a byte order mark.
+      path: of a `.csv` (RFC 4180, or with `;` or tabs between fields), `.jsonl` (one object per
+        line) or `.parquet` file. Text is UTF-8, with or without a byte order mark.
       header: columns of a CSV file whose first line does not name them.
       names: what columns are called here that have other names in the file: `{"label": "Etikett"}`.
         A column that has such a name of ours itself is not seen then.
@@ -54,12 +81,13 @@ class Table:
         if not file.is_file():
             raise InputError(f"{field}: no file {path!r}; expected one that ends in {kinds}")
         if file.suffix.lower() not in endings:
-            raise InputError(f"{field}: got {path!r}, expected a file that ends in {kinds}")
+            hint = _HINTS.get(file.suffix.lower(), "")
+            raise InputError(f"{field}: got {path!r}, expected a file that ends in {kinds}{hint}")
         self._file, self._kind = file, file.suffix.lower()
         self._read = endings[self._kind]
 
     def columns(self) -> list[str]:
-        """Names of columns; of JSON lines those of the first object, of Parquet the flat ones.
+        """Names of columns; of JSON lines those of all objects, of Parquet those that are read.
 
         Raises:
           InputError: as `rows`.
@@ -74,9 +102,10 @@ class Table:
         """The same as the file has them."""
         with self._explained():
             if self._kind == ".parquet":
-                return [x.name for x in self._schema() if not _is_nested(x.type)]
-            rows = self._csv_rows() if self._kind == ".csv" else self._json_rows()
-            return [*next(rows, (0, []))[1]]
+                return [x.name for x in self._schema() if _is_read(x.type, whole=False)]
+            if self._kind == ".jsonl":
+                return list(self._json_names)
+            return [*next(self._csv_rows(), (0, []))[1]]
 
     def rows(
         self,
@@ -171,7 +200,7 @@ class Table:
                     read.append(line)
                     yield line if number else line.removeprefix("\ufeff")
 
-            reader, line = csv.reader(lines(), strict=True), 1
+            reader, line = csv.reader(lines(), strict=True, delimiter=self.separator), 1
             try:
                 for fields in reader:
                     first, line = line, reader.line_num + 1
@@ -180,10 +209,36 @@ class Table:
             except csv.Error as error:
                 self.fail(_csv_problem(str(error)), line)
 
+    @functools.cached_property
+    def separator(self) -> str:
+        """Between the fields of a CSV file: the one that its first line has most of."""
+        with self._file.open(encoding="utf-8-sig", newline="", errors="replace") as stream:
+            start = stream.read(_HEADER_CHARACTERS)
+        sizes = {}
+        for separator in _SEPARATORS:
+            try:
+                fields = next(csv.reader(start.splitlines(), delimiter=separator), [])
+            except csv.Error:  # Told where the file is read.
+                fields = []
+            sizes[separator] = len(fields)
+        return max(sizes, key=sizes.__getitem__)
+
+    @functools.cached_property
+    def _json_names(self) -> dict[str, None]:
+        """Of all objects, in the order in which they are first seen."""
+        return dict.fromkeys(name for _, row in self._json_rows() for name in row)
+
     def _json(self, required: list[str], optional: list[str], values: list[str]) -> Iterator[Row]:
         names = [*required, *optional, *values]
         for line, row in self._json_rows():
-            self._find([*row], required, optional, values, line)
+            needed = [name for name in (*required, *values) if name not in row]
+            if needed and not all(name in self._json_names for name in needed):
+                self._find([*row], required, optional, values, line)
+            row |= dict.fromkeys(needed)
+            for number, name in enumerate(names):
+                is_label = number < len(names) - len(values)
+                if name in row and (is_label or isinstance(row[name], dict)):
+                    self._check_nested(row, name, line)
             texts = [
                 self._json_text(row[x], x, line, whole=i < len(names) - len(values))
                 if x in row
@@ -199,6 +254,8 @@ class Table:
             for line, text in enumerate(stream, 1):
                 if not text.strip():
                     continue
+                if line == 1 and text.strip()[0] == "[":
+                    self.fail(f"is a list, expected one object per line{_HINTS['.json']}")
                 try:
                     row = json.loads(text)
                 except (ValueError, RecursionError) as error:
@@ -207,15 +264,26 @@ class Table:
                     self.fail(f"is {type(row).__name__}, expected an object with columns", line)
                 yield line, row
 
+    def _check_nested(self, row: dict[str, Any], name: str, line: int) -> None:
+        """Says how to export from an annotation tool what is no table here."""
+        if isinstance(row[name], list | dict):
+            for tool, (is_of, export) in _TOOLS.items():
+                if is_of(row):
+                    self.fail(f"{name!r} is nested, as {tool} writes it; expected {export}", line)
+
     def _json_text(self, value: Any, name: str, line: int, *, whole: bool) -> str:
         if isinstance(value, str):
             return value
         if value is None:
             return ""
+        if isinstance(value, float) and whole and value.is_integer():
+            return str(int(value))  # A column that lacks some becomes one of floats.
         if isinstance(value, int) or (isinstance(value, float) and not whole):
             return json.dumps(value)  # Of bool, too: `true`.
-        expected = "a text or a whole number" if whole else "a text or a number"
-        return self.fail(f"{name!r} is {value!r}, expected {expected}", line)
+        if isinstance(value, list) and not whole:
+            return json.dumps(value)
+        expected = "a text or a whole number" if whole else "a text, a number or a list of numbers"
+        return self.fail(f"{name!r} is {shown(value)}, expected {expected}", line)
 
     def _parquet(
         self, required: list[str], optional: list[str], values: list[str]
@@ -231,7 +299,10 @@ class Table:
                 for name in there:
                     self._check_type(name, schema.field(name).type, whole=name not in values)
                 for batch in file.iter_batches(_PARQUET_ROWS, columns=there):
-                    texts = {x: batch.column(x).cast(pyarrow.string()).to_pylist() for x in there}
+                    texts = {
+                        x: self._texts(batch.column(x), x, number, whole=x not in values)
+                        for x in there
+                    }
                     columns = [texts.get(name) for name in (*required, *optional, *values)]
                     for row in range(batch.num_rows):
                         number += 1
@@ -248,14 +319,26 @@ class Table:
         except pyarrow.ArrowException as error:
             return self.fail(f"is no readable Parquet file ({_line(error)})")
 
-    def _check_type(self, name: str, stored: Any, *, whole: bool) -> None:
+    def _texts(self, column: Any, name: str, number: int, *, whole: bool) -> list[str | None]:
+        """The values of rows from `number` + 1 on."""
+        import pyarrow
         from pyarrow import types
 
-        kind = stored.value_type if types.is_dictionary(stored) else stored
-        tests = ["string", "large_string", "string_view", "integer", "boolean", "null"]
-        tests += [] if whole else ["floating", "decimal", "date", "timestamp", "time"]
-        if not any(getattr(types, f"is_{test}")(kind) for test in tests):
-            numbers = "whole numbers" if whole else "numbers"
+        if _is_list(column.type):
+            return [None if x is None else json.dumps(x) for x in column.to_pylist()]
+        texts: list[str | None] = column.cast(pyarrow.string()).to_pylist()
+        if not (whole and types.is_floating(column.type)):
+            return texts
+        # Of whole numbers, some of which are missing, pandas makes floats.
+        texts = [None if x is None or x == "nan" else as_whole(x) for x in texts]
+        for row, text in enumerate(texts, number + 1):
+            if text is not None and not re.fullmatch(r"-?\d+", text):
+                self.fail(f"{name} is {text}, expected a text or a whole number", row)
+        return texts
+
+    def _check_type(self, name: str, stored: Any, *, whole: bool) -> None:
+        if not _is_read(stored, whole=whole):
+            numbers = "whole numbers" if whole else "numbers, or lists of them"
             self.fail(f"column {name!r} holds {stored}, expected texts or {numbers}")
 
     def _find(
@@ -300,10 +383,25 @@ def _text(value: Any) -> str:
     return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def _is_nested(stored: Any) -> bool:
+def _is_read(stored: Any, *, whole: bool) -> bool:
+    """Whether values of a Parquet type are read, or as whole numbers or texts alone."""
     from pyarrow import types
 
-    return bool(types.is_nested(stored) or types.is_binary(stored) or types.is_large_binary(stored))
+    kind = stored.value_type if types.is_dictionary(stored) else stored
+    tests = ["string", "large_string", "string_view", "integer", "boolean", "null", "floating"]
+    if not whole:
+        if _is_list(kind):
+            return bool(types.is_integer(kind.value_type) or types.is_floating(kind.value_type))
+        tests += ["decimal", "date", "timestamp", "time"]
+    return any(getattr(types, f"is_{test}")(kind) for test in tests)
+
+
+def _is_list(stored: Any) -> bool:
+    from pyarrow import types
+
+    return bool(
+        types.is_list(stored) or types.is_large_list(stored) or types.is_fixed_size_list(stored)
+    )
 
 
 def _csv_problem(error: str) -> str:

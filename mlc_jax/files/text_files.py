@@ -46,6 +46,8 @@ def load(
     checked: Sequence[str] = (),
     drawn: str | None = None,
     said: Said = Said(),  # noqa: B008
+    *,
+    benchmark: bool = False,
 ) -> OwnData | Benchmark:
     """Reads one file, or two, and maybe one to judge by; `.csv`, `.jsonl` or `.parquet`.
 
@@ -60,6 +62,7 @@ def load(
       checked: see `read_checks`.
       drawn: see `how_drawn`.
       said: where labels of `data` stand.
+      benchmark: whether all labels of `data` are true.
 
     Raises:
       InputError: a file that cannot be read, or labels that do not fit together.
@@ -73,7 +76,7 @@ def load(
         if path
     }
     checks = read_checks(checked, files["data"]) if checked else None
-    return combine(files, identity, checks=checks, drawn=drawn)
+    return combine(files, identity, checks=checks, drawn=drawn, benchmark=benchmark)
 
 
 def read_own(

@@ -97,12 +97,15 @@ def add_to_table(path: str, rows: Mapping[str, Sequence[str]], identifier: str |
       rows: what is added, by id; rows that are not there get nothing.
       identifier: column of the ids; None where they are numbers of rows, from 0.
     """
-    written = Table("--", path).as_written()
+    table = Table("--", path)
+    written = table.as_written()
     header, raw = next(x for x in written if x[0])
     place = None if identifier is None else header.index(identifier)
     again = set(ADDED) <= set(header)
     text, number, nothing = io.StringIO(), 0, ("",) * len(ADDED)
-    whole, rest = csv.writer(text, lineterminator="\n"), csv.writer(text, lineterminator="")
+    between = table.separator if path.endswith(".csv") else ","
+    whole = csv.writer(text, delimiter=between, lineterminator="\n")
+    rest = csv.writer(text, delimiter=between, lineterminator="")
 
     def write(fields: list[str], raw: str | None, added: Sequence[str]) -> None:
         if again:
@@ -112,7 +115,7 @@ def add_to_table(path: str, rows: Mapping[str, Sequence[str]], identifier: str |
             whole.writerow([*fields, *added])
         else:
             line = raw.rstrip("\r\n")
-            text.write(f"{line},")
+            text.write(f"{line}{between}")
             rest.writerow(added)
             text.write(raw[len(line) :] or "\n")
 

@@ -97,9 +97,9 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError:  # Of JSON, and of bytes that are no text.
+        except (ValueError, RecursionError):  # Of JSON, and of bytes that are no text.
             row = None
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if isinstance(row, dict) and type(row.get("step")) is int:
             rows.append(row)
         else:
             damaged.append(number)

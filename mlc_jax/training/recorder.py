@@ -13,14 +13,17 @@ from etils import epath
 
 from mlc_jax import paths
 from mlc_jax.core import TrainState
-from mlc_jax.data.source import Subset
+from mlc_jax.data.source import Subset, read_rows
 from mlc_jax.data.votes import is_changed
 from mlc_jax.errors import CheckpointError, NonFiniteLossError
 from mlc_jax.training import evaluate, stack
 from mlc_jax.training.metrics import MetricWriter
 from mlc_jax.training.run import Run
 from mlc_jax.workdir import checkpoint
-from mlc_jax.workdir.workdir import CONFIG_FILE, DATASET_FILE
+from mlc_jax.workdir.workdir import CONFIG_FILE, DATASET_FILE, has_key
+
+_PROBED = 500  # Inputs that are looked at where a run diverged.
+_SCALED = 1e3  # Larger than that are none that are scaled.
 
 
 @dataclasses.dataclass
@@ -50,12 +53,19 @@ class Recorder:
         if self.workdir is None:
             return
         self._writer = MetricWriter(self.workdir, start_step=step)
-        if step == 0:
+        # The checkpoint has said that the run is this one: what is damaged is written anew.
+        if step == 0 or not self._has(CONFIG_FILE, "method"):
             text = json.dumps(self.run.description, indent=2, sort_keys=True) + "\n"
             paths.write(self.workdir / CONFIG_FILE, text.encode())
-        if not (self.workdir / DATASET_FILE).exists():
+        if not self._has(DATASET_FILE, "class_names"):
             text = json.dumps(self.run.sizes(), indent=2) + "\n"
             paths.write(self.workdir / DATASET_FILE, text.encode())
+
+    def _has(self, name: str, key: str) -> bool:
+        """Whether a file of the workdir is there, and whole."""
+        assert self.workdir is not None
+        file = self.workdir / name
+        return file.exists() and has_key(file.read_bytes(), key)
 
     def close(self) -> None:
         if self._writer:
@@ -81,10 +91,26 @@ class Recorder:
         last = self.checkpointer.latest_step() if self.checkpointer else None
         if self.workdir is not None and last is not None:
             good = f"Last good checkpoint: {self.workdir / checkpoint.DIRECTORY / str(last)}."
-        self.failure = NonFiniteLossError(
-            f"{problem}\n{good} Lower main_optimizer.learning_rate or meta_optimizer.learning_rate."
-        )
+        self.failure = NonFiniteLossError(f"{problem}\n{good} {self._advice()}")
         logging.warning("%s is given up: %s", self.workdir, self.failure)
+
+    def _advice(self) -> str:
+        """What most likely mends it: where inputs are not scaled no learning rate does."""
+        dataset = self.run.dataset
+        rows = dataset.noisy.rows[:: max(1, len(dataset.noisy) // _PROBED)]
+        inputs = jax.tree.map(np.asarray, dataset.prepare(read_rows(dataset.noisy.source, rows)))
+        largest = 0.0
+        for leaf in jax.tree.leaves(inputs):
+            if np.issubdtype(leaf.dtype, np.floating) and leaf.size:
+                if not np.isfinite(leaf).all():
+                    return "Some inputs are not finite; expected them left out or filled in."
+                largest = max(largest, float(np.abs(leaf).max()))
+        if largest > _SCALED:
+            return (
+                f"Inputs are as large as {largest:.3g}; expected them scaled to mean 0 and "
+                "deviation 1: dataset.standardize=True of files, prepare=... of fit."
+            )
+        return "Lower main_optimizer.learning_rate or meta_optimizer.learning_rate."
 
     def save(self, step: int, state: TrainState) -> None:
         """Starts to save, unless the run has failed or a parameter is not finite.

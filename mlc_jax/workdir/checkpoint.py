@@ -28,6 +28,7 @@ CHECKSUMS = "checksums"  # Their place in what is saved of the progress.
 
 # Settings that a run may change when it goes on: they do not touch what is learned.
 FREE_FIELDS = frozenset({
+    "dataset.benchmark",  # What it makes of the data their fingerprint says.
     "dataset.data_dir",
     "dataset.download",
     "dataset.max_cached_gb",
@@ -61,7 +62,8 @@ class Checkpointer:
     def __init__(self, workdir: epath.Path, sharding: NamedSharding, *, keep: int):
         self._directory = workdir / DIRECTORY
         self._sharding = sharding
-        self._kept = _Kept(keep)
+        self._foreign = _foreign_steps(self._directory)
+        self._kept = _Kept(keep, self._foreign)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept,
             enable_async_checkpointing=True,
@@ -74,7 +76,7 @@ class Checkpointer:
 
     def latest_step(self) -> int | None:
         """The newest finished checkpoint."""
-        return self._manager.latest_step()
+        return max({*self._manager.all_steps()} - self._foreign, default=None)
 
     def restore(
         self,
@@ -162,6 +164,7 @@ class Checkpointer:
                     state=ocp.args.StandardSave(jax.tree.map(self._global, state)),
                     progress=ocp.args.JsonSave(progress),
                 ),
+                force=bool(self._foreign),  # One of them may be of a later step.
             )
 
     def wait(self) -> None:
@@ -232,15 +235,15 @@ class Checkpointer:
 class _Kept:
     """Orbax's rule of what is not removed: the newest checkpoints, and those that they refer to."""
 
-    def __init__(self, num_newest: int):
-        self._num_newest = num_newest
+    def __init__(self, num_newest: int, foreign: set[int]):
+        self._num_newest, self._foreign = num_newest, foreign
         self.refers_to: Callable[[int], int | None] = lambda step: None
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
-        newest = steps[-self._num_newest :]
-        kept = {*newest, *map(self.refers_to, newest)}
+        newest = [step for step in steps if step not in self._foreign][-self._num_newest :]
+        kept = {*newest, *map(self.refers_to, newest), *self._foreign}
         return [step in kept for step in steps]
 
 
@@ -249,7 +252,17 @@ def finished_steps(directory: epath.Path) -> list[int]:
     if not directory.is_dir():
         return []
     steps = (path for path in directory.iterdir() if path.name.isdigit())
-    return sorted(int(path.name) for path in steps if ocp.path.step.is_path_finalized(path))
+    finished = {int(path.name) for path in steps if ocp.path.step.is_path_finalized(path)}
+    return sorted(finished - _foreign_steps(directory))
+
+
+def _foreign_steps(directory: epath.Path) -> set[int]:
+    """Directories with a step's name that have nothing of a checkpoint."""
+    if not directory.is_dir():
+        return set()
+    parts = ("state", "progress", "_CHECKPOINT_METADATA")
+    steps = (path for path in directory.iterdir() if path.name.isdigit())
+    return {int(path.name) for path in steps if not any((path / x).exists() for x in parts)}
 
 
 def differing_fields(

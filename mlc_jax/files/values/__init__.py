@@ -1,0 +1,1 @@
+"""What single values of a user's files mean."""

@@ -1,0 +1,150 @@
+"""Numbers, dates, times and lists as people write them, and what stands for a missing value."""
+
+import datetime
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+# In columns of features. In a column of labels `NA` is a class like others.
+MISSING = frozenset({
+    "", "na", "n/a", "#n/a", "#n/a n/a", "#na", "<na>", "nan", "-nan", "null", "none", "nat", "?",
+    "-1.#ind", "-1.#qnan", "1.#ind", "1.#qnan",
+})  # fmt: skip
+
+_BOOLEANS = {"true": 1.0, "false": 0.0}
+_BARE = re.compile(r"^([+-]?)\s*[$€£¥]?\s*([+-]?.*?)\s*[%$€£¥]?$")
+_POINT = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+|(?=\.\d))(\.\d*)?([eE][+-]?\d+)?")
+_COMMA = re.compile(r"[+-]?(\d{1,3}([.'\s]\d{3})+|\d+|(?=,\d))(,\d*)?")
+_TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?")
+_CLOCK = rf"(?:[T ]+(?P<clock>{_TIME.pattern}))?(?P<zone>Z| ?[+-]\d\d:?\d\d)?"
+_ISO = re.compile(rf"(?P<y>\d{{4}})([-/.])(?P<m>\d{{1,2}})\2(?P<d>\d{{1,2}}){_CLOCK}")
+_DAY_FIRST = re.compile(rf"(?P<d>\d{{1,2}})([-/.])(?P<m>\d{{1,2}})\2(?P<y>\d{{4}}){_CLOCK}")
+_MONTH_FIRST = re.compile(rf"(?P<m>\d{{1,2}})([-/])(?P<d>\d{{1,2}})\2(?P<y>\d{{4}}){_CLOCK}")
+_EPOCH = datetime.date(1970, 1, 1).toordinal()
+
+
+def category(text: str) -> str:
+    """What a text says: without blanks around it, in one form of Unicode, "" where it is missing.
+
+    Args:
+      text: a value of a column of features.
+    """
+    text = unicodedata.normalize("NFC", text).strip()
+    return "" if text.casefold() in MISSING else text
+
+
+def read(texts: Sequence[str], form: str) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers `[n]` float64, NaN where there is none, and where something else stands, `[n]` bool.
+
+    Args:
+      texts: as they are in the file.
+      form: one of `FORMS`.
+    """
+    number = FORMS[form]
+    if number is _point and (plain := _plain(texts)) is not None:
+        numbers, missing = plain, np.isnan(plain)
+    else:
+        categories = [category(text) for text in texts]
+        missing = np.array([not text for text in categories], bool)
+        numbers = np.array([number(text) if text else np.nan for text in categories], np.float64)
+    with np.errstate(over="ignore"):  # What float32 cannot hold is no number here.
+        bad = ~missing & ~np.isfinite(numbers.astype(np.float32))
+    return np.where(bad, np.nan, numbers), bad
+
+
+def read_list(text: str) -> list[float] | None:
+    """The numbers of `[0.5, 1, -2]`; None if it is something else."""
+    if not text.startswith("["):
+        return None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    is_number = lambda x: isinstance(x, int | float) and not isinstance(x, bool)  # noqa: E731
+    return [float(x) for x in values] if values and all(map(is_number, values)) else None
+
+
+def read_whole(text: str, offset: int) -> float:
+    """A whole number less `offset`, exactly: float64 holds no more than 16 digits."""
+    text = text.strip()
+    return float(int(text) - offset) if re.fullmatch(r"[+-]?\d+", text) else float(text) - offset
+
+
+def _plain(texts: Sequence[str]) -> np.ndarray | None:
+    """Numbers as Python writes them, or nothing; None if there is anything else."""
+    try:
+        numbers = np.array([float(text) if text else np.nan for text in texts], np.float64)
+    except ValueError:
+        return None
+    return None if any("_" in text for text in texts) else numbers  # To Python 1_0 is 10.
+
+
+def _point(text: str) -> float:
+    """`1,234.5`, `$5`, `12 %`; booleans, too."""
+    if "_" not in text:
+        try:
+            return float(text)
+        except ValueError:
+            pass
+    bare = _bare(text)
+    if _POINT.fullmatch(bare):
+        return float(bare.replace(",", ""))
+    return _BOOLEANS.get(text.casefold(), np.nan)
+
+
+def _comma(text: str) -> float:
+    """`1.234,5`, `5 €`."""
+    bare = _bare(text)
+    if not _COMMA.fullmatch(bare):
+        return float("nan")
+    return float(re.sub(r"[.'\s]", "", bare).replace(",", "."))
+
+
+def _bare(text: str) -> str:
+    """Without a currency or a percent sign."""
+    found = _BARE.match(text)
+    return "".join(found.groups()) if found else text
+
+
+def _date(pattern: re.Pattern[str]) -> Callable[[str], float]:
+    def days(text: str) -> float:
+        """Since 1970, of UTC where a zone is told."""
+        found = pattern.fullmatch(text)
+        if found is None:
+            return float("nan")
+        try:
+            day = datetime.date(int(found["y"]), int(found["m"]), int(found["d"])).toordinal()
+        except ValueError:
+            return float("nan")
+        clock = _time(found["clock"]) if found["clock"] else 0.0
+        zone = (found["zone"] or "Z").strip().replace(":", "")
+        east = 0.0 if zone == "Z" else (int(zone[1:3]) + int(zone[3:]) / 60) / 24
+        return day - _EPOCH + clock - (east if zone[0] == "+" else -east)
+
+    return days
+
+
+def _time(text: str) -> float:
+    """Of a day: 0.5 is noon."""
+    found = _TIME.fullmatch(text)
+    if found is None:
+        return float("nan")
+    hours, minutes, seconds = int(found[1]), int(found[2]), float(found[3] or 0)
+    if hours > 24 or minutes > 59 or seconds >= 61:
+        return float("nan")
+    return (hours + minutes / 60 + seconds / 3600) / 24
+
+
+# How a column writes its numbers: the first that reads all of it counts.
+FORMS: dict[str, Callable[[str], float]] = {
+    "point": _point,
+    "comma": _comma,
+    "date": _date(_ISO),
+    "day first": _date(_DAY_FIRST),
+    "month first": _date(_MONTH_FIRST),
+    "time": _time,
+    "list": lambda text: float("nan") if read_list(text) is None else 0.0,
+}

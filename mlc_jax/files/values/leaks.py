@@ -1,0 +1,103 @@
+"""Columns that say which label is right, or which was given: nothing is left to learn then."""
+
+import numpy as np
+
+_CHANCE = 1e-6  # A column determines a label if chance would do so more seldom than that.
+_SAME = 0.95  # Share of rows.
+_BEYOND_CHANCE = 0.8  # Cohen's kappa.
+_OFTEN = 0.8  # Share of rows that a column agrees with the given label in, to be held for its copy.
+_MIN_WRONG = 8  # Rows whose given label the check says is wrong, to tell anything by them.
+_ROWS_PER_VALUE = 5  # On average; a value of one row agrees with that row's label, of course.
+
+
+def leak(
+    values: np.ndarray | None,
+    texts: np.ndarray | None,
+    given: np.ndarray,
+    checked: np.ndarray | None,
+    names: list[str],
+) -> str | None:
+    """What a column gives away: a sentence's end, such as `determines checked_label`.
+
+    Args:
+      values: `[N]` float64, equal where the column's values are, NaN where one is missing; None if
+        that is not known.
+      texts: `[N]`, the same as texts, of columns with few; None of others.
+      given: `[N]`, numbers of labels as given; negative where there is none.
+      checked: the same of those that somebody checked; None where no row is.
+      names: of the labels.
+    """
+    columns = {"checked_label": checked, "label": given}
+    for name, labels in columns.items():
+        if labels is not None and texts is not None:
+            share = _share_of_equal(texts, labels, names)
+            if share >= _SAME:
+                return f"equals {name} in {100 * share:.0f} % of rows"
+    if values is None:
+        return None
+    for name, labels in columns.items():
+        if labels is not None and _determines(values, labels):
+            return f"determines {name}"
+    if checked is not None and _follows_slips(values, given, checked):
+        return "agrees with label also where checked_label says that it is wrong"
+    return None
+
+
+def _share_of_equal(texts: np.ndarray, labels: np.ndarray, names: list[str]) -> float:
+    """Of rows in which both are there; 0 if chance comes near to it."""
+    known = (labels >= 0) & (texts != "")
+    if not known.any():
+        return 0.0
+    places = {name: number for number, name in enumerate(names)}
+    said = np.array([places.get(text, len(names)) for text in texts[known]], np.int64)
+    numbers = labels[known]
+    share = float((said == numbers).mean())
+    sizes = [np.bincount(x, minlength=len(names) + 1) / len(numbers) for x in (said, numbers)]
+    chance = float(sizes[0] @ sizes[1])
+    return share if chance < 1 and (share - chance) / (1 - chance) >= _BEYOND_CHANCE else 0.0
+
+
+def _codes(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where value and label are known; numbers of the values; the labels there."""
+    known = (labels >= 0) & ~np.isnan(values)
+    _, codes = np.unique(values[known], return_inverse=True)
+    return known, codes, labels[known].astype(np.int64)
+
+
+def _usual(codes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The most frequent label of each value."""
+    num_labels = int(numbers.max()) + 1
+    pairs, counts = np.unique(codes * num_labels + numbers, return_counts=True)
+    order = np.lexsort((counts, pairs // num_labels))  # The last of each value is the largest.
+    usual = np.zeros(int(codes.max()) + 1, np.int64)
+    usual[pairs[order] // num_labels] = pairs[order] % num_labels
+    return usual
+
+
+def _determines(values: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether equal values always have equal labels, more often than by chance.
+
+    Or nearly always, where there are as many values as labels, each for one.
+    """
+    _, codes, numbers = _codes(values, labels)
+    num_values = int(codes.max()) + 1 if len(codes) else 0
+    if num_values < 2:
+        return False
+    agreeing = np.sum((np.bincount(numbers) / len(numbers)) ** 2)  # Two labels, by chance.
+    if agreeing ** (len(codes) - num_values) >= _CHANCE:
+        return False
+    usual = _usual(codes, numbers)
+    one_each = num_values == len(np.unique(numbers)) == len(np.unique(usual))
+    share = (usual[codes] == numbers).mean()
+    return bool(share == 1 or (one_each and share >= _SAME))
+
+
+def _follows_slips(values: np.ndarray, given: np.ndarray, checked: np.ndarray) -> bool:
+    """Whether it agrees with given labels where they are wrong, as no feature of the input does."""
+    known, codes, numbers = _codes(values, given)
+    if not len(codes) or len(codes) < _ROWS_PER_VALUE * (int(codes.max()) + 1):
+        return False
+    agrees = _usual(codes, numbers)[codes] == numbers
+    wrong = (checked[known] >= 0) & (checked[known] != numbers)
+    often = agrees.mean() >= _OFTEN and len(np.unique(codes)) > 1
+    return bool(wrong.sum() >= _MIN_WRONG and agrees[wrong].mean() >= _SAME and often)

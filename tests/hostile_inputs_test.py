@@ -1,0 +1,603 @@
+"""Hostile and merely ordinary inputs: each is answered, or refused in one line that says why.
+
+A newcomer adds a case by a line in one of the tables: own tables (`TABLES`), arrays in files
+(`ARRAYS`), arrays in Python (`FITS`), new rows (`NEW_ROWS`), directories (`DIRECTORIES`). These
+train nothing; the marked ones at the end start the real command. Letters are kinds: A what somebody
+made is lost, B something is silently something else, C numbers, D bounds, E one line, F screens.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import unicodedata
+
+import numpy as np
+import pandas
+import pytest
+from etils import epath
+
+import mlc_jax as mlc
+from configs import arrays as arrays_config
+from configs import table as table_config
+from mlc_jax import config as settings
+from mlc_jax.api import read_frame
+from mlc_jax.benchmarks import datasets
+from mlc_jax.commands import train
+from mlc_jax.data.source import read_rows
+from mlc_jax.errors import InputError
+from mlc_jax.examples import create_dataset, create_source
+from mlc_jax.workdir.workdir import locked_workdir
+
+ROOT = pathlib.Path(__file__).parents[1]
+SIZE = 120
+ROWS = np.arange(SIZE)
+_RNG = np.random.default_rng(0)
+TRUTH = np.array(["cat", "dog"])[_RNG.integers(2, size=SIZE)]
+OTHER = np.where(TRUTH == "cat", "dog", "cat")
+GIVEN = np.where(ROWS % 5 == 1, OTHER, TRUTH)
+CHECKED = np.where(ROWS % 2 == 0, TRUTH, "")
+A, B = _RNG.normal(size=(2, SIZE)).round(4)
+WORDS = np.array(["Rome", "Bonn", "Oslo"])[_RNG.integers(3, size=SIZE)]
+DAYS = [f"2024-{1 + i % 12:02d}-{1 + i % 28:02d}" for i in ROWS]
+
+
+def table(drop=(), **columns):
+    """A table that is as it should be, with other columns."""
+    frame = pandas.DataFrame({"label": GIVEN, "checked_label": CHECKED, "a": A, "b": B})
+    for name, values in columns.items():
+        frame[name] = list(values) if hasattr(values, "__len__") and len(values) == SIZE else values
+    return frame.drop(columns=list(drop))
+
+
+def csv(frame, **options):
+    return frame.to_csv(index=False, **options).encode()
+
+
+def with_cell(column, row, value):
+    """A table in which one cell is something else."""
+    frame = table()
+    frame[column] = frame[column].astype(object)
+    frame.loc[row, column] = value
+    return frame
+
+
+def json_lines(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+# What is expected: a text is (part of) the one line, as a regular expression; a set is the columns
+# that became features; a function is given the dataset.
+def feature(name, values):
+    """The first feature `name` of the first rows is this."""
+
+    def check(dataset):
+        source = dataset.noisy.source
+        column = dataset.columns.features.index(name)
+        offset = next(x.offset for x in dataset.columns.columns if name in x.features)
+        got = source.inputs[: len(values), column].astype(np.float64) + offset
+        np.testing.assert_allclose(got, values, rtol=1e-6)
+
+    return check
+
+
+def ready(dataset):
+    """What the model sees is finite, and as large as it should be."""
+    inputs = dataset.prepare(read_rows(dataset.noisy.source, dataset.noisy.rows))
+    assert np.isfinite(inputs).all() and np.abs(inputs).max() < 100
+    return inputs
+
+
+def told_apart(dataset):
+    column = dataset.columns.features.index("t")
+    assert len(np.unique(ready(dataset)[:, column])) == len(dataset.noisy)
+
+
+NOTHING_CHECKED = "nobody knows how right its labels are"
+MISSPELT = "and none named 'checked_label'"
+ALIKE = "which looks like it; expected one name for each class"
+AB = {"a", "b"}
+
+# (name, frame or bytes, ending of the file, settings of the dataset, what is expected)
+TABLES = [
+    # B: labels.
+    ("B checked_lable", table().rename(columns={"checked_label": "checked_lable"}), MISSPELT),
+    ("B checked_labels", table().rename(columns={"checked_label": "checked_labels"}), MISSPELT),
+    ("B Checked_Label", table().rename(columns={"checked_label": "Checked_Label"}), MISSPELT),
+    ("B checked", table().rename(columns={"checked_label": "checked"}), MISSPELT),
+    ("B checkd label", table().rename(columns={"checked_label": "checkd label"}), MISSPELT),
+    ("B no column of checks", table(drop=["checked_label"]), NOTHING_CHECKED),
+    ("B an empty column of checks", table(checked_label=""), NOTHING_CHECKED),
+    ("B a benchmark", table(drop=["checked_label"]), {"benchmark": True, "clean_per_class": 3}, AB),
+    ("B a benchmark with checks", table(), {"benchmark": True}, "benchmark: got True, expected F"),
+    ("B cat and a blank", table(label=np.where(ROWS == 3, "cat ", GIVEN)), ALIKE),
+    ("B cat and Cat", table(label=np.where(ROWS == 3, "Cat", GIVEN)), ALIKE),
+    ("B cat and CAT in checks", table(checked_label=np.char.upper(CHECKED)), ALIKE),
+    ("B cat and ['cat']", table(label=np.where(ROWS == 3, "['cat']", GIVEN)), ALIKE),
+    ("B cat and choices", table(label=np.where(ROWS == 3, '{"choices": ["cat"]}', GIVEN)), ALIKE),
+    ("B NFC and NFD", table(
+        label=np.where(GIVEN == "cat", "é", "dog"),
+        checked_label=np.where(CHECKED == "cat", unicodedata.normalize("NFD", "é"), CHECKED),
+    ), ALIKE),
+    ("B whole floats", table(
+        label=np.where(GIVEN == "cat", 0, 1),
+        checked_label=np.select([CHECKED == "cat", CHECKED == "dog"], ["0.0", "1.0"], ""),
+    ), lambda dataset: dataset.class_names == ("0", "1") and (dataset.clean.truth >= 0).all()),
+    ("B floats of pandas", table(
+        label=np.where(GIVEN == "cat", 0, 1),
+        checked_label=np.select([CHECKED == "cat", CHECKED == "dog"], [0.0, 1.0], np.nan),
+    ), {"ending": "parquet"}, lambda dataset: dataset.class_names == ("0", "1")),
+    ("B floats in JSON", table(
+        label=np.where(GIVEN == "cat", 0, 1),
+        checked_label=np.select([CHECKED == "cat", CHECKED == "dog"], [0.0, 1.0], np.nan),
+    ), {"ending": "jsonl"}, lambda dataset: dataset.class_names == ("0", "1")),
+    ("B a class NA", table(
+        label=np.where(GIVEN == "cat", "NA", "dog"),
+        checked_label=np.where(CHECKED == "cat", "NA", CHECKED),
+    ), lambda dataset: dataset.class_names == ("NA", "dog")),
+    ("E TODO in checks", table(checked_label=np.where(CHECKED == "", "TODO", CHECKED)),
+     "leave it empty where nobody looked"),
+    ("E -1 in checks", table(checked_label=np.where(CHECKED == "", "-1", CHECKED)),
+     lambda dataset: len(dataset.clean) == SIZE // 2),
+    ("E blanks in checks", table(checked_label=np.where(CHECKED == "", " ", CHECKED)),
+     lambda dataset: len(dataset.clean) == SIZE // 2),
+    ("B one class in all", table(label="cat", checked_label=np.where(CHECKED == "", "", "cat")),
+     "has one class, 'cat', in all of its labels"),
+    ("B a class of test rows alone", table(
+        split=np.where(ROWS == 0, "test", ""), checked_label=np.where(ROWS == 0, "emu", CHECKED)
+    ), "line 2 has label 'emu', which no row to train with has"),
+    # B: which columns are features.
+    ("B features=a,checked_label", table(), {"features": "a,checked_label"},
+     "'checked_label' says something of the label"),
+    ("B features=label", table(), {"features": "label"}, "'label' says something of the label"),
+    ("B features=", table(), {"features": ""}, "features: got '', expected names"),
+    ("B features=a,a", table(), {"features": "a,a"}, "features: got 'a,a', expected names"),
+    ("B features=a,+a", table(), {"features": "a,+a"}, "'a' is named twice"),
+    ("B features=a,", table(), {"features": "a,"}, "features: got 'a,', expected names"),
+    ("B checked=,", table(), {"checked": ","}, "checked: got ',', expected names"),
+    ("B features=-nobody", table(), {"features": "-nobody"}, "has no column 'nobody', only"),
+    ("B features=-b", table(), {"features": "-b"}, {"a"}),
+    ("B features=+name", table(code=[f"{i // 2}x" for i in ROWS]), {"features": "+code"},
+     AB | {"code"}),
+    ("B all are left out", table(drop=["a", "b"], year=2024), r"\('year': one value in all rows\)"),
+    ("B the label again", table(target=GIVEN), "column 'target' equals label in 100 % of rows"),
+    ("B nearly the label", table(target=np.where(ROWS % 40, GIVEN, OTHER)),
+     "column 'target' equals label in 9. % of rows"),
+    ("B the checks again", table(truth=CHECKED), "column 'truth' equals checked_label in 100 %"),
+    ("B the label, named", table(target=GIVEN), {"features": "a,target"},
+     r"'target' equals label .*--config.dataset.features=\+target"),
+    ("B the label, vouched for", table(target=GIVEN), {"features": "+target"}, AB | {"target"}),
+    ("B the label in numbers", table(code=np.where(GIVEN == "cat", 17, 4)),
+     "column 'code' determines label"),
+    ("B who labels follows slips", table(rater=[
+        f"{label}{i % 4}" if i % 10 else "x" for i, label in enumerate(GIVEN)
+    ]), "agrees with label also where checked_label says that it is wrong"),
+    ("B a good feature", table(size=np.where(TRUTH == "cat", 1, 5) + ROWS % 3 * 2), AB | {"size"}),
+    ("B row numbers", table(index=ROWS, **{"Unnamed: 0": ROWS + 5, "row": ROWS * 1.0}), AB),
+    ("B row numbers, wanted", table(row=ROWS), {"features": "+row"}, AB | {"row"}),
+    ("B an index of Parquet", table().sample(frac=1, random_state=0), {"ending": "parquet"}, AB),
+    ("B an annotation tool", table(
+        annotation_id=ROWS[::-1] * 3, annotator=1, lead_time=np.abs(A), created_at=DAYS
+    ), AB),
+    ("B lead_time alone", table(lead_time=np.abs(A)), AB | {"lead_time"}),
+    ("B what a run wrote", table(corrected_label=GIVEN, confidence=0.5 + A / 9, why="x"), AB),
+    ("B texts", table(note=[f"note {i}" for i in ROWS]), AB),
+    ("B few texts", table(city=WORDS), AB | {"city"}),
+    ("B many texts", table(city=[f"c{i % 60}" for i in ROWS]), AB),
+    ("B an empty column", table(nothing=""), AB),
+    # B: what values mean.
+    ("B lists in Parquet", table(vector=[[float(i), 2.0, -i / 7] for i in ROWS]),
+     {"ending": "parquet"}, feature("vector[2]", [0, -1 / 7, -2 / 7])),
+    ("B lists in JSON", table(vector=[[i, 2] for i in ROWS]), {"ending": "jsonl"},
+     feature("vector[0]", [0, 1, 2])),
+    ("B lists of other lengths", table(vector=[[1.0] * (1 + i % 2) for i in ROWS]),
+     {"ending": "parquet"}, "has lists of 1 to 2 numbers"),
+    ("B JSON lines without a key", json_lines(*(
+        {"label": str(x), "a": float(a)} | ({"b": float(b)} if i else {})
+        | ({"checked_label": str(c)} if c else {})
+        for i, (x, c, a, b) in enumerate(zip(GIVEN, CHECKED, A, B, strict=True))
+    )), {"ending": "jsonl"}, AB),
+    ("B Label Studio", json_lines({"data": {"text": "x"}, "annotations": [], "label": {}}),
+     {"ending": "jsonl"}, "as Label Studio writes it; expected its export CSV"),
+    ("B doccano", json_lines({"id": 1, "a": 1, "label": ["cat"], "checked_label": ""}),
+     {"ending": "jsonl"}, "as doccano writes it; expected its export CSV"),
+    ("B Argilla", json_lines({"fields": {"a": 1}, "responses": {}, "suggestions": {}, "label": {}}),
+     {"ending": "jsonl"}, "as Argilla writes it; expected dataset.records.to_list"),
+    ("B a JSON document", b'[{"label": "cat"}]\n', {"ending": "jsonl"}, "is a list, expected one"),
+    ("B a .json", b"[]", {"ending": "json"}, "to have one object per line: pandas.read_json"),
+    ("B a spreadsheet", b"PK", {"ending": "xlsx"}, "a spreadsheet saves its sheet as CSV"),
+    ("B missing numbers", with_cell("a", 3, "NA"), AB),
+    ("B N/A", with_cell("a", 3, "N/A"), AB),
+    ("B null", with_cell("a", 3, "null"), AB),
+    ("B ?", with_cell("a", 3, "?"), AB),
+    ("B semicolons", csv(table(), sep=";"), AB),
+    ("B tabs", csv(table(), sep="\t"), AB),
+    ("B semicolons and decimal commas", csv(table(), sep=";", decimal=","), feature("a", A[:3])),
+    ("B quoted decimal commas", csv(table(), decimal=","), feature("a", A[:3])),
+    ("B dots between thousands", table(pay=[f"1.{i:03d},5" for i in ROWS]),
+     feature("pay", [1000.5, 1001.5])),
+    ("B dollars", table(pay=[f"${1000 + i * i:,}" for i in ROWS]), feature("pay", [1000, 1001])),
+    ("B percent", table(share=[f"{i * i} %" for i in ROWS]), feature("share", [0, 1, 4])),
+    ("B 1_000", table(code=[f"1_{i % 20}" for i in ROWS]), AB | {"code"}),
+    ("B dates", table(day=DAYS), feature("day", [19723, 19723 + 32])),
+    ("B dates of Germany", table(day=[f"{1 + i % 28}.{1 + i % 12}.2024" for i in ROWS]),
+     feature("day", [19723, 19723 + 32])),
+    ("B dates of America", table(day=[f"{1 + i % 12}/{1 + i % 28}/2024" for i in ROWS]),
+     feature("day", [19723, 19723 + 32])),
+    ("B dates of nobody knows where", table(day=[f"{1 + i % 5}/{1 + i % 7}/2024" for i in ROWS]),
+     AB),
+    ("B dates that are named", table(day=[f"{1 + i % 5}/{1 + i % 7}/2024" for i in ROWS]),
+     {"features": "day"}, "dates whose day and month cannot be told apart"),
+    ("B times of day", table(at=[f"{i % 24:02d}:30" for i in ROWS]),
+     feature("at", [0.5 / 24, 1.5 / 24])),
+    ("B moments of Parquet", table(at=pandas.date_range("2024-01-01", periods=SIZE, freq="36h")),
+     {"ending": "parquet"}, feature("at", [19723, 19724.5])),
+    ("B a date among numbers", with_cell("a", 3, "2024-01-01"),
+     "line 5: a is '2024-01-01', expected a number"),
+    # C.
+    ("C a constant", table(year=2024), AB),
+    ("C a constant of texts", table(land="Italy"), AB),
+    ("C a constant, named", table(year=2024), {"features": "a,year"}, {"a"}),
+    ("C unix times", table(t=1_700_000_000 + 100 * (ROWS * 7 % SIZE)), told_apart),
+    ("C ids of 1e18", table(t=[10**18 + int(i) * 7 % SIZE for i in ROWS]), told_apart),
+    ("C a value far off", with_cell("a", 3, 1e30), "line 5: a is 1e[+]30, while others are about"),
+    ("C inf", with_cell("a", 3, "inf"), "line 5: a is 'inf', expected a number"),
+    ("C beyond float32", with_cell("a", 3, "1e39"), "line 5: a is '1e39', expected a number"),
+    ("C beyond float64", with_cell("a", 3, "1e999"), "line 5: a is '1e999', expected a number"),
+    ("C inf in Parquet", table(a=np.where(ROWS == 3, np.inf, A)), {"ending": "parquet"},
+     "row 4: a is 'inf', expected a number"),
+    ("C a list with inf", table(vector=[[float(i), np.inf if i == 3 else 0.5] for i in ROWS]),
+     {"ending": "parquet"}, r"row 4: vector is '\[3.0, Infinity\]', expected finite numbers"),
+    # D.
+    ("D a long cell in an unused column", table(
+        note=["x" * 10**6 if i == 3 else f"n{i}" for i in ROWS]), AB),
+    ("D a long cell among numbers", with_cell("a", 3, "x" * 10**6), r"1,000,000 characters"),
+    ("D a long label", table(label=np.where(ROWS == 3, "x" * 10**6, GIVEN).astype(object)),
+     "label has 1,000,000 characters"),
+    ("D a long id", table(id=["x" * 10**6 if i == 3 else str(i) for i in ROWS]),
+     "id has 1,000,000 characters"),
+]  # fmt: skip
+
+
+def _line(error):
+    """The message, which is one line of a length that one can read."""
+    text = str(error)
+    assert "\n" not in text and len(text) < 1_500
+    return text
+
+
+@pytest.fixture
+def load_table(tmp_path):
+    def load(content, ending="csv", **fields):
+        path = tmp_path / f"data.{ending}"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif ending == "csv":
+            path.write_bytes(csv(content))
+        elif ending == "jsonl":
+            content.to_json(path, orient="records", lines=True)
+        else:
+            content.to_parquet(path)
+        before = path.read_bytes()
+        config = table_config.get_config()
+        config.dataset.update(data=str(path), **fields)
+        try:
+            settings.validate(config)
+            return datasets.load(config)
+        finally:
+            assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
+
+    return load
+
+
+def _cases(cases):
+    return [pytest.param(*case[1:], id=case[0]) for case in cases]
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "expected"),
+    _cases((x if len(x) == 4 else (x[0], x[1], {}, x[2])) for x in TABLES),
+)
+def test_tables(load_table, content, fields, expected):
+    if isinstance(expected, str):
+        with pytest.raises(InputError) as error:
+            load_table(content, **fields)
+        assert re.search(expected, _line(error.value)), str(error.value)
+        return
+    dataset = load_table(content, **fields)
+    if isinstance(expected, set):
+        assert {*dataset.columns.names} == expected
+    else:
+        assert expected(dataset) in (None, True)
+    assert np.isfinite(dataset.noisy.source.inputs).all()
+
+
+def test_a_class_of_one_row_is_said(load_table, caplog):
+    with caplog.at_level("WARNING"):
+        load_table(table(label=np.where(ROWS == 3, "emu", GIVEN)))
+    assert "One row alone is of class emu" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "names"),
+    [("year", 2024, ["a", "b", "year (one value"]), ("row", ROWS, ["row (row numbers)"])],
+)
+def test_what_is_left_out_is_listed(load_table, caplog, column, value, names):
+    import logging
+
+    logging.getLogger("absl").setLevel(logging.INFO)
+    with caplog.at_level(logging.INFO, "absl"):
+        load_table(table(**{column: value}))
+    assert all(name in caplog.text for name in names)
+
+
+# (name, new rows -> what is expected): a text, or a function of features.
+NEW_ROWS = [
+    ("B columns in another order", lambda x: x[x.columns[::-1]], None),
+    ("B a blank more", lambda x: x.assign(city=x["city"] + " "), None),
+    ("B moments for texts", lambda x: x.assign(day=pandas.to_datetime(x["day"])), None),
+    ("C a dropped column is not there", lambda x: x.drop(columns="year"), None),
+    ("C a dropped column is another", lambda x: x.assign(year="none"), None),
+    ("B a column is not there", lambda x: x.drop(columns="a"), "has no column 'a'"),
+    ("B texts for numbers", lambda x: x.assign(a="old"), "row 0: a is 'old', expected a number"),
+    ("C inf", lambda x: x.assign(a=np.inf), "row 0: a is 'inf', expected a number"),
+    ("C beyond float32", lambda x: x.assign(a=1e300), "row 0: a is '1e[+]300', expected a number"),
+    ("B texts for dates", lambda x: x.assign(day="soon"), "row 0: day is 'soon', expected a date"),
+]
+
+
+@pytest.mark.parametrize(("change", "problem"), _cases(NEW_ROWS))
+def test_new_rows(load_table, change, problem):
+    frame = table(city=WORDS, day=DAYS, year=2024)
+    dataset = load_table(frame)
+    if problem is None:
+        got = read_frame(dataset.columns, change(frame)).inputs
+        np.testing.assert_array_equal(got, dataset.noisy.source.inputs)
+        return
+    with pytest.raises(InputError) as error:
+        read_frame(dataset.columns, change(frame)).inputs
+    assert re.search(problem, _line(error.value)), str(error.value)
+
+
+def test_categories_that_no_row_had_are_counted(load_table, caplog):
+    frame = table(city=WORDS)
+    dataset = load_table(frame)
+    with caplog.at_level("WARNING"):
+        read_frame(dataset.columns, frame.assign(city=np.where(ROWS < 7, "Ulm", WORDS))).inputs
+    assert "Column city has 7 values that no row to learn from has, such as 'Ulm'" in caplog.text
+
+
+X = np.stack([A, B], axis=1)
+
+
+def with_number(value):
+    """`X` with another number in row 4, column 1."""
+    changed = X.copy()
+    changed[4, 1] = value
+    return changed
+
+
+NPZ = {"inputs": X, "labels": GIVEN, "checked_labels": CHECKED}
+
+# (name, arrays of the .npz, what is expected)
+ARRAYS = [
+    ("B no checks", {"checked_labels": None}, NOTHING_CHECKED),
+    ("B look-alikes", {"labels": np.where(ROWS == 3, "Cat", GIVEN)}, ALIKE),
+    ("E TODO", {"checked_labels": np.where(CHECKED == "", "TODO", CHECKED)}, "leave it empty"),
+    ("B whole floats", {
+        "labels": np.where(GIVEN == "cat", 0.0, 1.0),
+        "checked_labels": np.select([CHECKED == "cat", CHECKED == "dog"], [0.0, 1.0], np.nan),
+    }, None),
+    ("C a constant", {"inputs": np.stack([A, np.full(SIZE, 2024.0)], axis=1)}, None),
+    ("C nearly a constant", {"inputs": np.stack([A, np.full(SIZE, 0.1)], axis=1)}, None),
+    ("C a constant of large numbers", {"inputs": np.stack([A * 9, np.full(SIZE, 1e30)], axis=1)},
+     None),
+    ("C NaN", {"inputs": with_number(np.nan)}, "row 4, column 1 is nan"),
+    ("C inf", {"inputs": with_number(np.inf)}, "row 4, column 1 is inf"),
+    ("C beyond float32", {"inputs": with_number(1e39)}, "row 4, column 1 is 1e[+]39"),
+    ("C far off", {"inputs": with_number(1e30)}, "row 4, column 1 is 1e[+]30, while"),
+    ("C large offsets", {"inputs": X * 100 + 1.7e9}, "closer together than float32 tells apart"),
+    ("C whole numbers of 64 bits", {"inputs": (X * 1e12).astype(np.int64)}, None),
+    ("B complex", {"inputs": X * 1j}, "holds complex128, expected real numbers"),
+    ("E no features", {"inputs": X[:, :0]}, "expected one number at least for each example"),
+    ("E one class", {"labels": np.full(SIZE, "cat"), "checked_labels": np.where(
+        CHECKED == "", "", "cat")}, "has one class, 'cat'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "problem"), _cases(ARRAYS))
+@pytest.mark.filterwarnings("ignore:overflow")  # Of the test's own arrays.
+def test_arrays(tmp_path, changes, problem):
+    arrays = {name: x for name, x in (NPZ | changes).items() if x is not None}
+    np.savez(tmp_path / "all.npz", **arrays)
+    config = arrays_config.get_config()
+    config.dataset.data = str(tmp_path / "all.npz")
+    if problem is None:
+        ready(datasets.load(config))
+        return
+    with pytest.raises(InputError) as error:
+        datasets.load(config)
+    assert re.search(problem, _line(error.value)), str(error.value)
+
+
+def test_a_csv_given_as_npz(tmp_path):
+    path = tmp_path / "all.npz"
+    path.write_bytes(csv(table()))
+    config = arrays_config.get_config()
+    config.dataset.data = str(path)
+    with pytest.raises(InputError, match=r"is not a readable \.npz") as error:
+        datasets.load(config)
+    assert "allow_pickle" not in _line(error.value)
+
+
+NUMBERS = np.where(GIVEN == "cat", 0, 1)
+
+# (name, inputs, labels of the noisy rows, what is expected)
+FITS = [
+    ("B labels beyond 32 bits", X, NUMBERS + 2**32, "is 429496729., expected 0 to 1"),
+    ("B labels beyond 64 bits", X, [2**70, *NUMBERS[1:]], "whole numbers of 64 bits"),
+    ("B labels of bytes", X, GIVEN.astype("S"), "whole numbers or texts; of bytes"),
+    ("B bytes among objects", X, np.array([b"cat", *GIVEN[1:]], object), "got 'bytes', expected"),
+    ("B complex labels", X, NUMBERS * 1j, "complex128"),
+    ("B labels of two kinds", X, np.array([1, *GIVEN[1:]], object), "texts and numbers"),
+    ("B masked inputs", np.ma.masked_less(X, 0), NUMBERS, "has masked values"),
+    ("B complex inputs", X * 1j, NUMBERS, "holds complex128"),
+    ("C NaN", with_number(np.nan), NUMBERS, "row 4, column 1 is nan"),
+    ("C inf", with_number(np.inf), NUMBERS, "row 4, column 1 is inf"),
+    ("C beyond float32", with_number(1e300), NUMBERS, "row 4, column 1 is 1e[+]300"),
+    ("C far off", with_number(1e30), NUMBERS, "row 4, column 1 is 1e[+]30"),
+    ("C large offsets", X + 1e12, NUMBERS, "closer together than float32 tells apart"),
+    ("E no features", X[:, :0], NUMBERS, "expected one number at least"),
+    ("E a generator", (x for x in X), NUMBERS, "got generator, expected an array or a list"),
+    ("E labels by a generator", X, (x for x in NUMBERS), "got generator, expected an array"),
+    ("E ragged", [[1.0], *X[1:].tolist()], NUMBERS, "expected rows of equal length"),
+    ("E ragged labels", X, [[1], *NUMBERS[1:].tolist()], "expected one in each row"),
+    ("E long double", X.astype(np.longdouble), NUMBERS, None),
+    ("E tuples", tuple(map(tuple, X.tolist())), tuple(NUMBERS.tolist()), None),
+    ("B masked labels", X, np.ma.masked_where(ROWS == 3, NUMBERS), None),
+    ("B objects that are numbers", X, NUMBERS.astype(object), None),
+    ("B numbers of pandas", X, pandas.Series(NUMBERS).astype("Int64").where(ROWS != 3), None),
+]
+
+
+@pytest.mark.parametrize(("x", "labels", "problem"), _cases(FITS))
+def test_fit(x, labels, problem):
+    method = mlc.methods.cross_entropy(model=mlc.models.MLP(2, (4,)), tx=mlc.sgd(0.1))
+
+    def dataset():
+        clean = mlc.Examples(X[:8], np.array([0, 1] * 4))
+        if isinstance(labels, list | np.ndarray) and np.asarray(labels, object).dtype == object:
+            first = next(iter(labels))
+            if isinstance(first, bytes | str):
+                clean = mlc.Examples(X[:8], np.array(["cat", "dog"] * 4))
+        return create_dataset(method, mlc.Examples(x, labels), clean, None, None, None)
+
+    if problem is None:
+        got = dataset()
+        assert not got.names_labels and set(np.unique(got.noisy.given)) <= {-1, 0, 1}
+        return
+    with pytest.raises(InputError) as error:
+        dataset()
+    assert re.search(problem, _line(error.value)), str(error.value)
+
+
+@pytest.mark.parametrize("x", [np.array([[1.0, np.nan]]), np.array([[1e300, 0]]), np.zeros((2, 0))])
+def test_new_arrays(x):
+    with pytest.raises(InputError, match=r"^x: "):
+        create_source(x)
+
+
+# (name, file -> content, what is expected)
+DIRECTORIES = [
+    ("A a project", {"main.py": b"", "config.json": b"{}"}, "has files that are not of a run"),
+    (
+        "A a model of others",
+        {"config.json": b'{"model_type": "bert"}'},
+        "not of a run: config.json",
+    ),
+    ("A results of others", {"results.json": b"[]"}, "not of a run: results.json"),
+    ("A checkpoints of others", {"checkpoints/12/x": b""}, "not of a run: checkpoints"),
+    ("A a directory of our name", {"results.json/x": b""}, "results.json' is a directory"),
+    ("A our run", {"config.json": b'{"method": "mlc"}', "notes.txt": b"mine"}, None),
+    ("A a run that was cut off", {".lock": b"", "config.json": b'{"meth'}, None),
+    ("A rows to check", {"to_check.csv": b"id\n"}, None),
+    ("A a new disk", {"lost+found/x": b""}, None),
+    ("A hidden files", {".DS_Store": b"x"}, None),
+]
+
+
+@pytest.mark.parametrize(("files", "problem"), _cases(DIRECTORIES))
+def test_directories(tmp_path, files, problem):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    if problem is None:
+        with locked_workdir(str(tmp_path)) as workdir:
+            assert isinstance(workdir, epath.Path)
+    else:
+        with pytest.raises(InputError) as error, locked_workdir(str(tmp_path)):
+            pass
+        assert re.search(problem, _line(error.value)), str(error.value)
+        assert not (tmp_path / ".lock").exists()
+    assert all((tmp_path / name).read_bytes() == content for name, content in files.items())
+
+
+DAMAGED = ["", "{}", "[]", "null", '{"method', None]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, compilation_cache):
+    """A run on a table that has ended: its config and its workdir."""
+    directory = tmp_path_factory.mktemp("finished")
+    (directory / "all.csv").write_bytes(csv(table()))
+    config = table_config.get_config()
+    config.update_from_flattened_dict({
+        "dataset.data": str(directory / "all.csv"), "method": "cross_entropy", "num_steps": 8,
+        "model.mlp.hidden_sizes": (4,), "noisy_batch_size": 8, "clean_batch_size": 16,
+    })  # fmt: skip
+    train.train_and_evaluate(config, str(directory / "run"), show_progress=False)
+    return config, directory / "run"
+
+
+def test_a_damaged_description_is_mended(tmp_path, finished):
+    """The same command again: the run is there, and what says of what kind it is, was not."""
+    config, source = finished
+    want = mlc.load(source).soft_labels
+    whole = {name: (source / name).read_bytes() for name in ("config.json", "dataset.json")}
+    for number, content in enumerate(DAMAGED):
+        run = tmp_path / str(number)
+        shutil.copytree(source, run)
+        (run / "checkpoints" / "999999").mkdir()
+        (run / "checkpoints" / "999999" / "mine.txt").write_text("mine")
+        for name in whole:
+            (run / name).unlink()
+            if content is not None:
+                (run / name).write_text(content)
+        with pytest.raises(InputError) as error:
+            mlc.load(run)
+        assert re.search(r"damaged|cannot be read|lacks", _line(error.value))
+        if number in (0, len(DAMAGED) - 1):
+            train.train_and_evaluate(config, str(run), show_progress=False)
+            assert {name: (run / name).read_bytes() for name in whole} == whole
+            np.testing.assert_array_equal(mlc.load(run).soft_labels, want)
+        assert (run / "checkpoints" / "999999" / "mine.txt").read_text() == "mine"
+
+
+def test_cut_off_labels_of_a_run(tmp_path, finished):
+    run = tmp_path / "run"
+    shutil.copytree(finished[1], run)
+    (run / "corrected_labels.npz").write_bytes((run / "corrected_labels.npz").read_bytes()[:99])
+    with pytest.raises(InputError, match=r"corrected_labels\.npz' is not a readable \.npz"):
+        mlc.load(run)
+
+
+# One of each letter by the real command: that what is refused above is one line there, too.
+COMMANDS = [
+    ("A", table(), {"workdir": ROOT / "docs"}, "has files that are not of a run"),
+    ("B", table(drop=["checked_label"]), {}, NOTHING_CHECKED),
+    ("C", with_cell("a", 3, 1e30), {}, "line 5: a is 1e[+]30, while others"),
+    ("D", table(label="x" * 10**6), {}, "label has 1,000,000 characters"),
+    ("E", table(checked_label="TODO"), {}, "leave it empty where nobody looked"),
+]
+
+
+@pytest.mark.slow  # Each starts a process that imports JAX: seven seconds.
+@pytest.mark.parametrize(("frame", "flags", "problem"), _cases(COMMANDS))
+def test_the_command(tmp_path, frame, flags, problem):
+    (tmp_path / "data.csv").write_bytes(csv(frame))
+    flags = {"workdir": tmp_path / "run"} | flags
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "mlc_jax.main", f"--config={ROOT / 'configs' / 'table.py'}",
+            f"--config.dataset.data={tmp_path / 'data.csv'}",
+            *(f"--{name}={value}" for name, value in flags.items()),
+        ],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    errors = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+    assert len(errors) == 1 and re.search(problem, errors[0])
+    assert "Traceback" not in done.stderr
