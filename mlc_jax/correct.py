@@ -35,6 +35,7 @@ def correct_labels(
     features: Sequence[str] = (),
     method: str = "auto",
     model: Any = "auto",
+    num_epochs: int | None = None,
     seed: int = 0,
     workdir: str | pathlib.Path | None = None,
     progress: bool = True,
@@ -63,6 +64,7 @@ def correct_labels(
       features: columns to learn from; none named are all that can be.
       method: `auto` is `cross_fit`, which says how good its labels are; or another method's name.
       model: `auto`, `linear`, `mlp` or a tuple of the widths of hidden layers.
+      num_epochs: passes over the rows, of `cross_fit` rounds of training; None chooses.
       seed: of everything that is drawn.
       workdir: a directory for checkpoints and the report; the same call goes on from there.
       progress: whether to draw a progress bar.
@@ -76,7 +78,7 @@ def correct_labels(
     table = Frame("frame", _renamed(frame, labels, checked))
     said = Said(() if len(labels) == 1 else labels)
     kind = memory.TABLE if text is None else memory.TEXT
-    settings = settings_of(kind, method, model, seed, encoder)
+    settings = settings_of(kind, method, model, seed, encoder, num_epochs)
     tables = [one if isinstance(one, str) else Frame("checks", one) for one in _listed(checks)]
     own: OwnData
     if text is None:

@@ -143,11 +143,6 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
             )  # fmt: skip
         read_texts = correct.reader_of(settings) if kind == memory.TEXT else None
         own = memory.from_memory(x, labels, read_texts=read_texts, drawn=_one_text(drawn))
-        if len(own.class_names) < 2:
-            raise InputError(
-                f"y: The number of classes has to be greater than one; got {len(own.class_names)} "
-                "class"
-            )
         columns = [labels.columns[name] for name in labels.columns if name != "drawn"]
         result = correct.train(
             settings, own, kind, classes=correct.classes_of(own, columns),

@@ -358,7 +358,7 @@ def test_new_rows(load_table, change, problem):
         np.testing.assert_array_equal(got, dataset.noisy.source.inputs)
         return
     with pytest.raises(InputError) as error:
-        read_frame(dataset.columns, change(frame)).inputs
+        read_frame(dataset.columns, change(frame))
     assert re.search(problem, _line(error.value)), str(error.value)
 
 
@@ -366,7 +366,7 @@ def test_categories_that_no_row_had_are_counted(load_table, caplog):
     frame = table(city=WORDS)
     dataset = load_table(frame)
     with caplog.at_level("WARNING"):
-        read_frame(dataset.columns, frame.assign(city=np.where(ROWS < 7, "Ulm", WORDS))).inputs
+        read_frame(dataset.columns, frame.assign(city=np.where(ROWS < 7, "Ulm", WORDS)))
     assert "Column city has 7 values that no row to learn from has, such as 'Ulm'" in caplog.text
 
 
