@@ -100,7 +100,7 @@ def test_the_result_is_shown_pickled_and_written(fitted, tmp_path):
 @pytest.mark.filterwarnings(UNJUDGED)
 def test_in_a_pipeline_and_across_folds():
     """What people do first: two fits of one shape, which are compiled once."""
-    x, y, checked, truth = _iris()
+    x, y, checked, _ = _iris()
     numbers = x[["a", "c", "d"]].to_numpy()
     corrector = mlc.LabelCorrector(num_epochs=1)
     assert clone(corrector).get_params() == corrector.get_params()
