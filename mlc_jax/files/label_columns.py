@@ -24,6 +24,8 @@ _ONE_EACH = "label_"  # Of columns of labels, one for each source, where there i
 WRITTEN = (
     "corrected_label", "confidence", "label_quality", "is_label_issue", "predicted_label",
     "given_label", "why", "drawn",
+    # Where the file has columns of these names of its own.
+    "mlc_corrected_label", "mlc_confidence", "mlc_label_quality", "mlc_is_label_issue",
 )  # fmt: skip
 _ALIKE = 0.85  # Names; two letters of twelve that are swapped, left out or more.
 
