@@ -1,8 +1,8 @@
 """A table with doubtful labels, to try `mlc-jax correct` on: python examples/doubtful_table.py DIR.
 
-scikit-learn's breast cancer data: 569 tumours, 30 measurements of each. Three labels in ten are made
-wrong; 57 rows, drawn at random, have a checked one. Called again once DIR/tumours.csv is corrected,
-it says how many labels are right, which nobody could say of data of their own.
+scikit-learn's breast cancer data: 569 tumours, 30 measurements of each. Three labels in ten are
+made wrong; 57 rows, drawn at random, have a checked one. Called again once DIR/tumours.csv is
+corrected, it says how many labels are right, which nobody could say of data of their own.
 """
 
 import pathlib
