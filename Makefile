@@ -22,7 +22,7 @@ TESTS_NEWEST := $(addprefix tests/,$(addsuffix _test.py,\
 .PHONY: help demo test test-all test-tpu test-newest test-with-newest lint clean
 
 help:
-	@echo "make demo      set up .venv and train MLC beside two baselines on digits (3 minutes)"
+	@echo "make demo      set up .venv, correct a table's labels, and compare methods (4 minutes)"
 	@echo "make test      set up .venv and run the tests that prove the most (12 minutes of CPU time)"
 	@echo "make test-all  all tests"
 	@echo "make test-tpu  of these, what compiles for a TPU (5 minutes; no TPU needed)"
@@ -31,8 +31,20 @@ help:
 	@echo "make clean     remove environments and caches; runs/ stays"
 
 demo: $(VENV)/installed
+	@echo "1. A table with doubtful labels, as you may have one"
+	@rm -rf $(WORKDIR)/tumours.csv $(WORKDIR)/tumours.mlc
+	$(BIN)/python examples/doubtful_table.py $(WORKDIR)
+	$(BIN)/mlc-jax correct $(WORKDIR)/tumours.csv
+	@echo "The truth is known here:"
+	$(BIN)/python examples/doubtful_table.py $(WORKDIR)
+	@echo
+	@echo "2. The paper's method beside two others: scikit-learn's 1,797 digits, 4 in 10 labels wrong, 50"
+	@echo "   checked, 5 seeds. cross_entropy learns from all labels as given, clean_only from the 50"
+	@echo "   checked ones, mlc from both. \"test acc.\": percent of 360 other digits right at the end;"
+	@echo "   \"best\" has looked at them. \"labels right\": percent of the doubtful ones."
 	$(BIN)/python -m experiments.noise_sweep --config=configs/digits.py \
 	  --methods=cross_entropy,clean_only,mlc --seeds=5 --workdir=$(WORKDIR)
+	@echo "Next: open $(WORKDIR)/tumours.mlc/report.html. Your own labels: docs/your_own_labels.md"
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

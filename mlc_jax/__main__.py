@@ -1,6 +1,7 @@
 """The command `mlc-jax`: corrects labels, predicts, lists settings, trains."""
 
 import argparse
+import functools
 import os
 import shlex
 import sys
@@ -225,7 +226,8 @@ def _train(arguments: Sequence[str]) -> int:
         print(f"{program.__doc__}\n{flags.FLAGS.module_help(program)}")
         return ExitCode.DONE
     sys.argv = [sys.argv[0], *map(_with_preset, _joined(arguments))]
-    command_line.run(program.main, required=["config", "workdir"])
+    main_ = functools.partial(program.main, ["mlc-jax", "train", *arguments])
+    command_line.run(main_, required=["config", "workdir"])
     raise AssertionError("absl ends the process")
 
 

@@ -10,6 +10,7 @@ TPU pod, a Slurm job): --distributed.
 
 import shlex
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import config_flags
@@ -39,7 +40,12 @@ _SUPERVISE = flags.DEFINE_bool(
 _PROGRESS = flags.DEFINE_bool("progress", True, "Draw a progress bar.")
 
 
-def main() -> None:
+def main(typed: Sequence[str] | None = None) -> None:
+    """Trains.
+
+    Args:
+      typed: the command as it was typed, for messages.
+    """
     # Before JAX and TensorFlow are imported: that alone takes ten seconds.
     config.validate(_CONFIG.value)
     _check_processes()
@@ -49,7 +55,7 @@ def main() -> None:
             sys.exit(supervisor.supervise(command))
         _join_processes()
     try:
-        _train()
+        _train(typed or ["python", "-m", "mlc_jax.main", *sys.argv[1:]])
     except Exception as error:
         import jax
 
@@ -58,27 +64,27 @@ def main() -> None:
         command_line.leave(supervisor.LOST if supervisor.is_of_a_lost_peer(error) else error)
 
 
-def _train() -> None:
+def _train(typed: Sequence[str]) -> None:
     import jax
 
     from mlc_jax.commands import train
 
     results = train.train_and_evaluate(
-        _CONFIG.value, _WORKDIR.value, show_progress=_PROGRESS.value, again=_again()
+        _CONFIG.value, _WORKDIR.value, show_progress=_PROGRESS.value, again=_again(typed)
     )
     if jax.process_index() == 0:
         print(results["table"])
 
 
-def _again() -> str:
+def _again(typed: Sequence[str]) -> str:
     """The command that trains the next round: on more checks, in another directory."""
     path, data = _WORKDIR.value.rstrip("/"), _CONFIG.value.dataset
     checked = ",".join(filter(None, [data.checked, f"{path}/to_check.csv"]))
     changed = ("--workdir", "--config.dataset.checked")
     # As the supervisor's child it has a flag more.
-    kept = [x for x in sys.argv[1:] if not x.startswith(changed) and x != "--nosupervise"]
-    flags_ = [*kept, f"--config.dataset.checked={checked}", f"--workdir={path}.next"]
-    return shlex.join(["python", "-m", "mlc_jax.main", *flags_]) if data.data else ""
+    kept = [x for x in typed if not x.startswith(changed) and x != "--nosupervise"]
+    further = [f"--config.dataset.checked={checked}", f"--workdir={path}.next"]
+    return shlex.join([*kept, *further]) if data.data else ""
 
 
 def _check_processes() -> None:

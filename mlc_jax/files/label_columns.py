@@ -25,6 +25,8 @@ ONE_EACH = "label_"  # Of columns of labels, one for each source, where there is
 WRITTEN = (
     "corrected_label", "confidence", "label_quality", "is_label_issue", "predicted_label",
     "given_label", "why", "drawn",
+    # Where the file has columns of these names of its own.
+    "mlc_corrected_label", "mlc_confidence", "mlc_label_quality", "mlc_is_label_issue",
 )  # fmt: skip
 _ID_LENGTH = 1_000  # Characters.
 _ALIKE = 0.85  # Names; two letters of twelve that are swapped, left out or more.

@@ -101,7 +101,9 @@ def add_to_table(path: str, rows: Mapping[str, Sequence[str]], identifier: str |
     written = table.as_written()
     header, raw = next(x for x in written if x[0])
     place = None if identifier is None else header.index(identifier)
-    again = set(ADDED) <= set(header)
+    ours = [f"mlc_{x}" if f"mlc_{x}" in header else x for x in ADDED]
+    again = {*ours} <= {*header}
+    ours = ours if again else [f"mlc_{x}" if x in header else x for x in ADDED]
     text, number, nothing = io.StringIO(), 0, ("",) * len(ADDED)
     between = table.separator if path.endswith(".csv") else ","
     whole = csv.writer(text, delimiter=between, lineterminator="\n")
@@ -109,7 +111,7 @@ def add_to_table(path: str, rows: Mapping[str, Sequence[str]], identifier: str |
 
     def write(fields: list[str], raw: str | None, added: Sequence[str]) -> None:
         if again:
-            new = dict(zip(ADDED, added, strict=True))
+            new = dict(zip(ours, added, strict=True))
             whole.writerow(new.get(x, field) for x, field in zip(header, fields, strict=True))
         elif raw is None:
             whole.writerow([*fields, *added])
@@ -119,7 +121,7 @@ def add_to_table(path: str, rows: Mapping[str, Sequence[str]], identifier: str |
             rest.writerow(added)
             text.write(raw[len(line) :] or "\n")
 
-    write(header, raw, [f"mlc_{x}" if x in header and not again else x for x in ADDED])
+    write(header, raw, ours)
     for fields, raw in written:
         if not fields:
             continue  # A blank line, which is no row.
