@@ -11,8 +11,9 @@ from mlc_jax import config as settings
 from mlc_jax.benchmarks import datasets
 from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
-from mlc_jax.files.columns import MAX_CATEGORIES, Columns
+from mlc_jax.files.columns import Columns
 from mlc_jax.files.tables import Table
+from mlc_jax.files.values.survey import MAX_CATEGORIES
 
 SIZE = 60
 

@@ -40,8 +40,7 @@ def load(
 
     Args:
       data: `inputs`, `labels` as given, `checked_labels` (-1 or empty where nobody looked), and
-        maybe `splits` (`test` or `validation` for rows that only judge). Without
-        `checked_labels` all labels count as true, and the file is a benchmark.
+        maybe `splits` (`test` or `validation` for rows that only judge).
       noisy, clean: in place of `data`: `inputs` and `labels`; the clean file's are the true ones,
         and its `given_labels`, if there, the old ones.
       test: `inputs` and true `labels`.

@@ -70,7 +70,7 @@ def load(
     pictures are known by their paths as written.
 
     Args:
-      data: a table with `checked_label`, or anything whose labels are all true: a benchmark.
+      data: a table with `checked_label`, or anything if its labels are all true.
       noisy, clean, test: see `text_files.load`; folders or tables.
       options: see `Options`.
       checked: see `read_checks`.

@@ -16,6 +16,7 @@ from mlc_jax.errors import InputError
 from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, Checks, LabelledFile, Labels
 from mlc_jax.files.tables import Table
 from mlc_jax.files.values.names import MAX_LENGTH
+from mlc_jax.files.values.together import NOBODY_LOOKED
 
 # Beside the labels. All other columns are inputs, or nobody's business.
 OPTIONAL = ("checked_label", "given_label", "id", "split", "drawn")
@@ -349,7 +350,7 @@ def read_checks(checks: Sequence[str | Table], file: LabelledFile) -> Checks:
     for one in checks:
         table, found = one if isinstance(one, Table) else Table(f"{FIELD}checked", one), False
         for line, (written, label, why) in table.rows(["id", "checked_label"], ["why"]):
-            if not label or label.isspace():
+            if not label or label.isspace() or (label in NOBODY_LOOKED and label not in names):
                 continue
             found = True
             row, number = _checked_row(table, line, written or "", label, file, rows, names)

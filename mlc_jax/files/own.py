@@ -1,9 +1,7 @@
 """A user's own files, of whatever kind: labels as given, and labels that somebody checked."""
 
 import dataclasses
-import difflib
 import functools
-import itertools
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,20 +16,13 @@ from mlc_jax.data.source import UNKNOWN, Source, Subset
 from mlc_jax.data.votes import prepared
 from mlc_jax.errors import InputError
 from mlc_jax.files.columns import Columns
-from mlc_jax.files.values.names import look_alikes, whole
+from mlc_jax.files.values import together
+from mlc_jax.files.values.names import whole
 
 FIELD = "config.dataset."  # Of the settings that name files.
 SPLITS = ("", "train", "test", "validation")  # What a row may say of itself.
 SPLIT_NAMES = "train, test, validation or nothing"
 _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
-
-# In `checked_label` they say that nobody looked, unless they are a label as given.
-_NOBODY_LOOKED = ("-1", "-1.0")
-# So do these, most likely, which could be names of a class as well.
-_NO_CLASSES = frozenset({
-    "todo", "tbd", "?", "??", "-", "--", "na", "n/a", "nan", "none", "null", "<na>", "unknown",
-    "unchecked", "not checked", "x",
-})  # fmt: skip
 
 
 class Labels(NamedTuple):
@@ -94,18 +85,8 @@ class LabelledFile:
 
     def __post_init__(self) -> None:
         """Takes out of `checked` what says that nobody looked."""
-        if self.checked is None:
-            return
-        given = {*self.labels.names, *(self.votes.names if self.votes else ())}
-        for number, name in enumerate(self.checked.names):
-            if name.casefold().strip() in _NO_CLASSES and name not in given:
-                row = int((self.checked.numbers == number).argmax())
-                self.fail(
-                    f"{self.name_row(row)}: checked_label is {name!r}, which no row was given; "
-                    "leave it empty where nobody looked"
-                )
-        if not given & {*_NOBODY_LOOKED}:
-            object.__setattr__(self, "checked", self.checked.without(_NOBODY_LOOKED))
+        if self.checked is not None:
+            object.__setattr__(self, "checked", together.only_labels(self, self.checked))
 
     def rows_of(self, split: str) -> np.ndarray:
         """`[N]` bool, the rows that say they are of `split`."""
@@ -120,7 +101,7 @@ class LabelledFile:
         judging: np.ndarray = self.rows_of("test") | self.rows_of("validation")
         return judging
 
-    def together(self) -> tuple[list[str], np.ndarray, np.ndarray | None]:
+    def numbered(self) -> tuple[list[str], np.ndarray, np.ndarray | None]:
         """Names of classes, labels as given `[N]`, and checked ones `[N]`, as numbers of these."""
         checked = self.checked if self.checked is not None and self.checked.names else None
         columns = [x for x in (self.labels, checked) if x is not None]
@@ -131,10 +112,6 @@ class LabelledFile:
     def fail(self, problem: str) -> NoReturn:
         """Raises an InputError on the file."""
         raise InputError(f"{self.field}: {self.path!r} {problem}")
-
-
-class NothingChecked(InputError):
-    """No row of a user's file has a label that somebody checked."""
 
 
 class Checks(NamedTuple):
@@ -195,17 +172,19 @@ def combine(
       InputError: labels that do not go together.
     """
     if "data" in files:
-        _check_benchmark(files["data"], checks, benchmark=benchmark, needs_checks=needs_checks)
-    _check_ids(files)
-    _check_judging(files)
+        together.check_benchmark(
+            files["data"], checks, benchmark=benchmark, needs_checks=needs_checks
+        )
+    together.check_ids(files)
+    together.check_judging(files)
     for name, file in files.items():
         if name not in ("data", "noisy") or (name == "data" and benchmark):
-            _check_all_labelled(file)
+            together.check_all_labelled(file)
     columns = [
         x for f in files.values() for x in (f.labels, f.votes, f.checked, f.given) if x is not None
     ]
     classes = _Classes.of(columns)
-    _check_classes(files, classes.names)
+    together.check_classes(files, classes.names)
     if "data" not in files:
         own = _two_files(files["noisy"], files["clean"], classes, prepare, drawn)
     elif benchmark:
@@ -323,12 +302,12 @@ def _one_file(
     learned = ~file.judging
     given, votes = _given(file, np.where(learned, truth, UNKNOWN), classes)
     clean, noisy = (truth != UNKNOWN) & learned, (truth == UNKNOWN) & learned
-    _check_sizes(file, int(clean.sum()), int(noisy.sum()), needs_checks)
-    _check_judged(file, given, truth, classes.names)
-    _check_names(file, given, truth, classes.names)
+    together.check_sizes(file, int(clean.sum()), int(noisy.sum()), needs_checks)
+    together.check_judged(file, given, truth, classes.names)
+    together.check_names(file, given, truth, classes.names)
     if clean.any():
         missing_classes(given[noisy], truth[clean], classes.names)
-    _check_votes(file, votes, truth, classes.names)
+    together.check_votes(file, votes, truth, classes.names)
     everything = Subset(file.create_source(), np.arange(len(given)), given, truth, votes)
     parts = noisy, clean, file.rows_of("test"), file.rows_of("validation")
     of_noisy, of_clean, *judges = (everything.take(np.flatnonzero(part)) for part in parts)
@@ -375,8 +354,8 @@ def _two_files(
     if votes is not None:
         noisy.fail("has several labels for a row; expected all rows in dataset.data, checked ones "
                    "among them")  # fmt: skip
-    _check_sizes(clean, len(truth), len(given))
-    _check_names(clean, np.concatenate([given, old]), truth, classes.names)
+    together.check_sizes(clean, len(truth), len(given))
+    together.check_names(clean, np.concatenate([given, old]), truth, classes.names)
     missing_classes(given, truth, classes.names)
     doubtful = Subset.whole(noisy.create_source(), given=given)
     trusted = Subset.whole(clean.create_source(), given=old, truth=truth)
@@ -404,155 +383,3 @@ def _benchmark(
         prepare=prepare,
         names_labels=True,
     )
-
-
-def _check_ids(files: Mapping[str, LabelledFile]) -> None:
-    """No example may be in two files: it would be noisy and clean, or judge what it taught."""
-    for one, other in itertools.combinations(files.values(), 2):
-        if one.ids is None or other.ids is None:
-            continue
-        shared = np.intersect1d(one.ids, other.ids)
-        if len(shared):
-            other.fail(
-                f"has id {str(shared[0])!r}, which {one.path!r} has, too; expected each example in "
-                "one file"
-            )
-
-
-def _check_benchmark(
-    file: LabelledFile, checks: Checks | None, *, benchmark: bool, needs_checks: bool
-) -> None:
-    """Labels count as doubtful unless somebody says that all are true."""
-    has_checks = checks is not None or (file.checked is not None and bool(file.checked.names))
-    if benchmark and has_checks:
-        raise InputError(
-            f"{FIELD}benchmark: got True, expected False: {file.path!r} has checked labels"
-        )
-    if benchmark or has_checks or not needs_checks:
-        return
-    column = "checked_labels" if file.path.endswith((".npz", ".npy")) else "checked_label"
-    missing = f"{'no' if file.checked is None else 'nothing in'} {column}"
-    raise NothingChecked(
-        f"{file.field}: {file.path!r} has {missing}, so nobody knows how right its labels are; "
-        "expected the right label of some rows there, and nothing in all others (60 rows drawn at "
-        f"random are a good start), or {FIELD}benchmark=True if all of its labels are right"
-    )
-
-
-def _check_classes(files: Mapping[str, LabelledFile], names: Sequence[str]) -> None:
-    """Before anything is trained: two names of one class, or nothing to tell apart."""
-    if len(names) == 1:
-        file = next(iter(files.values()))
-        file.fail(f"has one class, {names[0]!r}, in all of its labels; expected two at least")
-    alike = look_alikes(names)
-    if alike:
-        places = [place for name in alike for place in _places(files, name)[:1]]
-        raise InputError(
-            f"{places[0]} has label {alike[0]!r}, and {places[1]} has {alike[1]!r}, which looks "
-            "like it; expected one name for each class"
-        )
-
-
-def _places(files: Mapping[str, LabelledFile], name: str) -> list[str]:
-    """Where a label stands."""
-    found = []
-    for file in files.values():
-        for column in (file.labels, file.checked, file.given, file.votes):
-            if column is None or name not in column.names:
-                continue
-            row = int(np.argwhere(column.numbers == column.names.index(name))[0][0])
-            found.append(f"{file.field}: {file.path!r} {file.name_row(row)}")
-    return found
-
-
-def _check_judged(
-    file: LabelledFile, given: np.ndarray, truth: np.ndarray, names: Sequence[str]
-) -> None:
-    """Rows that judge have classes that others have; a class of one row is said."""
-    learned = np.concatenate([given[~file.judging], truth[~file.judging]])
-    judged = np.where(file.judging, truth, UNKNOWN)
-    for number in np.setdiff1d(judged[judged != UNKNOWN], learned)[:1].tolist():
-        row = int(np.flatnonzero(judged == number)[0])
-        file.fail(
-            f"{file.name_row(row)} has label {names[number]!r}, which no row to train with has; "
-            "expected one of theirs"
-        )
-    says = np.where(truth != UNKNOWN, truth, given)[~file.judging]
-    counts = np.bincount(says[says != UNKNOWN], minlength=len(names))
-    single = [names[number] for number in np.flatnonzero(counts == 1).tolist()]
-    if single:
-        logging.warning(
-            "One row alone is of class %s: nothing can be learned of it, or hidden to judge by.",
-            ", ".join(single[:5]) + (f" and {len(single) - 5} more" if len(single) > 5 else ""),
-        )
-
-
-def _check_judging(files: Mapping[str, LabelledFile]) -> None:
-    for (name, file), split in itertools.product(files.items(), ("test", "validation")):
-        rows = np.flatnonzero(file.rows_of(split))
-        if not len(rows):
-            continue
-        found = f"{file.name_row(int(rows[0]))} is a {split} row"
-        if name != "data":
-            file.fail(f"{found}; expected those in dataset.{'test' if split == 'test' else 'data'}")
-        if split in files:
-            file.fail(f"{found}; expected none beside dataset.test")
-        if file.checked is None:
-            file.fail(
-                f"{found}, but no row has a checked label; expected those, or the test rows of a "
-                "benchmark in dataset.test"
-            )
-        for row in rows[file.checked.numbers[rows] == UNKNOWN][:1].tolist():
-            file.fail(
-                f"{file.name_row(row)} is a {split} row that nobody checked; expected its true "
-                "label"
-            )
-
-
-def _check_all_labelled(file: LabelledFile) -> None:
-    for row in np.flatnonzero(file.labels.numbers == UNKNOWN)[:1].tolist():
-        file.fail(f"{file.name_row(row)}: label is empty, expected a label in each row")
-
-
-def _check_votes(
-    file: LabelledFile, votes: np.ndarray | None, truth: np.ndarray, names: Sequence[str]
-) -> None:
-    """A label that one source gave once, and nobody else did, is misspelt, most likely."""
-    if votes is None:
-        return
-    counts = np.bincount(votes[votes != UNKNOWN], minlength=len(names))
-    for number in np.setdiff1d(np.flatnonzero(counts == 1), truth).tolist():
-        row, source = np.argwhere(votes == number)[0].tolist()
-        others = [x for x in names if x != names[number]]
-        near = difflib.get_close_matches(names[number], others, n=1) or others[:1]
-        file.fail(
-            f"{file.name_row(row)} has label {names[number]!r} by {file.source_names[source]!r}, "
-            f"which nobody else gave; expected one of the others, such as {near[0]!r}"
-        )
-
-
-def _check_sizes(
-    file: LabelledFile, num_clean: int, num_noisy: int, needs_checks: bool = True
-) -> None:
-    if not num_clean and needs_checks:
-        raise InputError(f"{file.field}: no row is checked; expected some")
-    if not num_noisy:
-        raise InputError(f"{file.field}: all rows are checked; expected some to correct")
-
-
-def _check_names(
-    file: LabelledFile, given: np.ndarray, truth: np.ndarray, class_names: Sequence[str]
-) -> None:
-    """A true label that no row was given, and one row has, is misspelt, most likely."""
-    for number in np.setdiff1d(truth[truth != UNKNOWN], given):
-        rows = np.flatnonzero(truth == number)
-        if len(rows) > 1:
-            continue  # A class that annotators never used.
-        name = class_names[number]
-        others = [x for x in class_names if x != name]
-        near = difflib.get_close_matches(name, others, n=1) or others[:1]
-        file.fail(
-            f"{file.name_row(int(rows[0]))} alone has label {name!r}, which no row was given; "
-            f"expected one of those that were, such as {near[0]!r}, or two rows at least of a new "
-            "class"
-        )

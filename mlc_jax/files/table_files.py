@@ -237,7 +237,7 @@ def _log(columns: Columns, left: Mapping[str, str]) -> None:
 
 
 def _check_leaks(table: Table, file: LabelledFile, surveys: Sequence[Survey]) -> None:
-    names, given, checked = file.together()
+    names, given, checked = file.numbered()
     for one in surveys:
         texts = None
         if one.texts is not None:

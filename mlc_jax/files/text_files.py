@@ -53,8 +53,7 @@ def load(
 
     Args:
       data: columns `text`, `label` as given, `checked_label` (empty where nobody looked), and maybe
-        `id` and `split` (`test` for rows that only judge). Without `checked_label` all labels
-        count as true, and the file is a benchmark.
+        `id` and `split` (`test` for rows that only judge).
       noisy, clean: in place of `data`: `text` and `label`; the clean file's are the true ones, and
         its `given_label`, if there, the old ones.
       test: `text` and true `label`.

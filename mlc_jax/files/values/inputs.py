@@ -6,7 +6,7 @@ from typing import NoReturn
 import numpy as np
 
 from mlc_jax.data.prepare import blocks
-from mlc_jax.files.columns import FAR, far_off
+from mlc_jax.files.values.survey import FAR, far_off
 
 _LEVELS = 64  # A deviation has so many different float32 numbers at least.
 _SAMPLE = 4_096  # Rows that quartiles are first taken of.
@@ -51,7 +51,7 @@ def as_stored(fail: Fail, inputs: np.ndarray) -> np.ndarray:
 
 
 def check_far(fail: Fail, inputs: np.ndarray) -> None:
-    """Of features `[N, F]` to learn from: no value is `columns.FAR` quartiles away from others.
+    """Of features `[N, F]` to learn from: no value is `survey.FAR` quartiles away from others.
 
     Raises:
       InputError: one is: a slip, which would leave nothing of all others once they are scaled.

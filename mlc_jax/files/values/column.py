@@ -1,0 +1,97 @@
+"""How one column of a table becomes features."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+
+from mlc_jax.errors import shown
+from mlc_jax.files.values import forms
+
+# (what is wrong, where the row stands, or None) -> raises an InputError: `Table.fail`.
+Fail = Callable[[str, int | None], NoReturn]
+
+
+class Column(NamedTuple):
+    """How one column becomes features.
+
+    Attributes:
+      name: of the column.
+      categories: a feature for each, 1 where the value is that, "" for a missing one; None for a
+        column of numbers.
+      median: in place of a number that is missing.
+      has_missing: whether a feature more says where a number was missing.
+      form: how its numbers are written, of `forms.FORMS`; dates become days, times of day parts of
+        one.
+      offset: taken off its numbers, in float64, where float32 could not tell them apart.
+      size: of a list of numbers in each row; 0 where there is none.
+    """
+
+    name: str
+    categories: tuple[str, ...] | None = None
+    median: float = 0.0
+    has_missing: bool = False
+    form: str = "point"
+    offset: float = 0
+    size: int = 0
+
+    @property
+    def features(self) -> list[str]:
+        """Names of its features."""
+        if self.categories is not None:
+            return [f"{self.name}={category}" for category in self.categories]
+        if self.size:
+            return [f"{self.name}[{i}]" for i in range(self.size)]
+        return [self.name, *([f"{self.name} is missing"] if self.has_missing else [])]
+
+    def encode(self, fail: Fail, lines: Sequence[int], texts: list[str]) -> list[np.ndarray]:
+        """Its features, `[n]` each; see `Columns.encode`."""
+        if self.categories is not None:
+            values = np.array([forms.category(text) for text in texts], object)
+            return [values == category for category in self.categories]
+        if self.size:
+            return self._lists(fail, lines, texts)
+        numbers, bad = forms.read(texts, self.form)
+        for row in np.flatnonzero(bad)[:1]:
+            fail_at(fail, self, texts[row], lines[row])
+        missing = np.isnan(numbers)
+        if isinstance(self.offset, int) and self.offset:
+            numbers = np.array([
+                np.nan if gone else forms.read_whole(text, self.offset)
+                for text, gone in zip(texts, missing, strict=True)
+            ])  # fmt: skip
+        else:
+            numbers = numbers - self.offset
+        filled = np.where(missing, self.median, numbers)
+        return [filled, missing] if self.has_missing else [filled]
+
+    def _lists(self, fail: Fail, lines: Sequence[int], texts: list[str]) -> list[np.ndarray]:
+        rows = []
+        for text, line in zip(texts, lines, strict=True):
+            values = forms.read_list(text)
+            if values is None or len(values) != self.size:
+                fail(f"{self.name} is {shown(text)}, expected a list of {self.size} numbers", line)
+            if not np.isfinite(np.array(values).astype(np.float32)).all():
+                fail(f"{self.name} is {shown(text)}, expected finite numbers", line)
+            rows.append(values)
+        return list(np.array(rows).T)
+
+    def describe(self, values: np.ndarray) -> str:
+        """What a row's features of it say, for a reader."""
+        if self.categories is not None:
+            there = [x for x, y in zip(self.categories, values, strict=True) if y]
+            return f"{self.name}={there[0] if there else '?'}"
+        if self.size:
+            return f"{self.name}=[{', '.join(f'{x:.3g}' for x in values[:3])}, ...]"
+        is_missing = self.has_missing and values[1]
+        number = float(values[0]) + self.offset
+        return f"{self.name}={'' if is_missing else f'{number:.{16 if self.offset else 6}g}'}"
+
+
+def fail_at(fail: Fail, column: Column, text: str, line: int) -> NoReturn:
+    kinds = {"time": "a time of day", "list": "a list of numbers"}
+    kind = "a date" if column.form in ("date", "day first", "month first") else "a number"
+    if column.form == "comma":
+        kind = "a number with a decimal comma"
+    kind = kinds.get(column.form, kind)
+    fail(f"{column.name} is {shown(text)}, expected {kind}, or nothing where it is missing", line)

@@ -1,0 +1,197 @@
+"""What one column of a table holds, and what it becomes by that."""
+
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+
+from mlc_jax.files.values import forms
+from mlc_jax.files.values.column import Column, Fail, fail_at
+
+MAX_CATEGORIES = 100  # Of a column that is named.
+FAR = 1e6  # Interquartile ranges from the median.
+
+_SLIPS = 0.05  # Of the rows, at most: more that are so far off are a group of their own.
+# A column with fewer numbers per text than that is one of texts.
+_NUMBERS_PER_TEXT = 9
+_READ = 0.1  # Of the first values, what a form must read to be tried further.
+
+
+class Survey:
+    """What one column holds, row by row.
+
+    Attributes:
+      name: of the column.
+      form: how its numbers are written, of `forms.FORMS`; "" where that cannot be known.
+    """
+
+    def __init__(self, name: str, lines: "array[int] | None" = None):
+        self.name, self.form = name, "point"
+        self._lines = array("q") if lines is None else lines  # Of all columns.
+        self._read: dict[str, list[np.ndarray]] = {form: [] for form in forms.FORMS}
+        self._num_texts = dict.fromkeys(forms.FORMS, 0)
+        self._first_bad: dict[str, tuple[str, int]] = {}
+        self._codes, self._categories = array("i"), {"": 0}
+        self._is_decided = False
+        self._sizes: set[int] = set()
+
+    def add(self, lines: Sequence[int], texts: list[str]) -> None:
+        num_there = 0
+        for form, chunks in self._read.items():
+            numbers, bad = forms.read(texts, form)
+            chunks.append(numbers)
+            self._num_texts[form] += int(bad.sum())
+            for row in np.flatnonzero(bad)[:1].tolist():
+                self._first_bad.setdefault(form, (texts[row], lines[row]))
+            num_there = int(bad.sum()) + int(np.isfinite(numbers).sum())
+            if form == "point" and num_there and not bad.any() and not self._is_decided:
+                self._is_decided = True
+                break
+        self._forget(num_there)
+        if "list" in self._read:
+            self._sizes |= {len(x) for text in texts if (x := forms.read_list(text)) is not None}
+        if len(self._categories) <= MAX_CATEGORIES + 1:
+            for text in texts:
+                value = forms.category(text)
+                self._codes.append(self._categories.setdefault(value, len(self._categories)))
+
+    def _forget(self, num_there: int) -> None:
+        """Forms that do not read what is there are not tried again."""
+        if not num_there or len(self._read) == 1:
+            return
+        if self._is_decided:
+            kept = ["point"]
+        else:
+            self._is_decided = True
+            read = {form: np.isfinite(x[-1]).sum() for form, x in self._read.items()}
+            kept = [form for form in self._read if read[form] >= max(1, _READ * num_there)]
+        self._read = {form: self._read[form] for form in kept or ["point"]}
+
+    def decide(self, *, commas: bool = False) -> None:
+        """Chooses the form that reads most; once all rows are in.
+
+        Args:
+          commas: whether other columns have decimal commas: `1,234` may be either.
+        """
+        fewest = min(self._num_texts[form] for form in self._read)
+        best = [form for form in self._read if self._num_texts[form] == fewest]
+        self.form = best[0]
+        if {"point", "comma"} <= {*best} and commas:
+            self.form = "comma"
+        if {"day first", "month first"} <= {*best} and not np.array_equal(
+            *(np.concatenate(self._read[x]) for x in ("day first", "month first")), equal_nan=True
+        ):
+            self.form = ""
+
+    @property
+    def is_numeric(self) -> bool:
+        there = int(np.isfinite(self.numbers).sum())
+        return there > 0 and there >= _NUMBERS_PER_TEXT * self._num_texts[self.form or "day first"]
+
+    @property
+    def is_empty(self) -> bool:
+        there = np.isfinite(self.numbers).any()
+        return not there and not self._num_texts[self.form or "day first"]
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """`[N]`, NaN where there is none."""
+        return np.concatenate(self._read[self.form or "day first"])
+
+    @property
+    def codes(self) -> np.ndarray:
+        """`[N]`, equal where texts are. Of no use with more than `MAX_CATEGORIES` of them."""
+        return np.array(self._codes, np.int64)
+
+    @property
+    def texts(self) -> list[str] | None:
+        """What `codes` are of; None if there are more than `MAX_CATEGORIES`."""
+        return None if len(self._categories) > MAX_CATEGORIES + 1 else list(self._categories)
+
+    def values(self) -> np.ndarray | None:
+        """`[N]`, equal where values are, NaN or 0 where one is missing; None of unlike texts."""
+        if self.is_numeric:
+            return None if self.form == "list" else self.numbers
+        return None if self.texts is None else np.where(self.codes == 0, np.nan, self.codes)
+
+    def column(self, fail: Fail, rows: np.ndarray) -> Column:
+        """How it becomes features, by what stands in some rows.
+
+        Raises:
+          InputError: a text among numbers, or more than `MAX_CATEGORIES` texts.
+        """
+        if self.is_numeric:
+            return self._of_numbers(fail, rows)
+        if self.texts is None:
+            fail(
+                f"column {self.name!r} has more than {MAX_CATEGORIES} different texts; expected "
+                "numbers, or fewer categories",
+                None,
+            )
+        there = np.unique(self.codes[rows])
+        return Column(self.name, tuple(sorted(self.texts[code] for code in there)))
+
+    def _of_numbers(self, fail: Fail, rows: np.ndarray) -> Column:
+        if not self.form:
+            fail(
+                f"column {self.name!r} has dates whose day and month cannot be told apart; "
+                "expected them as 2024-12-31",
+                None,
+            )
+        if self.form in self._first_bad:
+            fail_at(fail, Column(self.name, form=self.form), *self._first_bad[self.form])
+        if self.form == "list":
+            return self._of_lists(fail)
+        numbers = self.numbers[rows]
+        missing = np.isnan(numbers)
+        there = numbers[~missing]
+        if not len(there):
+            return Column(self.name, None, 0.0, True, self.form)
+        self._check_far(fail, rows, there)
+        median = float(np.median(there))
+        offset = _offset(there, median)
+        return Column(self.name, None, median - offset, bool(missing.any()), self.form, offset)
+
+    def _of_lists(self, fail: Fail) -> Column:
+        missing = np.flatnonzero(np.isnan(self.numbers))
+        if len(missing):
+            line = self._lines[int(missing[0])]
+            fail(f"{self.name} is empty, expected a list of numbers in each row", line)
+        if len(self._sizes) > 1:
+            fail(f"column {self.name!r} has lists of {min(self._sizes)} to {max(self._sizes)} "
+                 "numbers; expected equally many in each row", None)  # fmt: skip
+        return Column(self.name, form="list", size=self._sizes.copy().pop())
+
+    def _check_far(self, fail: Fail, rows: np.ndarray, there: np.ndarray) -> None:
+        """A value that far off is a slip, and would leave nothing of all others."""
+        row = far_off(there)
+        if row is None:
+            return
+        numbers = self.numbers
+        place = int(np.flatnonzero(rows & ~np.isnan(numbers))[row])
+        fail(
+            f"{self.name} is {numbers[place]:g}, while others are about {np.median(there):g}; "
+            "expected a number like them, or nothing where it is missing",
+            self._lines[place],
+        )
+
+
+def far_off(numbers: np.ndarray) -> int | None:
+    """The place in `[n]` finite numbers of the first that is `FAR` off; None if there is none."""
+    median = np.median(numbers)
+    distances = np.abs(numbers - median)
+    spread = np.subtract(*np.percentile(numbers, (75, 25)))
+    if spread == 0:  # More than half are equal: what is usual of the others?
+        others = numbers[numbers != median]
+        spread = np.median(np.abs(others - median)) if len(others) > 3 else np.inf
+    far = np.flatnonzero(distances > FAR * spread)
+    return int(far[0]) if 0 < len(far) <= max(1, _SLIPS * len(numbers)) else None
+
+
+def _offset(numbers: np.ndarray, median: float) -> float:
+    """What is taken off, so that float32 tells numbers apart; a whole one beyond 2**53."""
+    if len(np.unique(numbers.astype(np.float32))) == len(np.unique(numbers)) and (
+        np.abs(numbers).max() < 2**53
+    ):
+        return 0
+    return int(median) if np.abs(numbers).max() >= 2**53 else median

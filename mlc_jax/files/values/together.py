@@ -1,0 +1,193 @@
+"""Labels of a user's files that do not go together, and are refused."""
+
+import difflib
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from absl import logging
+
+from mlc_jax.data.source import UNKNOWN
+from mlc_jax.errors import InputError
+from mlc_jax.files.values.names import look_alikes
+
+if TYPE_CHECKING:
+    from mlc_jax.files.own import Checks, LabelledFile, Labels
+
+# In `checked_label` they say that nobody looked, unless they are a label as given.
+NOBODY_LOOKED = ("-1", "-1.0")
+# So do these, most likely, which could be names of a class as well.
+_NO_CLASSES = frozenset({
+    "todo", "tbd", "?", "??", "-", "--", "na", "n/a", "nan", "none", "null", "<na>", "unknown",
+    "unchecked", "not checked", "x",
+})  # fmt: skip
+
+
+class NothingChecked(InputError):
+    """No row of a user's file has a label that somebody checked."""
+
+
+def only_labels(file: "LabelledFile", checked: "Labels") -> "Labels":
+    """Checked labels without what says that nobody looked."""
+    given = {*file.labels.names, *(file.votes.names if file.votes else ())}
+    for number, name in enumerate(checked.names):
+        if name.casefold().strip() in _NO_CLASSES and name not in given:
+            row = int((checked.numbers == number).argmax())
+            file.fail(
+                f"{file.name_row(row)}: checked_label is {name!r}, which no row was given; leave "
+                "it empty where nobody looked"
+            )
+    return checked if given & {*NOBODY_LOOKED} else checked.without(NOBODY_LOOKED)
+
+
+def check_ids(files: Mapping[str, "LabelledFile"]) -> None:
+    """No example may be in two files: it would be noisy and clean, or judge what it taught."""
+    for one, other in itertools.combinations(files.values(), 2):
+        if one.ids is None or other.ids is None:
+            continue
+        shared = np.intersect1d(one.ids, other.ids)
+        if len(shared):
+            other.fail(
+                f"has id {str(shared[0])!r}, which {one.path!r} has, too; expected each example in "
+                "one file"
+            )
+
+
+def check_benchmark(
+    file: "LabelledFile", checks: "Checks | None", *, benchmark: bool, needs_checks: bool
+) -> None:
+    """Labels count as doubtful unless somebody says that all are true."""
+    has_checks = checks is not None or (file.checked is not None and bool(file.checked.names))
+    if benchmark and has_checks:
+        raise InputError(
+            f"config.dataset.benchmark: got True, expected False: {file.path!r} has checked labels"
+        )
+    if benchmark or has_checks or not needs_checks:
+        return
+    column = "checked_labels" if file.path.endswith((".npz", ".npy")) else "checked_label"
+    missing = f"{'no' if file.checked is None else 'nothing in'} {column}"
+    raise NothingChecked(
+        f"{file.field}: {file.path!r} has {missing}, so nobody knows how right its labels are; "
+        "expected the right label of some rows there, and nothing in all others (60 rows drawn at "
+        f"random are a good start), or config.dataset.benchmark=True if all of its labels are right"
+    )
+
+
+def check_classes(files: Mapping[str, "LabelledFile"], names: Sequence[str]) -> None:
+    """Before anything is trained: two names of one class, or nothing to tell apart."""
+    if len(names) == 1:
+        file = next(iter(files.values()))
+        file.fail(f"has one class, {names[0]!r}, in all of its labels; expected two at least")
+    alike = look_alikes(names)
+    if alike:
+        places = [place for name in alike for place in _places(files, name)[:1]]
+        raise InputError(
+            f"{places[0]} has label {alike[0]!r}, and {places[1]} has {alike[1]!r}, which looks "
+            "like it; expected one name for each class"
+        )
+
+
+def _places(files: Mapping[str, "LabelledFile"], name: str) -> list[str]:
+    """Where a label stands."""
+    found = []
+    for file in files.values():
+        for column in (file.labels, file.checked, file.given, file.votes):
+            if column is None or name not in column.names:
+                continue
+            row = int(np.argwhere(column.numbers == column.names.index(name))[0][0])
+            found.append(f"{file.field}: {file.path!r} {file.name_row(row)}")
+    return found
+
+
+def check_judged(
+    file: "LabelledFile", given: np.ndarray, truth: np.ndarray, names: Sequence[str]
+) -> None:
+    """Rows that judge have classes that others have; a class of one row is said."""
+    learned = np.concatenate([given[~file.judging], truth[~file.judging]])
+    judged = np.where(file.judging, truth, UNKNOWN)
+    for number in np.setdiff1d(judged[judged != UNKNOWN], learned)[:1].tolist():
+        row = int(np.flatnonzero(judged == number)[0])
+        file.fail(
+            f"{file.name_row(row)} has label {names[number]!r}, which no row to train with has; "
+            "expected one of theirs"
+        )
+    says = np.where(truth != UNKNOWN, truth, given)[~file.judging]
+    counts = np.bincount(says[says != UNKNOWN], minlength=len(names))
+    single = [names[number] for number in np.flatnonzero(counts == 1).tolist()]
+    if single:
+        logging.warning(
+            "One row alone is of class %s: nothing can be learned of it, or hidden to judge by.",
+            ", ".join(single[:5]) + (f" and {len(single) - 5} more" if len(single) > 5 else ""),
+        )
+
+
+def check_judging(files: Mapping[str, "LabelledFile"]) -> None:
+    for (name, file), split in itertools.product(files.items(), ("test", "validation")):
+        rows = np.flatnonzero(file.rows_of(split))
+        if not len(rows):
+            continue
+        found = f"{file.name_row(int(rows[0]))} is a {split} row"
+        if name != "data":
+            file.fail(f"{found}; expected those in dataset.{'test' if split == 'test' else 'data'}")
+        if split in files:
+            file.fail(f"{found}; expected none beside dataset.test")
+        if file.checked is None:
+            file.fail(
+                f"{found}, but no row has a checked label; expected those, or the test rows of a "
+                "benchmark in dataset.test"
+            )
+        for row in rows[file.checked.numbers[rows] == UNKNOWN][:1].tolist():
+            file.fail(
+                f"{file.name_row(row)} is a {split} row that nobody checked; expected its true "
+                "label"
+            )
+
+
+def check_all_labelled(file: "LabelledFile") -> None:
+    for row in np.flatnonzero(file.labels.numbers == UNKNOWN)[:1].tolist():
+        file.fail(f"{file.name_row(row)}: label is empty, expected a label in each row")
+
+
+def check_votes(
+    file: "LabelledFile", votes: np.ndarray | None, truth: np.ndarray, names: Sequence[str]
+) -> None:
+    """A label that one source gave once, and nobody else did, is misspelt, most likely."""
+    if votes is None:
+        return
+    counts = np.bincount(votes[votes != UNKNOWN], minlength=len(names))
+    for number in np.setdiff1d(np.flatnonzero(counts == 1), truth).tolist():
+        row, source = np.argwhere(votes == number)[0].tolist()
+        others = [x for x in names if x != names[number]]
+        near = difflib.get_close_matches(names[number], others, n=1) or others[:1]
+        file.fail(
+            f"{file.name_row(row)} has label {names[number]!r} by {file.source_names[source]!r}, "
+            f"which nobody else gave; expected one of the others, such as {near[0]!r}"
+        )
+
+
+def check_sizes(
+    file: "LabelledFile", num_clean: int, num_noisy: int, needs_checks: bool = True
+) -> None:
+    if not num_clean and needs_checks:
+        raise InputError(f"{file.field}: no row is checked; expected some")
+    if not num_noisy:
+        raise InputError(f"{file.field}: all rows are checked; expected some to correct")
+
+
+def check_names(
+    file: "LabelledFile", given: np.ndarray, truth: np.ndarray, class_names: Sequence[str]
+) -> None:
+    """A true label that no row was given, and one row has, is misspelt, most likely."""
+    for number in np.setdiff1d(truth[truth != UNKNOWN], given):
+        rows = np.flatnonzero(truth == number)
+        if len(rows) > 1:
+            continue  # A class that annotators never used.
+        name = class_names[number]
+        others = [x for x in class_names if x != name]
+        near = difflib.get_close_matches(name, others, n=1) or others[:1]
+        file.fail(
+            f"{file.name_row(int(rows[0]))} alone has label {name!r}, which no row was given; "
+            f"expected one of those that were, such as {near[0]!r}, or two rows at least of a new "
+            "class"
+        )
