@@ -21,9 +21,9 @@ _PLACES = {
     "Examples": "mlc_jax.examples",
     "InnerLoss": "mlc_jax.core",
     "Result": "mlc_jax.result",
-    "LabelCorrector": "mlc_jax.label_corrector",
+    "LabelCorrector": "mlc_jax.labels.estimator",
     "TextReader": "mlc_jax.encoders.encoding",
-    "correct_labels": "mlc_jax.correct",
+    "correct_labels": "mlc_jax.labels.correct",
     "fit": "mlc_jax.api",
     "load": "mlc_jax.api",
     "adam": "mlc_jax.core.optimizers",
@@ -57,10 +57,10 @@ if TYPE_CHECKING:
     from mlc_jax.api import fit, load
     from mlc_jax.core import InnerLoss
     from mlc_jax.core.optimizers import adam, adamw, amsgrad, sgd
-    from mlc_jax.correct import correct_labels
     from mlc_jax.encoders.encoding import TextReader
     from mlc_jax.examples import Examples
-    from mlc_jax.label_corrector import LabelCorrector
+    from mlc_jax.labels.correct import correct_labels
+    from mlc_jax.labels.estimator import LabelCorrector
     from mlc_jax.result import Result
 
 

@@ -25,7 +25,7 @@ from mlc_jax.examples import Examples, create_dataset, create_source, is_descrip
 from mlc_jax.files import image_folder
 from mlc_jax.files.arrays import read_npz
 from mlc_jax.files.columns import Columns
-from mlc_jax.files.frames import Frame
+from mlc_jax.files.memory.frames import Frame
 from mlc_jax.files.table_files import TableSource
 from mlc_jax.methods import BoundMethod, Method
 from mlc_jax.models import Bert

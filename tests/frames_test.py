@@ -7,7 +7,7 @@ import pandas
 import pytest
 
 from mlc_jax.errors import InputError
-from mlc_jax.files.frames import Frame
+from mlc_jax.files.memory.frames import Frame
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "mlc_jax"
 LAYERS = [
     "errors", "paths", "supervisor", "command_line", "config", "presets", "core", "models",
     "estimators", "methods", "data", "files", "benchmarks", "examples", "build", "description",
-    "encoders", "workdir", "training", "report", "api", "commands", "main", "__main__",
+    "encoders", "workdir", "training", "report", "result", "api", "labels", "commands", "main",
+    "__main__",
 ]  # fmt: skip
 # Neither knows the other: a method sees arrays, a source knows no training.
 APART = {

@@ -15,8 +15,8 @@ from sklearn.preprocessing import StandardScaler
 
 import mlc_jax as mlc
 from mlc_jax.commands.train import train_and_evaluate
-from mlc_jax.correct import settings_of
 from mlc_jax.errors import InputError
+from mlc_jax.labels.correct import settings_of
 
 NAMES = np.array(["setosa", "versicolor", "virginica"])
 UNJUDGED = "ignore:No row is checked"

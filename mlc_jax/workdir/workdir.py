@@ -20,7 +20,8 @@ DATASET_FILE = "dataset.json"  # What is needed of the data to use what it learn
 
 # What is written before a run starts, or lies in any directory; all else says whose it is.
 _HARMLESS = re.compile(
-    r"to_check\.csv|answers\.csv|left_out\.csv|round_\d+|predictions|lost\+found|\..*|.*\.log"
+    r"to_check(_first)?\.csv|answers(_used)?\.csv|checks\.txt|left_out\.csv|round_\d+|predictions"
+    r"|lost\+found|\..*|.*\.log"
 )
 _FILES = (".json", ".jsonl", ".csv", ".npz", ".html", ".png")  # Ends of names that we write.
 _SHOWN = 3  # Of a foreign directory's files.

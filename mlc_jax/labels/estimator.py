@@ -11,9 +11,9 @@ from sklearn.utils.validation import check_is_fitted, check_random_state
 
 from mlc_jax.data.folds import DRAWN
 from mlc_jax.errors import InputError, expect
-from mlc_jax.files import memory
-from mlc_jax.files.frames import Frame
 from mlc_jax.files.label_columns import Said
+from mlc_jax.files.memory import inputs as memory
+from mlc_jax.files.memory.frames import Frame
 
 if TYPE_CHECKING:
     from mlc_jax.result import Result
@@ -115,7 +115,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         InputError
             A ValueError: data or settings that are not what they should be.
         """
-        from mlc_jax import correct
+        from mlc_jax.labels import correct
 
         if hasattr(X, "toarray"):
             raise TypeError(

@@ -15,9 +15,10 @@ from mlc_jax.benchmarks.datasets import of_own
 from mlc_jax.data import Source
 from mlc_jax.encoders import encoding
 from mlc_jax.errors import InputError, expect
-from mlc_jax.files import memory, table_files, text_files
-from mlc_jax.files.frames import Frame
+from mlc_jax.files import table_files, text_files
 from mlc_jax.files.label_columns import Said, check_near_misses
+from mlc_jax.files.memory import inputs as memory
+from mlc_jax.files.memory.frames import Frame
 from mlc_jax.files.own import OwnData
 from mlc_jax.result import Result
 

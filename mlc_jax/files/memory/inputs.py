@@ -10,8 +10,8 @@ from mlc_jax.data.source import ArraySource, Source
 from mlc_jax.errors import InputError
 from mlc_jax.files import table_files, text_files
 from mlc_jax.files.arrays import scale
-from mlc_jax.files.frames import Frame
 from mlc_jax.files.label_columns import NAMES, LabelColumns, Said, read_checks
+from mlc_jax.files.memory.frames import Frame
 from mlc_jax.files.own import OwnData, combine
 from mlc_jax.files.tables import Table
 

@@ -1,0 +1,1 @@
+"""What people have in memory, as files of the same content."""
