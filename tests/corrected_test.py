@@ -50,7 +50,7 @@ def test_what_is_said_of_all_rows():
     [
         # Quotes, line ends, a byte order mark, a formula and blanks stay as they are.
         (
-            '\ufeff"id",a\r\n1,"x, ""y"""\r\n\r\n2,=1+1\r\n3,"two\r\nlines" \r\n'.replace('" ', '"'),
+            '\ufeff"id",a\r\n1,"x, ""y"""\r\n\r\n2,=1+1\r\n3,"two\r\nlines"\r\n',
             "id",
             '\ufeff"id",a,{added}\r\n1,"x, ""y""",{none}\r\n2,=1+1,{said}\r\n'
             '3,"two\r\nlines",{none}\r\n',
