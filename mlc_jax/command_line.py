@@ -81,7 +81,9 @@ def guarded(main: Callable[[], int | None], told: Callable[[str], str] = str) ->
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.setFormatter(_Plain(told))
-    handler.addFilter(_is_for_users)
+    once = _Once()
+    for shown in (_is_for_users, once):
+        handler.addFilter(shown)
     sys.unraisablehook = _print_unless_known
     try:
         return main() or ExitCode.DONE
@@ -89,6 +91,22 @@ def guarded(main: Callable[[], int | None], told: Callable[[str], str] = str) ->
         if exit_code(error) == ExitCode.UNFORESEEN:
             raise
         return _report(error, told)
+    finally:
+        handler.removeFilter(once)
+
+
+class _Once(std_logging.Filter):
+    """Lets a message pass that was not told yet: what is looked at twice is told once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def filter(self, record: std_logging.LogRecord) -> bool:
+        text = record.getMessage()
+        is_new = text not in self._told
+        self._told.add(text)
+        return is_new
 
 
 class _Plain(std_logging.Formatter):

@@ -289,6 +289,8 @@ BAD = [
     (["texts.csv"], "--encoder: got None, expected a directory with config.json"),
     (["all.csv", "--lable=kind"], "unknown: --lable=kind"),
     ([], "the following arguments are required: FILE"),
+    (["empty.csv"], "FILE: 'empty.csv' is empty, expected a first line that names its columns"),
+    (["none.csv"], "FILE: 'none.csv' has no label in any row; expected some to correct"),
     (["folder", "--id=x"], "--id: got 'x' with"),
 ]  # fmt: skip
 
@@ -298,7 +300,9 @@ def test_what_is_wrong_is_told_as_it_was_typed(refused, tmp_path, monkeypatch, a
     monkeypatch.chdir(tmp_path)
     _table("all.csv", label="kind")
     _write("texts.csv", ["label", "text"], [["x", "so it is"], ["y", "good"]])
-    (tmp_path / "x.txt").touch()
+    _write("none.csv", ["label", "a"], [["", 1], ["", 2]])
+    for name in ("x.txt", "empty.csv"):
+        (tmp_path / name).touch()
     (tmp_path / "folder").mkdir()
     assert refused("correct", *args).startswith(problem)
 
@@ -335,7 +339,8 @@ def test_presets_by_name(monkeypatch):
     assert len(presets.names()) == 12 and "digits" in presets.names()
 
 
-def test_help(run_command):
+def test_help(run_command, load_program):
+    load_program("mlc_jax.main")  # Its flags may have been taken back by a test before.
     for args, shown in (
         (["--help"], "correct"), (["correct", "--help"], "--checks FILE"),
         (["predict", "--help"], "RUN"), (["settings", "--help"], "WORD"),

@@ -206,6 +206,8 @@ def _start(
     from mlc_jax.commands import rounds
     from mlc_jax.report import to_check
 
+    if not file.labels.names:
+        file.fail("has no label in any row; expected some to correct")
     place = done.out / to_check.FILE
     if not place.exists():
         done.out.mkdir(parents=True, exist_ok=True)

@@ -63,14 +63,14 @@ def kind_of(path: str, named: dict[str, str]) -> Kind:
         )
     table = Table(FIELD, path)
     header = table.columns()
+    if not header:
+        table.fail("is empty, expected a first line that names its columns")
     for ours, theirs in named.items():
         if theirs not in header:
             near = difflib.get_close_matches(theirs, header, n=1) or header[:1]
             raise InputError(
                 f"--{option(ours)}: {path!r} has no column {theirs!r}; expected one of its "
                 f"{len(header)}, such as {near[0]!r}"
-                if near
-                else f"{FIELD}: {path!r} is empty"
             )
     return _of_table(table, header, named)
 

@@ -382,8 +382,8 @@ def _write_predicted(
     run: Run, of_noisy: Prediction, columns: dict[str, np.ndarray], workdir: epath.Path
 ) -> None:
     """What else is known of a user's rows that nobody checked, if anything is."""
-    of_sources = ("annotator_agreement", "num_annotations")
-    known: dict[str, np.ndarray] = {x: columns[x] for x in of_sources if x in columns}
+    agreeing = ("annotator_agreement", "num_annotations")
+    known: dict[str, np.ndarray] = {x: columns[x] for x in agreeing if x in columns}
     known |= _predicted(of_noisy.out_of_fold)
     if known:
         beside = {x: columns[x] for x in ("id", "given_label", "corrected_label")}
