@@ -48,6 +48,9 @@ class Evaluator:
 
     Args:
       runs: of one shape.
+
+    Attributes:
+      out_of_fold: the program of that name of a cross-fitted method, or None.
     """
 
     def __init__(self, runs: Sequence[Run]):
@@ -55,7 +58,7 @@ class Evaluator:
         self._predict = create_predict(runs[0].bound, num_runs=len(runs))
         self._readers: dict[str, tuple[EvaluationReader, Sequence[np.ndarray]]] = {}
         out_of_fold = runs[0].bound.out_of_fold
-        self._out_of_fold = (
+        self.out_of_fold = (
             stack.over_devices(out_of_fold, num_runs=len(runs)) if out_of_fold else None
         )
 
@@ -67,7 +70,7 @@ class Evaluator:
         Where the method has learned labels for the noisy examples, `exported` and `probe` have
         those.
         """
-        if self._out_of_fold and name in ("exported", "probe"):
+        if self.out_of_fold and name in ("exported", "probe"):
             return self._of_rows(state, name)
         if name not in self._readers:
             examples = [_examples(run, name) for run in self._runs]
@@ -90,8 +93,8 @@ class Evaluator:
 
     def _of_rows(self, state: TrainState, name: str) -> list[Prediction]:
         """Of noisy examples, by classifiers that did not learn from them."""
-        assert self._out_of_fold is not None
-        together = jax.device_get(self._out_of_fold(state, rows_on_devices(tuple(self._runs))))
+        assert self.out_of_fold is not None
+        together = jax.device_get(self.out_of_fold(state, rows_on_devices(tuple(self._runs))))
         return [
             _of_noisy(run, probs, run.probe if name == "probe" else np.arange(len(run.exported)))
             for run, probs in zip(self._runs, stack.split(together, len(self._runs)), strict=True)
