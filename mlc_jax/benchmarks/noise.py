@@ -6,7 +6,6 @@ NumPy only: noise is injected once, before training, from its own seed.
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import scipy.stats
 
 from mlc_jax import paths
 from mlc_jax.errors import InputError
@@ -92,8 +91,10 @@ class InstanceNoise:
 
     def corrupt(self, rows: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Draws a noisy label for each true label `[n]` of these rows."""
+        from scipy import stats  # Its import takes a second.
+
         low, high = (0 - self._level) / _RATE_DEVIATION, (1 - self._level) / _RATE_DEVIATION
-        rates = scipy.stats.truncnorm.rvs(
+        rates = stats.truncnorm.rvs(
             low, high, loc=self._level, scale=_RATE_DEVIATION, size=len(rows), random_state=rng
         )
         draws = rng.random(len(rows))

@@ -12,7 +12,7 @@ import math
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard, cast
 
 import numpy as np
 
@@ -297,7 +297,7 @@ def layout_of(source: Source) -> Layout:
         return source.layout
     from mlc_jax.data import streaming
 
-    return streaming.layout_of(source)
+    return streaming.layout_of(cast(ReadSource, source))
 
 
 def read_rows(source: Source, rows: np.ndarray) -> Tree:
@@ -310,7 +310,7 @@ def read_rows(source: Source, rows: np.ndarray) -> Tree:
         return source.gather(rows)
     from mlc_jax.data import streaming
 
-    return streaming.read_rows(source, rows)
+    return streaming.read_rows(cast(ReadSource, source), rows)
 
 
 def is_gathered(source: Source) -> TypeGuard[GatheredSource]:

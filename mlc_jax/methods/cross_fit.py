@@ -266,13 +266,13 @@ class _Machine:
             for number, (name, shape) in enumerate(families.items())
         }
         num_sources = self.binding.num_sources
-        flat = jnp.full((method.num_folds, num_classes), 1 / num_classes)
+        flat = jnp.full((method.num_folds, num_classes), 1 / num_classes, jnp.float32)
         meta = {
             "matrices": jnp.broadcast_to(
                 flat[:, None, None, :], (method.num_folds, num_sources, num_classes, num_classes)
             ),
             "class_shares": flat,
-            "weights": jnp.ones(NUM_TERMS),
+            "weights": jnp.ones(NUM_TERMS, jnp.float32),
             "decay_weights": jnp.full(
                 len(method.weight_decays), 1 / len(method.weight_decays), jnp.float32
             ),

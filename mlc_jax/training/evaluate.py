@@ -49,6 +49,9 @@ class Evaluator:
 
     Args:
       runs: of one shape.
+
+    Attributes:
+      out_of_fold: the program of that name of a cross-fitted method, or None.
     """
 
     def __init__(self, runs: Sequence[Run]):
@@ -56,7 +59,7 @@ class Evaluator:
         self._predict = create_predict(runs[0].bound, num_runs=len(runs))
         self._readers: dict[str, tuple[EvaluationReader, Sequence[np.ndarray]]] = {}
         out_of_fold = runs[0].bound.out_of_fold
-        self._out_of_fold = _out_of_fold(out_of_fold, len(runs)) if out_of_fold else None
+        self.out_of_fold = _out_of_fold(out_of_fold, len(runs)) if out_of_fold else None
 
     def predict(self, state: TrainState, name: str) -> list[Prediction]:
         """For each run, of one of its sets.
@@ -66,7 +69,7 @@ class Evaluator:
         Where the method has learned labels for the noisy examples, `exported` and `probe` have
         those.
         """
-        if self._out_of_fold and name in ("exported", "probe"):
+        if self.out_of_fold and name in ("exported", "probe"):
             return self._of_rows(state, name)
         if name not in self._readers:
             examples = [_examples(run, name) for run in self._runs]
@@ -89,8 +92,8 @@ class Evaluator:
 
     def _of_rows(self, state: TrainState, name: str) -> list[Prediction]:
         """Of noisy examples, by classifiers that did not learn from them."""
-        assert self._out_of_fold is not None
-        together = jax.device_get(self._out_of_fold(state, rows_on_devices(tuple(self._runs))))
+        assert self.out_of_fold is not None
+        together = jax.device_get(self.out_of_fold(state, rows_on_devices(tuple(self._runs))))
         return [
             _of_noisy(run, probs, run.probe if name == "probe" else np.arange(len(run.exported)))
             for run, probs in zip(self._runs, stack.split(together, len(self._runs)), strict=True)

@@ -10,6 +10,7 @@ import functools
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
 import jax
@@ -70,6 +71,7 @@ class Loop:
         self._profiler = Profiler(steps, recorders[0].workdir)
         self._flop: float | None = None  # Of a step; None until there was a trace.
         self._warned = False
+        self._compiling: list[tuple[int, Future[Any]]] = []  # For which phase.
 
     def run(self, state: TrainState) -> TrainState:
         """Trains to the end and saves; evaluates on the way. Both states are stacked.
@@ -91,6 +93,9 @@ class Loop:
             batches = self._batches(step)
             bar = files.enter_context(progress.bar(self._first, step, self._show_progress))
             ends = list(itertools.accumulate(phase.num_steps for phase in phases))
+            if isinstance(self._first.pipeline, AllRows) and jax.process_count() == 1:
+                threads = files.enter_context(ThreadPoolExecutor())
+                self._compile_ahead(state, sum(end <= step for end in ends), threads)
             for number, end in enumerate(ends):
                 if step < end:
                     state = self._run_phase(number, state, batches, end, bar)
@@ -99,6 +104,21 @@ class Loop:
             for recorder in self._recorders:
                 recorder.wait()
         return state
+
+    def _compile_ahead(self, state: TrainState, first: int, threads: ThreadPoolExecutor) -> None:
+        """Compiles the steps of phase `first` and those that follow, and what predicts, at once.
+
+        Of a cross-fitted run: all of them read all rows, and compiling takes longer than training.
+        """
+        rows, num_runs = next(self._batches(0)), len(self._recorders)
+        numbers = range(first, len(self._first.bound.phases))
+        for number in reversed(numbers):  # Rounds take longest.
+            program = create_train_step(self._first.bound.phases[number], num_runs)
+            compiling = threads.submit(program.lower(state, rows).compile)
+            self._compiling.append((number, compiling))
+        if self._evaluator.out_of_fold is not None and numbers:
+            compiling = threads.submit(self._evaluator.out_of_fold.lower(state, rows).compile)
+            self._compiling.append((numbers[0], compiling))
 
     def correct_labels(self, state: TrainState) -> list[evaluate.Prediction]:
         """What each run says of the noisy examples whose labels it exports."""
@@ -117,6 +137,8 @@ class Loop:
         if phase.before and step == start:
             state = self._apply(phase.before, state)
         train_step = create_train_step(phase, num_runs)
+        for _, compiling in (x for x in self._compiling if x[0] == number):
+            compiling.result()
         diagnose_every = settings.diagnose_every if run.bound.window else 0
         diagnose = diagnosis.create_diagnose(run, num_runs) if diagnose_every else None
 
