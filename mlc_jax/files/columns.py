@@ -112,7 +112,7 @@ class Columns:
 
 def as_text(value: Any) -> str:
     """A value of a data frame as a file would have it; "" where it is missing."""
-    if hasattr(value, "tolist") and getattr(value, "ndim", 0):
+    if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, list | tuple):
         return str(list(value))
