@@ -129,7 +129,7 @@ def test_packed_pictures(put, tmp_path):
     pack(str(folder), str(output), size=16, quality=90, per_shard=4)
 
     def load(path):
-        sizes = {"image_size": 16, "clean_per_class": 1}
+        sizes = {"image_size": 16, "clean_per_class": 1, "benchmark": True}
         return _load(image_folder, tmp_path, data=path, **sizes)
 
     one, other = load(put(output)), load(str(output))

@@ -28,9 +28,13 @@ FIELDS = {
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """Digits with every third label wrong, every seventh checked: `.npz`, `.npy` and `.csv`."""
+    """Digits with every third label wrong, every seventh checked: `.npz`, `.npy` and `.csv`.
+
+    Without the pixels that are always dark, which a table leaves out.
+    """
     path, benchmark = tmp_path_factory.mktemp("own"), digits()
     inputs = benchmark.train.inputs.reshape(-1, 64) / np.float32(16)
+    inputs = inputs[:, inputs.std(axis=0) > 0]
     truth, rows = benchmark.train_labels, np.arange(len(inputs))
     given = np.where(rows % 3 == 0, (truth + 1) % 10, truth)
     looked = np.where(rows % 7 == 0, truth, -1)
@@ -38,7 +42,7 @@ def directory(tmp_path_factory):
     columns = pandas.DataFrame({"label": given, "checked_label": looked}).replace(-1, "")
     np.save(path / "mapped.npy", inputs)
     columns.to_csv(path / "mapped.csv", index=False)
-    features = pandas.DataFrame(inputs, columns=[f"p{i}" for i in range(64)])
+    features = pandas.DataFrame(inputs, columns=[f"p{i}" for i in range(inputs.shape[1])])
     pandas.concat([columns, features], axis=1).to_csv(path / "all.csv", index=False)
     return path
 
@@ -85,7 +89,7 @@ def test_every_kind_of_file_is_the_same_run(directory, reference, tmp_path, stan
         assert to_check[0] == header + ("example,why,checked_label" if file == "all.csv" else
                                         "why,checked_label")  # fmt: skip
         if file == "all.csv":
-            assert "p0=0, p1=" in to_check[1]
+            assert "p0=" in to_check[1] and ", p1=" in to_check[1]
         for name in ("labels_changed", "mean_confidence"):
             assert other[name] == results[name], file
 

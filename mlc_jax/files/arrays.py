@@ -116,8 +116,13 @@ def open_npy(field: str, path: str) -> np.ndarray:
         raise InputError(f"{field}: {path!r} is not a readable .npy ({error})") from error
 
 
-def read_npz(field: str, path: str) -> dict[str, np.ndarray]:
+def read_npz(field: str, path: str, wanted: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` file.
+
+    Args:
+      field: the setting that names it.
+      path: of the file.
+      wanted: names of arrays; others are not read. None of them is all.
 
     Raises:
       InputError: there is none, it is damaged, or it holds Python objects.
@@ -129,7 +134,7 @@ def read_npz(field: str, path: str) -> dict[str, np.ndarray]:
     try:
         # Opened here: np.load leaves a damaged file open.
         with place.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            return {name: file[name] for name in file.files if not wanted or name in wanted}
     except Exception as error:  # NumPy, zipfile and zlib raise a dozen types for a damaged file.
         hint = ". Texts are saved by numpy.asarray(texts).astype(str)"
         raise InputError(
@@ -183,7 +188,7 @@ class _File:
             self.inputs = checked_inputs(self.field, path, "", open_npy(self.field, path))
             self.table = Table(self.field, self._beside())
             return
-        self.arrays = read_npz(self.field, path)
+        self.arrays = read_npz(self.field, path, ("inputs", *_COLUMNS, "sources"))
         for key in ("inputs", "labels"):
             if key not in self.arrays:
                 self.fail(f"has no array {key!r}, only {sorted(self.arrays)}")

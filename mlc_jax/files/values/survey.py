@@ -78,10 +78,10 @@ class Survey:
         self.form = best[0]
         if {"point", "comma"} <= {*best} and commas:
             self.form = "comma"
-        if {"day first", "month first"} <= {*best} and not np.array_equal(
-            *(np.concatenate(self._read[x]) for x in ("day first", "month first")), equal_nan=True
-        ):
-            self.form = ""
+        if {"day first", "month first"} <= {*best}:
+            day, month = (np.concatenate(self._read[x]) for x in ("day first", "month first"))
+            if not np.array_equal(day, month, equal_nan=True):
+                self.form = ""
 
     @property
     def is_numeric(self) -> bool:
