@@ -240,6 +240,8 @@ def _columns(y: Any, checked: Any) -> dict[str, Any]:
     if y is None:
         raise InputError("y: LabelCorrector requires y to be passed, but the target y is None")
     label = _one_dimensional("y", y)
+    if label.dtype.kind == "f" and np.isinf(label).any():
+        raise InputError("y: Input contains infinity; expected names or whole numbers, or NaN")
     if label.dtype.kind in "fc" and type_of_target(label[label == label]).startswith("continuous"):
         raise InputError("y: Unknown label type: continuous; expected names or whole numbers")
     texts = Frame("y", {"label": label})

@@ -31,9 +31,9 @@ def kind_of(x: Any) -> str:
             "X: got a sparse matrix, expected a dense one: X.toarray(), or fewer features by "
             "sklearn.decomposition.TruncatedSVD"
         )
-    if isinstance(x, str) or not hasattr(x, "__len__"):
+    if isinstance(x, str) or not (hasattr(x, "__len__") or hasattr(x, "__array__")):
         raise InputError(f"X: got {type(x).__name__}, expected a data frame, an array or texts")
-    array = x if isinstance(x, np.ndarray) else None
+    array = np.asarray(x) if hasattr(x, "__array__") else None
     if array is None and len(x) and all(isinstance(one, str) for one in x):
         return TEXT
     if array is not None and array.ndim == 1 and array.dtype.kind in "UTO":
