@@ -261,7 +261,7 @@ def test_what_a_run_wrote_is_no_feature(tmp_path):
     added = [*ADDED, "predicted_label", "given_label", "why", "drawn", "label_quality.1"]
     path = _write(
         tmp_path / "x.csv", ["label", "checked_label", "x", *added],
-        [[NAMES[i % 2], NAMES[i % 2] if i < 9 else "", i * 0.7, *[i] * 7, "", i]
+        [[NAMES[i % 2], NAMES[i % 2] if i < 9 else "", i * 0.7, *[i] * 7, "", i * 7 % 11]
          for i in range(30)],
     )  # fmt: skip
     config, _ = correct.create_config(correct.Options(path))
