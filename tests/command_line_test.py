@@ -208,6 +208,24 @@ def test_all_goes_to_training(run_program, tmp_path, monkeypatch):
     assert config.is_locked
 
 
+def test_own_files_have_a_next_round(run_program, tmp_path, monkeypatch):
+    """Its command is that of this one, on more checks, into another directory."""
+    calls = []
+
+    def train_and_evaluate(*_, again, **__):
+        calls.append(again)
+        return {"table": "the table"}
+
+    monkeypatch.setattr("mlc_jax.commands.train.train_and_evaluate", train_and_evaluate)
+    config = CONFIG.replace("digits", "table")
+    args = (config, "--config.dataset.data=a b.csv", "--config.dataset.checked=1.csv")
+    assert run_program(MAIN, *args, f"--workdir={tmp_path}/")[0] == 0
+    assert calls == [
+        f"python -m mlc_jax.main {config} '--config.dataset.data=a b.csv' "
+        f"--config.dataset.checked=1.csv,{tmp_path}/to_check.csv --workdir={tmp_path}.next"
+    ]
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [

@@ -258,14 +258,14 @@ def test_columns_of_other_names(run_command, trained, tmp_path):
 def test_what_a_run_wrote_is_no_feature(tmp_path):
     from mlc_jax.benchmarks import datasets
 
-    added = [*ADDED, "predicted_label", "given_label", "why", "drawn", "quality.1"]
+    added = [*ADDED, "predicted_label", "given_label", "why", "drawn", "why.1"]
     path = _write(
         tmp_path / "x.csv", ["label", "checked_label", "x", *added],
-        [[NAMES[i % 2], NAMES[i % 2] if i < 9 else "", i * 0.7, *[i] * 7, "", round(i * 0.37, 2)]
+        [[NAMES[i % 2], NAMES[i % 2] if i < 9 else "", i * 0.7, *[i] * 7, "", i * 7 % 11]
          for i in range(30)],
     )  # fmt: skip
     config, _ = correct.create_config(correct.Options(path))
-    assert datasets.load(config).columns.names == ["x", "quality.1"]
+    assert datasets.load(config).columns.names == ["x", "why.1"]
 
 
 BAD = [

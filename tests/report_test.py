@@ -249,10 +249,8 @@ def test_files_of_a_run(tmp_path, names_labels, shown, known):
     ]  # fmt: skip
     quality = np.array([0.9, 0.8, 0.4, 0.3, 0.75])
     (tmp_path / METRICS_FILE).write_text('{"step": 0, "train/inner_loss": 1.0}\n')
-    report.write(
-        run, {"evals": evals, "train_seconds": 1.0}, Prediction(None, SOFT_LABELS, quality),
-        tmp_path,
-    )  # fmt: skip
+    progress = {"evals": evals, "train_seconds": 1.0}
+    report.write(run, progress, Prediction(None, SOFT_LABELS, quality), tmp_path)
     rows = _rows(tmp_path)
     assert [row["id"] for row in rows] == ["row0", "row1", "row2", "row3", "row4"]
     assert [row["corrected_label"] for row in rows][::3] == shown
@@ -278,6 +276,11 @@ def test_files_of_a_run(tmp_path, names_labels, shown, known):
             name: of_all[name]
             for name in ("id", "given_label", "corrected_label", "confidence", "label_quality")
         } | {"why": "random", "checked_label": ""}
+    # What somebody has typed into it stays.
+    typed = (tmp_path / "to_check.csv").read_text().replace("random,\n", "random,cat\n")
+    (tmp_path / "to_check.csv").write_text(typed)
+    report.write(run, progress, Prediction(None, SOFT_LABELS, quality), tmp_path, picture=False)
+    assert (tmp_path / "to_check.csv").read_text() == typed
 
 
 def test_table_holds_every_figure(run):
