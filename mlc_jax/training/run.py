@@ -32,7 +32,6 @@ from mlc_jax.workdir.checkpoint import Checkpointer
 
 # Noisy examples whose labels are measured at every evaluation; all of them at the end.
 LABEL_PROBE_SIZE = 2_000
-_SMALL_STATE = 4 * 2**20  # Bytes.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,18 +258,11 @@ def _fitted(prefix: str, part: str, wanted: int, size: int, multiple: int) -> in
 
 def create_init(run: Run) -> Callable[[np.uint32], TrainState]:
     """seed -> the state before the first step, replicated over all devices of all processes."""
-
-    def init(seed: np.uint32, example: Any) -> TrainState:
-        return run.bound.init(jax.random.key(seed), example)
-
-    # Random numbers compile slowly. It pays where few are drawn not to optimize what runs once.
-    is_small = _num_bytes(jax.eval_shape(init, np.uint32(0), run.example)) < _SMALL_STATE
     # Under jit, so that the state lies replicated from the start: donating one that does not would
     # delete it. The seed is an argument, so that runs that differ in it share one program.
     jitted = jax.jit(
-        init,
+        lambda seed, example: run.bound.init(jax.random.key(seed), example),
         out_shardings=stack.replicated(),
-        compiler_options={"xla_backend_optimization_level": 0} if is_small else None,
     )
     return lambda seed: jitted(seed, run.example)
 
