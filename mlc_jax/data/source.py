@@ -325,16 +325,15 @@ def augment_images(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
       images: `[B, H, W, C]`, any dtype.
       draws: `[B, 3]` uniform in [0, 1): row offset, column offset, flip.
     """
-    height, width = images.shape[1:3]
-    padded = np.pad(images, [(0, 0), (_PAD, _PAD), (_PAD, _PAD), (0, 0)], "reflect")
-    offsets = (draws[:, :2] * np.float32(2 * _PAD + 1)).astype(np.int32).tolist()
-    cropped = np.empty_like(images)
-    for out, image, (row, column), flip in zip(
-        cropped, padded, offsets, (draws[:, 2] >= 0.5).tolist(), strict=True
-    ):
-        crop = image[row : row + height, column : column + width]
-        out[...] = crop[:, ::-1] if flip else crop
-    return cropped
+    size, height, width, channels = images.shape
+    offsets = (draws[:, :2] * np.float32(2 * _PAD + 1)).astype(np.int32)
+    rows, columns = (np.pad(np.arange(length), _PAD, "reflect") for length in (height, width))
+    rows = rows[offsets[:, :1] + np.arange(height)]
+    columns = columns[offsets[:, 1:] + np.arange(width)]
+    columns = np.where(draws[:, 2:] < 0.5, columns, columns[:, ::-1])
+    # Of all pixels of all images, one after the other.
+    places = (np.arange(size)[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]
+    return images.reshape(-1, channels).take(places.ravel(), axis=0).reshape(images.shape)
 
 
 def num_examples(inputs: Tree) -> int:
