@@ -17,7 +17,7 @@ from mlc_jax.data.source import Layout, layout_of, num_examples, read_rows
 from mlc_jax.data.votes import prepared
 from mlc_jax.errors import InputError, expect
 from mlc_jax.files.own import how_drawn, missing_classes
-from mlc_jax.files.values.inputs import as_stored, check_far
+from mlc_jax.files.values.inputs import as_stored, check_learned
 from mlc_jax.methods import Method
 
 
@@ -129,8 +129,8 @@ def create_dataset(
     present = {name: part for name, part in parts.items() if part is not None}
     names = _names(present)
     sources = {name: read(part.x, part.ids) for name, part in present.items()}
-    if isinstance(inputs := getattr(sources["noisy"], "inputs", None), np.ndarray):
-        check_far(functools.partial(_fail_on_inputs, " of noisy"), inputs)
+    if isinstance(noisy.x, np.ndarray):
+        check_learned(functools.partial(_fail_on_inputs, " of noisy"), noisy.x)
     example = read_rows(sources["clean"], np.zeros(1, np.int64))
     prepare = prepare or prepare_for(example)
     num_classes = _num_classes(method, prepare, example)

@@ -142,7 +142,7 @@ def test_unfinished_run_with_checkpoints_of_another_config_is_refused(
     run_dir.joinpath("checkpoints").mkdir()
     run_dir.joinpath("checkpoints", "12.orbax-checkpoint-tmp").mkdir()
     runs.check(_grid(tiny_config()), workdir)  # Nothing to go on from: begins anew.
-    run_dir.joinpath("checkpoints", "9").mkdir()
+    run_dir.joinpath("checkpoints", "9", "state").mkdir(parents=True)
     with pytest.raises(InputError, match="num_epochs: 9 before, 4 now"):
         runs.run_grid(_grid(tiny_config()), workdir)
     assert trained == []
@@ -197,7 +197,7 @@ def test_runs_of_one_program_are_of_one_shape_and_at_one_step(tiny_config, workd
         run_dir = workdir / name
         run_dir.mkdir(parents=True)
         if step:
-            (run_dir / "checkpoints" / str(step)).mkdir(parents=True)
+            (run_dir / "checkpoints" / str(step) / "state").mkdir(parents=True)
             (run_dir / "config.json").write_text(grid[name].to_json())
     # A stand-in of a run that is there already: only the grouping is looked at.
     groups = runs._batches(grid, workdir, 3)

@@ -16,7 +16,7 @@ from mlc_jax.errors import InputError
 from mlc_jax.files.label_columns import LabelColumns, Said, first_said, read_checks
 from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile, Labels, OwnData, combine
 from mlc_jax.files.tables import ENDINGS, Table
-from mlc_jax.files.values.inputs import as_stored, check_far
+from mlc_jax.files.values.inputs import as_stored, check_learned
 
 _COLUMNS = ("labels", "checked_labels", "given_labels", "ids", "splits", "drawn")
 
@@ -61,7 +61,6 @@ def load(
     _check_kinds(files)
     for file in files.values():
         file.check_shape_of(next(iter(files.values())))
-    files["data" if data else "noisy"].check_far()
     labelled = {
         name: file.labelled(said if name == "data" else Said()) for name, file in files.items()
     }
@@ -193,6 +192,9 @@ class _File:
             if key not in self.arrays:
                 self.fail(f"has no array {key!r}, only {sorted(self.arrays)}")
         self.inputs = checked_inputs(self.field, path, "['inputs'] ", self.arrays["inputs"])
+        if name in ("data", "noisy"):
+            fail = lambda problem: self.fail(f"['inputs'] {problem}")  # noqa: E731
+            check_learned(fail, self.arrays["inputs"])
         for key in _COLUMNS:
             shape = self.arrays[key].shape if key in self.arrays else (len(self.inputs),)
             several = key == "labels" and len(shape) == 2 and name == "data"
@@ -209,10 +211,6 @@ class _File:
 
     def fail(self, problem: str) -> NoReturn:
         raise InputError(f"{self.field}: {self.path!r} {problem}")
-
-    def check_far(self) -> None:
-        """No value of the inputs is a slip."""
-        check_far(lambda problem: self.fail(f"['inputs'] {problem}"), self.inputs)
 
     def check_shape_of(self, other: "_File") -> None:
         ours, theirs = self.inputs, other.inputs

@@ -31,9 +31,11 @@ class Columns:
 
     Attributes:
       columns: in the order of their features.
+      left_out: (name, why) of the table's others; not part of what is stored.
     """
 
     columns: tuple[Column, ...]
+    left_out: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False)
 
     @property
     def names(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -184,8 +184,8 @@ def _read_first(table: Table, features: Sequence[str], said: Said) -> tuple[Labe
         table.fail(f"has no column that can be a feature{found}; expected columns of numbers, or "
                    f"of few different texts; {_VOUCHED}")  # fmt: skip
     _check_leaks(table, file, [x for x in taken if x.name not in chosen.added])
-    columns = Columns(tuple(x.column(table.fail, learned) for x in taken))
-    _log(columns, left)
+    columns = Columns(tuple(x.column(table.fail, learned) for x in taken), tuple(left.items()))
+    _log(columns)
     return file, columns
 
 
@@ -211,7 +211,7 @@ def _encoded(table: Table, columns: Columns, ids: np.ndarray | None) -> Source:
     return TableSource(columns.encode(table.fail, table.rows([], [], columns.names)), columns, ids)
 
 
-def _log(columns: Columns, left: Mapping[str, str]) -> None:
+def _log(columns: Columns) -> None:
     described = []
     for column in columns.columns:
         if column.categories is not None:
@@ -231,8 +231,8 @@ def _log(columns: Columns, left: Mapping[str, str]) -> None:
     logging.info(
         "%d features of columns %s%s.", len(columns.features), ", ".join(described[:_LOGGED]), more
     )
-    if left:
-        listed = ", ".join(f"{name or repr(name)} ({why})" for name, why in left.items())
+    if columns.left_out:
+        listed = ", ".join(f"{name or repr(name)} ({why})" for name, why in columns.left_out)
         logging.info("Left out: %s. %s.", listed, _VOUCHED)
 
 

@@ -43,21 +43,26 @@ def as_stored(fail: Fail, inputs: np.ndarray) -> np.ndarray:
         return inputs.astype(np.float32)
     if inputs.dtype.itemsize <= 4 and inputs.dtype != np.uint32:
         return inputs
-    if inputs.dtype.kind == "f" or _largest(inputs) >= 2**31:
-        _check_apart(fail, inputs)
-        if not isinstance(inputs, np.memmap):
-            return inputs.astype(np.float32)
-    return inputs
+    is_large = inputs.dtype.kind == "f" or _largest(inputs) >= 2**31
+    return inputs.astype(np.float32) if is_large and not isinstance(inputs, np.memmap) else inputs
 
 
-def check_far(fail: Fail, inputs: np.ndarray) -> None:
-    """Of features `[N, F]` to learn from: no value is `survey.FAR` quartiles away from others.
+def check_learned(fail: Fail, inputs: np.ndarray) -> None:
+    """Of features `[N, F]` to learn from, as the user has them.
 
     Raises:
-      InputError: one is: a slip, which would leave nothing of all others once they are scaled.
+      InputError: float32 cannot tell the values of one apart, or a value is `survey.FAR` quartiles
+        away from others: a slip, which would leave nothing of these once they are scaled.
     """
-    if inputs.ndim != 2 or inputs.dtype.kind != "f" or isinstance(inputs, np.memmap):
+    if inputs.ndim != 2 or inputs.dtype.kind not in "iuf" or isinstance(inputs, np.memmap):
         return
+    if inputs.dtype.itemsize > 4:
+        _check_apart(fail, inputs)
+    if inputs.dtype.kind == "f" and len(inputs) and np.isfinite(inputs).all():
+        _check_far(fail, inputs)
+
+
+def _check_far(fail: Fail, inputs: np.ndarray) -> None:
     sample = inputs[np.linspace(0, len(inputs) - 1, min(len(inputs), _SAMPLE)).astype(np.int64)]
     low, middle, high = np.percentile(sample.astype(np.float64), (25, 50, 75), axis=0)
     ends = np.maximum(inputs.max(axis=0) - middle, middle - inputs.min(axis=0))
@@ -87,8 +92,7 @@ def _largest(inputs: np.ndarray) -> int:
 
 
 def _check_apart(fail: Fail, inputs: np.ndarray) -> None:
-    """Of features `[N, F]`: float32 tells their values apart."""
-    if inputs.ndim != 2 or len(inputs) < 2 or isinstance(inputs, np.memmap):
+    if len(inputs) < 2:
         return
     low, high = inputs.min(axis=0).astype(np.float64), inputs.max(axis=0).astype(np.float64)
     size = np.maximum(np.abs(low), np.abs(high))
