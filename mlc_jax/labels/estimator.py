@@ -13,7 +13,7 @@ from mlc_jax.data.folds import DRAWN
 from mlc_jax.errors import InputError, expect
 from mlc_jax.files.label_columns import Said
 from mlc_jax.files.memory import inputs as memory
-from mlc_jax.files.memory.frames import Frame
+from mlc_jax.files.memory.frames import Frame, without
 
 if TYPE_CHECKING:
     from mlc_jax.result import Result
@@ -255,7 +255,7 @@ def _columns(y: Any, checked: Any) -> dict[str, Any]:
                 "checked: has -1, which is a class of y; expected None or NaN where nobody looked"
             )
         unchecked = np.array([text == str(_UNCHECKED) for text in said])
-        truth = np.where(unchecked, None, truth.astype(object))
+        truth = without(truth, unchecked)
     return {"label": label, "checked_label": truth}
 
 
@@ -263,7 +263,7 @@ def _one_dimensional(name: str, values: Any) -> Any:
     if hasattr(values, "cat"):
         values = values.astype(object)
     if isinstance(values, np.ma.MaskedArray):
-        values = np.where(np.ma.getmaskarray(values), None, values.data.astype(object))
+        values = without(values.data, np.ma.getmaskarray(values))
     array = np.asarray(values)
     if array.ndim == 2 and array.shape[1] == 1:
         warnings.warn(
@@ -285,7 +285,7 @@ def _sources(votes: Any) -> tuple[list[str], list[Any]]:
     if array.ndim != 2:
         raise InputError(f"votes: got shape {array.shape}, expected [N, S]")
     missing = array == _UNCHECKED if array.dtype.kind in "iu" else np.zeros(array.shape, bool)
-    columns = np.where(missing, None, array.astype(object))
+    columns = without(array, missing)
     return [f"source_{number}" for number in range(array.shape[1])], [*columns.T]
 
 

@@ -41,7 +41,7 @@ class Frame(Table):
         lengths = {name: len(column) for name, column in self._columns.items()}
         if len(set(lengths.values())) > 1:
             self.fail(f"has columns of different lengths: {lengths}")
-        self._texts: dict[str, list[str]] = {}
+        self._cells: dict[str, list[str]] = {}
 
     def __len__(self) -> int:
         return len(next(iter(self._columns.values()))) if self._columns else 0
@@ -72,9 +72,9 @@ class Frame(Table):
         Raises:
           InputError: a value that is neither a text nor a number, a boolean or a date.
         """
-        if name not in self._texts:
-            self._texts[name] = self.as_texts(name, self._columns[name])
-        return self._texts[name]
+        if name not in self._cells:
+            self._cells[name] = self.as_texts(name, self._columns[name])
+        return self._cells[name]
 
     def place(self, number: int) -> str:
         """Rows are counted from 0, as `frame.iloc` does."""
@@ -90,7 +90,7 @@ class Frame(Table):
             texts = self.as_texts(name, column.cat.categories)
             return [texts[code] if code >= 0 else "" for code in column.cat.codes.tolist()]
         if isinstance(column, np.ma.MaskedArray):
-            column = np.where(np.ma.getmaskarray(column), None, column.data.astype(object))
+            column = without(column.data, np.ma.getmaskarray(column))
         if isinstance(column, list | tuple):  # NumPy would make one type of them.
             array = np.empty(len(column), object)
             array[:] = column
@@ -133,6 +133,13 @@ class Frame(Table):
             "text, a boolean or a date",
             row,
         )
+
+
+def without(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """Values as objects, None where they are missing, bool of the same shape."""
+    objects = values.astype(object)
+    objects[missing] = None
+    return objects
 
 
 def _of_float(value: float) -> str:
