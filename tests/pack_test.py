@@ -74,7 +74,8 @@ def test_a_folder_of_classes_can_be_packed(tmp_path):
     pack(str(tmp_path / "in"), str(tmp_path / "out"), **SETTINGS)
     options = image_folder.Options(Geometry(16))
     one, other = (
-        image_folder.load(str(tmp_path / x), None, None, None, options) for x in ("in", "out")
+        image_folder.load(str(tmp_path / x), None, None, None, options, benchmark=True)
+        for x in ("in", "out")
     )
     assert one.train_labels.tolist() == other.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
     rows = [read_rows(x.train, np.arange(6)).astype(int) for x in (one, other)]
