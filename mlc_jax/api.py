@@ -166,6 +166,7 @@ def train(
     progress: bool = True,
     classes: np.ndarray | None = None,
     frame: Any = None,
+    of_all_rows: bool = False,
 ) -> Result:
     """Trains one run to its end.
 
@@ -177,7 +178,9 @@ def train(
       checkpoint: of the encoder of texts, which a workdir keeps.
       progress: whether to draw a bar.
       classes: `[C]`, the label of each class as the user wrote it; None goes by their names.
-      frame: of the rows of own data, what `Result.to_frame` adds columns to.
+      frame: what `Result.to_frame` adds columns to.
+      of_all_rows: whether the result says something of each row of own data in memory, checked ones
+        among them.
 
     Raises:
       as `fit`.
@@ -219,7 +222,7 @@ def train(
         kind=inputs.kind,
         columns=inputs.columns,
         frame=frame,
-        rows=None if frame is None else _of_rows(run.dataset, of_noisy),
+        rows=_of_rows(run.dataset, of_noisy) if of_all_rows else None,
         trained=trained,
     )
 

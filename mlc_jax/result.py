@@ -70,7 +70,8 @@ class Result:
       kind: what those are: arrays, a table, text, or image_folder.
       columns: of a table.
       frame: the data frame that `correct_labels` was given.
-      rows: of `correct_labels`, what is said of each of its rows.
+      rows: of `correct_labels` and `LabelCorrector`, what is said of each row.
+      trained: what a report is made of; None of a result that was loaded.
     """
 
     labels: np.ndarray
@@ -157,7 +158,7 @@ class Result:
         """
         import pandas
 
-        if self.rows is None:
+        if self.rows is None or self.frame is None:
             issues = (self.labels != self.given_labels) & ~np.isnan(self.label_quality)
             return pandas.DataFrame({
                 "id": self.ids,

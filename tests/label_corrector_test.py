@@ -157,9 +157,9 @@ def test_labels_keep_their_type(classes):
 
 BAD = {
     "sparse": ({"x": "sparse"}, "Use X.toarray"),
-    "NaN": ({"x": np.array([[1.0], [np.nan]] * 5)}, "X: row 1, column 0 is NaN"),
-    "infinite": ({"x": np.array([[1.0], [np.inf]] * 5)}, "X: row 1, column 0 is infinity"),
-    "beyond float32": ({"x": np.array([[1.0], [1e300]] * 5)}, "X: row 1, column 0 is"),
+    "NaN": ({"x": np.array([[1.0], [np.nan]] * 5)}, "X: row 1 is nan, which is not finite"),
+    "infinite": ({"x": np.array([[1.0], [np.inf]] * 5)}, "X: row 1 is inf"),
+    "beyond float32": ({"x": np.array([[1.0], [1e300]] * 5)}, "X: row 1 is 1e[+]300"),
     "complex": ({"x": np.ones((10, 2)) * 1j}, "Complex data not supported"),
     "one dimension": ({"x": np.ones(10)}, "Reshape your data"),
     "ragged": ({"x": [[1, 2], [3]] * 5}, "rows of different lengths"),

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mlc_jax import api, config
 from mlc_jax.benchmarks.datasets import of_own
-from mlc_jax.data import Source
+from mlc_jax.data import ArraySource, Source
 from mlc_jax.encoders import encoding
 from mlc_jax.errors import InputError, expect
 from mlc_jax.files import table_files, text_files
@@ -160,8 +160,8 @@ def reader_of(settings: ConfigDict) -> Callable[..., Source]:
 
 
 def train(
-    settings: ConfigDict, own: OwnData, kind: str, *, classes: np.ndarray, frame: Any,
-    workdir: str | pathlib.Path | None, progress: bool,
+    settings: ConfigDict, own: OwnData, kind: str, *, classes: np.ndarray, progress: bool,
+    frame: Any = None, workdir: str | pathlib.Path | None = None,
 ) -> Result:  # fmt: skip
     """Trains on own data in memory; see `correct_labels`."""
     from mlc_jax.training.run import build_run
@@ -178,6 +178,7 @@ def train(
     return api.train(
         run, inputs, formerly=config.formerly(), workdir=workdir, progress=progress,
         checkpoint=settings.model.bert.checkpoint if text else None, classes=classes, frame=frame,
+        of_all_rows=True,
     )  # fmt: skip
 
 
@@ -193,7 +194,7 @@ def classes_of(own: OwnData, columns: Sequence[Any]) -> np.ndarray:
 
 
 def _read_arrays(x: Any) -> Source:
-    return api.create_source(memory.inputs_of(x))
+    return ArraySource(memory.inputs_of(x))
 
 
 def _renamed(frame: Any, labels: Sequence[str], checked: str) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
                 "features by sklearn.decomposition.TruncatedSVD"
             )
         kind = memory.kind_of(X)
-        x = X if kind != memory.ARRAYS else memory.inputs_of(X)
+        x = X if kind != memory.ARRAYS else memory.as_array(X)
         labels = _labels(y, checked, drawn, votes, _num_rows(x))
         seed = 0
         if self.random_state is not None:
@@ -146,7 +146,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         columns = [labels.columns[name] for name in labels.columns if name != "drawn"]
         result = correct.train(
             settings, own, kind, classes=correct.classes_of(own, columns),
-            frame=x, workdir=None, progress=self.verbose > 0,
+            progress=self.verbose > 0,
         )  # fmt: skip
         assert result.rows is not None
         self._keep(result, x, kind)
@@ -260,8 +260,8 @@ def _columns(y: Any, checked: Any) -> dict[str, Any]:
 
 
 def _one_dimensional(name: str, values: Any) -> Any:
-    if hasattr(values, "cat"):
-        values = values.astype(object)
+    if hasattr(values, "to_numpy") and not isinstance(values.dtype, np.dtype):
+        values = values.astype(object)  # Of pandas' own types, whose missing values are none.
     if isinstance(values, np.ma.MaskedArray):
         values = without(values.data, np.ma.getmaskarray(values))
     array = np.asarray(values)

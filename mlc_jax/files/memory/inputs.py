@@ -1,7 +1,7 @@
 """What a user has in memory, beside its labels: a data frame, arrays, texts."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from mlc_jax.files.label_columns import NAMES, LabelColumns, Said, read_checks
 from mlc_jax.files.memory.frames import Frame
 from mlc_jax.files.own import OwnData, combine
 from mlc_jax.files.tables import Table
+from mlc_jax.files.values.inputs import as_stored, check_learned
 
 ARRAYS, TABLE, TEXT = "arrays", "table", "text"  # As in `config.dataset.name`.
 
@@ -41,18 +42,14 @@ def kind_of(x: Any) -> str:
     return ARRAYS
 
 
-def inputs_of(x: Any) -> np.ndarray:
-    """Arrays, or lists of lists, as they are stored: `[N, ...]`, float32 where they are not whole.
+def as_array(x: Any) -> np.ndarray:
+    """Arrays, or lists of lists, `[N, ...]`; of objects floats are made.
 
     Raises:
-      InputError: they are no finite numbers, or not one row for each example.
+      InputError: they are no numbers, or not one row for each example.
     """
-    if isinstance(x, np.ma.MaskedArray):
-        if np.ma.is_masked(x):
-            raise InputError("X: some values are masked; expected them filled in")
-        x = x.data
     try:
-        array = np.asarray(x)
+        array = np.asanyarray(x)  # A mask stays, to be refused.
     except (ValueError, TypeError) as error:
         raise InputError(f"X: rows of different lengths ({error}); expected one shape") from error
     if array.dtype.kind == "c":
@@ -64,8 +61,6 @@ def inputs_of(x: Any) -> np.ndarray:
             raise InputError(
                 f"X: {error}; expected numbers. A data frame may have columns of texts"
             ) from error
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"X: holds {array.dtype}, expected numbers")
     if array.ndim < 2:
         raise InputError(
             f"X: Expected 2D array, got {array.ndim}D array instead: shape {array.shape}. Reshape "
@@ -79,20 +74,23 @@ def inputs_of(x: Any) -> np.ndarray:
             f"X: Found array with 0 feature(s) (shape={array.shape}) while a minimum of 1 is "
             "required."
         )
-    if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            single = array.astype(np.float32)
-        finite = np.isfinite(single).reshape(len(array), -1)
-        if not finite.all():
-            row, column = (int(i) for i in np.argwhere(~finite)[0])
-            value = array.reshape(len(array), -1)[row, column]
-            name = "NaN" if np.isnan(value) else "infinity" if np.isinf(value) else repr(value)
-            raise InputError(
-                f"X: row {row}, column {column} is {name}; expected finite float32 numbers. A data "
-                "frame may have missing values (NaN)"
-            )
-        return single
-    return array.astype(np.float32) if array.dtype == bool else array
+    return array
+
+
+def inputs_of(x: Any) -> np.ndarray:
+    """The same as they are stored: float32, but for whole numbers without a sign.
+
+    Raises:
+      InputError: they are no finite numbers.
+    """
+    stored = as_stored(_fail, as_array(x))
+    # Whole numbers may be others in new rows; pixels, without a sign, may not.
+    return stored.astype(np.float32) if stored.dtype.kind == "i" else stored
+
+
+def _fail(problem: str) -> NoReturn:
+    hint = ". A data frame may have missing values (NaN)" if "not finite" in problem else ""
+    raise InputError(f"X: {problem}{hint}")
 
 
 class LabelsInMemory(NamedTuple):
@@ -142,6 +140,7 @@ def from_memory(
         texts = Frame("X", {"text": [str(one) for one in x]} | labels.columns)
         return of_texts(texts, read_texts, said=labels.said, drawn=drawn)
     inputs = inputs_of(x)
+    check_learned(_fail, as_array(x))
     table = Frame("y", labels.columns)
     columns = LabelColumns(table, labels.said)
     for line, values in table.rows(columns.required, columns.optional):
