@@ -52,7 +52,7 @@ def test_bad_flags_get_one_line_and_leave_nothing_behind(flag, message, run_prog
     assert not workdir.exists()
 
 
-def test_without_tensorflow_all_but_the_wait_for_data_is_measured(tiny_flags, tmp_path):
+def test_tensorflow_is_not_needed_for_data_in_memory(tiny_flags, tmp_path):
     code = (
         "import runpy, sys\n"
         "sys.modules['tensorflow'] = None\n"
@@ -64,7 +64,7 @@ def test_without_tensorflow_all_but_the_wait_for_data_is_measured(tiny_flags, tm
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("| 1 | ") == 2
-    assert "Waiting for data: not measured. " in result.stdout
+    assert "% of the time of" in result.stdout  # That it waits for data.
 
 
 def test_wait_for_data(load_program, tiny_config):

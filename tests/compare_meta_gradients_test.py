@@ -194,6 +194,7 @@ def test_cost_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 
 def test_what_was_measured_with_other_settings_stops_it_at_once(run_program, tiny_flags, tmp_path):
     flags = [flag for flag in tiny_flags() if flag != "--noprogress"]
+    (tmp_path / ".lock").touch()  # A workdir of ours.
     for name in ("cost", "agreement"):
         Records(epath.Path(tmp_path / f"{name}.jsonl"), {"--repeats": 7}).get({"k": 1}, list)
         code, out, err = run_program(PROGRAM, *flags, f"--workdir={tmp_path}", *SMALL)

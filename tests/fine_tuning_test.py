@@ -98,7 +98,7 @@ def test_killed_and_resumed_bit_equal(fields, tmp_path, standard_promotion):
         process.communicate()
     assert not (workdir / report.RESULTS_FILE).exists()
     train.train_and_evaluate(config, str(workdir), show_progress=False)
-    for name in (report.LABELS_FILE, report.SOFT_LABELS_FILE):
+    for name in (report.CORRECTED_FILE, report.SOFT_LABELS_FILE):
         assert (workdir / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 

@@ -424,7 +424,7 @@ def _pipeline(dataset, **changes):
 @pytest.mark.slow
 def test_batches_are_a_function_of_seed_and_step(load, tmp_path):
     path = _folder(tmp_path / "all", 10)
-    pipeline = _pipeline(load(data=path, clean_per_class=2))
+    pipeline = _pipeline(load(data=path, benchmark=True, clean_per_class=2))
 
     def take(number, start=0, **share):
         batches = pipeline.batches(start, **share)

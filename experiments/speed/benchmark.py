@@ -9,7 +9,7 @@ of k steps is held against a window of k plain ones. `exact:store` is exact with
 (plain, exact, approximate, plain, ...), so that whatever else the machine does weighs on all of
 them alike: on a shared machine the ratios are the message. Each k is written to `benchmark.jsonl`
 as soon as it is measured, and the same command goes on from there.
-Only the wait for data needs TensorFlow.
+Only the wait for pictures needs TensorFlow.
 """
 
 import time
@@ -39,7 +39,7 @@ _ESTIMATORS = flags.DEFINE_list(
 _REPEATS = flags.DEFINE_integer(
     "repeats", 10, "Timings of every step; 0 analyses alone.", lower_bound=0
 )
-_DATA = flags.DEFINE_bool("data", True, "Measure the wait for data, if data and TensorFlow exist.")
+_DATA = flags.DEFINE_bool("data", True, "Measure the wait for data, if they are there.")
 
 _DATA_WINDOWS = 50
 
@@ -66,7 +66,7 @@ def data_wait_share(config: ConfigDict, num_windows: int = _DATA_WINDOWS) -> flo
     Runs the config's pipeline, placement and step as the loop does: one step in flight. The first
     window, with compilation and the filling of the buffers, is left out.
     """
-    from mlc_jax.data.loader import Pipeline, to_devices  # Imports TensorFlow, as the next does.
+    from mlc_jax.data.loader import Pipeline, to_devices
     from mlc_jax.training.run import build_run, initial_state
     from mlc_jax.training.stack import over_devices
 

@@ -216,7 +216,7 @@ def _labels(y: Any, checked: Any, drawn: Any, votes: Any, num_rows: int) -> memo
     Raises:
       InputError: other lengths, or labels of no kind that there is.
     """
-    columns = _columns(y, checked)
+    columns = _columns(y, checked, has_votes=votes is not None)
     if drawn is not None and not isinstance(drawn, str):
         columns["drawn"] = drawn
     said = Said()
@@ -235,7 +235,7 @@ def _labels(y: Any, checked: Any, drawn: Any, votes: Any, num_rows: int) -> memo
     return memory.LabelsInMemory(columns, said)
 
 
-def _columns(y: Any, checked: Any) -> dict[str, Any]:
+def _columns(y: Any, checked: Any, *, has_votes: bool = False) -> dict[str, Any]:
     """`label` and `checked_label`."""
     if y is None:
         raise InputError("y: LabelCorrector requires y to be passed, but the target y is None")
@@ -245,6 +245,8 @@ def _columns(y: Any, checked: Any) -> dict[str, Any]:
     if label.dtype.kind in "fc" and type_of_target(label[label == label]).startswith("continuous"):
         raise InputError("y: Unknown label type: continuous; expected names or whole numbers")
     texts = Frame("y", {"label": label})
+    if not any(texts.texts("label")) and checked is None and not has_votes:
+        raise InputError("y: Input contains NaN: no row has a label; expected labels, or votes=")
     if checked is None:
         return {"label": label, "checked_label": [""] * len(label)}
     truth = _one_dimensional("checked", checked)

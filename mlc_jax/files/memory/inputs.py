@@ -58,7 +58,9 @@ def as_array(x: Any) -> np.ndarray:
         try:
             array = array.astype(np.float64)
         except (ValueError, TypeError) as error:
-            raise InputError(
+            # Of the same kind: scikit-learn tells a wrong type from a wrong value.
+            kind = InputError if isinstance(error, ValueError) else TypeError
+            raise kind(
                 f"X: {error}; expected numbers. A data frame may have columns of texts"
             ) from error
     if array.ndim < 2:
