@@ -22,7 +22,7 @@ TESTS_NEWEST := $(addprefix tests/,$(addsuffix _test.py,\
 .PHONY: help demo test test-all test-tpu test-newest test-with-newest lint clean
 
 help:
-	@echo "make demo      set up .venv, correct a table's labels, and compare methods (4 minutes)"
+	@echo "make demo      set up .venv, correct a table's labels, and compare methods (3 minutes)"
 	@echo "make test      set up .venv and run the tests that prove the most (12 minutes of CPU time)"
 	@echo "make test-all  all tests"
 	@echo "make test-tpu  of these, what compiles for a TPU (5 minutes; no TPU needed)"
