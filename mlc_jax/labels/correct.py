@@ -80,7 +80,10 @@ def correct_labels(
     said = Said(() if len(labels) == 1 else labels)
     kind = memory.TABLE if text is None else memory.TEXT
     settings = settings_of(kind, method, model, seed, encoder, num_epochs)
-    tables = [one if isinstance(one, str) else Frame("checks", one) for one in _listed(checks)]
+    tables = [
+        str(one) if isinstance(one, str | pathlib.Path) else Frame("checks", one)
+        for one in _listed(checks)
+    ]
     own: OwnData
     if text is None:
         own = memory.of_frame(

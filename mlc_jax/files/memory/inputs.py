@@ -111,7 +111,6 @@ def from_memory(
     x: Any,
     labels: LabelsInMemory,
     *,
-    standardized: bool | None = None,
     read_texts: Callable[..., Source] | None = None,
     drawn: str | None = None,
 ) -> OwnData:
@@ -120,7 +119,6 @@ def from_memory(
     Args:
       x: see `kind_of`.
       labels: of the same rows.
-      standardized: see `arrays.scale`.
       read_texts: (texts, ids) -> their source; where x is texts.
       drawn: how checked rows were chosen, where `labels` do not say so.
 
@@ -134,8 +132,8 @@ def from_memory(
             if name in labels.columns or (name in NAMES and name != "id"):
                 frame.fail(f"has a column {name!r}, which is no feature; expected it beside X")
         everything = {name: x[name] for name in x} | labels.columns
-        options = table_files.Options((), standardized)
-        return _doubtful(of_frame(Frame("X", everything), options, said=labels.said, drawn=drawn))
+        options = table_files.Options((), None)
+        return of_frame(Frame("X", everything), options, said=labels.said, drawn=drawn)
     if kind == TEXT:
         if read_texts is None:
             raise InputError("X: got texts, expected an encoder beside them: encoder=DIR_OR_NAME")
@@ -148,8 +146,8 @@ def from_memory(
     for line, values in table.rows(columns.required, columns.optional):
         columns.add(line, values)
     file = columns.finish(lambda ids: ArraySource(inputs, ids))
-    own = combine({"data": file}, Normalize(), drawn=drawn, needs_checks=False)
-    return _doubtful(own)._replace(prepare=scale(_doubtful(own).noisy, standardized))
+    own = _doubtful(combine({"data": file}, Normalize(), drawn=drawn, needs_checks=False))
+    return own._replace(prepare=scale(own.noisy, None))
 
 
 def of_frame(
