@@ -19,7 +19,7 @@ verdict's estimate stands beside the truth.
 import collections
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -27,7 +27,7 @@ from etils import epath
 from tqdm import tqdm
 
 from experiments.labels.cross_fitted import Draw, fit
-from experiments.labels.tables_of_people import TABLES, LabelledTable
+from experiments.labels.tables_of_people import MANY, TABLES, Cell, LabelledTable, draw
 from experiments.records import Records, Row, clear_programs
 from experiments.tables import to_csv, to_markdown, values, where
 from mlc_jax import command_line, methods, models, paths
@@ -36,7 +36,7 @@ from mlc_jax.errors import expect
 from mlc_jax.report import verdict
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the tables.")
-_SETS = flags.DEFINE_string("sets", "all", f"Some of {', '.join(TABLES)}, or all.")
+_SETS = flags.DEFINE_string("sets", "all", f"Some of {', '.join(TABLES)}; all; or many.")
 _NOISE = flags.DEFINE_string("noise", "flip,unif,hard", "Kinds of wrong labels.")
 _CHECKED = flags.DEFINE_string(
     "checked", "random:20,random:30,random:100,per_class:5,per_class:20", "Which rows are checked."
@@ -49,72 +49,8 @@ _QUICK = flags.DEFINE_bool(
 _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: every n-th table, from the i-th.")
 
 _QUICK_SETS = ("wine", "breast_cancer", "iris", "digits", "pima", "crabs", "chile", "biopsy")
-_UNSEEN = 0.3
-_FLIP, _UNIF, _HARD = 0.35, 0.5, 0.3
 _BASELINES = ("given", "lr_checked", "lr_given")
 _BOOSTED = ("gb_checked", "gb_given")
-
-
-class Cell(NamedTuple):
-    """One draw of a table: all that is known of its rows, and what is not.
-
-    Attributes:
-      rows: `[n]`, of the table, that are not kept away.
-      given, truth: `[n]` labels.
-      checked: `[n]` bool.
-      unseen: `[u]`, rows of the table that are.
-    """
-
-    rows: np.ndarray
-    given: np.ndarray
-    truth: np.ndarray
-    checked: np.ndarray
-    unseen: np.ndarray
-
-
-@functools.lru_cache(maxsize=2)
-def _second_choices(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """How sure a linear model is of each row's label, out of fold, and what it would say else."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_predict
-
-    table = TABLES[name]()
-    model = LogisticRegression(max_iter=500)
-    probs = cross_val_predict(model, table.features, table.labels, method="predict_proba")
-    at = np.arange(len(probs)), table.labels
-    sure = probs[at].copy()
-    probs[at] = -1
-    return sure, probs.argmax(axis=1).astype(np.int32)
-
-
-def draw(name: str, table: LabelledTable, noise: str, checked: str, number: int) -> Cell:
-    """One draw; the same rows are checked whatever the noise."""
-    labels, num_classes = table.labels, int(table.labels.max()) + 1
-    rng = np.random.default_rng([number, list(TABLES).index(name)])
-    given = labels.copy()
-    if noise == "flip":
-        wrong = rng.random(len(labels)) < _FLIP
-        given[wrong] = (labels[wrong] + 1) % num_classes
-    elif noise == "unif":
-        wrong = rng.random(len(labels)) < _UNIF
-        given[wrong] = rng.integers(0, num_classes, wrong.sum())
-    else:
-        sure, second = _second_choices(name)
-        hard = np.argsort(sure, kind="stable")[: round(_HARD * len(labels))]
-        given[hard] = second[hard]
-    how, _, count = checked.partition(":")
-    rng = np.random.default_rng([number, list(TABLES).index(name), int(count)])
-    order = rng.permutation(len(labels))
-    unseen, rows = np.split(order, [round(_UNSEEN * len(labels))])
-    truth = labels[rows]
-    is_checked = np.zeros(len(rows), bool)
-    if how == "random":
-        is_checked[: int(count)] = True  # Their order is a random one.
-    else:
-        for label in range(num_classes):
-            of_class = np.flatnonzero(truth == label)
-            is_checked[of_class[: min(int(count), max(1, len(of_class) // 2))]] = True
-    return Cell(rows, given[rows], truth, is_checked, unseen)
 
 
 def baselines(table: LabelledTable, cell: Cell) -> dict[str, float]:
@@ -296,7 +232,8 @@ def _cells(cells: Sequence[Sequence[Mapping[str, Any]]]) -> str:
 
 def main() -> None:
     """Measures what is missing, and writes the tables."""
-    sets = tuple(TABLES) if _SETS.value == "all" else tuple(_SETS.value.split(","))
+    groups = {"all": tuple(TABLES), "many": tuple(MANY)}
+    sets = groups.get(_SETS.value) or tuple(_SETS.value.split(","))
     noises, checked = _NOISE.value.split(","), _CHECKED.value.split(",")
     draws = range(_FIRST.value, _FIRST.value + _DRAWS.value)
     if _QUICK.value:

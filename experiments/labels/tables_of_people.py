@@ -1,4 +1,4 @@
-"""Real tables of other people, as numbers, with their true labels; nothing is downloaded.
+"""Real tables of other people, with their true labels, and wrong ones; nothing is downloaded.
 
 scikit-learn carries four of them. The packages `palmerpenguins` and `pydataset` carry others:
 what of them is installed is used. pydataset is read as the archive that it is, since importing
@@ -19,6 +19,11 @@ import numpy as np
 from mlc_jax.errors import InputError
 
 _DIAMONDS = 6_000
+_MANY_ROWS = 400  # Of a table of MANY.
+_MANY_WIDTH = 32  # Their features are filled up by zeros to a multiple: tables share programs.
+_MOST_TEXTS = 12  # Different ones of a column; one with more is left out.
+_UNSEEN = 0.3
+_FLIP, _UNIF, _HARD = 0.35, 0.5, 0.3
 
 
 class LabelledTable(NamedTuple):
@@ -81,9 +86,17 @@ def _encoded(
         try:
             features.append(np.array(values, float))
         except ValueError:
-            features += [np.array([x == kind for x in values], float) for kind in sorted({*values})]
+            kinds = sorted({*values})
+            if len(kinds) <= _MOST_TEXTS:
+                features += [np.array([x == kind for x in values], float) for kind in kinds]
     texts = np.array(["+".join(row[name] for name in label) for row in rows])
     return _standardised(np.stack(features, axis=1), np.unique(texts, return_inverse=True)[1])
+
+
+def _one_of_many(path: str, label: str) -> LabelledTable:
+    table = _archived(path, label, most=_MANY_ROWS)
+    more = -table.features.shape[1] % _MANY_WIDTH
+    return table._replace(features=np.pad(table.features, ((0, 0), (0, more))))
 
 
 def _standardised(features: np.ndarray, labels: np.ndarray) -> LabelledTable:
@@ -112,3 +125,128 @@ TABLES: dict[str, Callable[[], LabelledTable]] = {
     "birth_weight": functools.partial(_archived, "MASS/birthwt", "low", _BIRTH),
     "glass": functools.partial(_archived, "MASS/fgl", "type"),
 }
+
+# Nothing was chosen on these either: all tables of pydataset of 400 rows and more with a column of
+# 2 to 10 classes that a linear model tells at least ten points better than the largest class alone
+# would, and not to 99.5 %.
+_MANY = {
+    "MASS/Aids2": "status",
+    "Ecdat/Benefits": "dkids",
+    "Ecdat/Catsup": "choice",
+    "Ecdat/Computers": "cd",
+    "Ecdat/Crime": "region",
+    "Ecdat/DoctorContacts": "child",
+    "Ecdat/Fair": "sex",
+    "HistData/GaltonFamilies": "gender",
+    "Ecdat/Griliches": "mrt",
+    "Ecdat/HI": "hhi",
+    "Ecdat/Kakadu": "answer",
+    "Ecdat/Ketchup": "Ketchup.choice",
+    "Ecdat/Males": "occupation",
+    "Ecdat/MedExp": "child",
+    "Ecdat/Mode": "choice",
+    "car/Mroz": "work",
+    "Ecdat/OFP": "maried",
+    "MASS/OME": "Noise",
+    "Ecdat/PatentsHGH": "scisect",
+    "Ecdat/RetSchool": "smsa66",
+    "car/SLID": "sex",
+    "MASS/Sitka89": "treat",
+    "Ecdat/Star": "freelunk",
+    "Ecdat/Tobacco": "occupation",
+    "Ecdat/Train": "choice",
+    "Ecdat/Treatment": "u75",
+    "Ecdat/Tuna": "Tuna.choice",
+    "pscl/UKHouseOfCommons": "coninc",
+    "Ecdat/UnempDur": "censor4",
+    "lme4/VerbAgg": "resp",
+    "Ecdat/VietNamH": "urban",
+    "Ecdat/VietNamI": "married",
+    "Ecdat/Wages": "bluecol",
+    "Ecdat/Wages1": "sex",
+    "Ecdat/Workinghours": "mortgage",
+    "COUNT/azprocedure": "procedure",
+    "survival/colon": "node4",
+    "KMsurv/kidtran": "gender",
+    "Zelig/mexico": "pri82",
+    "gap/mfblong": "male",
+    "Zelig/mid": "conflict",
+    "ggplot2/midwest": "state",
+    "ggplot2/movies": "Drama",
+    "gap/nep499": "status",
+    "survival/nwtco": "study",
+    "pscl/politicalInformation": "collegeDegree",
+    "geepack/respiratory": "center",
+    "COUNT/rwm1984": "kids",
+    "COUNT/rwm5yr": "female",
+    "KMsurv/std": "os12m",
+    "quantreg/uis": "TREAT",
+    "pscl/vote92": "dem",
+}
+MANY = {
+    path.split("/")[-1]: functools.partial(_one_of_many, path, label)
+    for path, label in _MANY.items()
+}
+TABLES |= MANY
+
+
+class Cell(NamedTuple):
+    """One draw of a table: all that is known of its rows, and what is not.
+
+    Attributes:
+      rows: `[n]`, of the table, that are not kept away.
+      given, truth: `[n]` labels.
+      checked: `[n]` bool.
+      unseen: `[u]`, rows of the table that are.
+    """
+
+    rows: np.ndarray
+    given: np.ndarray
+    truth: np.ndarray
+    checked: np.ndarray
+    unseen: np.ndarray
+
+
+@functools.lru_cache(maxsize=2)
+def _second_choices(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """How sure a linear model is of each row's label, out of fold, and what it would say else."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_predict
+
+    table = TABLES[name]()
+    model = LogisticRegression(max_iter=500)
+    probs = cross_val_predict(model, table.features, table.labels, method="predict_proba")
+    at = np.arange(len(probs)), table.labels
+    sure = probs[at].copy()
+    probs[at] = -1
+    return sure, probs.argmax(axis=1).astype(np.int32)
+
+
+def draw(name: str, table: LabelledTable, noise: str, checked: str, number: int) -> Cell:
+    """One draw; the same rows are checked whatever the noise."""
+    labels, num_classes = table.labels, int(table.labels.max()) + 1
+    rng = np.random.default_rng([number, list(TABLES).index(name)])
+    given = labels.copy()
+    if noise == "flip":
+        wrong = rng.random(len(labels)) < _FLIP
+        given[wrong] = (labels[wrong] + 1) % num_classes
+    elif noise == "unif":
+        wrong = rng.random(len(labels)) < _UNIF
+        given[wrong] = rng.integers(0, num_classes, wrong.sum())
+    else:
+        sure, second = _second_choices(name)
+        hard = np.argsort(sure, kind="stable")[: round(_HARD * len(labels))]
+        given[hard] = second[hard]
+    how, _, count = checked.partition(":")
+    rng = np.random.default_rng([number, list(TABLES).index(name), int(count)])
+    order = rng.permutation(len(labels))
+    unseen, rows = np.split(order, [round(_UNSEEN * len(labels))])
+    truth = labels[rows]
+    is_checked = np.zeros(len(rows), bool)
+    if how == "random":
+        is_checked[: int(count)] = True  # Their order is a random one.
+    else:
+        for label in range(num_classes):
+            of_class = np.flatnonzero(truth == label)
+            is_checked[of_class[: min(int(count), max(1, len(of_class) // 2))]] = True
+    return Cell(rows, given[rows], truth, is_checked, unseen)

@@ -1,0 +1,375 @@
+"""The paper's idea on trial: which gradient should teach the label model?
+
+    python -m experiments.labels.on_trial --workdir=DIR
+
+In the paper, "the clean set serves as a validation set": the label model follows the gradient of
+the clean loss through real updates of the classifier. Here this has its best chance: the outer loss
+is on checked rows that no classifier learned from. Of K folds of the checked rows, run (k, h) hides
+fold k, which only judges, and fold k + 1, the outer loss; it learns from the others, and from the
+doubtful rows outside of part h. All arms see the same rows, batches and starts:
+
+* `fixed`: the label model as counted, its weights at 1; nothing is learned.
+* `likelihood`: weights and matrix follow the likelihood of fold k + 1, as out-of-fold predictions
+  and given labels explain it.
+* `meta`: they follow the meta-gradient through k steps of SGD instead, by one of the estimators of
+  `mlc_jax.core`.
+* `both`: the sum of the two, each scaled to length 1.
+* `network`: the paper's network, given label and features in, label distribution out, by the
+  meta-gradient. It starts as the labels as given.
+
+The label model is `q ~ exp(a log p_oof + l log(R[v] / pi))` with a, l and R learned; AdamW pulls
+them to where they start. Printed: percent of doubtful rows whose corrected label is right; the
+share of fold k that is right, which nothing learned from; and the cosine between the two
+gradients, both taken where the arm is.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from etils import epath
+from tqdm import tqdm
+
+from experiments.labels.tables_of_people import TABLES, Cell, LabelledTable, draw
+from experiments.records import Records, Row, clear_programs
+from experiments.tables import to_csv, to_markdown, values, where
+from mlc_jax import command_line, paths
+from mlc_jax.core import Batch, Labelled, MainState, Params, Problem
+from mlc_jax.core.estimators import ESTIMATORS
+from mlc_jax.core.window import Options
+from mlc_jax.errors import expect
+from mlc_jax.models.label_model import LOG_FLOOR, label_term, source_counts
+
+_WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the tables.")
+_SETS = flags.DEFINE_string(
+    "sets", "wine,breast_cancer,iris,penguins,biopsy,pima,crabs,glass",
+    f"Some of {', '.join(TABLES)}.",
+)  # fmt: skip
+_NOISE = flags.DEFINE_string("noise", "flip,hard", "Kinds of wrong labels: flip, unif, hard.")
+_CHECKED = flags.DEFINE_integer("checked", 30, "Rows checked at random.", lower_bound=10)
+_DRAWS = flags.DEFINE_integer("draws", 3, "Of rows and wrong labels.", lower_bound=1)
+_FIRST = flags.DEFINE_integer("first_draw", 0, "Number of the first draw.", lower_bound=0)
+
+_FOLDS, _PARTS = 5, 2
+_ROUNDS, _STEPS, _BATCH = 4, 300, 128
+_RATE, _DECAY = 0.3, 1e-3  # Of the classifier's SGD.
+_META_RATE, _META_DECAY = 0.02, 0.05  # Of the label model's AdamW.
+_PRIOR_STRENGTH = 10.0  # Of R, as in `cross_fit`.
+_HIDDEN = 32  # Of the network.
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to teach the label model.
+
+    Attributes:
+      by: fixed, likelihood, meta or both.
+      num_steps: k of the window.
+      estimator: of the meta-gradient.
+      network: whether the paper's network stands in the place of the pool.
+    """
+
+    by: str
+    num_steps: int = 1
+    estimator: str = "exact"
+    network: bool = False
+
+    @property
+    def name(self) -> str:
+        if self.by in ("fixed", "likelihood"):
+            return self.by
+        start = "network" if self.network else self.by
+        return f"{start} k={self.num_steps} {self.estimator}"
+
+
+ARMS = (
+    Arm("fixed"),
+    Arm("likelihood"),
+    Arm("meta", 1),
+    Arm("meta", 5),
+    Arm("meta", 5, "one_step"),
+    Arm("meta", 5, "first_order"),
+    Arm("meta", 5, "approximate"),
+    Arm("both", 5),
+    Arm("network", 5, network=True),
+)
+
+
+class _Draw(NamedTuple):
+    """Arrays of a draw; what differs between folds has a leading axis K.
+
+    Attributes:
+      x: `[N, F]`.
+      given, truth: `[N]`; part `[N]`.
+      known: `[K, N]`, the checked label where run (k, .) sees it, else -1.
+      outer, judges: `[K, M / K]` row numbers.
+      lists: `[K, H, L]` row numbers that a run learns from.
+      start: R `[K, 1, C, C]` and pi `[K, C]`, counted on what the run sees.
+    """
+
+    x: jax.Array
+    given: jax.Array
+    truth: jax.Array
+    part: jax.Array
+    known: jax.Array
+    outer: jax.Array
+    judges: jax.Array
+    lists: jax.Array
+    start: tuple[jax.Array, jax.Array]
+
+
+def _arrays(table: LabelledTable, cell: Cell, seed: int) -> _Draw:
+    num_classes, size = int(table.labels.max()) + 1, len(cell.rows)
+    rng = np.random.default_rng([seed, 1])
+    checked = rng.permutation(np.flatnonzero(cell.checked))
+    checked = checked[: len(checked) // _FOLDS * _FOLDS].reshape(_FOLDS, -1)
+    part = rng.permutation(np.arange(size) % _PARTS)
+    known, lists, starts = [], [], []
+    for k in range(_FOLDS):
+        seen = np.full(size, -1)
+        rest = np.concatenate([checked[(k + j) % _FOLDS] for j in range(2, _FOLDS)])
+        seen[rest] = cell.truth[rest]
+        known.append(seen)
+        own = [np.flatnonzero(part != h) for h in range(_PARTS)]
+        least = min(len(x) for x in own)
+        lists.append([rng.permutation(x)[:least] for x in own])
+        weight = jnp.asarray(seen >= 0, jnp.float32)
+        shares = np.bincount(seen[rest], minlength=num_classes) + 1 / num_classes
+        pi = jnp.asarray(shares / shares.sum(), jnp.float32)
+        one_hot = jax.nn.one_hot(seen, num_classes)
+        votes = jnp.asarray(cell.given[:, None], jnp.int16)
+        starts.append((source_counts(votes, one_hot, weight, weight, pi, _PRIOR_STRENGTH), pi))
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *starts)
+    return _Draw(
+        jnp.asarray(table.features[cell.rows]), jnp.asarray(cell.given), jnp.asarray(cell.truth),
+        jnp.asarray(part), jnp.asarray(known), jnp.asarray(np.roll(checked, -1, axis=0)),
+        jnp.asarray(checked), jnp.asarray(lists), stacked,
+    )  # fmt: skip
+
+
+# The label model. Its params are what was counted, `start`, and what is learned.
+
+
+def _init_belief(arm: Arm, num_features: int, num_classes: int) -> Params:
+    if not arm.network:
+        return {"log_weights": jnp.zeros(2), "matrix": jnp.zeros((num_classes, num_classes))}
+    sizes = (num_features + num_classes, _HIDDEN)
+    hidden = jax.random.normal(jax.random.key(0), sizes) / np.sqrt(sizes[0])
+    return {"hidden": hidden, "out": jnp.zeros((_HIDDEN, num_classes))}
+
+
+def _log_labels(
+    arm: Arm, params: Params, x: jax.Array, log_p: jax.Array, given: jax.Array
+) -> jax.Array:
+    """`log q` `[B, C]`, of rows with features `x` and out-of-fold predictions `log_p`."""
+    (matrix, pi), belief = params["start"], params["learned"]
+    num_classes = pi.shape[0]
+    if arm.network:
+        seen = jnp.concatenate([x, jax.nn.one_hot(given, num_classes)], axis=-1)
+        logits = jnp.tanh(seen @ belief["hidden"]) @ belief["out"]
+        return jax.nn.log_softmax(logits + 3 * jax.nn.one_hot(given, num_classes))
+    moved = jax.nn.softmax(jnp.log(matrix) + belief["matrix"], axis=-1)
+    of_classifier, of_label = jnp.exp(belief["log_weights"])
+    says = label_term(given[:, None], moved, pi)
+    return jax.nn.log_softmax(of_classifier * log_p + of_label * says)
+
+
+def _problem(arm: Arm) -> Problem:
+    """A linear classifier, and targets by the label model; inputs are trees of a row's arrays."""
+
+    def apply(params: Params, stats: Params, inputs: Any, rng: Any) -> Any:
+        del rng
+        logits = inputs["x"] @ params["w"] + params["b"]
+        return logits, logits, stats
+
+    def targets(params: Params, row: Any, logits: jax.Array, given: jax.Array) -> jax.Array:
+        log_q = _log_labels(arm, params, row["x"], row["log_p"], given)
+        one_hot = jax.nn.one_hot(row["known"], logits.shape[-1])
+        return jnp.where(row["known"][:, None] >= 0, one_hot, jnp.exp(log_q))
+
+    tx = optax.chain(optax.add_decayed_weights(_DECAY), optax.sgd(_RATE))
+    return Problem(apply, targets, tx, evidence=lambda output, inputs, rng: inputs)
+
+
+def _unit(tree: Params) -> Params:
+    norm = optax.tree.norm(tree)
+    return jax.tree.map(lambda leaf: leaf / jnp.maximum(norm, 1e-12), tree)
+
+
+def _train_fold(arm: Arm, data: _Draw, k: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`log q` of all rows by fold k, and the mean cosine of the two gradients."""
+    start = jax.tree.map(lambda leaf: leaf[k], data.start)
+    num_classes, num_features = start[1].shape[0], data.x.shape[1]
+    problem = _problem(arm)
+    known, outer = data.known[k], data.outer[k]
+    adam = optax.adamw(_META_RATE, weight_decay=_META_DECAY)
+
+    def rows(places: jax.Array, log_p: jax.Array) -> Any:
+        return {"x": data.x[places], "log_p": log_p[places], "known": known[places]}
+
+    def likelihood(belief: Params, log_p: jax.Array) -> Params:
+        def loss(belief: Params) -> jax.Array:
+            params = {"start": start, "learned": belief}
+            log_q = _log_labels(arm, params, data.x[outer], log_p[outer], data.given[outer])
+            log_q = jnp.maximum(log_q, LOG_FLOOR)
+            return -jnp.mean(jnp.take_along_axis(log_q, data.truth[outer][:, None], axis=1))
+
+        return jax.grad(loss)(belief)
+
+    def window(carry: Any, key: jax.Array, log_p: jax.Array) -> tuple[Any, jax.Array]:
+        mains, belief, opt_state = carry
+        size = (arm.num_steps, _BATCH)
+        places = jax.random.randint(key, size, 0, data.lists.shape[2])  # The same for each part.
+
+        def of_part(main: MainState, own: jax.Array) -> tuple[Params, MainState]:
+            drawn = own[places]
+            clean = Labelled(rows(outer, log_p), data.truth[outer])
+            each = jax.tree.map(lambda leaf: jnp.stack([leaf] * arm.num_steps), clean)
+            noisy = Labelled(rows(drawn, log_p), data.given[drawn])
+            found = ESTIMATORS[arm.estimator](
+                problem, main, {"start": start, "learned": belief}, Batch(noisy, None, each),
+                jax.random.split(key, arm.num_steps), Options(),
+            )  # fmt: skip
+            return found.meta_grads["learned"], found.main
+
+        grads, mains = jax.vmap(of_part)(mains, data.lists[k])
+        meta = _unit(jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), grads))
+        direct = _unit(likelihood(belief, log_p))
+        cosine = optax.tree.vdot(meta, direct)
+        if arm.by == "fixed":
+            return (mains, belief, opt_state), cosine
+        together = jax.tree.map(jnp.add, meta, direct)
+        grads = {"likelihood": direct, "both": together}.get(arm.by, meta)
+        updates, opt_state = adam.update(grads, opt_state, belief)
+        return (mains, optax.apply_updates(belief, updates), opt_state), cosine
+
+    def out_of_part(mains: MainState) -> jax.Array:
+        logits = jnp.einsum("nf,hfc->hnc", data.x, mains.params["w"]) + mains.params["b"][:, None]
+        of_each = jnp.maximum(jax.nn.log_softmax(logits), LOG_FLOOR)
+        return jnp.take_along_axis(of_each, data.part[None, :, None], axis=0)[0]
+
+    def a_round(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
+        mains, belief, opt_state, log_p = carry
+        keys = jax.random.split(jax.random.fold_in(key, number), _STEPS // arm.num_steps)
+        step = functools.partial(window, log_p=log_p)
+        (mains, belief, opt_state), cosines = jax.lax.scan(step, (mains, belief, opt_state), keys)
+        return (mains, belief, opt_state, out_of_part(mains)), jnp.mean(cosines)
+
+    params = {
+        "w": jnp.zeros((_PARTS, num_features, num_classes)), "b": jnp.zeros((_PARTS, num_classes))
+    }  # fmt: skip
+    mains = MainState(params, {}, jax.vmap(problem.tx.init)(params))
+    belief = _init_belief(arm, num_features, num_classes)
+    # Before the first round classifiers know how frequent classes are.
+    log_p = jnp.broadcast_to(jnp.log(start[1]), (len(data.x), num_classes))
+    state = (mains, belief, adam.init(belief), log_p)
+    (_, belief, _, log_p), cosines = jax.lax.scan(a_round, state, jnp.arange(_ROUNDS))
+    params = {"start": start, "learned": belief}
+    log_q = _log_labels(arm, params, data.x, log_p, data.given)
+    return log_q, jnp.mean(cosines[1:])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _train(arm: Arm, draws: _Draw, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Over draws and folds: `log q` `[D, K, N, C]`, cosines `[D, K]`."""
+
+    def of_draw(data: _Draw, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        each = functools.partial(_train_fold, arm, data)
+        return jax.vmap(lambda k: each(k, key))(jnp.arange(_FOLDS))
+
+    return jax.vmap(of_draw)(draws, keys)
+
+
+def measure(name: str, noises: Sequence[str], checked: int, draws: Sequence[int]) -> list[Row]:
+    """All arms on all draws of a table."""
+    table = TABLES[name]()
+    places = [(noise, number) for noise in noises for number in draws]
+    cells = [draw(name, table, noise, f"random:{checked}", number) for noise, number in places]
+    arrays = [_arrays(table, cell, number) for cell, (_, number) in zip(cells, places, strict=True)]
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *arrays)
+    keys = jax.vmap(jax.random.key)(np.array([number for _, number in places]))
+    rows = []
+    for arm in ARMS:
+        log_q, cosines = jax.device_get(_train(arm, stacked, keys))
+        for i, (noise, number) in enumerate(places):
+            cell, data = cells[i], arrays[i]
+            said = np.exp(log_q[i]).mean(axis=0).argmax(axis=-1)
+            doubtful = ~cell.checked
+            judged = [
+                log_q[i][k][at].argmax(axis=-1) == cell.truth[at]
+                for k, at in enumerate(np.asarray(data.judges))
+            ]
+            rows.append({
+                "set": name, "noise": noise, "draw": number, "arm": arm.name,
+                "given": float(100 * np.mean(cell.given[doubtful] == cell.truth[doubtful])),
+                "right": float(100 * np.mean(said[doubtful] == cell.truth[doubtful])),
+                "judged": float(100 * np.mean(judged)),
+                "cosine": float(cosines[i].mean()),
+            })  # fmt: skip
+    clear_programs()
+    return rows
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """Markdown: percent of doubtful rows right by arm, cell by cell, and the mean."""
+    arms = values(rows, "arm")
+    cells = [
+        where(rows, set=name, noise=noise)
+        for name in values(rows, "set")
+        for noise in values(rows, "noise")
+    ]
+    body = []
+    for cell in cells:
+        numbers = [np.mean([row["right"] for row in where(cell, arm=arm)]) for arm in arms]
+        given = np.mean([row["given"] for row in cell])
+        first = cell[0]
+        body.append([first["set"], first["noise"], *(f"{x:.1f}" for x in (given, *numbers))])
+    given = np.mean([row["given"] for row in rows])
+    for name, field in (("mean", "right"), ("judged fold", "judged"), ("cosine", "cosine")):
+        of_arms = [np.mean([row[field] for row in where(rows, arm=arm)]) for arm in arms]
+        form = "{:.2f}" if field == "cosine" else "{:.1f}"
+        first_column = "" if field != "right" else f"{given:.1f}"
+        body.append([f"**{name}**", "", first_column, *(form.format(x) for x in of_arms)])
+    base = {(r["set"], r["noise"], r["draw"]): r["right"] for r in where(rows, arm="likelihood")}
+    gains = []
+    for arm in arms:
+        gain = [
+            row["right"] - base[row["set"], row["noise"], row["draw"]]
+            for row in where(rows, arm=arm)
+        ]
+        error = np.std(gain) / np.sqrt(max(1, len(gain)))
+        gains.append(f"{np.mean(gain):+.1f} ± {error:.1f}")
+    body.append(["**minus likelihood**", "", "", *gains])
+    return to_markdown(["table", "wrong labels", "given", *arms], body, text_columns=(0, 1))
+
+
+def main() -> None:
+    """Measures what is missing, and writes the tables."""
+    sets, noises = _SETS.value.split(","), _NOISE.value.split(",")
+    for name in sets:
+        expect(name in TABLES, "--sets", name, f"some of {', '.join(TABLES)}")
+    for noise in noises:
+        expect(noise in ("flip", "unif", "hard"), "--noise", noise, "flip, unif or hard")
+    draws = list(range(_FIRST.value, _FIRST.value + _DRAWS.value))
+    workdir = epath.Path(paths.absolute(_WORKDIR.value, "--workdir"))
+    workdir.mkdir(parents=True, exist_ok=True)
+    settings = {"noise": noises, "draws": draws, "checked": _CHECKED.value}
+    records = Records(workdir / "on_trial.jsonl", settings)
+    rows: list[Row] = []
+    for name in tqdm(sets, disable=None, unit="table"):
+        one = functools.partial(measure, name, noises, _CHECKED.value, draws)
+        rows += records.get({"set": name}, one)
+    paths.write(workdir / "on_trial.csv", to_csv(rows).encode())
+    text = tables(rows)
+    paths.write(workdir / "on_trial.md", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    command_line.run(main, required=["workdir"])
