@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from mlc_jax import build, config, description, paths
 from mlc_jax.benchmarks.datasets import image_options
-from mlc_jax.config.checks import whole
 from mlc_jax.core import TrainState
 from mlc_jax.data import UNKNOWN, Source
 from mlc_jax.data.dataset import Dataset
@@ -366,8 +365,8 @@ def _settings(fields: dict[str, Any]) -> "Settings":
     for name, value in fields.items():
         expect(name in known, "fit", name, f"settings among {', '.join(known)}")
         setting = config.SETTINGS.get(name) or config.SETTINGS[f"meta_gradient.{name}"]
-        check = whole(1) if name in config.SIZED else setting.check
-        expect(check.ok(value), name, value, check.expected)
+        is_known = setting.check.ok(value) and not (name in config.SIZED and value == 0)
+        expect(is_known, name, value, setting.check.expected)
     return Settings(**fields)
 
 

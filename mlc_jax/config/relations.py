@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mlc_jax.config.checks import is_whole, whole
+from mlc_jax.config.checks import is_whole
 from mlc_jax.config.choices import (
     CIFAR,
     IMAGE_FILES,
@@ -126,7 +126,7 @@ def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
         expected = "None with a dataset that has its own files"
         return [
             *((f"dataset.{x}", not values[f"dataset.{x}"], expected) for x in names),
-            *((field, values[field] != 0, whole(1).expected) for field in SIZED),
+            *((field, values[field] != 0, "1 or more: 0 is for own files") for field in SIZED),
         ]
     files = "dataset.data=FILE, or both dataset.noisy=FILE and dataset.clean=FILE"
     return [
