@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from mlc_jax.errors import ExitCode, InputError, exit_code
+from mlc_jax.config.file import ConfigFile, WrongFile
+from mlc_jax.errors import ExitCode, exit_code
 
 _HINTS = {
     ExitCode.PREEMPTED: " The same command goes on from there.",
@@ -43,18 +44,14 @@ def parse(
     Returns:
       What is no flag.
     """
+    if "config" in values:
+        values["config"].parser = ConfigFile()
     try:
-        rest = values(argv, known_only=known_only)
-        # ml_collections tells of a file that is not there when its config is first used.
-        if "config" in values:
-            getattr(values["config"].value, "lock", None)
-        return rest
+        return values(argv, known_only=known_only)
     except flags.Error as error:
-        # A config file's own error comes with its traceback, in the message.
-        text = str(error).rpartition(f"{InputError.__module__}.{InputError.__name__}: ")[2].strip()
-        sys.exit(_fail(f"{text}\n--help lists the flags.", ExitCode.BAD_INPUT))
-    except OSError as error:
-        sys.exit(_fail(f"--config: {str(error).splitlines()[-1].strip()}", ExitCode.BAD_INPUT))
+        sys.exit(_fail(f"{error}\n--help lists the flags.", ExitCode.BAD_INPUT))
+    except WrongFile as error:
+        sys.exit(_fail(str(error), ExitCode.BAD_INPUT))
     except (AttributeError, KeyError, TypeError) as error:
         # ml_collections wraps its advice ('Did you mean "noise" instead of "nosie"?') in quotes.
         text = str(error.args[0] if error.args else error).replace("\\n", "\n")

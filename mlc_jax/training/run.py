@@ -302,10 +302,15 @@ def check_memory(run: Run, num_runs: int = 1) -> None:
     """
     state = jax.eval_shape(create_init(run), np.uint32(0))
     parts = {name: num_runs * _num_bytes(getattr(state, name)) for name in _SIZES_OF}
+    for name in ("main", "meta"):
+        params = getattr(getattr(state, name), "params", None)
+        parts[name] += num_runs * _num_bytes(params)  # A gradient is as large.
     whole, there = sum(parts.values()), _device_bytes()
     if whole <= there:
         return
-    told = f"the training state takes {_gib(whole)}, and a device has {_gib(there)}"
+    told = (
+        f"the training state and its gradients take {_gib(whole)}, and a device has {_gib(there)}"
+    )
     if whole - parts["past"] > there:
         largest = max(parts, key=parts.__getitem__)
         of_folds = isinstance(run.method, CrossFit)
