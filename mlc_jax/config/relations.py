@@ -175,6 +175,11 @@ def _texts(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
         ),
         ("model.name", is_bert == is_text, "bert for texts, and another for anything else"),
         (
+            "model.name",
+            name != "table" or values["model.name"] == "mlp",
+            "mlp with a table, whose rows are no pictures",
+        ),
+        (
             "model.bert.checkpoint",
             bool(values["model.bert.checkpoint"]) or not is_bert,
             "a directory with config.json, model.safetensors and tokenizer.json, or a name on the "

@@ -21,7 +21,7 @@ from mlc_jax.data.dataset import Dataset
 from mlc_jax.data.folds import RANDOM, AllRows
 from mlc_jax.data.loader import Pipeline
 from mlc_jax.data.prepare import Normalize
-from mlc_jax.data.source import UNKNOWN, Subset, read_rows
+from mlc_jax.data.source import UNKNOWN, ArraySource, IndexedSource, Subset, read_rows
 from mlc_jax.encoders import encoding
 from mlc_jax.encoders.frozen import StatesSource
 from mlc_jax.errors import CheckpointError, InputError
@@ -142,6 +142,8 @@ def build_run(config: ConfigDict, dataset: Dataset | None = None) -> Run:
     """
     if dataset is None:
         dataset = datasets.load(config, encoding.frozen_encoder(config))
+    if config.model.name in ("resnet", "resnet50"):
+        _check_pictures(config.model.name, dataset)
     if config.model.name == "bert":
         encoding.check_dataset(dataset, load_config(config.model.bert.checkpoint))
     config = sizing.fill(config, dataset)
@@ -158,6 +160,16 @@ def build_run(config: ConfigDict, dataset: Dataset | None = None) -> Run:
         settings=Settings(**fields),
         augment=config.dataset.augment,
     )
+
+
+def _check_pictures(name: str, dataset: Dataset) -> None:
+    """Of arrays: whether they can be pictures."""
+    source = dataset.noisy.source
+    if isinstance(source, ArraySource | IndexedSource) and np.ndim(source.inputs) != 4:
+        raise InputError(
+            f"config.model.name: got {name!r} with inputs of shape {np.shape(source.inputs)}, "
+            "expected mlp, or pictures [N, height, width, channels]"
+        )
 
 
 def create_run(
