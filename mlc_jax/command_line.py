@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from mlc_jax.config.file import ConfigFile, WrongFile
-from mlc_jax.errors import ExitCode, exit_code
+from mlc_jax.errors import ExitCode, closed_pipes_forgiven, exit_code
 
 _HINTS = {
     ExitCode.PREEMPTED: " The same command goes on from there.",
@@ -28,7 +28,8 @@ def run(main: Callable[..., None], *, required: list[str], takes_arguments: bool
     """
     for name in required:
         flags.register_validator(name, bool, message=f"--{name} is required.")
-    app.run(lambda argv: _guarded(main, argv, takes_arguments), flags_parser=parse)
+    with closed_pipes_forgiven():
+        app.run(lambda argv: _guarded(main, argv, takes_arguments), flags_parser=parse)
 
 
 def parse(

@@ -3,9 +3,13 @@
 `ExitCode` says what each of them ends a command with, and whether to start it again.
 """
 
+import contextlib
 import enum
+import os
 import signal
-from typing import Any
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
 
 
 class ExitCode(enum.IntEnum):
@@ -86,3 +90,44 @@ def expect(ok: Any, name: str, value: Any, expected: str) -> None:
     """Raises InputError for the flag or field `name` unless `ok`."""
     if not ok:
         raise InputError(f"{name}: got {shown(value)}, expected {expected}")
+
+
+@contextlib.contextmanager
+def closed_pipes_forgiven() -> Iterator[None]:
+    """Nothing ends because nobody reads what it prints any more (`| head`); training goes on."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _Stream(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+class _Stream:
+    """A stream whose text goes nowhere once its reader is gone."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._leave()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._leave()
+
+    def _leave(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

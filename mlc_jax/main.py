@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from mlc_jax import command_line, config, supervisor
+from mlc_jax import command_line, config, paths, supervisor
+from mlc_jax.config import starts
 from mlc_jax.errors import InputError, Preempted, expect
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -48,6 +49,8 @@ def main(typed: Sequence[str] | None = None) -> None:
     """
     # Before JAX and TensorFlow are imported: that alone takes ten seconds.
     config.validate(_CONFIG.value)
+    starts.check(_CONFIG.value)
+    paths.absolute(_WORKDIR.value)
     _check_processes()
     if _DISTRIBUTED.value or _COORDINATOR.value:
         if _SUPERVISE.value:

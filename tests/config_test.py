@@ -343,8 +343,8 @@ def test_tied_embeddings_need_equal_sizes(refused, tiny_config):
     [
         (
             {"meta_optimizer.groups": (("(", 0.5, None),)},
-            "config.meta_optimizer.groups[0].pattern: got '(', expected a regular expression "
-            "(missing ), unterminated subpattern at position 0)",
+            "config.meta_optimizer.groups: got (('(', 0.5, None),), expected regular expressions: "
+            "'(' is none (missing ), unterminated subpattern at position 0)",
         ),
         (
             {"main_optimizer.schedule": "step", "main_optimizer.milestones": (1, 3),

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from mlc_jax import config as settings_
 from mlc_jax import paths
 from mlc_jax.commands import kinds, overrides
+from mlc_jax.config import starts
 from mlc_jax.errors import ExitCode, InputError
 from mlc_jax.files.tables import ENDINGS, Table
 from mlc_jax.report.steps import shown_path
@@ -147,6 +148,7 @@ def create_config(options: Options) -> tuple[ConfigDict, str]:
             )
     config = overrides.applied(config, options.settings)
     settings_.validate(config)
+    starts.check(config)
     return config, kind
 
 

@@ -1,5 +1,6 @@
 """What several settings say together."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,6 +66,7 @@ def relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tuple
             values["method"] != "cross_fit" or values["best"] == "last",
             "last with cross_fit",
         ),
+        *_groups(values),
         *_overlap(values),
         *_inner_loss(values),
         *_own_data(values),
@@ -79,6 +81,22 @@ def relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tuple
 def _is_of_features(values: dict[str, Any]) -> bool:
     frozen = values["model.bert.num_frozen_layers"] == -1
     return values["model.name"] == "mlp" or (values["model.name"] == "bert" and frozen)
+
+
+def _groups(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
+    """Whether patterns of parameter groups are regular expressions."""
+    problems = []
+    for field in ("main_optimizer.groups", "meta_optimizer.groups"):
+        groups = values[field] if isinstance(values[field], tuple | list) else ()
+        for group in groups:
+            pattern = group[0] if isinstance(group, tuple | list) and group else None
+            try:
+                re.compile(pattern if isinstance(pattern, str) else "")
+            except re.error as error:
+                problems.append(
+                    (field, False, f"regular expressions: {pattern!r} is none ({error})")
+                )
+    return problems
 
 
 def _overlap(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
