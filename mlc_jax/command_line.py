@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from mlc_jax.config.file import ConfigFile, WrongFile
-from mlc_jax.errors import ExitCode, closed_pipes_forgiven, exit_code
+from mlc_jax.errors import ExitCode, closed_pipes_forgiven, exit_code, readable
 
 _HINTS = {
     ExitCode.PREEMPTED: " The same command goes on from there.",
@@ -115,7 +115,9 @@ class _Plain(std_logging.Formatter):
         self._told = told
 
     def format(self, record: std_logging.LogRecord) -> str:
-        text = self._told(super().format(record))
+        if isinstance(record.args, tuple):  # What is ours may have several lines.
+            record.args = tuple(readable(x) if isinstance(x, str) else x for x in record.args)
+        text = readable(self._told(super().format(record)), keep="\n")
         return f"warning: {text}" if record.levelno >= std_logging.WARNING else text
 
 
@@ -155,5 +157,5 @@ def _print_unless_known(unraisable: Any) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {readable(message, keep=chr(10))}", file=sys.stderr)
     return code

@@ -8,6 +8,7 @@ import enum
 import os
 import signal
 import sys
+import unicodedata
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
@@ -39,6 +40,9 @@ class InputError(ValueError):
     The message names the field, what was given and what would be right.
     """
 
+    def __init__(self, message: str):
+        super().__init__(readable(message, keep="\n"))
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written, read, or used with this config; none was removed."""
@@ -55,6 +59,8 @@ class Preempted(Exception):
 class Lost(Exception):
     """Another process of the run, or the bucket of its workdir, cannot be reached any more."""
 
+
+_JOINERS = "\u200c\u200d"  # Letters of some scripts, and emoji, are made with them.
 
 # Of the rest nobody knows: a bug.
 _EXIT_CODES: dict[type[BaseException], ExitCode] = {
@@ -74,6 +80,25 @@ def exit_code(error: BaseException) -> ExitCode:
     """What a command that `error` ended says by its exit code."""
     codes = (code for kind, code in _EXIT_CODES.items() if isinstance(error, kind))
     return next(codes, ExitCode.UNFORESEEN)
+
+
+def readable(text: str, keep: str = "") -> str:
+    r"""A user's text as it is shown: in a terminal, a log, a page, a picture.
+
+    Control characters (a terminal would obey them), marks that turn the direction of what follows,
+    and what else has no glyph become `\x1b`, `\u202e`.
+
+    Args:
+      text: of anybody.
+      keep: characters that stay, such as the ends of a text's lines.
+    """
+    if text.isprintable():  # A fast way for nearly all.
+        return text
+    return "".join(
+        x if x.isprintable() or x in keep or x in _JOINERS or unicodedata.category(x) == "Zs"
+        else x.encode("unicode_escape", "backslashreplace").decode()
+        for x in text
+    )  # fmt: skip
 
 
 def shown(value: Any, length: int = 200) -> str:

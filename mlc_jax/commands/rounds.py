@@ -15,7 +15,7 @@ from mlc_jax import paths
 from mlc_jax.data.folds import RANDOM
 from mlc_jax.data.source import UNKNOWN
 from mlc_jax.errors import InputError
-from mlc_jax.files.label_columns import for_spreadsheet, from_spreadsheet, read_checks
+from mlc_jax.files.label_columns import from_spreadsheet, read_checks
 from mlc_jax.files.own import FIELD, LabelledFile
 from mlc_jax.files.tables import Table
 from mlc_jax.report import to_check
@@ -169,12 +169,12 @@ def first_to_check(file: LabelledFile, show: Callable[[Sequence[int]], list[str]
     rows = learned[to_check.drawn_at_random(ids[learned], number)]
     names = np.array([*file.labels.names, ""])
     shown = {
-        "id": [for_spreadsheet(x) for x in ids[rows].tolist()],
-        "given_label": [for_spreadsheet(x) for x in names[file.labels.numbers[rows]].tolist()],
+        "id": ids[rows].tolist(),
+        "given_label": names[file.labels.numbers[rows]].tolist(),
     }
     examples = show(rows.tolist())
     if examples is not None:
-        shown["example"] = [for_spreadsheet(x) for x in examples]
+        shown["example"] = examples
     return to_check.table(shown, [RANDOM] * number)
 
 
@@ -195,5 +195,5 @@ def _read(place: epath.Path) -> list[Answer]:
 
 
 def _csv(answers: Sequence[Answer]) -> bytes:
-    columns = zip(*(map(for_spreadsheet, answer) for answer in answers), strict=True)
+    columns = zip(*answers, strict=True)
     return to_check.csv_of(dict(zip(_COLUMNS, map(list, columns), strict=True)))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from mlc_jax import paths
-from mlc_jax.errors import InputError, shown
+from mlc_jax.errors import InputError, readable, shown
 from mlc_jax.files.values.names import whole as as_whole
 
 # A longer field is most likely a quote that was never closed. Python's own limit is 131,072.
@@ -153,7 +153,7 @@ class Table:
     def fail(self, problem: str, number: int | None = None) -> NoReturn:
         """Raises an InputError on the file, or on one of its rows."""
         where = "" if number is None else f" {self.place(number)}:"
-        raise InputError(f"{self.field}: {self.path!r}{where} {problem}")
+        raise InputError(f"{self.field}: {self.path!r}{where} {readable(problem)}")
 
     def place(self, number: int) -> str:
         """What an editor calls the place of a row: its first line; of Parquet its row, from 1."""

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from mlc_jax.errors import InputError
+from mlc_jax.errors import InputError, readable
 from mlc_jax.files.tables import Row, Table
 
 
@@ -82,7 +82,7 @@ class Frame(Table):
 
     def fail(self, problem: str, number: int | None = None) -> NoReturn:
         where = "" if number is None else f" {self.place(number)}:"
-        raise InputError(f"{self.field}:{where} {problem}")
+        raise InputError(f"{self.field}:{where} {readable(problem)}")
 
     def as_texts(self, name: str, column: Any) -> list[str]:
         """The same of any column; `name` is for messages."""
