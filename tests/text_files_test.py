@@ -382,7 +382,8 @@ def test_labels_that_do_not_go_together(load, tmp_path):
         "FILE has nothing in checked_label, so nobody knows how right its labels are; expected "
     )
     assert refused([row | {"checked_label": "NA"} for row in ROWS]) == (
-        "all rows are checked; expected some to correct"
+        "all rows are checked, so there is no label to correct; expected rows that "
+        "nobody checked, too, or an ordinary classifier on the checked labels"
     )
     assert refused([*ROWS[:3], ROWS[3] | {"checked_label": "nose"}]).startswith(
         "FILE line 6 alone has label 'nose', which no row was given; expected one of those that"
@@ -516,7 +517,7 @@ def test_published_files_that_are_not_there(load, tmp_path):
         ),
         (
             {"data": "x.csv", "max_length": 7},
-            "dataset.max_length: got 7, expected a whole number, at least 8",
+            "dataset.max_length: got 7, expected a whole number from 8 to 32768",
         ),
     ],
 )

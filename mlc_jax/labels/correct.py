@@ -20,6 +20,7 @@ from mlc_jax.files.label_columns import Said, check_near_misses
 from mlc_jax.files.memory import inputs as memory
 from mlc_jax.files.memory.frames import Frame
 from mlc_jax.files.own import OwnData
+from mlc_jax.files.values.inputs import Offsets
 from mlc_jax.result import Result
 
 _LINEAR, _MLP = "linear", "mlp"
@@ -176,7 +177,8 @@ def train(
     elif own.columns is not None:
         inputs = api.Inputs("table", functools.partial(api.read_frame, own.columns), own.columns)
     else:
-        inputs = api.Inputs("arrays", _read_arrays)
+        offsets = getattr(own.noisy.source, "offsets", ())
+        inputs = api.Inputs("arrays", functools.partial(_read_arrays, offsets=offsets))
     run = dataclasses.replace(run, prefix="")
     return api.train(
         run, inputs, formerly=config.formerly(), workdir=workdir, progress=progress,
@@ -196,8 +198,8 @@ def classes_of(own: OwnData, columns: Sequence[Any]) -> np.ndarray:
     return np.asarray([values.get(name, name) for name in own.class_names])
 
 
-def _read_arrays(x: Any) -> Source:
-    return ArraySource(memory.inputs_of(x))
+def _read_arrays(x: Any, *, offsets: Offsets) -> Source:
+    return ArraySource(memory.inputs_of(x, offsets))
 
 
 def _renamed(frame: Any, labels: Sequence[str], checked: str) -> dict[str, Any]:

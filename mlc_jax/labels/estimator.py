@@ -156,7 +156,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         """Probabilities (n, n_classes) of new examples, in the order of `classes_`."""
         check_is_fitted(self)
         if self.result_.kind == "arrays":
-            X = memory.inputs_of(X)
+            X = memory.as_array(X)
             if X.shape[1:] != self._shape:
                 raise InputError(
                     f"X has {X.shape[1]} features, but LabelCorrector is expecting "

@@ -361,10 +361,10 @@ def _write_labels(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
     else:
         paths.write(workdir / CORRECTED_FILE, own)
         _write_predicted(run, of_noisy, columns, workdir)
-    arrays = io.BytesIO()
+    content = io.BytesIO()
     truth = exported.truth if exported.has_truth else np.full(len(exported), UNKNOWN, np.int32)
     np.savez_compressed(
-        arrays,
+        content,
         id=columns["id"],
         given_label=exported.given,
         corrected_label=columns["corrected_label"],
@@ -372,7 +372,16 @@ def _write_labels(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
         label_quality=of_noisy.label_quality.astype(np.float32),
         true_label=truth,
     )
-    paths.write(workdir / SOFT_LABELS_FILE, arrays.getvalue())
+    paths.write(workdir / SOFT_LABELS_FILE, content.getvalue())
+
+
+def no_labels(num_classes: int) -> dict[str, np.ndarray]:
+    """What `SOFT_LABELS_FILE` holds, of no row."""
+    none, values = np.zeros(0, np.int32), np.zeros(0, np.float32)
+    return {
+        "id": np.zeros(0, np.str_), "given_label": none, "corrected_label": none,
+        "soft_label": np.zeros((0, num_classes), np.float32), "label_quality": values,
+    }  # fmt: skip
 
 
 def _write_predicted(

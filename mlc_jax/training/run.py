@@ -125,8 +125,14 @@ class Run:
                 "prepare": prepare.to_json() if isinstance(prepare, Normalize) else None,
             }
             | ({"columns": columns.to_json()} if columns else {})
+            | ({"offsets": list(self.offsets)} if self.offsets else {})
             | self._sources()
         )
+
+    @property
+    def offsets(self) -> tuple[float | int, ...]:
+        """That were taken off features of arrays."""
+        return getattr(self.dataset.noisy.source, "offsets", ())
 
     def _sources(self) -> dict[str, Any]:
         names = self.dataset.source_names

@@ -172,7 +172,10 @@ def check_sizes(
     if not num_clean and needs_checks:
         raise InputError(f"{file.field}: no row is checked; expected some")
     if not num_noisy:
-        raise InputError(f"{file.field}: all rows are checked; expected some to correct")
+        raise InputError(
+            f"{file.field}: all rows are checked, so there is no label to correct; expected rows "
+            "that nobody checked, too, or an ordinary classifier on the checked labels"
+        )
 
 
 def check_names(
