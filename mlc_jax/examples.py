@@ -18,6 +18,7 @@ from mlc_jax.data.votes import prepared
 from mlc_jax.errors import InputError, expect
 from mlc_jax.files.own import how_drawn, missing_classes
 from mlc_jax.files.values.inputs import Offsets, as_stored, offsets_of
+from mlc_jax.files.values.names import is_one_hot
 from mlc_jax.methods import Method
 
 
@@ -229,6 +230,8 @@ def _columns(field: str, values: Any, names: tuple[str, ...]) -> np.ndarray | No
     """Labels `[N, S]` of the sources `names`, or of the one source there is; None without any."""
     if values is None:
         return None
+    if is_one_hot(np.asarray(values) if np.ndim(values) == 2 else np.zeros(0)):
+        raise InputError(f"{field}: one-hot, expected the classes: labels.argmax(axis=1)")
     if not names:
         if np.ndim(values) == 2 or isinstance(values, dict):
             raise InputError(f"{field}: got several labels for a row, noisy rows have one")

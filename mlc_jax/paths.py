@@ -59,6 +59,8 @@ def absolute(path: epath.PathLike, name: str = "--workdir") -> epath.Path:
       InputError: it is in no bucket that could be read, or no package for buckets is installed.
     """
     text = os.fspath(path)
+    if "\0" in text:
+        raise InputError(f"{name}: got {text!r}, expected a path, which has no NUL in it")
     scheme = _SCHEME.match(text)
     if scheme is None:
         return epath.Path(text).expanduser().resolve()

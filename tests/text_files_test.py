@@ -18,6 +18,7 @@ from mlc_jax.files.tables import MAX_FIELD_CHARACTERS, Table
 from mlc_jax.files.tokens import Tokenizer
 
 PACKS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "tfds"
+AS_UTF8 = "(a spreadsheet's `CSV UTF-8`; iconv -f WINDOWS-1252 -t UTF-8 FILE)"
 ROWS = [
     {"id": "001", "text": "good news", "label": "NA", "checked_label": ""},
     {"id": "1", "text": 'a "quoted", text\nof two lines', "label": "None", "checked_label": "NA"},
@@ -247,7 +248,7 @@ BAD = {
         (b"", "is empty, expected a first line that names 'text', 'label'"),
         (b"text,label\n", "has no row, expected one for each example"),
         (b"text,lable\na,b\n", "has no column 'label', only 'text', 'lable'"),
-        (b"text|label\na|b\n", "has no column 'text', only 'text|label'"),
+        (b"text:label\na:b\n", "has no column 'text', only 'text:label'"),
         (b"text,label,text\na,b,c\n", "has column 'text' 2 times, expected it once"),
         (b"text,label\na,b\nc\n", "line 3: has 1 field, expected 2: text, label"),
         (b'text,label\n"a\nb",c\nd,e,f\n', "line 4: has 3 fields, expected 2: text, label"),
@@ -259,11 +260,12 @@ BAD = {
         ),
         (
             "text,label\nä,b\ncafé,d\n".encode("latin-1"),
-            "line 2: is not UTF-8: byte 0xe4 at offset 11 of the file; expected it saved as UTF-8",
+            "line 2: is not UTF-8: byte 0xe4 at offset 11 of the file; expected it saved as UTF-8 "
+            f"{AS_UTF8}",
         ),
         (
-            "text,label\nä,b\n".encode("utf-16"),
-            "line 1: is not UTF-8: byte 0xff at offset 0 of the file; expected it saved as UTF-8",
+            "text,label\nä,b\n".encode("utf-16")[:-3] + b"\x00\xd8",
+            "is no UTF-16, as its first bytes say; expected UTF-8",
         ),
         (
             b'text,label\na,b\n"c,d\ne,f\n',
@@ -314,7 +316,8 @@ BAD = {
         ),
         (
             b'{"text": "a", "label": "b"}\n{"text": "\xff", "label": "b"}\n',
-            "line 2: is not UTF-8: byte 0xff at offset 38 of the file; expected it saved as UTF-8",
+            "line 2: is not UTF-8: byte 0xff at offset 38 of the file; expected it saved as UTF-8 "
+            f"{AS_UTF8}",
         ),
         (
             b'{"id": 1, "text": "a", "label": "b"}\n{"text": "a", "label": "b"}\n',

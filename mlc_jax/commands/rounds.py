@@ -102,6 +102,7 @@ class Rounds:
             if labels is not None:
                 digest.update("\n".join(labels.names).encode() + labels.numbers.tobytes())
         for path in checks:
+            Table(f"{FIELD}checked", path)  # It says what is wrong if there is no such file.
             digest.update(paths.local(path, f"{FIELD}checked").read_bytes())
         for answer in self._newest():
             digest.update(f"{answer.id}\n{answer.label}\n".encode())
@@ -140,13 +141,24 @@ class Rounds:
     def begin(self, number: int, file: LabelledFile, checks: Sequence[str]) -> None:
         """Makes the directory of a round, with the answers that it learns from; see `is_known`."""
         directory, answers = self.directory(number), self._newest()
-        directory.mkdir(parents=True, exist_ok=True)
+        make(directory)
         if answers:
             paths.write(directory / USED_FILE, _csv(answers))
         paths.write(directory / _KEY_FILE, self._key(file, checks).encode())
         filled_in = self.out / to_check.FILE
         if number == 1 and filled_in.exists():  # The run writes another one in its place.
             filled_in.replace(self.out / FIRST_FILE)
+
+
+def make(directory: epath.Path) -> None:
+    """Raises InputError where it cannot be made."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--out: cannot write to {str(directory)!r} ({error.strerror}); expected a directory "
+            "that this user may write to"
+        ) from error
 
 
 def is_checked(file: LabelledFile) -> bool:

@@ -17,6 +17,7 @@ from mlc_jax.files.label_columns import LabelColumns, Said, first_said, read_che
 from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile, Labels, OwnData, combine
 from mlc_jax.files.tables import ENDINGS, Table
 from mlc_jax.files.values.inputs import Offsets, as_stored, offsets_of
+from mlc_jax.files.values.names import is_one_hot
 
 _COLUMNS = ("labels", "checked_labels", "given_labels", "ids", "splits", "drawn")
 
@@ -143,6 +144,13 @@ def read_npz(field: str, path: str, wanted: Sequence[str] = ()) -> dict[str, np.
         ) from error
 
 
+def names_in_npz(field: str, path: str) -> list[str]:
+    """Of all of its arrays; errors as for `read_npz`."""
+    read_npz(field, path, ("",))
+    with np.load(paths.local(path, field), allow_pickle=False) as file:
+        return sorted(file.files)
+
+
 def _check_start(field: str, path: str, place: pathlib.Path, start: bytes) -> None:
     """Says that a file is of another kind; NumPy would speak of pickles."""
     try:
@@ -198,21 +206,22 @@ class _File:
         self.arrays = read_npz(self.field, path, ("inputs", *_COLUMNS, "sources"))
         for key in ("inputs", "labels"):
             if key not in self.arrays:
-                self.fail(f"has no array {key!r}, only {sorted(self.arrays)}")
+                self.fail(f"has no array {key!r}, only {names_in_npz(self.field, path)}")
+        size = self.arrays["inputs"].shape[0] if self.arrays["inputs"].ndim else 0
+        for key in _COLUMNS:
+            shape = self.arrays[key].shape if key in self.arrays else (size,)
+            several = key == "labels" and len(shape) == 2 and name == "data"
+            if shape[:1] != (size,) or (len(shape) > 1 and not several):
+                self.fail(
+                    f"[{key!r}] has shape {self.arrays[key].shape}, expected "
+                    f"({size},), one for each input"
+                )
         key, inputs = "['inputs'] ", self.arrays["inputs"]
         self.inputs = checked_inputs(self.field, path, key, inputs)
         if offsets is None:
             self.offsets = offsets_of(lambda problem: self.fail(f"{key}{problem}"), inputs)
         if self.offsets:
             self.inputs = checked_inputs(self.field, path, key, inputs, self.offsets)
-        for key in _COLUMNS:
-            shape = self.arrays[key].shape if key in self.arrays else (len(self.inputs),)
-            several = key == "labels" and len(shape) == 2 and name == "data"
-            if shape[:1] != (len(self.inputs),) or (len(shape) > 1 and not several):
-                self.fail(
-                    f"[{key!r}] has shape {self.arrays[key].shape}, expected "
-                    f"({len(self.inputs)},), one for each input"
-                )
         ids = self.arrays.get("ids")
         if ids is not None and len(np.unique(ids)) < len(ids):
             values, counts = np.unique(ids, return_counts=True)
@@ -297,13 +306,18 @@ class _File:
         if key not in self.arrays:
             return None
         labels = self.arrays[key]
+        if is_one_hot(labels):
+            self.fail(f"[{key!r}] is one-hot, expected the classes: {key}.argmax(axis=1)")
+        if labels.dtype == bool:
+            labels = labels.astype(str)
         if not np.issubdtype(labels.dtype, np.str_):
             if labels.dtype.kind == "f":  # A column that lacks some becomes one of floats.
                 there = np.where(np.isnan(labels), UNKNOWN, labels)
                 if (there == np.round(there)).all() and (np.abs(there) < 2**53).all():
                     labels = there.astype(np.int64)
             if not np.issubdtype(labels.dtype, np.integer):
-                self.fail(f"[{key!r}] holds {labels.dtype}, expected whole numbers or names")
+                hint = f": {key}.astype(str)" if labels.dtype.kind == "S" else ""
+                self.fail(f"[{key!r}] holds {labels.dtype}, expected whole numbers or names{hint}")
             labels = np.where(labels == UNKNOWN, "", labels.astype(str))
         of_all = Labels.of(labels.ravel())
         return of_all._replace(numbers=of_all.numbers.reshape(labels.shape))

@@ -106,7 +106,7 @@ def add_to_table(path: str, rows: Mapping[str, Sequence[str]], identifier: str |
     again = {*ours} <= {*header}
     ours = ours if again else [f"mlc_{x}" if x in header else x for x in ADDED]
     text, number, nothing = io.StringIO(), 0, ("",) * len(ADDED)
-    between = table.separator if path.endswith(".csv") else ","
+    between = table.separator if path.lower().endswith((".csv", ".tsv")) else ","
     whole = csv.writer(text, delimiter=between, lineterminator="\n")
     rest = csv.writer(text, delimiter=between, lineterminator="")
 
@@ -157,7 +157,7 @@ def of_run(run: Run, of_noisy: Prediction) -> bytes | None:
     ).texts(dataset.class_names)  # fmt: skip
     ids = source.ids(np.arange(len(source))).tolist()
     path = c["noisy"] or c["data"]
-    if c["name"] == "arrays" or not path.endswith(ENDINGS):
+    if c["name"] == "arrays" or not path.lower().endswith(ENDINGS):
         return _of_ids(ids, said)
     names = column_names(c.get("columns"))
     header = Table("--", path).header()

@@ -48,10 +48,16 @@ def as_array(x: Any) -> np.ndarray:
     Raises:
       InputError: they are no numbers, or not one row for each example.
     """
+    if not (hasattr(x, "__len__") or hasattr(x, "__array__")):
+        raise InputError(f"X: got {type(x).__name__}, expected an array or a list of lists")
     try:
         array = np.asanyarray(x)  # A mask stays, to be refused.
     except (ValueError, TypeError) as error:
         raise InputError(f"X: rows of different lengths ({error}); expected one shape") from error
+    if isinstance(array, np.matrix):  # Whose rows are matrices.
+        array = np.asarray(array)
+    if array.dtype.name == "bfloat16":
+        array = array.astype(np.float32)
     if array.dtype.kind == "c":
         raise InputError("X: Complex data not supported; expected real numbers")
     if array.dtype.kind == "O":
