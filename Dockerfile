@@ -14,5 +14,10 @@ COPY mlc_jax mlc_jax
 COPY configs configs
 COPY experiments experiments
 
+# By number: a cluster that allows no root (runAsNonRoot) knows it by that. A directory that is mounted
+# to be written to must be this user's; `docker run --user $(id -u)` takes another one.
+RUN useradd --create-home --uid 1000 mlc
+USER 1000:1000
+
 # No entry point and no shell: a job's command is process 1, and SIGTERM reaches it.
 CMD ["python", "-m", "mlc_jax.main", "--help"]

@@ -2,14 +2,13 @@
 
 import argparse
 import functools
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from mlc_jax import __version__, presets
-from mlc_jax.errors import ExitCode
+from mlc_jax.errors import ExitCode, closed_pipes_forgiven
 
 _CORRECT = """\
 Finds wrong labels in FILE and corrects them.
@@ -66,16 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: without the program's name; by default those of this process.
     """
     arguments = sys.argv[1:] if arguments is None else [*arguments]
-    if arguments[:1] == ["train"]:
-        return _train(arguments[1:])
-    typed, rest = _parser().parse_known_args(arguments)
-    try:
+    with closed_pipes_forgiven():
+        if arguments[:1] == ["train"]:
+            return _train(arguments[1:])
+        typed, rest = _parser().parse_known_args(arguments)
         code: int = typed.run(typed, rest, arguments)
-        sys.stdout.flush()
         return code
-    except BrokenPipeError:  # `| head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.DONE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -202,7 +197,7 @@ def _predict(typed: argparse.Namespace, rest: Sequence[str], _: Sequence[str]) -
 
 
 def _settings(typed: argparse.Namespace, rest: Sequence[str], _: Sequence[str]) -> int:
-    from mlc_jax import config
+    from mlc_jax import command_line, config
 
     if rest:
         typed.parser.error(f"unknown: {' '.join(rest)}")
@@ -211,8 +206,7 @@ def _settings(typed: argparse.Namespace, rest: Sequence[str], _: Sequence[str]) 
     )
     if not text:
         typed.parser.error(f"{typed.WORD!r} is in no name and no meaning of a setting")
-    print(text)
-    return ExitCode.DONE
+    return command_line.guarded(lambda: print(text))
 
 
 def _train(arguments: Sequence[str]) -> int:

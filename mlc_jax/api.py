@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from mlc_jax import build, config, description, paths
 from mlc_jax.benchmarks.datasets import image_options
-from mlc_jax.config.checks import whole
 from mlc_jax.core import TrainState
 from mlc_jax.data import UNKNOWN, Source
 from mlc_jax.data.dataset import Dataset
@@ -27,6 +26,7 @@ from mlc_jax.files.arrays import read_npz
 from mlc_jax.files.columns import Columns
 from mlc_jax.files.memory.frames import Frame
 from mlc_jax.files.table_files import TableSource
+from mlc_jax.files.values.inputs import Offsets
 from mlc_jax.methods import BoundMethod, Method
 from mlc_jax.models import Bert
 from mlc_jax.result import Result, Trained, bind, stored_prepare
@@ -106,7 +106,7 @@ def fit(
     read = create_source if reader is None else reader.cached
     dataset = create_dataset(method, noisy, clean, validation, test, prepare, read)
     run = _create_run(method, dataset, chosen, prepare, reader)
-    inputs = Inputs("arrays", read) if reader is None else Inputs("text", reader)
+    inputs = Inputs("text", reader) if reader else Inputs("arrays", _array_reader(run.offsets))
     formerly = {"method": description.defaults(method), "reader": None}
     return train(
         run,
@@ -244,6 +244,7 @@ def load(
     *,
     method: Method | None = None,
     prepare: Callable[[Any], Any] | None = None,
+    labels: bool = True,
 ) -> Result:
     """The result of a finished run, of `fit` or of the command.
 
@@ -251,6 +252,7 @@ def load(
       workdir: of the run.
       method: needed if it was made of a Flax module or an optax transformation of your own.
       prepare: needed if `fit` was given one.
+      labels: whether its corrected labels are read, too; who predicts needs none of them.
 
     Raises:
       InputError: there is no finished run, or it cannot be made again without `method`.
@@ -277,8 +279,11 @@ def load(
     bound = bind(method, sizes, prepare)
     step = figures["step"] if described.get("best") == "validation" else None
     state = _restored(bound, described, sizes, path, step)
-    stored_labels = read_npz("workdir", str(path / report.SOFT_LABELS_FILE))
     classes = _classes(sizes["class_names"], names_labels=sizes["names_labels"])
+    if labels:
+        stored_labels = read_npz("workdir", str(path / report.SOFT_LABELS_FILE))
+    else:
+        stored_labels = report.no_labels(len(classes))
     return Result(
         labels=classes[stored_labels["corrected_label"]],
         label_quality=stored_labels["label_quality"],
@@ -313,7 +318,11 @@ def _inputs_of(
         return Inputs("image_folder", read)
     elif complete.model.name == "bert":
         return Inputs("text", encoding.text_reader(complete))
-    return Inputs("arrays", create_source)
+    return Inputs("arrays", _array_reader(tuple(sizes.get("offsets", ()))))
+
+
+def _array_reader(offsets: Offsets) -> Callable[[Any], Source]:
+    return functools.partial(create_source, offsets=offsets) if offsets else create_source
 
 
 def _method_of(
@@ -366,8 +375,8 @@ def _settings(fields: dict[str, Any]) -> "Settings":
     for name, value in fields.items():
         expect(name in known, "fit", name, f"settings among {', '.join(known)}")
         setting = config.SETTINGS.get(name) or config.SETTINGS[f"meta_gradient.{name}"]
-        check = whole(1) if name in config.SIZED else setting.check
-        expect(check.ok(value), name, value, check.expected)
+        is_known = setting.check.ok(value) and not (name in config.SIZED and value == 0)
+        expect(is_known, name, value, setting.check.expected)
     return Settings(**fields)
 
 

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from mlc_jax.errors import ExitCode, InputError, exit_code
+from mlc_jax.config.file import ConfigFile, WrongFile
+from mlc_jax.errors import ExitCode, closed_pipes_forgiven, exit_code, readable
 
 _HINTS = {
     ExitCode.PREEMPTED: " The same command goes on from there.",
@@ -27,7 +28,8 @@ def run(main: Callable[..., None], *, required: list[str], takes_arguments: bool
     """
     for name in required:
         flags.register_validator(name, bool, message=f"--{name} is required.")
-    app.run(lambda argv: _guarded(main, argv, takes_arguments), flags_parser=parse)
+    with closed_pipes_forgiven():
+        app.run(lambda argv: _guarded(main, argv, takes_arguments), flags_parser=parse)
 
 
 def parse(
@@ -43,18 +45,14 @@ def parse(
     Returns:
       What is no flag.
     """
+    if "config" in values:
+        values["config"].parser = ConfigFile()
     try:
-        rest = values(argv, known_only=known_only)
-        # ml_collections tells of a file that is not there when its config is first used.
-        if "config" in values:
-            getattr(values["config"].value, "lock", None)
-        return rest
+        return values(argv, known_only=known_only)
     except flags.Error as error:
-        # A config file's own error comes with its traceback, in the message.
-        text = str(error).rpartition(f"{InputError.__module__}.{InputError.__name__}: ")[2].strip()
-        sys.exit(_fail(f"{text}\n--help lists the flags.", ExitCode.BAD_INPUT))
-    except OSError as error:
-        sys.exit(_fail(f"--config: {str(error).splitlines()[-1].strip()}", ExitCode.BAD_INPUT))
+        sys.exit(_fail(f"{error}\n--help lists the flags.", ExitCode.BAD_INPUT))
+    except WrongFile as error:
+        sys.exit(_fail(str(error), ExitCode.BAD_INPUT))
     except (AttributeError, KeyError, TypeError) as error:
         # ml_collections wraps its advice ('Did you mean "noise" instead of "nosie"?') in quotes.
         text = str(error.args[0] if error.args else error).replace("\\n", "\n")
@@ -117,7 +115,9 @@ class _Plain(std_logging.Formatter):
         self._told = told
 
     def format(self, record: std_logging.LogRecord) -> str:
-        text = self._told(super().format(record))
+        if isinstance(record.args, tuple):  # What is ours may have several lines.
+            record.args = tuple(readable(x) if isinstance(x, str) else x for x in record.args)
+        text = readable(self._told(super().format(record)), keep="\n")
         return f"warning: {text}" if record.levelno >= std_logging.WARNING else text
 
 
@@ -157,5 +157,5 @@ def _print_unless_known(unraisable: Any) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {readable(message, keep=chr(10))}", file=sys.stderr)
     return code

@@ -3,9 +3,14 @@
 `ExitCode` says what each of them ends a command with, and whether to start it again.
 """
 
+import contextlib
 import enum
+import os
 import signal
-from typing import Any
+import sys
+import unicodedata
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
 
 
 class ExitCode(enum.IntEnum):
@@ -35,6 +40,9 @@ class InputError(ValueError):
     The message names the field, what was given and what would be right.
     """
 
+    def __init__(self, message: str):
+        super().__init__(readable(message, keep="\n"))
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written, read, or used with this config; none was removed."""
@@ -51,6 +59,8 @@ class Preempted(Exception):
 class Lost(Exception):
     """Another process of the run, or the bucket of its workdir, cannot be reached any more."""
 
+
+_JOINERS = "\u200c\u200d"  # Letters of some scripts, and emoji, are made with them.
 
 # Of the rest nobody knows: a bug.
 _EXIT_CODES: dict[type[BaseException], ExitCode] = {
@@ -72,6 +82,25 @@ def exit_code(error: BaseException) -> ExitCode:
     return next(codes, ExitCode.UNFORESEEN)
 
 
+def readable(text: str, keep: str = "") -> str:
+    r"""A user's text as it is shown: in a terminal, a log, a page, a picture.
+
+    Control characters (a terminal would obey them), marks that turn the direction of what follows,
+    and what else has no glyph become `\x1b`, `\u202e`.
+
+    Args:
+      text: of anybody.
+      keep: characters that stay, such as the ends of a text's lines.
+    """
+    if text.isprintable():  # A fast way for nearly all.
+        return text
+    return "".join(
+        x if x.isprintable() or x in keep or x in _JOINERS or unicodedata.category(x) == "Zs"
+        else x.encode("unicode_escape", "backslashreplace").decode()
+        for x in text
+    )  # fmt: skip
+
+
 def shown(value: Any, length: int = 200) -> str:
     """A user's value in a message: all of it, or its beginning and its length."""
     text = repr(value if not isinstance(value, str) else value[: 2 * length])
@@ -86,3 +115,44 @@ def expect(ok: Any, name: str, value: Any, expected: str) -> None:
     """Raises InputError for the flag or field `name` unless `ok`."""
     if not ok:
         raise InputError(f"{name}: got {shown(value)}, expected {expected}")
+
+
+@contextlib.contextmanager
+def closed_pipes_forgiven() -> Iterator[None]:
+    """Nothing ends because nobody reads what it prints any more (`| head`); training goes on."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _Stream(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+class _Stream:
+    """A stream whose text goes nowhere once its reader is gone."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._leave()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._leave()
+
+    def _leave(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -17,7 +17,8 @@ from mlc_jax.data.source import Layout, layout_of, num_examples, read_rows
 from mlc_jax.data.votes import prepared
 from mlc_jax.errors import InputError, expect
 from mlc_jax.files.own import how_drawn, missing_classes
-from mlc_jax.files.values.inputs import as_stored, check_learned
+from mlc_jax.files.values.inputs import Offsets, as_stored, offsets_of
+from mlc_jax.files.values.names import is_one_hot
 from mlc_jax.methods import Method
 
 
@@ -78,8 +79,13 @@ def _length(field: str, values: Any) -> int:
         ) from None
 
 
-def create_source(x: Any, ids: Any = None) -> Source:
+def create_source(x: Any, ids: Any = None, offsets: Offsets = ()) -> Source:
     """Arrays are gathered from memory; everything else is asked by `x[rows]`.
+
+    Args:
+      x: as in `Examples`.
+      ids: of its rows.
+      offsets: of features, see `offsets_of`.
 
     Raises:
       InputError: they are no finite numbers.
@@ -98,13 +104,16 @@ def create_source(x: Any, ids: Any = None) -> Source:
         texts = any(array.dtype.kind in "OSU" for array in jax.tree.leaves(arrays))
         reader = "numbers; texts need fit(..., reader=mlc_jax.TextReader(...))"
         expect(not texts, "x", "texts", reader)
-        return ArraySource(jax.tree_util.tree_map_with_path(_as_stored, arrays), ids)
+        stored = functools.partial(_as_stored, offsets=offsets)
+        arrays = jax.tree_util.tree_map_with_path(stored, arrays)
+        return ArraySource(arrays, ids, offsets=offsets)
     expect(hasattr(x, "__getitem__") and hasattr(x, "__len__"), "x", type(x), "x[rows] and len(x)")
     return IndexedSource(x, ids)
 
 
-def _as_stored(path: Any, array: np.ndarray) -> np.ndarray:
-    return as_stored(functools.partial(_fail_on_inputs, jax.tree_util.keystr(path)), array)
+def _as_stored(path: Any, array: np.ndarray, *, offsets: Offsets) -> np.ndarray:
+    fail = functools.partial(_fail_on_inputs, jax.tree_util.keystr(path))
+    return as_stored(fail, array, offsets)
 
 
 def _fail_on_inputs(name: str, problem: str) -> NoReturn:
@@ -129,8 +138,10 @@ def create_dataset(
     present = {name: part for name, part in parts.items() if part is not None}
     names = _names(present)
     sources = {name: read(part.x, part.ids) for name, part in present.items()}
-    if isinstance(noisy.x, np.ndarray):
-        check_learned(functools.partial(_fail_on_inputs, " of noisy"), noisy.x)
+    if read is create_source and isinstance(noisy.x, np.ndarray):
+        offsets = offsets_of(functools.partial(_fail_on_inputs, " of noisy"), noisy.x)
+        if offsets:
+            sources = {x: create_source(y.x, y.ids, offsets) for x, y in present.items()}
     example = read_rows(sources["clean"], np.zeros(1, np.int64))
     prepare = prepare or prepare_for(example)
     num_classes = _num_classes(method, prepare, example)
@@ -219,6 +230,8 @@ def _columns(field: str, values: Any, names: tuple[str, ...]) -> np.ndarray | No
     """Labels `[N, S]` of the sources `names`, or of the one source there is; None without any."""
     if values is None:
         return None
+    if is_one_hot(np.asarray(values) if np.ndim(values) == 2 else np.zeros(0)):
+        raise InputError(f"{field}: one-hot, expected the classes: labels.argmax(axis=1)")
     if not names:
         if np.ndim(values) == 2 or isinstance(values, dict):
             raise InputError(f"{field}: got several labels for a row, noisy rows have one")

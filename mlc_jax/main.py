@@ -8,14 +8,17 @@ them. The same command goes on from the newest checkpoint in the workdir. Severa
 TPU pod, a Slurm job): --distributed.
 """
 
+import os
 import shlex
+import socket
 import sys
 from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import config_flags
 
-from mlc_jax import command_line, config, supervisor
+from mlc_jax import command_line, config, paths, supervisor
+from mlc_jax.config import starts
 from mlc_jax.errors import InputError, Preempted, expect
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -48,6 +51,8 @@ def main(typed: Sequence[str] | None = None) -> None:
     """
     # Before JAX and TensorFlow are imported: that alone takes ten seconds.
     config.validate(_CONFIG.value)
+    starts.check(_CONFIG.value)
+    paths.absolute(_WORKDIR.value)
     _check_processes()
     if _DISTRIBUTED.value or _COORDINATOR.value:
         if _SUPERVISE.value:
@@ -106,6 +111,25 @@ def _check_processes() -> None:
     expect(0 <= index < count, "--process_id", index, f"0 to {count - 1}")
 
 
+def _bind_address(coordinator: str | None) -> str | None:
+    """Where process 0 listens; None is JAX's own choice, all interfaces.
+
+    Args:
+      coordinator: HOST:PORT. Where HOST is an address of this machine, nobody else's packets are
+        for it: 127.0.0.1 is reached from here alone. A name may be that of a proxy before it.
+    """
+    if coordinator is None or "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
+        return None
+    host = coordinator.rpartition(":")[0].strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.bind((host, 0))
+    except OSError:
+        return None
+    return coordinator
+
+
 def _join_processes() -> None:
     import jax
 
@@ -115,6 +139,7 @@ def _join_processes() -> None:
             _NUM_PROCESSES.value,
             _PROCESS_ID.value,
             heartbeat_timeout_seconds=supervisor.HEARTBEAT_SECONDS,
+            coordinator_bind_address=_bind_address(_COORDINATOR.value),
         )
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

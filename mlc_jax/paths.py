@@ -2,11 +2,13 @@
 
 import atexit
 import contextlib
+import errno
 import functools
 import os
 import pathlib
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 
@@ -20,6 +22,10 @@ from etils import epath
 
 from mlc_jax.errors import InputError, Lost
 
+_KINDS = {
+    stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+}  # fmt: skip
 _BLOCK = 1 << 24  # Bytes that are copied at once.
 _SCHEME = re.compile(r"^([a-z][a-z0-9]+):/+")  # Longer than a drive letter.
 
@@ -27,6 +33,19 @@ _SCHEME = re.compile(r"^([a-z][a-z0-9]+):/+")  # Longer than a drive letter.
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is in a bucket."""
     return os.fspath(path).startswith("gs://")
+
+
+def regular_file(path: str | bytes | os.PathLike[str]) -> os.stat_result:
+    """What the system says of a file, before it is opened: a FIFO, or a device, may never end.
+
+    Raises:
+      OSError: there is none, or it is something else.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise OSError(errno.EINVAL, f"{kind}, no regular file", os.fsdecode(path))
+    return found
 
 
 def absolute(path: epath.PathLike, name: str = "--workdir") -> epath.Path:
@@ -40,6 +59,8 @@ def absolute(path: epath.PathLike, name: str = "--workdir") -> epath.Path:
       InputError: it is in no bucket that could be read, or no package for buckets is installed.
     """
     text = os.fspath(path)
+    if "\0" in text:
+        raise InputError(f"{name}: got {text!r}, expected a path, which has no NUL in it")
     scheme = _SCHEME.match(text)
     if scheme is None:
         return epath.Path(text).expanduser().resolve()

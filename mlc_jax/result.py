@@ -17,7 +17,7 @@ from mlc_jax.config.checks import is_whole
 from mlc_jax.core import TrainState
 from mlc_jax.data import Source, Subset
 from mlc_jax.data.prepare import Normalize
-from mlc_jax.errors import InputError, expect
+from mlc_jax.errors import InputError, expect, readable
 from mlc_jax.examples import check_layout, create_source, prepare_for
 from mlc_jax.files.columns import Columns
 from mlc_jax.methods import BoundMethod, Method
@@ -234,13 +234,14 @@ class Result:
     def _repr_html_(self) -> str:
         """For notebooks: the verdict, what became what, and the rows that are least believed."""
         verdict = self.verdict
-        told = [html.escape(repr(self))] if verdict is None else map(html.escape, verdict.lines())
+        lines = [repr(self)] if verdict is None else verdict.lines()
+        told = [html.escape(line) for line in lines]
         changes = ", ".join(f"{name}: {n}" for name, n in self.figures["most_changed"].items())
         frame = self.to_frame()
         worst = frame.iloc[np.argsort(frame["label_quality"].to_numpy(), kind="stable")[:_SHOWN]]
         return (
             f"<pre>{chr(10).join(told)}</pre>"
-            f"<p>Most often changed: {html.escape(changes or '-')}</p>"
+            f"<p>Most often changed: {html.escape(readable(changes) or '-')}</p>"
             f"{worst.to_html(max_cols=12, escape=True)}"
         )
 

@@ -704,7 +704,8 @@ def test_bad_array(refused, tmp_path, changes, problem):
         ),
         (
             {"checked_labels": GOOD["labels"]},
-            "all rows are checked; expected some to correct",
+            "all rows are checked, so there is no label to correct; expected rows that "
+            "nobody checked, too, or an ordinary classifier on the checked labels",
         ),
         (
             {"checked_labels": np.array(["a", "bb", *[""] * 6])},

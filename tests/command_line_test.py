@@ -3,8 +3,10 @@
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -142,6 +144,50 @@ def test_no_cluster_is_found(tmp_path):
         line,
     )
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "expected"),
+    [("127.0.0.1:1234", True), ("[::1]:1234", True), ("192.0.2.1:1234", False), (None, False)],
+)
+def test_the_coordinator_listens_where_it_was_told_to(
+    load_program, monkeypatch, coordinator, expected
+):
+    """192.0.2.1 is nobody's address: that of a proxy, maybe."""
+    monkeypatch.delenv("JAX_COORDINATOR_BIND_ADDRESS", raising=False)
+    bound = load_program(MAIN)._bind_address(coordinator)
+    assert bound == (coordinator if expected else None)
+
+
+@pytest.mark.slow  # A process that waits for another one, which never comes.
+@pytest.mark.skipif(not pathlib.Path("/proc/net/tcp6").exists(), reason="Linux alone says so")
+def test_nobody_else_can_reach_a_local_coordinator(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    root = pathlib.Path(__file__).parents[1]
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", MAIN, CONFIG, f"--workdir={tmp_path}", "--nosupervise",
+            f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--process_id=0",
+        ],
+        cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    listening = []
+    try:
+        for _ in range(300):
+            lines = "".join(
+                pathlib.Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6")
+            ).splitlines()
+            rows = [line.split() for line in lines]
+            listening = [x[1] for x in rows if x[1].endswith(f":{port:04X}") and x[3] == "0A"]
+            if listening or process.poll() is not None:
+                break
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    assert listening and all("0100007F:" in address for address in listening)
 
 
 @pytest.mark.parametrize("overrides", [(), ("--config.noise.level=0.3",)])

@@ -35,11 +35,11 @@ def test_what_is_said_of_all_rows():
     np.testing.assert_array_equal(said.confidence, [0.5, 1, 0.875, 1, 0.75, 1, nan])
     np.testing.assert_array_equal(said.label_quality, [0.5, 1, nan, 0, 0.25, nan, nan])
     assert said.texts(["=x", "y"]) == [
-        ("'=x", "0.500000", "0.500000", "False"),
-        ("'=x", "1.000000", "1.000000", "False"),
+        ("=x", "0.500000", "0.500000", "False"),
+        ("=x", "1.000000", "1.000000", "False"),
         ("y", "0.875000", "", ""),
         ("y", "1.000000", "0.000000", "True"),
-        ("'=x", "0.750000", "0.250000", "True"),
+        ("=x", "0.750000", "0.250000", "True"),
         ("y", "1.000000", "", ""),
         ("", "", "", ""),
     ]

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "mlc_jax"
 # From the bottom up: each may import those before it. The package's own face is lazy.
 LAYERS = [
-    "errors", "paths", "supervisor", "command_line", "config", "presets", "core", "models",
+    "errors", "paths", "supervisor", "config", "command_line", "presets", "core", "models",
     "estimators", "methods", "data", "files", "benchmarks", "examples", "build", "description",
     "encoders", "workdir", "training", "report", "result", "api", "labels", "commands", "main",
     "__main__",

@@ -372,7 +372,8 @@ def test_labels_are_checked_before_pictures(load, tmp_path, monkeypatch):
         (
             [("a.png", "cat", "cat"), ("b.png", "dog", "dog")],
             None,
-            "all rows are checked; expected",
+            "all rows are checked, so there is no label to correct; expected rows that "
+            "nobody checked, too, or an ordinary classifier on the checked labels",
         ),
         ([("a.png", "cat", "cat")], None, "has one class, 'cat', in all of its labels; expected"),
     ],

@@ -97,11 +97,11 @@ def test_bad_configs_are_told_before_anything_starts(tiny_config, workdir, train
     with pytest.raises(InputError) as error:
         runs.run_grid(_grid(tiny_config(num_epochs=0), ("mlc", "glcc"), 4), workdir)
     assert str(error.value).splitlines() == [
-        "mlc/seed0, mlc/seed1, mlc/seed2 and 1 more: config.num_epochs: got 0, expected a whole "
-        "number, at least 1",
+        "mlc/seed0, mlc/seed1, mlc/seed2 and 1 more: config.num_epochs: got 0, expected 1 or "
+        "more: 0 is for own files",
         "glcc/seed0, glcc/seed1, glcc/seed2 and 1 more: config.method: got 'glcc', expected one of "
         f"{', '.join(METHODS)}",
-        "config.num_epochs: got 0, expected a whole number, at least 1",
+        "config.num_epochs: got 0, expected 1 or more: 0 is for own files",
     ]
     assert trained == [] and not workdir.exists()
 

@@ -204,7 +204,8 @@ GOOD = b"".join(b"%d,%s,%s,%d\n" % (i, b"ab"[i % 2 :][:1], b"a" if i == 0 else b
          "checked_label, age"),
         (HEADER + GOOD + b"3,a,,1\n", "line 22: id '3' is that of line 5, too; expected one each"),
         (HEADER + GOOD + b"20,\xe4,,1\n", "line 22: is not UTF-8: byte 0xe4 at offset 191 of the "
-         "file; expected it saved as UTF-8"),
+         "file; expected it saved as UTF-8 (a spreadsheet's `CSV UTF-8`; iconv -f WINDOWS-1252 -t "
+         "UTF-8 FILE)"),
         (HEADER + GOOD + b"20,a,c,1\n", "line 22 alone has label 'c', which no row was given; "
          "expected one of those that were, such as 'a', or two rows at least of a new class"),
         (b"id,checked_label,age\n1,a,2\n", "has no column 'label', only 'id', 'checked_label', "

@@ -18,6 +18,7 @@ from mlc_jax.files.tables import MAX_FIELD_CHARACTERS, Table
 from mlc_jax.files.tokens import Tokenizer
 
 PACKS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "tfds"
+AS_UTF8 = "(a spreadsheet's `CSV UTF-8`; iconv -f WINDOWS-1252 -t UTF-8 FILE)"
 ROWS = [
     {"id": "001", "text": "good news", "label": "NA", "checked_label": ""},
     {"id": "1", "text": 'a "quoted", text\nof two lines', "label": "None", "checked_label": "NA"},
@@ -247,7 +248,7 @@ BAD = {
         (b"", "is empty, expected a first line that names 'text', 'label'"),
         (b"text,label\n", "has no row, expected one for each example"),
         (b"text,lable\na,b\n", "has no column 'label', only 'text', 'lable'"),
-        (b"text|label\na|b\n", "has no column 'text', only 'text|label'"),
+        (b"text:label\na:b\n", "has no column 'text', only 'text:label'"),
         (b"text,label,text\na,b,c\n", "has column 'text' 2 times, expected it once"),
         (b"text,label\na,b\nc\n", "line 3: has 1 field, expected 2: text, label"),
         (b'text,label\n"a\nb",c\nd,e,f\n', "line 4: has 3 fields, expected 2: text, label"),
@@ -259,11 +260,12 @@ BAD = {
         ),
         (
             "text,label\nä,b\ncafé,d\n".encode("latin-1"),
-            "line 2: is not UTF-8: byte 0xe4 at offset 11 of the file; expected it saved as UTF-8",
+            "line 2: is not UTF-8: byte 0xe4 at offset 11 of the file; expected it saved as UTF-8 "
+            f"{AS_UTF8}",
         ),
         (
-            "text,label\nä,b\n".encode("utf-16"),
-            "line 1: is not UTF-8: byte 0xff at offset 0 of the file; expected it saved as UTF-8",
+            "text,label\nä,b\n".encode("utf-16")[:-3] + b"\x00\xd8",
+            "is no UTF-16, as its first bytes say; expected UTF-8",
         ),
         (
             b'text,label\na,b\n"c,d\ne,f\n',
@@ -314,7 +316,8 @@ BAD = {
         ),
         (
             b'{"text": "a", "label": "b"}\n{"text": "\xff", "label": "b"}\n',
-            "line 2: is not UTF-8: byte 0xff at offset 38 of the file; expected it saved as UTF-8",
+            "line 2: is not UTF-8: byte 0xff at offset 38 of the file; expected it saved as UTF-8 "
+            f"{AS_UTF8}",
         ),
         (
             b'{"id": 1, "text": "a", "label": "b"}\n{"text": "a", "label": "b"}\n',
@@ -382,7 +385,8 @@ def test_labels_that_do_not_go_together(load, tmp_path):
         "FILE has nothing in checked_label, so nobody knows how right its labels are; expected "
     )
     assert refused([row | {"checked_label": "NA"} for row in ROWS]) == (
-        "all rows are checked; expected some to correct"
+        "all rows are checked, so there is no label to correct; expected rows that "
+        "nobody checked, too, or an ordinary classifier on the checked labels"
     )
     assert refused([*ROWS[:3], ROWS[3] | {"checked_label": "nose"}]).startswith(
         "FILE line 6 alone has label 'nose', which no row was given; expected one of those that"
@@ -516,7 +520,7 @@ def test_published_files_that_are_not_there(load, tmp_path):
         ),
         (
             {"data": "x.csv", "max_length": 7},
-            "dataset.max_length: got 7, expected a whole number, at least 8",
+            "dataset.max_length: got 7, expected a whole number from 8 to 32768",
         ),
     ],
 )

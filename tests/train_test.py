@@ -427,7 +427,8 @@ def test_a_ring_that_does_not_fit_is_refused_with_a_number(tiny_config, tmp_path
     monkeypatch.setattr(run_module, "_device_bytes", lambda: 60_000)
     message = (
         r"^config\.meta_gradient\.update_every: got 1, expected a larger one: with 3 past "
-        r"classifiers \(0\.00 GiB\) the training state takes 0\.00 GiB, and a device has 0\.00 GiB$"
+        r"classifiers \(0\.00 GiB\) the training state and its gradients take 0\.00 GiB, and a "
+        r"device has 0\.00 GiB$"
     )
     with pytest.raises(InputError, match=message):
         train.train_and_evaluate(config, str(tmp_path), show_progress=False)

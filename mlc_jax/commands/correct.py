@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from mlc_jax import config as settings_
 from mlc_jax import paths
 from mlc_jax.commands import kinds, overrides
+from mlc_jax.config import starts
 from mlc_jax.errors import ExitCode, InputError
 from mlc_jax.files.tables import ENDINGS, Table
 from mlc_jax.report.steps import shown_path
@@ -147,6 +148,7 @@ def create_config(options: Options) -> tuple[ConfigDict, str]:
             )
     config = overrides.applied(config, options.settings)
     settings_.validate(config)
+    starts.check(config)
     return config, kind
 
 
@@ -210,7 +212,7 @@ def _start(
         file.fail("has no label in any row; expected some to correct")
     place = done.out / to_check.FILE
     if not place.exists():
-        done.out.mkdir(parents=True, exist_ok=True)
+        rounds.make(done.out)
         paths.write(place, rounds.first_to_check(file, lambda rows: _show(kind, config, rows)))
     number = sum(1 for _ in Table("--out", str(place)).rows(["id"]))
     print(
@@ -227,7 +229,7 @@ def _show(kind: str, config: ConfigDict, rows: Sequence[int]) -> list[str] | Non
     from mlc_jax.files.label_columns import NAMES, WRITTEN
 
     c, names = config.dataset, settings_.column_names(config.dataset.columns)
-    if not c.data.endswith(ENDINGS):
+    if not c.data.lower().endswith(ENDINGS):
         return None
     written = (fields for fields, _ in Table(kinds.FIELD, c.data).as_written() if fields)
     header = next(written)

@@ -9,6 +9,7 @@ from mlc_jax import paths
 from mlc_jax.config import COLUMN_NAMES
 from mlc_jax.errors import InputError
 from mlc_jax.files.tables import ENDINGS, Table
+from mlc_jax.files.values.marks import hint
 
 FIELD = "config.dataset.data"
 ARRAYS = (".npz", ".npy")
@@ -59,7 +60,7 @@ def kind_of(path: str, named: dict[str, str]) -> Kind:
     if not is_table:
         raise InputError(
             f"{FIELD}: got {path!r}, expected a file that ends in "
-            f"{', '.join((*ENDINGS, *ARRAYS))}, or a directory of pictures"
+            f"{', '.join((*ENDINGS, *ARRAYS))}, or a directory of pictures{hint(place.suffix)}"
         )
     table = Table(FIELD, path)
     header = table.columns()

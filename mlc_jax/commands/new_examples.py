@@ -48,7 +48,7 @@ def open_examples(result: Result, path: str, names: Mapping[str, str]) -> Opened
 
 def _open_arrays(result: Result, path: str, names: Mapping[str, str]) -> Opened:
     """An `.npz` with `inputs`, and maybe `ids`, or an `.npy`."""
-    del result, names
+    del names
     ids, key = None, ""
     if path.endswith(".npy"):
         inputs = arrays.open_npy(_FIELD, path)
@@ -63,11 +63,15 @@ def _open_arrays(result: Result, path: str, names: Mapping[str, str]) -> Opened:
             )
     else:
         raise InputError(f"{_FIELD}: got {path!r}, expected an .npz or .npy file, as trained on")
-    inputs = arrays.checked_inputs(_FIELD, path, key, inputs)
+    offsets = tuple(result.sizes.get("offsets", ()))
+    stored = arrays.checked_inputs(_FIELD, path, key, inputs)
+    inputs = inputs if offsets else stored
 
     def chunks() -> Iterator[tuple[Sequence[str], Source]]:
         for start in range(0, len(inputs), CHUNK):
             part = inputs[start : start + CHUNK]
+            if offsets:
+                part = arrays.checked_inputs(_FIELD, path, key, np.asarray(part), offsets)
             known = range(start, start + len(part)) if ids is None else ids[start : start + CHUNK]
             yield [str(name) for name in known], create_source(part)
 

@@ -58,7 +58,7 @@ def predict(
     from mlc_jax import api
     from mlc_jax.commands.new_examples import open_examples
 
-    result = api.load(run)
+    result = api.load(run, labels=False)
     opened = open_examples(result, str(examples), names)
     with _written_whole(place) as whole, whole.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")

@@ -15,7 +15,7 @@ from mlc_jax import paths
 from mlc_jax.data.folds import RANDOM
 from mlc_jax.data.source import UNKNOWN
 from mlc_jax.errors import InputError
-from mlc_jax.files.label_columns import for_spreadsheet, from_spreadsheet, read_checks
+from mlc_jax.files.label_columns import from_spreadsheet, read_checks
 from mlc_jax.files.own import FIELD, LabelledFile
 from mlc_jax.files.tables import Table
 from mlc_jax.report import to_check
@@ -102,6 +102,7 @@ class Rounds:
             if labels is not None:
                 digest.update("\n".join(labels.names).encode() + labels.numbers.tobytes())
         for path in checks:
+            Table(f"{FIELD}checked", path)  # It says what is wrong if there is no such file.
             digest.update(paths.local(path, f"{FIELD}checked").read_bytes())
         for answer in self._newest():
             digest.update(f"{answer.id}\n{answer.label}\n".encode())
@@ -140,13 +141,24 @@ class Rounds:
     def begin(self, number: int, file: LabelledFile, checks: Sequence[str]) -> None:
         """Makes the directory of a round, with the answers that it learns from; see `is_known`."""
         directory, answers = self.directory(number), self._newest()
-        directory.mkdir(parents=True, exist_ok=True)
+        make(directory)
         if answers:
             paths.write(directory / USED_FILE, _csv(answers))
         paths.write(directory / _KEY_FILE, self._key(file, checks).encode())
         filled_in = self.out / to_check.FILE
         if number == 1 and filled_in.exists():  # The run writes another one in its place.
             filled_in.replace(self.out / FIRST_FILE)
+
+
+def make(directory: epath.Path) -> None:
+    """Raises InputError where it cannot be made."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--out: cannot write to {str(directory)!r} ({error.strerror}); expected a directory "
+            "that this user may write to"
+        ) from error
 
 
 def is_checked(file: LabelledFile) -> bool:
@@ -169,12 +181,12 @@ def first_to_check(file: LabelledFile, show: Callable[[Sequence[int]], list[str]
     rows = learned[to_check.drawn_at_random(ids[learned], number)]
     names = np.array([*file.labels.names, ""])
     shown = {
-        "id": [for_spreadsheet(x) for x in ids[rows].tolist()],
-        "given_label": [for_spreadsheet(x) for x in names[file.labels.numbers[rows]].tolist()],
+        "id": ids[rows].tolist(),
+        "given_label": names[file.labels.numbers[rows]].tolist(),
     }
     examples = show(rows.tolist())
     if examples is not None:
-        shown["example"] = [for_spreadsheet(x) for x in examples]
+        shown["example"] = examples
     return to_check.table(shown, [RANDOM] * number)
 
 
@@ -195,5 +207,5 @@ def _read(place: epath.Path) -> list[Answer]:
 
 
 def _csv(answers: Sequence[Answer]) -> bytes:
-    columns = zip(*(map(for_spreadsheet, answer) for answer in answers), strict=True)
+    columns = zip(*answers, strict=True)
     return to_check.csv_of(dict(zip(_COLUMNS, map(list, columns), strict=True)))

@@ -6,6 +6,14 @@ from typing import Any, NamedTuple
 from mlc_jax.config.choices import COLUMN_NAMES
 
 _INFINITY = float("inf")
+# What is larger is a slip, or asks for more than there is; each check has an upper bound.
+MOST_STEPS = 2**31 - 1  # A step is an int32.
+MOST_ROWS = 2**31 - 1
+MOST_EPOCHS = 10**6
+MOST_UNITS = 2**16  # Of a layer: a square matrix of them takes 16 GiB.
+LARGEST = 10**9  # Of weights and factors: float32 still has room for what they multiply.
+_SMALLEST = 1e-30  # Of what must not be zero, and would be in float32.
+_MOST_LAYERS = 100
 
 
 class Check(NamedTuple):
@@ -52,21 +60,20 @@ def optional(check: Check) -> Check:
     return Check(lambda value: value is None or check.ok(value), f"{check.expected}, or None")
 
 
-def whole(low: int, high: float = _INFINITY) -> Check:
+def whole(low: int, high: int) -> Check:
     """A whole number; bool, which is a kind of int, is none."""
-    span = f" from {low} to {high}" if high < _INFINITY else f", at least {low}"
-    return Check(lambda value: is_whole(value) and low <= value <= high, f"a whole number{span}")
+    expected = f"a whole number from {low} to {high}"
+    return Check(lambda value: is_whole(value) and low <= value <= high, expected)
 
 
-def number(low: float, high: float = _INFINITY) -> Check:
-    expected = (
-        f"a number from {low} to {high}" if high < _INFINITY else f"a finite number, at least {low}"
-    )
+def number(low: float, high: float) -> Check:
+    expected = f"a number from {low} to {high}"
     return Check(lambda value: _is_number(value) and low <= value <= high, expected)
 
 
-def positive() -> Check:
-    return Check(lambda value: _is_number(value) and value > 0, "a positive, finite number")
+def positive(high: float) -> Check:
+    expected = f"a positive number, at most {high}"
+    return Check(lambda value: _is_number(value) and _SMALLEST <= value <= high, expected)
 
 
 def is_whole(value: Any) -> bool:
@@ -77,14 +84,19 @@ def _is_number(value: Any) -> bool:
     return (is_whole(value) or isinstance(value, float)) and -_INFINITY < value < _INFINITY
 
 
-def _are_whole(values: Any) -> bool:
-    """Whether `values` is a sequence, maybe an empty one, of whole numbers from 1 on."""
-    return isinstance(values, tuple | list) and all(is_whole(x) and x > 0 for x in values)
+def _are_whole(values: Any, high: int) -> bool:
+    """Whether `values` is a sequence, maybe an empty one, of whole numbers from 1 to `high`."""
+    return (
+        isinstance(values, tuple | list)
+        and len(values) <= _MOST_LAYERS
+        and all(is_whole(x) and 0 < x <= high for x in values)
+    )
 
 
 def _is_range(value: str) -> bool:
     start, _, stop = value.partition(":")
-    return start.isdecimal() and stop.isdecimal() and int(start) < int(stop)
+    are_whole = start.isdecimal() and stop.isdecimal() and len(stop) <= len(str(MOST_STEPS))
+    return are_whole and int(start) < int(stop) <= MOST_STEPS
 
 
 def _are_columns(value: str) -> bool:
@@ -94,27 +106,32 @@ def _are_columns(value: str) -> bool:
     return alone and all(theirs) and all(name in COLUMN_NAMES for name in ours)
 
 
+def _is_factor(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= LARGEST
+
+
 def _is_group(group: Any) -> bool:
     return (
         isinstance(group, tuple | list)
         and len(group) == 3
         and isinstance(group[0], str)
-        and _is_number(group[1])
-        and group[1] >= 0
-        and (group[2] is None or (_is_number(group[2]) and group[2] >= 0))
+        and _is_factor(group[1])
+        and (group[2] is None or _is_factor(group[2]))
     )
 
 
 DEPTH = Check(
-    lambda value: is_whole(value) and value >= 8 and (value - 2) % 6 == 0,
-    "6n + 2 with n >= 1: 8, 14, ...",
+    lambda value: is_whole(value) and 8 <= value <= 1202 and (value - 2) % 6 == 0,
+    "6n + 2 with n from 1 to 200: 8, 14, ...",
 )
 
-WIDTHS = Check(_are_whole, "positive widths, such as (128, 64)")
+WIDTHS = Check(
+    lambda value: _are_whole(value, MOST_UNITS), f"widths from 1 to {MOST_UNITS}, such as (128, 64)"
+)
 
 MILESTONES = Check(
-    lambda value: _are_whole(value) and list(value) == sorted(set(value)),
-    "whole epochs from 1 on, each later than the one before, such as (80, 100)",
+    lambda value: _are_whole(value, MOST_EPOCHS) and list(value) == sorted(set(value)),
+    f"whole epochs from 1 to {MOST_EPOCHS}, each later than the one before, such as (80, 100)",
 )
 
 GROUPS = Check(
@@ -125,7 +142,11 @@ GROUPS = Check(
 
 SEED = whole(0, 2**32 - 1)
 
-SIZE = Check(whole(0).ok, whole(1).expected)  # 0 is for own files: `_own_data`.
+
+def size(high: int) -> Check:
+    """From 1 on; 0 is for own files, see `relations`."""
+    return Check(whole(0, high).ok, whole(1, high).expected)
+
 
 STEPS = Check(
     lambda value: isinstance(value, str) and (value == "" or _is_range(value)),
@@ -138,7 +159,8 @@ COLUMNS = Check(
 )
 
 POWER = Check(
-    lambda value: _is_number(value) and (value == 0 or value >= 1), "0, or a number from 1 on"
+    lambda value: _is_number(value) and (value == 0 or 1 <= value <= 1000),
+    "0, or a number from 1 to 1000",
 )
 
 

@@ -2,6 +2,7 @@
 
 from mlc_jax.config.checks import (
     COLUMNS,
+    MOST_ROWS,
     SEED,
     Setting,
     flag,
@@ -115,7 +116,7 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "is model.bert.checkpoint.",
             ),
             "max_length": Setting(
-                128, whole(8), "Texts: tokens of an input; longer texts are cut off."
+                128, whole(8, 2**15), "Texts: tokens of an input; longer texts are cut off."
             ),
             "cache_dir": Setting(
                 None,
@@ -125,7 +126,7 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             ),
             "max_cached_gb": Setting(
                 4.0,
-                number(0),
+                number(0, 10**6),
                 "Of an encoder that is frozen in part: what its frozen layers make of all texts is "
                 "computed once and kept, if it takes no more, 10^9 bytes; else in each step.",
             ),
@@ -140,9 +141,11 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 formerly=False,
                 kind=bool,
             ),
-            "clean_per_class": Setting(100, whole(1), "Trusted labels per class, to train with."),
+            "clean_per_class": Setting(
+                100, whole(1, MOST_ROWS), "Trusted labels per class, to train with."
+            ),
             "validation_per_class": Setting(
-                0, whole(0), "Further trusted labels per class, to select a model by."
+                0, whole(0, MOST_ROWS), "Further trusted labels per class, to select a model by."
             ),
             "paired": Setting(
                 False,
@@ -151,21 +154,23 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "kept. The paper knows the true ones alone.",
             ),
             "num_noisy": Setting(
-                0, whole(0), "Benchmarks: noisy examples, drawn at random; 0 is all that are left."
+                0,
+                whole(0, MOST_ROWS),
+                "Benchmarks: noisy examples, drawn at random; 0 is all that are left.",
             ),
             "imbalance": Setting(
                 1.0,
-                number(1),
+                number(1, 10**6),
                 "Benchmarks: how many times as many noisy examples the first class has as the "
                 "last; those between fall evenly by a factor. Clean and test set stay as they are.",
             ),
             "split_seed": Setting(0, SEED, "Who is clean, and who noisy."),
             "image_size": Setting(
-                224, whole(8), "Pictures in files: pixels of the square that a model sees."
+                224, whole(8, 2**13), "Pictures in files: pixels of the square that a model sees."
             ),
             "resize_size": Setting(
                 None,
-                optional(whole(8)),
+                optional(whole(8, 2**14)),
                 "Pictures in files: pixels of the shorter side, before the middle square (or a "
                 "plain random crop) is taken. None is 8/7 of image_size.",
                 kind=int,

@@ -2,7 +2,8 @@
 
 from mlc_jax.config.checks import (
     DEPTH,
-    SIZE,
+    LARGEST,
+    MOST_UNITS,
     WIDTHS,
     Check,
     Setting,
@@ -11,6 +12,7 @@ from mlc_jax.config.checks import (
     one_of,
     optional,
     preset,
+    size,
     text,
     whole,
 )
@@ -65,7 +67,7 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             ),
             "width": Setting(
                 64,
-                whole(1),
+                whole(1, 2**12),
                 "Channels of the first stage; 64 as published, less for small pictures.",
             ),
             "checkpoint": Setting(
@@ -111,7 +113,7 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             ),
             "num_frozen_layers": Setting(
                 0,
-                whole(-1),
+                whole(-1, 1000),
                 "N: the embeddings and the first N layers stay as they are. -1: the whole encoder, "
                 "whose features are then computed once, and model.mlp is trained on them.",
             ),
@@ -129,8 +131,10 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
     (
         "lcn",
         {
-            "hidden_size": Setting(128, SIZE, f"Paper 64 for images; its code 128. {BY_SIZE}"),
-            "embedding_size": Setting(128, SIZE, f"Of the given label. {BY_SIZE}"),
+            "hidden_size": Setting(
+                128, size(MOST_UNITS), f"Paper 64 for images; its code 128. {BY_SIZE}"
+            ),
+            "embedding_size": Setting(128, size(MOST_UNITS), f"Of the given label. {BY_SIZE}"),
             "skip_link": Setting(False, flag(), "Mix the given label back in by a learned weight."),
             "sparsemax": Setting(False, flag(), "In place of softmax."),
             "tie_embeddings": Setting(False, flag(), "Needs hidden_size == embedding_size."),
@@ -143,11 +147,11 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             ),
             "pair_weight": preset(
                 float,
-                number(0),
+                number(0, LARGEST),
                 "gamma, of what the LCN learns from clean rows whose given label is known, too "
                 "(dataset.paired). None is the method's own: mlc 0, robust_mlc 0.1.",
             ),
         },
     ),
-    ("weight_net", {"hidden_size": Setting(100, whole(1), "meta_weight_net: width.")}),
+    ("weight_net", {"hidden_size": Setting(100, whole(1, MOST_UNITS), "meta_weight_net: width.")}),
 )

@@ -1,9 +1,10 @@
 """What several settings say together."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from mlc_jax.config.checks import is_whole, whole
+from mlc_jax.config.checks import is_whole
 from mlc_jax.config.choices import (
     CIFAR,
     IMAGE_FILES,
@@ -65,6 +66,7 @@ def relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tuple
             values["method"] != "cross_fit" or values["best"] == "last",
             "last with cross_fit",
         ),
+        *_groups(values),
         *_overlap(values),
         *_inner_loss(values),
         *_own_data(values),
@@ -79,6 +81,22 @@ def relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tuple
 def _is_of_features(values: dict[str, Any]) -> bool:
     frozen = values["model.bert.num_frozen_layers"] == -1
     return values["model.name"] == "mlp" or (values["model.name"] == "bert" and frozen)
+
+
+def _groups(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
+    """Whether patterns of parameter groups are regular expressions."""
+    problems = []
+    for field in ("main_optimizer.groups", "meta_optimizer.groups"):
+        groups = values[field] if isinstance(values[field], tuple | list) else ()
+        for group in groups:
+            pattern = group[0] if isinstance(group, tuple | list) and group else None
+            try:
+                re.compile(pattern if isinstance(pattern, str) else "")
+            except re.error as error:
+                problems.append(
+                    (field, False, f"regular expressions: {pattern!r} is none ({error})")
+                )
+    return problems
 
 
 def _overlap(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
@@ -126,7 +144,7 @@ def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
         expected = "None with a dataset that has its own files"
         return [
             *((f"dataset.{x}", not values[f"dataset.{x}"], expected) for x in names),
-            *((field, values[field] != 0, whole(1).expected) for field in SIZED),
+            *((field, values[field] != 0, "1 or more: 0 is for own files") for field in SIZED),
         ]
     files = "dataset.data=FILE, or both dataset.noisy=FILE and dataset.clean=FILE"
     return [
@@ -174,6 +192,11 @@ def _texts(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
             "a directory with the published train.csv and test.csv",
         ),
         ("model.name", is_bert == is_text, "bert for texts, and another for anything else"),
+        (
+            "model.name",
+            name != "table" or values["model.name"] == "mlp",
+            "mlp with a table, whose rows are no pictures",
+        ),
         (
             "model.bert.checkpoint",
             bool(values["model.bert.checkpoint"]) or not is_bert,

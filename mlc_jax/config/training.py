@@ -2,10 +2,14 @@
 
 from mlc_jax.config.checks import (
     GROUPS,
+    LARGEST,
     MILESTONES,
+    MOST_EPOCHS,
+    MOST_ROWS,
+    MOST_STEPS,
+    MOST_UNITS,
     POWER,
     SEED,
-    SIZE,
     STEPS,
     WIDTHS,
     Setting,
@@ -14,6 +18,7 @@ from mlc_jax.config.checks import (
     one_of,
     positive,
     preset,
+    size,
     whole,
 )
 from mlc_jax.config.choices import (
@@ -33,21 +38,23 @@ def _optimizer(
 ) -> dict[str, Setting]:
     return {
         "name": Setting(name, one_of(*OPTIMIZERS), "sgd, adam, amsgrad, adamw."),
-        "learning_rate": Setting(learning_rate, positive(), "At the start."),
+        "learning_rate": Setting(learning_rate, positive(10**6), "At the start."),
         "momentum": Setting(momentum, number(0, 0.9999), "sgd."),
         "nesterov": Setting(False, flag(), "sgd."),
         "weight_decay": Setting(
             weight_decay,
-            number(0),
+            number(0, LARGEST),
             "On every parameter, as published: added to the gradient; adamw's is decoupled.",
         ),
-        "clip_norm": Setting(0.0, number(0), "Largest norm of the gradient; 0 is any."),
+        "clip_norm": Setting(0.0, number(0, 10**30), "Largest norm of the gradient; 0 is any."),
         "schedule": Setting(
             schedule, one_of(*SCHEDULES), "constant, step, cosine or linear (both to zero)."
         ),
         "milestones": Setting((80, 100), MILESTONES, "step: epochs."),
-        "decay_factor": Setting(0.1, positive(), "step: what the rate is multiplied by."),
-        "warmup_epochs": Setting(0.0, number(0), "Epochs of linear rise from zero, first of all."),
+        "decay_factor": Setting(0.1, positive(10**6), "step: what the rate is multiplied by."),
+        "warmup_epochs": Setting(
+            0.0, number(0, MOST_EPOCHS), "Epochs of linear rise from zero, first of all."
+        ),
         "groups": Setting(
             (),
             GROUPS,
@@ -81,17 +88,21 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
         "inner_loss",
         {
             "mixup": preset(
-                float, number(0), "Parameter of MixUp's Beta distribution, noisy and clean; 0: off."
+                float,
+                number(0, 10**6),
+                "Parameter of MixUp's Beta distribution, noisy and clean; 0: off.",
             ),
             "prior_weight": preset(
-                float, number(0), "alpha, against all predictions becoming one class."
+                float, number(0, LARGEST), "alpha, against all predictions becoming one class."
             ),
             "prior": preset(
                 str,
                 one_of(*PRIORS),
                 "What they should be on average: uniform classes, or the mean of the targets.",
             ),
-            "entropy_weight": preset(float, number(0), "beta, against undecided predictions."),
+            "entropy_weight": preset(
+                float, number(0, LARGEST), "beta, against undecided predictions."
+            ),
             "power": preset(
                 float,
                 POWER,
@@ -130,11 +141,13 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
     (
         "emlc",
         {
-            "embedding_size": Setting(128, whole(1), "Of a given label, on its way to the gate."),
-            "hidden_size": Setting(128, whole(1), "Of the gate."),
+            "embedding_size": Setting(
+                128, whole(1, MOST_UNITS), "Of a given label, on its way to the gate."
+            ),
+            "hidden_size": Setting(128, whole(1, MOST_UNITS), "Of the gate."),
             "bce_weight": Setting(
                 1.0,
-                number(0),
+                number(0, LARGEST),
                 "Of the loss that teaches the gate to tell clean labels from wrong ones.",
             ),
         },
@@ -153,24 +166,30 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
     (
         "joint",
         {
-            "prior_weight": Setting(1.2, number(0), "alpha; the authors' for UNIF, for FLIP 0.8."),
-            "entropy_weight": Setting(0.8, number(0), "beta; the authors' for UNIF, for FLIP 0.4."),
+            "prior_weight": Setting(
+                1.2, number(0, LARGEST), "alpha; the authors' for UNIF, for FLIP 0.8."
+            ),
+            "entropy_weight": Setting(
+                0.8, number(0, LARGEST), "beta; the authors' for UNIF, for FLIP 0.4."
+            ),
             "update_from": Setting(
                 0.35, number(0, 1), "Share of the first phase's epochs with labels as given."
             ),
-            "num_averaged": Setting(10, whole(1), "Epochs whose predictions make a label."),
+            "num_averaged": Setting(10, whole(1, 1000), "Epochs whose predictions make a label."),
         },
     ),
     (
         "mlnt",
         {
-            "num_synthetic": Setting(10, whole(1), "M, sets of synthetic labels per step."),
+            "num_synthetic": Setting(10, whole(1, 1000), "M, sets of synthetic labels per step."),
             "transferred_share": Setting(
                 0.5, number(0, 1), "Of a batch's labels, made wrong in each set."
             ),
-            "num_neighbours": Setting(10, whole(1), "Whose labels a synthetic one is drawn from."),
-            "lookahead_rate": Setting(0.2, positive(), "alpha."),
-            "consistency_weight": Setting(1.0, number(0), "Beside the cross-entropy."),
+            "num_neighbours": Setting(
+                10, whole(1, MOST_ROWS), "Whose labels a synthetic one is drawn from."
+            ),
+            "lookahead_rate": Setting(0.2, positive(10**6), "alpha."),
+            "consistency_weight": Setting(1.0, number(0, LARGEST), "Beside the cross-entropy."),
             "ramp_share": Setting(
                 0.1, number(0, 1), "Of all steps, until the consistency has its full weight."
             ),
@@ -203,27 +222,31 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "(every sqrt(k)-th state).",
             ),
             "num_inner_steps": Setting(
-                1, whole(1), "k, inner steps of a window: those that a meta-gradient goes through."
+                1,
+                whole(1, 10**6),
+                "k, inner steps of a window: those that a meta-gradient goes through.",
             ),
             "update_every": Setting(
                 0,
-                whole(0),
+                whole(0, 10**6),
                 "s, inner steps between updates of the meta model; must divide k. 0 is k, as "
                 "published. With less, windows overlap and are replayed: "
                 + ", ".join(OVERLAPPING)
                 + " only. approximate then goes on from update to update, and k has no effect. "
                 "Methods without a meta model ignore it.",
             ),
-            "truncation": Setting(2, whole(1), "truncated: how many of the k steps it goes back."),
+            "truncation": Setting(
+                2, whole(1, 10**6), "truncated: how many of the k steps it goes back."
+            ),
             "solver_steps": Setting(
-                10, whole(1), "neumann: terms; conjugate_gradient: iterations."
+                10, whole(1, 10**6), "neumann: terms; conjugate_gradient: iterations."
             ),
             "damping": Setting(
-                1.0, number(0), "conjugate_gradient: added to the Hessian's diagonal."
+                1.0, number(0, LARGEST), "conjugate_gradient: added to the Hessian's diagonal."
             ),
             "diagnose_every": Setting(
                 0,
-                whole(0),
+                whole(0, MOST_STEPS),
                 "Log the meta-gradient's cosine with exact's and its norm over exact's every N "
                 "inner steps; 0 disables.",
             ),
@@ -235,7 +258,7 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             ),
             "unroll": Setting(
                 0,
-                whole(0),
+                whole(0, 1000),
                 "Inner steps that one turn of the compiled loop holds. 0 chooses: k for "
                 "convolutions on CPU, where XLA runs their gradients in a loop body on a slow "
                 "path; 1 otherwise.",
@@ -258,21 +281,23 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
     (
         "",
         {
-            "num_epochs": Setting(120, SIZE, f"Passes over the noisy set. {BY_SIZE}"),
+            "num_epochs": Setting(120, size(MOST_EPOCHS), f"Passes over the noisy set. {BY_SIZE}"),
             "num_steps": Setting(
-                0, whole(0), "Inner steps, in place of num_epochs; 0 goes by num_epochs."
+                0,
+                whole(0, MOST_STEPS),
+                "Inner steps, in place of num_epochs; 0 goes by num_epochs.",
             ),
             "first_phase_epochs": Setting(
                 0,
-                whole(0),
+                whole(0, MOST_EPOCHS),
                 "Of the first phase, for methods that train twice (glc, forward, joint, "
                 "distillation); 0 is as many as the second's.",
             ),
             "noisy_batch_size": Setting(
-                100, SIZE, f"Over all devices; fewer if there are fewer. {BY_SIZE}"
+                100, size(MOST_ROWS), f"Over all devices; fewer if there are fewer. {BY_SIZE}"
             ),
             "clean_batch_size": Setting(
-                100, SIZE, f"Over all devices; fewer if there are fewer. {BY_SIZE}"
+                100, size(MOST_ROWS), f"Over all devices; fewer if there are fewer. {BY_SIZE}"
             ),
             "length_buckets": Setting(
                 1,
@@ -282,12 +307,16 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "step is compiled. 1 pads all to dataset.max_length, and so do windows that "
                 "overlap.",
             ),
-            "eval_batch_size": Setting(1000, whole(1), "Over all devices."),
-            "eval_every_epochs": Setting(1, whole(1), "Epochs between evaluations."),
-            "log_every_steps": Setting(50, whole(1), "Inner steps between rows of metrics."),
-            "checkpoint_every_steps": Setting(1000, whole(1), "Inner steps between checkpoints."),
-            "checkpoint_every_minutes": Setting(10.0, positive(), "Whichever comes first."),
-            "checkpoints_to_keep": Setting(2, whole(1), "The newest ones."),
+            "eval_batch_size": Setting(1000, whole(1, 10**6), "Over all devices."),
+            "eval_every_epochs": Setting(1, whole(1, MOST_EPOCHS), "Epochs between evaluations."),
+            "log_every_steps": Setting(
+                50, whole(1, MOST_STEPS), "Inner steps between rows of metrics."
+            ),
+            "checkpoint_every_steps": Setting(
+                1000, whole(1, MOST_STEPS), "Inner steps between checkpoints."
+            ),
+            "checkpoint_every_minutes": Setting(10.0, positive(LARGEST), "Whichever comes first."),
+            "checkpoints_to_keep": Setting(2, whole(1, MOST_STEPS), "The newest ones."),
             "profile": Setting(
                 "",
                 STEPS,
@@ -297,7 +326,7 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             ),
             "max_exported_labels": Setting(
                 0,
-                whole(0),
+                whole(0, MOST_ROWS),
                 "Noisy examples whose corrected labels are written at the end, the first ones; 0 "
                 "is all.",
             ),

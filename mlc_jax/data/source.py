@@ -180,6 +180,7 @@ class ArraySource:
       ids: text `[N]`; None numbers the rows.
       num_draws: see `Source`.
       augment: (inputs `[n, ...]`, draws `[n, num_draws]`) -> inputs, of NumPy arrays.
+      offsets: that were taken off the features of what a user has, and are off new rows.
     """
 
     def __init__(
@@ -189,7 +190,9 @@ class ArraySource:
         *,
         num_draws: int = 0,
         augment: Callable[[Tree, np.ndarray], Tree] | None = None,
+        offsets: tuple[float | int, ...] = (),
     ):
+        self.offsets = offsets
         self.inputs = trees.map_leaves(np.asarray, inputs)
         self.layout = Layout.of(self.inputs)
         self.num_draws = num_draws

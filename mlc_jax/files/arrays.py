@@ -16,7 +16,8 @@ from mlc_jax.errors import InputError
 from mlc_jax.files.label_columns import LabelColumns, Said, first_said, read_checks
 from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile, Labels, OwnData, combine
 from mlc_jax.files.tables import ENDINGS, Table
-from mlc_jax.files.values.inputs import as_stored, check_learned
+from mlc_jax.files.values.inputs import Offsets, as_stored, offsets_of
+from mlc_jax.files.values.names import is_one_hot
 
 _COLUMNS = ("labels", "checked_labels", "given_labels", "ids", "splits", "drawn")
 
@@ -53,11 +54,12 @@ def load(
     Raises:
       InputError: a file that cannot be read, or arrays that do not fit together.
     """
-    files = {
-        name: _File(name, path)
-        for name, path in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
-        if path
-    }
+    files: dict[str, _File] = {}
+    paths_ = {"data": data, "noisy": noisy, "clean": clean, "test": test}
+    for name, path in paths_.items():
+        if path:
+            first = next(iter(files.values()), None)
+            files[name] = _File(name, path, first.offsets if first else None)
     _check_kinds(files)
     for file in files.values():
         file.check_shape_of(next(iter(files.values())))
@@ -142,6 +144,13 @@ def read_npz(field: str, path: str, wanted: Sequence[str] = ()) -> dict[str, np.
         ) from error
 
 
+def names_in_npz(field: str, path: str) -> list[str]:
+    """Of all of its arrays; errors as for `read_npz`."""
+    read_npz(field, path, ("",))
+    with np.load(paths.local(path, field), allow_pickle=False) as file:
+        return sorted(file.files)
+
+
 def _check_start(field: str, path: str, place: pathlib.Path, start: bytes) -> None:
     """Says that a file is of another kind; NumPy would speak of pickles."""
     try:
@@ -156,13 +165,17 @@ def _check_start(field: str, path: str, place: pathlib.Path, start: bytes) -> No
         )
 
 
-def checked_inputs(field: str, path: str, key: str, inputs: np.ndarray) -> np.ndarray:
+def checked_inputs(
+    field: str, path: str, key: str, inputs: np.ndarray, offsets: Offsets = ()
+) -> np.ndarray:
     """Inputs `[N, ...]` as they are stored here: float32 in place of float64 and of bool.
 
     A memory map stays one.
 
     Args:
       field, path, key: for messages; which array of the file it is.
+      inputs: as they are in the file.
+      offsets: of features, see `offsets_of`.
 
     Raises:
       InputError: they are no finite numbers.
@@ -173,36 +186,42 @@ def checked_inputs(field: str, path: str, key: str, inputs: np.ndarray) -> np.nd
 
     if inputs.ndim < 2 or not len(inputs):
         fail(f"has shape {inputs.shape}, expected [N, ...] with N at least 1")
-    return as_stored(fail, inputs)
+    return as_stored(fail, inputs, offsets)
 
 
 class _File:
     """One `.npz` file, or an `.npy` with a table beside it; checked."""
 
-    def __init__(self, name: str, path: str):
-        self.field, self.path = FIELD + name, path
+    def __init__(self, name: str, path: str, offsets: Offsets | None = None):
+        """Of the first file, `offsets` are those of its own inputs."""
+        self.field, self.path, self.offsets = FIELD + name, path, offsets or ()
         self.table: Table | None = None
         self.arrays: dict[str, np.ndarray] = {}
         if path.endswith(".npy"):
             self.inputs = checked_inputs(self.field, path, "", open_npy(self.field, path))
+            if offsets is None:
+                offsets_of(self.fail, self.inputs)
             self.table = Table(self.field, self._beside())
             return
         self.arrays = read_npz(self.field, path, ("inputs", *_COLUMNS, "sources"))
         for key in ("inputs", "labels"):
             if key not in self.arrays:
-                self.fail(f"has no array {key!r}, only {sorted(self.arrays)}")
-        self.inputs = checked_inputs(self.field, path, "['inputs'] ", self.arrays["inputs"])
-        if name in ("data", "noisy"):
-            fail = lambda problem: self.fail(f"['inputs'] {problem}")  # noqa: E731
-            check_learned(fail, self.arrays["inputs"])
+                self.fail(f"has no array {key!r}, only {names_in_npz(self.field, path)}")
+        size = self.arrays["inputs"].shape[0] if self.arrays["inputs"].ndim else 0
         for key in _COLUMNS:
-            shape = self.arrays[key].shape if key in self.arrays else (len(self.inputs),)
+            shape = self.arrays[key].shape if key in self.arrays else (size,)
             several = key == "labels" and len(shape) == 2 and name == "data"
-            if shape[:1] != (len(self.inputs),) or (len(shape) > 1 and not several):
+            if shape[:1] != (size,) or (len(shape) > 1 and not several):
                 self.fail(
                     f"[{key!r}] has shape {self.arrays[key].shape}, expected "
-                    f"({len(self.inputs)},), one for each input"
+                    f"({size},), one for each input"
                 )
+        key, inputs = "['inputs'] ", self.arrays["inputs"]
+        self.inputs = checked_inputs(self.field, path, key, inputs)
+        if offsets is None:
+            self.offsets = offsets_of(lambda problem: self.fail(f"{key}{problem}"), inputs)
+        if self.offsets:
+            self.inputs = checked_inputs(self.field, path, key, inputs, self.offsets)
         ids = self.arrays.get("ids")
         if ids is not None and len(np.unique(ids)) < len(ids):
             values, counts = np.unique(ids, return_counts=True)
@@ -244,7 +263,7 @@ class _File:
             drawn=self._texts("drawn", ("", *DRAWN), f"{', '.join(DRAWN)} or nothing"),
             ids=None if ids is None else ids.astype(str),
             name_row=lambda row: f"row {str(row if ids is None else ids[row])!r}",
-            create_source=lambda: ArraySource(inputs, ids),
+            create_source=lambda: ArraySource(inputs, ids, offsets=self.offsets),
         )
 
     def _source_names(self, number: int) -> tuple[str, ...]:
@@ -287,13 +306,18 @@ class _File:
         if key not in self.arrays:
             return None
         labels = self.arrays[key]
+        if is_one_hot(labels):
+            self.fail(f"[{key!r}] is one-hot, expected the classes: {key}.argmax(axis=1)")
+        if labels.dtype == bool:
+            labels = labels.astype(str)
         if not np.issubdtype(labels.dtype, np.str_):
             if labels.dtype.kind == "f":  # A column that lacks some becomes one of floats.
                 there = np.where(np.isnan(labels), UNKNOWN, labels)
                 if (there == np.round(there)).all() and (np.abs(there) < 2**53).all():
                     labels = there.astype(np.int64)
             if not np.issubdtype(labels.dtype, np.integer):
-                self.fail(f"[{key!r}] holds {labels.dtype}, expected whole numbers or names")
+                hint = f": {key}.astype(str)" if labels.dtype.kind == "S" else ""
+                self.fail(f"[{key!r}] holds {labels.dtype}, expected whole numbers or names{hint}")
             labels = np.where(labels == UNKNOWN, "", labels.astype(str))
         of_all = Labels.of(labels.ravel())
         return of_all._replace(numbers=of_all.numbers.reshape(labels.shape))

@@ -113,7 +113,7 @@ def survey(names: Sequence[str], rows: Iterable[Row]) -> list[Survey]:
     return surveys
 
 
-def left_out(one: Survey, rows: np.ndarray) -> str | None:
+def left_out(one: Survey, rows: np.ndarray, *, unnamed: bool = False) -> str | None:
     """Why a column that nobody named becomes no feature; None if it becomes one.
 
     Numbers, booleans, dates and lists of numbers do, and texts of few categories. Columns that say
@@ -122,9 +122,13 @@ def left_out(one: Survey, rows: np.ndarray) -> str | None:
     Args:
       one: of all rows.
       rows: `[N]` bool, those that are learned from.
+      unnamed: whether its name is what pandas calls an index: one of different whole numbers, in
+        any order, is left out, too.
     """
     if one.is_empty:
         return "empty"
+    if unnamed and one.is_numeric and one.form == "point" and _are_different(one.numbers):
+        return "row numbers"
     if one.is_numeric:
         if not one.form:
             return "dates whose day and month cannot be told apart"
@@ -144,6 +148,11 @@ def is_constant(one: Survey, rows: np.ndarray) -> bool:
         return False
     values = values[rows]
     return bool(np.isnan(values).all()) or bool((values == values[0]).all())
+
+
+def _are_different(numbers: np.ndarray) -> bool:
+    """Whether all are whole, and none is there twice."""
+    return len(np.unique(numbers)) == len(numbers) and bool((numbers == np.round(numbers)).all())
 
 
 def _counts_up(numbers: np.ndarray) -> bool:

@@ -33,7 +33,7 @@ _ID_LENGTH = 1_000  # Characters.
 _ALIKE = 0.85  # Names; two letters of twelve that are swapped, left out or more.
 
 # A spreadsheet runs a value that begins with one of these; files for people have a ' before it.
-_RUNS = re.compile(r"'*[=+\-@\t\r]")
+_RUNS = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # The last are full-width ones.
 
 
 class Said(NamedTuple):

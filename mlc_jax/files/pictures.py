@@ -302,7 +302,7 @@ def check_pictures(
     path_of = lambda row: os.path.join(os.fsencode(root), bytes(names[row]))  # noqa: E731
     for row in range(len(names)):
         try:
-            stat = os.stat(path_of(row))
+            stat = paths.regular_file(path_of(row))
         except (OSError, ValueError) as error:
             problems[row] = _reason(error)
             continue

@@ -17,11 +17,12 @@ from mlc_jax.files.columns import Columns, Survey, is_constant, left_out, survey
 from mlc_jax.files.label_columns import NAMES, ONE_EACH, WRITTEN, LabelColumns, Said, read_checks
 from mlc_jax.files.own import FIELD, LabelledFile, OwnData, combine
 from mlc_jax.files.tables import Table
+from mlc_jax.files.values import forms
 from mlc_jax.files.values.leaks import leak
 from mlc_jax.files.values.names import whole
 
 _LOGGED = 100  # Columns, by name.
-_UNNAMED = re.compile(r"|Unnamed: 0|__index_level_\d+__")  # pandas' row numbers.
+_UNNAMED = re.compile(r"|Unnamed: \d+|__index_level_\d+__")  # Where pandas writes its index.
 # What annotation tools write beside labels: three of them, and it is such a file; one of them alone
 # is a feature, but for one that numbers the rows.
 _BOOKKEEPING = ("annotation_id", "annotator", "created_at", "updated_at", "lead_time", "task_id")
@@ -135,6 +136,9 @@ class _Chosen(NamedTuple):
         for feature in features:
             sign = "" if feature in there or feature[:1] not in signs else feature[:1]
             name = feature.removeprefix(sign)
+            if sign != "-" and name in table.unread():
+                kind = table.unread()[name]
+                table.fail(f"column {name!r} holds {kind}, expected numbers, texts or dates")
             if name not in there:
                 table.fail(f"has no column {name!r}, only {', '.join(map(repr, there))}")
             if name in labels and sign != "-":
@@ -155,10 +159,11 @@ class _Chosen(NamedTuple):
 def _read_first(table: Table, features: Sequence[str], said: Said) -> tuple[LabelledFile, Columns]:
     """The file that features are chosen by."""
     chosen, labels = _Chosen.of(table, features), LabelColumns(table, said)
-    there = [x for x in table.columns() if x not in (*NAMES, *labels.required)]
-    left = dict.fromkeys(chosen.removed, "as asked")
+    left = {name: f"holds {kind}" for name, kind in table.unread().items()}
+    there = [x for x in table.columns() if x not in (*NAMES, *labels.required, *left)]
+    left |= dict.fromkeys(chosen.removed, "as asked")
     if not chosen.named:
-        left |= _by_name([name for name in there if name not in chosen.added])
+        left.update(_by_name([name for name in there if name not in chosen.added]))
     names = [name for name in chosen.looked_at(there) if name not in left]
     size = len(labels.required) + len(labels.optional)
 
@@ -172,7 +177,9 @@ def _read_first(table: Table, features: Sequence[str], said: Said) -> tuple[Labe
     learned, taken = ~file.judging, []
     for one in surveys:
         is_ours = one.name in chosen.named or one.name in chosen.added
-        why = None if is_ours else left_out(one, learned)
+        why = (
+            None if is_ours else left_out(one, learned, unnamed=bool(_UNNAMED.fullmatch(one.name)))
+        )
         if is_constant(one, learned):
             why = "empty" if one.is_empty else "one value in all rows"
         if why is None:
@@ -191,8 +198,7 @@ def _read_first(table: Table, features: Sequence[str], said: Said) -> tuple[Labe
 
 def _by_name(names: Sequence[str]) -> dict[str, str]:
     """Columns that are no features, whatever they hold, and why."""
-    left = {name: "row numbers" for name in names if _UNNAMED.fullmatch(name)}
-    left |= {name: "written by a run" for name in names if name in WRITTEN}
+    left = {name: "written by a run" for name in names if name in WRITTEN}
     left |= {name: "a label of somebody" for name in names if name.startswith(ONE_EACH)}
     tools = [name for name in names if name in _BOOKKEEPING]
     if len(tools) >= _MANY_OF_THEM:
@@ -221,7 +227,7 @@ def _log(columns: Columns) -> None:
             described.append(f"{column.name} (missing: {median}, and a feature that says so)")
         elif column.size:
             described.append(f"{column.name} ({column.size} numbers)")
-        elif column.form in ("date", "day first", "month first"):
+        elif column.form in forms.DATES:
             described.append(f"{column.name} (dates as days: {column.form})")
         elif column.form != "point":
             described.append(f"{column.name} ({_FORMS[column.form]})")

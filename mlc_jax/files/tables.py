@@ -4,6 +4,7 @@ Nothing is guessed: `NA` and `None` are texts like others, and `001` stays `001`
 is its JSON, `[0.5, 1.0]`.
 """
 
+import collections
 import contextlib
 import csv
 import functools
@@ -14,36 +15,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from mlc_jax import paths
-from mlc_jax.errors import InputError, shown
+from mlc_jax.errors import InputError, readable, shown
+from mlc_jax.files.values import marks
 from mlc_jax.files.values.names import whole as as_whole
 
 # A longer field is most likely a quote that was never closed. Python's own limit is 131,072.
 MAX_FIELD_CHARACTERS = 2**24
-ENDINGS = (".csv", ".jsonl", ".parquet")  # Of files' names, which say what they are.
+ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")  # Of files' names, which say what they are.
 _PARQUET_ROWS = 4_096  # Held in memory at once.
-_SEPARATORS = (",", ";", "\t")  # Of CSV files.
+_SEPARATORS = (",", ";", "\t", "|")  # Of CSV files.
+_SAYS_SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # A first line that spreadsheets write and read.
 _HEADER_CHARACTERS = 2**20
-_HINTS = {
-    ".json": "; to have one object per line: pandas.read_json(FILE).to_json('x.jsonl', "
-    "orient='records', lines=True)",
-    **dict.fromkeys((".xlsx", ".xls", ".ods"), "; a spreadsheet saves its sheet as CSV"),
-    **dict.fromkeys((".tsv", ".tab", ".txt"), "; tabs between fields are read, too: rename it"),
-}
-# Nested JSON of annotation tools: what an object of theirs has, and what they export that is read.
-_TOOLS: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
-    "Label Studio": (
-        lambda row: "annotations" in row or "completions" in row,
-        "its export CSV",
-    ),
-    "Argilla": (
-        lambda row: "responses" in row or ("fields" in row and "suggestions" in row),
-        "dataset.records.to_list(flatten=True), saved with a column label of texts",
-    ),
-    "doccano": (
-        lambda row: isinstance(row.get("label", row.get("labels")), list),
-        "its export CSV",
-    ),
-}  # fmt: skip
+_DAY = 86_400 * 10**9  # Nanoseconds.
+_SHOWN = 50  # Names in a message.
 
 Row = tuple[int, list[str | None]]
 
@@ -53,8 +37,9 @@ class Table:
 
     Args:
       field: the setting that names the file, for messages: `config.dataset.noisy`.
-      path: of a `.csv` (RFC 4180, or with `;` or tabs between fields), `.jsonl` (one object per
-        line) or `.parquet` file. Text is UTF-8, with or without a byte order mark.
+      path: of a `.csv` or `.tsv` (RFC 4180, or with `;`, `|` or tabs between fields), `.jsonl` (one
+        object per line) or `.parquet` file. Text is UTF-8; with a byte order mark, UTF-16 and
+        UTF-32, too.
       header: columns of a CSV file whose first line does not name them.
       names: what columns are called here that have other names in the file: `{"label": "Etikett"}`.
         A column that has such a name of ours itself is not seen then.
@@ -74,16 +59,16 @@ class Table:
         self._header = header
         self._theirs = dict(names or {})
         self._ours = {theirs: ours for ours, theirs in self._theirs.items()}
-        readers = (self._csv, self._json, self._parquet)
+        readers = (self._csv, self._csv, self._json, self._parquet)
         endings: dict[str, Callable[..., Iterator[Row]]] = dict(zip(ENDINGS, readers, strict=True))
         kinds = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
         file = paths.local(path, field)
         if not file.is_file():
             raise InputError(f"{field}: no file {path!r}; expected one that ends in {kinds}")
         if file.suffix.lower() not in endings:
-            hint = _HINTS.get(file.suffix.lower(), "")
+            hint = marks.hint(file.suffix)
             raise InputError(f"{field}: got {path!r}, expected a file that ends in {kinds}{hint}")
-        self._file, self._kind = file, file.suffix.lower()
+        self._file, self._kind = file, file.suffix.lower().replace(".tsv", ".csv")
         self._read = endings[self._kind]
 
     def columns(self) -> list[str]:
@@ -106,6 +91,15 @@ class Table:
             if self._kind == ".jsonl":
                 return list(self._json_names)
             return [*next(self._csv_rows(), (0, []))[1]]
+
+    def unread(self) -> dict[str, str]:
+        """Columns that are none for `columns`, and what they hold: nested values of Parquet."""
+        if self._kind != ".parquet":
+            return {}
+        with self._explained():
+            return {
+                x.name: str(x.type) for x in self._schema() if not _is_read(x.type, whole=False)
+            }
 
     def rows(
         self,
@@ -153,7 +147,7 @@ class Table:
     def fail(self, problem: str, number: int | None = None) -> NoReturn:
         """Raises an InputError on the file, or on one of its rows."""
         where = "" if number is None else f" {self.place(number)}:"
-        raise InputError(f"{self.field}: {self.path!r}{where} {problem}")
+        raise InputError(f"{self.field}: {self.path!r}{where} {readable(problem)}")
 
     def place(self, number: int) -> str:
         """What an editor calls the place of a row: its first line; of Parquet its row, from 1."""
@@ -193,12 +187,14 @@ class Table:
         """The same with the text that a row stands in, its line end included."""
         csv.field_size_limit(max(MAX_FIELD_CHARACTERS, csv.field_size_limit()))  # Of the process.
         read: list[str] = []
-        with self._file.open(encoding="utf-8", newline="") as stream:
+        with self._file.open(encoding=self._encoding, newline="") as stream:
 
             def lines() -> Iterator[str]:
                 for number, line in enumerate(stream):
                     read.append(line)
-                    yield line if number else line.removeprefix("\ufeff")
+                    line = line if number else line.removeprefix("\ufeff")
+                    is_none = not number and _SAYS_SEPARATOR.fullmatch(line)
+                    yield "\n" if is_none else line
 
             reader, line = csv.reader(lines(), strict=True, delimiter=self.separator), 1
             try:
@@ -210,10 +206,22 @@ class Table:
                 self.fail(_csv_problem(str(error)), line)
 
     @functools.cached_property
+    def _encoding(self) -> str:
+        """Of its text; a mark of UTF-8 is left in it."""
+        return marks.encoding(self._start())
+
+    def _start(self) -> bytes:
+        with self._file.open("rb") as stream:
+            return stream.read(32)
+
+    @functools.cached_property
     def separator(self) -> str:
-        """Between the fields of a CSV file: the one that its first line has most of."""
-        with self._file.open(encoding="utf-8-sig", newline="", errors="replace") as stream:
-            start = stream.read(_HEADER_CHARACTERS)
+        """Between the fields of a CSV file: the one that its first line has most of, or names."""
+        with self._file.open(encoding=self._encoding, newline="", errors="replace") as stream:
+            start = stream.read(_HEADER_CHARACTERS).removeprefix("\ufeff")
+        said = _SAYS_SEPARATOR.match(start)
+        if said and said[1] in _SEPARATORS:
+            return said[1]
         sizes = {}
         for separator in _SEPARATORS:
             try:
@@ -250,12 +258,13 @@ class Table:
             yield line, texts
 
     def _json_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        with self._file.open(encoding="utf-8-sig", newline="\n") as stream:
+        with self._file.open(encoding=self._encoding, newline="\n") as stream:
             for line, text in enumerate(stream, 1):
+                text = text.removeprefix("\ufeff") if line == 1 else text
                 if not text.strip():
                     continue
                 if line == 1 and text.strip()[0] == "[":
-                    self.fail(f"is a list, expected one object per line{_HINTS['.json']}")
+                    self.fail(f"is a list, expected one object per line{marks.hint('.json')}")
                 try:
                     row = json.loads(text)
                 except (ValueError, RecursionError) as error:
@@ -267,9 +276,9 @@ class Table:
     def _check_nested(self, row: dict[str, Any], name: str, line: int) -> None:
         """Says how to export from an annotation tool what is no table here."""
         if isinstance(row[name], list | dict):
-            for tool, (is_of, export) in _TOOLS.items():
-                if is_of(row):
-                    self.fail(f"{name!r} is nested, as {tool} writes it; expected {export}", line)
+            tool = marks.tool_of(row)
+            if tool:
+                self.fail(f"{name!r} is nested, {tool}", line)
 
     def _json_text(self, value: Any, name: str, line: int, *, whole: bool) -> str:
         if isinstance(value, str):
@@ -283,6 +292,8 @@ class Table:
         if isinstance(value, list) and not whole:
             return json.dumps(value)
         expected = "a text or a whole number" if whole else "a text, a number or a list of numbers"
+        if not whole:
+            expected += f"; --config.dataset.features=-{name} leaves it out"
         return self.fail(f"{name!r} is {shown(value)}, expected {expected}", line)
 
     def _parquet(
@@ -326,6 +337,9 @@ class Table:
 
         if _is_list(column.type):
             return [None if x is None else json.dumps(x) for x in column.to_pylist()]
+        if types.is_duration(column.type):
+            spans = column.cast(pyarrow.duration("ns"), safe=False).cast(pyarrow.int64())
+            return [None if x is None else repr(x / _DAY) for x in spans.to_pylist()]
         texts: list[str | None] = column.cast(pyarrow.string()).to_pylist()
         if not (whole and types.is_floating(column.type)):
             return texts
@@ -351,16 +365,24 @@ class Table:
     ) -> list[int | None]:
         """Where columns stand; None for an optional one that is not there."""
         names = [*required, *optional, *values]
+        counts, places = collections.Counter(header), {}
+        for place, name in enumerate(header):
+            places.setdefault(name, place)
         for name in (*required, *values):
-            if name not in header:
+            if name not in places:
                 self.fail(f"has no column {name!r}, only {_names(header)}", number)
         for name in names:
-            if header.count(name) > 1:
-                self.fail(f"has column {name!r} {header.count(name)} times, expected it once")
-        return [header.index(x) if x in header else None for x in names]
+            if counts[name] > 1:
+                self.fail(f"has column {name!r} {counts[name]} times, expected it once")
+        return [places.get(x) for x in names]
 
     def _fail_at_bytes(self) -> NoReturn:
         """Says where the first bytes are that are no UTF-8."""
+        kind = marks.other_kind(self._start())
+        if kind:
+            self.fail(f"is {kind}; expected text{marks.hint(self._file.suffix)}")
+        if self._encoding != "utf-8":
+            self.fail(f"is no {self._encoding.upper()}, as its first bytes say; expected UTF-8")
         offset = 0
         with self._file.open("rb") as stream:
             for line, data in enumerate(stream, 1):
@@ -369,7 +391,8 @@ class Table:
                 except UnicodeDecodeError as error:
                     self.fail(
                         f"is not UTF-8: byte {data[error.start]:#04x} at offset "
-                        f"{offset + error.start} of the file; expected it saved as UTF-8",
+                        f"{offset + error.start} of the file; expected it saved as UTF-8 (a "
+                        "spreadsheet's `CSV UTF-8`; iconv -f WINDOWS-1252 -t UTF-8 FILE)",
                         line,
                     )
                 offset += len(data)
@@ -392,7 +415,7 @@ def _is_read(stored: Any, *, whole: bool) -> bool:
     if not whole:
         if _is_list(kind):
             return bool(types.is_integer(kind.value_type) or types.is_floating(kind.value_type))
-        tests += ["decimal", "date", "timestamp", "time"]
+        tests += ["decimal", "date", "timestamp", "time", "duration"]
     return any(getattr(types, f"is_{test}")(kind) for test in tests)
 
 
@@ -422,7 +445,8 @@ def _csv_problem(error: str) -> str:
 
 
 def _names(columns: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in columns)
+    more = f" and {len(columns) - _SHOWN} more" if len(columns) > _SHOWN else ""
+    return ", ".join(shown(name, 80) for name in columns[:_SHOWN]) + more
 
 
 def _line(error: Exception) -> str:

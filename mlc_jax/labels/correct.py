@@ -12,14 +12,17 @@ from ml_collections import ConfigDict
 
 from mlc_jax import api, config
 from mlc_jax.benchmarks.datasets import of_own
+from mlc_jax.config import starts
+from mlc_jax.config.checks import is_whole
 from mlc_jax.data import ArraySource, Source
 from mlc_jax.encoders import encoding
 from mlc_jax.errors import InputError, expect
 from mlc_jax.files import table_files, text_files
 from mlc_jax.files.label_columns import Said, check_near_misses
 from mlc_jax.files.memory import inputs as memory
-from mlc_jax.files.memory.frames import Frame
+from mlc_jax.files.memory.frames import Frame, as_frame
 from mlc_jax.files.own import OwnData
+from mlc_jax.files.values.inputs import Offsets
 from mlc_jax.result import Result
 
 _LINEAR, _MLP = "linear", "mlp"
@@ -74,11 +77,17 @@ def correct_labels(
       InputError: a frame or settings that are not what they should be; nothing was started.
       Others: as `mlc_jax.fit`.
     """
-    labels = (label,) if isinstance(label, str) else tuple(label)
-    expect(len(labels) > 0, "label", label, "a column, or several")
+    frame = as_frame(frame)
+    labels = (label,) if isinstance(label, str) else label
+    named = isinstance(labels, list | tuple) and all(isinstance(x, str) for x in labels)
+    expect(named and len(labels) > 0, "label", label, "the name of a column, or of several")
+    labels = tuple(labels)
+    expect(isinstance(checked, str), "checked", checked, "the name of a column")
     table = Frame("frame", _renamed(frame, labels, checked))
     said = Said(() if len(labels) == 1 else labels)
     kind = memory.TABLE if text is None else memory.TEXT
+    if text is not None and text not in table.columns():
+        table.fail(f"has no column {text!r}, only {table.columns()}")
     settings = settings_of(kind, method, model, seed, encoder, num_epochs)
     tables = [
         str(one) if isinstance(one, str | pathlib.Path) else Frame("checks", one)
@@ -118,21 +127,29 @@ def settings_of(
     """
     settings = importlib.import_module(f"mlc_jax.presets.{kind}").get_config()
     settings.dataset.data = "in memory"
+    expect(isinstance(method, str), "method", method, "a name, or auto")
+    whole = {"seed": seed, "num_epochs": 1 if num_epochs is None else num_epochs}
+    for name, value in whole.items():
+        expect(is_whole(value) or isinstance(value, np.integer), name, value, "a whole number")
+    expect(encoder is None or isinstance(encoder, str), "encoder", encoder, "a directory or a name")
+    is_used = encoder is None or kind == memory.TEXT
+    expect(is_used, "encoder", encoder, "None: only texts are read by one")
     settings.method = settings.method if method == "auto" else method
-    settings.seed = seed
+    settings.seed = int(seed)
     sizes = widths(model)
     if sizes is not None:
         settings.cross_fit.hidden_sizes = sizes
         settings.model.mlp.hidden_sizes = sizes
     if num_epochs is not None and settings.method == "cross_fit":
-        settings.cross_fit.num_rounds = num_epochs
+        settings.cross_fit.num_rounds = int(num_epochs)
     elif num_epochs is not None:
-        settings.num_epochs = num_epochs
+        settings.num_epochs = int(num_epochs)
     if kind == memory.TEXT:
         expect(encoder is not None, "encoder", encoder, "that of the texts: a directory or a name")
         settings.model.bert.checkpoint = encoder
     try:
         config.validate(settings)
+        starts.check(settings)
     except InputError as error:
         raise InputError(str(error).replace("config.", "")) from error
     return settings
@@ -176,7 +193,8 @@ def train(
     elif own.columns is not None:
         inputs = api.Inputs("table", functools.partial(api.read_frame, own.columns), own.columns)
     else:
-        inputs = api.Inputs("arrays", _read_arrays)
+        offsets = getattr(own.noisy.source, "offsets", ())
+        inputs = api.Inputs("arrays", functools.partial(_read_arrays, offsets=offsets))
     run = dataclasses.replace(run, prefix="")
     return api.train(
         run, inputs, formerly=config.formerly(), workdir=workdir, progress=progress,
@@ -196,8 +214,8 @@ def classes_of(own: OwnData, columns: Sequence[Any]) -> np.ndarray:
     return np.asarray([values.get(name, name) for name in own.class_names])
 
 
-def _read_arrays(x: Any) -> Source:
-    return ArraySource(memory.inputs_of(x))
+def _read_arrays(x: Any, *, offsets: Offsets) -> Source:
+    return ArraySource(memory.inputs_of(x, offsets))
 
 
 def _renamed(frame: Any, labels: Sequence[str], checked: str) -> dict[str, Any]:

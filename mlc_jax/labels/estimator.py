@@ -156,7 +156,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         """Probabilities (n, n_classes) of new examples, in the order of `classes_`."""
         check_is_fitted(self)
         if self.result_.kind == "arrays":
-            X = memory.inputs_of(X)
+            X = memory.as_array(X)
             if X.shape[1:] != self._shape:
                 raise InputError(
                     f"X has {X.shape[1]} features, but LabelCorrector is expecting "
@@ -240,6 +240,12 @@ def _columns(y: Any, checked: Any, *, has_votes: bool = False) -> dict[str, Any]
     if y is None:
         raise InputError("y: LabelCorrector requires y to be passed, but the target y is None")
     label = _one_dimensional("y", y)
+    if label.dtype.kind == "c":
+        raise InputError("y: Complex data not supported; expected names or whole numbers")
+    if label.dtype.kind == "O":
+        kinds = {isinstance(x, str) for x in label.tolist() if x is not None and x == x}
+        if len(kinds) > 1:
+            raise InputError("y: has texts and numbers, expected one of them")
     if label.dtype.kind == "f" and np.isinf(label).any():
         raise InputError("y: Input contains infinity; expected names or whole numbers, or NaN")
     if label.dtype.kind in "fc" and type_of_target(label[label == label]).startswith("continuous"):
@@ -262,6 +268,8 @@ def _columns(y: Any, checked: Any, *, has_votes: bool = False) -> dict[str, Any]
 
 
 def _one_dimensional(name: str, values: Any) -> Any:
+    if hasattr(values, "columns"):
+        values = values.to_numpy()
     if hasattr(values, "to_numpy") and not isinstance(values.dtype, np.dtype):
         values = values.astype(object)  # Of pandas' own types, whose missing values are none.
     if isinstance(values, np.ma.MaskedArray):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mlc_jax.core import InnerLoss, Labelled, MetaState, Metrics, Params, TrainState, pmean
+from mlc_jax.errors import expect
 from mlc_jax.methods.blocks import PLAIN, bilevel_method
 from mlc_jax.methods.types import BilevelMethod, Binding, BoundMethod, Hook, Seen
 from mlc_jax.models import LabelCorrectionNetwork
@@ -48,6 +49,10 @@ class MLC(BilevelMethod):
         return "network"
 
     def build(self, binding: Binding) -> BoundMethod:
+        classes = getattr(self.lcn, "num_classes", binding.num_classes)  # Of a user's own, maybe.
+        expected = f"{binding.num_classes}, as the classifier has"
+        expect(classes == binding.num_classes, "lcn.num_classes", classes, expected)
+
         def init_lcn(rng: chex.PRNGKey, features: jax.Array) -> tuple[Params, None]:
             labels, logits = jnp.zeros((1,), jnp.int32), jnp.zeros((1, binding.num_classes))
             return self.lcn.init(rng, features, labels, logits)["params"], None

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from mlc_jax import paths
 from mlc_jax.core.groups import path_name
 from mlc_jax.errors import InputError
 
@@ -35,6 +36,7 @@ def load_params(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       InputError: there is no such file, or it cannot be read, or it is something else.
     """
     try:
+        paths.regular_file(_local(path))
         arrays: dict[str, np.ndarray] = safetensors.numpy.load_file(_local(path))
     except Exception as error:  # Several types, some of the library's own.
         raise _file_error(path, "be read", "a safetensors file", error) from error

@@ -12,6 +12,7 @@ from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.data.votes import is_changed
 from mlc_jax.files.label_columns import for_spreadsheet
 from mlc_jax.files.tables import ENDINGS, Table
+from mlc_jax.report.to_check import csv_of
 from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.run import Run
 
@@ -38,7 +39,7 @@ class Corrected(NamedTuple):
 
     def texts(self, class_names: Sequence[str]) -> list[tuple[str, str, str, str]]:
         """For a file, a row each; what is not known is empty."""
-        names = [for_spreadsheet(str(name)) for name in class_names]
+        names = [str(name) for name in class_names]
         columns = self[: len(ADDED)]
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return [
@@ -105,16 +106,17 @@ def add_to_table(path: str, rows: Mapping[str, Sequence[str]], identifier: str |
     again = {*ours} <= {*header}
     ours = ours if again else [f"mlc_{x}" if x in header else x for x in ADDED]
     text, number, nothing = io.StringIO(), 0, ("",) * len(ADDED)
-    between = table.separator if path.endswith(".csv") else ","
+    between = table.separator if path.lower().endswith((".csv", ".tsv")) else ","
     whole = csv.writer(text, delimiter=between, lineterminator="\n")
     rest = csv.writer(text, delimiter=between, lineterminator="")
 
     def write(fields: list[str], raw: str | None, added: Sequence[str]) -> None:
+        added = [for_spreadsheet(x) for x in added]
         if again:
             new = dict(zip(ours, added, strict=True))
             whole.writerow(new.get(x, field) for x, field in zip(header, fields, strict=True))
         elif raw is None:
-            whole.writerow([*fields, *added])
+            whole.writerow([*map(for_spreadsheet, fields), *added])
         else:
             line = raw.rstrip("\r\n")
             text.write(f"{line}{between}")
@@ -155,7 +157,7 @@ def of_run(run: Run, of_noisy: Prediction) -> bytes | None:
     ).texts(dataset.class_names)  # fmt: skip
     ids = source.ids(np.arange(len(source))).tolist()
     path = c["noisy"] or c["data"]
-    if c["name"] == "arrays" or not path.endswith(ENDINGS):
+    if c["name"] == "arrays" or not path.lower().endswith(ENDINGS):
         return _of_ids(ids, said)
     names = column_names(c.get("columns"))
     header = Table("--", path).header()
@@ -166,8 +168,5 @@ def of_run(run: Run, of_noisy: Prediction) -> bytes | None:
 
 
 def _of_ids(ids: Sequence[str], said: Sequence[Sequence[str]]) -> bytes:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["id", *ADDED])
-    table.writerows([for_spreadsheet(x), *row] for x, row in zip(ids, said, strict=True))
-    return text.getvalue().encode()
+    columns = dict(zip(ADDED, zip(*said, strict=True), strict=True))
+    return csv_of({"id": ids, **columns})

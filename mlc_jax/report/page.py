@@ -12,6 +12,7 @@ import numpy as np
 from mlc_jax.data.show import show
 from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.data.votes import is_changed
+from mlc_jax.errors import readable
 from mlc_jax.report.steps import Steps
 from mlc_jax.report.verdict import NAMES, Verdict
 from mlc_jax.training.evaluate import Prediction
@@ -24,7 +25,7 @@ _NUM_PAIRS = 50
 _NUM_SOURCES = 50
 _THUMBNAIL = 96  # Pixels of the longer side.
 _MOST_CHARACTERS = 400
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
+_OF_TEXTS = "\n\t\u200e\u200f"  # Lines; and marks of direction, which texts of some scripts need.
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1rem;
@@ -92,8 +93,8 @@ def render(
     ).encode(errors="replace")
 
 
-def _text(text: Any) -> str:
-    return html.escape(_UNPRINTABLE.sub("\ufffd", str(text)))
+def _text(text: Any, keep: str = "") -> str:
+    return html.escape(readable(str(text), keep))
 
 
 def _summary(results: dict[str, Any]) -> str:
@@ -254,7 +255,7 @@ def _example(shown: str | np.ndarray) -> str:
     if isinstance(shown, np.ndarray):
         return _image(_thumbnail(shown), "example")
     cut = shown if len(shown) <= _MOST_CHARACTERS else shown[:_MOST_CHARACTERS] + "…"
-    return _text(cut)
+    return _text(cut, keep=_OF_TEXTS)
 
 
 def _thumbnail(pixels: np.ndarray) -> bytes:

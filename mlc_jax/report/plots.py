@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from mlc_jax.data.source import UNKNOWN, Subset
+from mlc_jax.report.glyphs import drawable
 
+_MOST_CHARACTERS = 24  # Of a name; longer ones leave no room for the picture.
 _MAX_NAMED_CLASSES = 20  # More names than that cannot be read.
 
 
@@ -35,6 +37,24 @@ def training(
     Returns:
       A PNG.
     """
+    from matplotlib import rc_context
+
+    named = drawable([*class_names, title])
+    *class_names, title = named.names
+    most = _MOST_CHARACTERS
+    class_names = [x if len(x) <= most else f"{x[: most - 1]}…" for x in class_names]
+    with rc_context({"font.family": named.families, "text.parse_math": False}):
+        return _training(metrics, evals, noisy, corrected, class_names, title)
+
+
+def _training(
+    metrics: Sequence[dict[str, Any]],
+    evals: Sequence[dict[str, Any]],
+    noisy: Subset,
+    corrected: np.ndarray,
+    class_names: Sequence[str],
+    title: str,
+) -> bytes:
     from matplotlib.figure import Figure
 
     has_norms = any("train/meta_grad_norm" in row for row in metrics)

@@ -1,6 +1,5 @@
 """What a finished run leaves behind: results, corrected labels, a picture, a table."""
 
-import csv
 import io
 import json
 import shlex
@@ -16,7 +15,7 @@ from mlc_jax.data.folds import RANDOM, AllRows
 from mlc_jax.data.show import show
 from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.data.votes import NO_LABEL, agreement, is_changed, quality_of
-from mlc_jax.files.label_columns import for_spreadsheet
+from mlc_jax.errors import readable
 from mlc_jax.report import corrected, page, plots, to_check
 from mlc_jax.report.sources import of_sources
 from mlc_jax.report.steps import Steps, shown_path
@@ -115,11 +114,8 @@ def write_left_out(dataset: Dataset, workdir: epath.Path) -> None:
     """Lists examples that cannot be read, id and what is wrong, if there are any."""
     if not dataset.left_out or jax.process_index() != 0:
         return
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("id", "problem"))
-    table.writerows(dataset.left_out)
-    paths.write(workdir / LEFT_OUT_FILE, text.getvalue().encode())
+    ids, problems = zip(*dataset.left_out, strict=True)
+    paths.write(workdir / LEFT_OUT_FILE, csv_of({"id": ids, "problem": problems}))
 
 
 def judged(run: Run, of_noisy: Prediction) -> tuple[Verdict | None, Prediction]:
@@ -180,7 +176,7 @@ def _number(value: Any) -> str:
     """For a table: figures with two decimals, "" for None."""
     if isinstance(value, float):
         return f"{value:.2f}"
-    return "" if value is None else for_spreadsheet(str(value))
+    return "" if value is None else str(value)
 
 
 def _known_given(clean: Subset) -> np.ndarray:
@@ -273,7 +269,8 @@ def format_table(results: dict[str, Any]) -> str:
     if results["noise"] == "given":  # Where much is not known, and nobody asks.
         rows = [(name, value) for name, value in rows if not value.startswith("- ")]
     width = max(len(name) for name, _ in rows)
-    return "\n".join([_title(results), *(f"{name:<{width}}  {value}" for name, value in rows)])
+    lines = [_title(results), *(f"{name:<{width}}  {value}" for name, value in rows)]
+    return "\n".join(map(readable, lines))
 
 
 def _title(results: dict[str, Any]) -> str:
@@ -364,10 +361,10 @@ def _write_labels(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
     else:
         paths.write(workdir / CORRECTED_FILE, own)
         _write_predicted(run, of_noisy, columns, workdir)
-    arrays = io.BytesIO()
+    content = io.BytesIO()
     truth = exported.truth if exported.has_truth else np.full(len(exported), UNKNOWN, np.int32)
     np.savez_compressed(
-        arrays,
+        content,
         id=columns["id"],
         given_label=exported.given,
         corrected_label=columns["corrected_label"],
@@ -375,7 +372,16 @@ def _write_labels(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
         label_quality=of_noisy.label_quality.astype(np.float32),
         true_label=truth,
     )
-    paths.write(workdir / SOFT_LABELS_FILE, arrays.getvalue())
+    paths.write(workdir / SOFT_LABELS_FILE, content.getvalue())
+
+
+def no_labels(num_classes: int) -> dict[str, np.ndarray]:
+    """What `SOFT_LABELS_FILE` holds, of no row."""
+    none, values = np.zeros(0, np.int32), np.zeros(0, np.float32)
+    return {
+        "id": np.zeros(0, np.str_), "given_label": none, "corrected_label": none,
+        "soft_label": np.zeros((0, num_classes), np.float32), "label_quality": values,
+    }  # fmt: skip
 
 
 def _write_predicted(
@@ -393,12 +399,12 @@ def _write_predicted(
 def _shown(run: Run, columns: dict[str, np.ndarray]) -> dict[str, Any]:
     """Columns for a reader: text by text, labels by name."""
     shown: dict[str, Any] = dict(columns)
-    shown["id"] = [for_spreadsheet(name) for name in columns["id"].tolist()]
+    shown["id"] = columns["id"].tolist()
     for name in columns.keys() & {
         "given_label", "corrected_label", "checked_label", *_PREDICTED.values()
     }:  # fmt: skip
         if run.dataset.names_labels:  # The last one of these is that of UNKNOWN, -1.
-            names = np.asarray([*(for_spreadsheet(x) for x in run.dataset.class_names), ""])
+            names = np.asarray([*run.dataset.class_names, ""])
             shown[name] = names[columns[name]]
     for name in columns.keys() & {"confidence", "label_quality", "annotator_agreement"}:
         shown[name] = ["" if np.isnan(value) else f"{value:.6f}" for value in columns[name]]
@@ -422,7 +428,7 @@ def _to_check(run: Run, of_noisy: Prediction) -> bytes:
     if hasattr(source, "show"):  # What one reads of a row, unless it is a picture.
         examples = [x for x in show(source, of_source) if isinstance(x, str)]
         if len(examples) == len(rows):
-            shown["example"] = [for_spreadsheet(x) for x in examples]
+            shown["example"] = examples
     return to_check.table(shown, why)
 
 

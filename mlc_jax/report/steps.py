@@ -6,6 +6,7 @@ from typing import NamedTuple
 from etils import epath
 
 from mlc_jax import paths
+from mlc_jax.errors import readable
 
 
 class Steps(NamedTuple):
@@ -32,7 +33,7 @@ class Steps(NamedTuple):
                       f"  {self.again}"]  # fmt: skip
         else:
             lines += ["New examples:", f"  {self.predict}"]
-        return "\n".join(lines)
+        return "\n".join(map(readable, lines))
 
 
 def shown_path(path: epath.PathLike) -> str:

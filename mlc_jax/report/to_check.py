@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mlc_jax.files.label_columns import random_order
+from mlc_jax.files.label_columns import for_spreadsheet, random_order
 
 FILE = "to_check.csv"
 NUM_FIRST = 60  # Rows where none is checked yet.
@@ -49,9 +49,10 @@ def is_filled_in(file: epath.Path) -> bool:
 
 
 def csv_of(columns: Mapping[str, Sequence[Any]]) -> bytes:
-    """Columns of one length as CSV."""
+    """Columns of one length as CSV; no spreadsheet runs what stands in them."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(columns)
-    rows.writerows(zip(*columns.values(), strict=True))
+    for row in zip(*columns.values(), strict=True):
+        rows.writerow([for_spreadsheet(x) if isinstance(x, str) else x for x in row])
     return text.getvalue().encode()

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from mlc_jax.data.source import UNKNOWN
+from mlc_jax.errors import readable
 
 ENOUGH = 30  # Judged rows, below which there are intervals, but no sentence.
 AS_GIVEN, CORRECTED, CLASSIFIER, CHECKED, GIVEN = (
@@ -177,7 +178,7 @@ class Verdict:
                 f"No judged row is of class {', '.join(self.unseen[:5])}{more}: nothing is known "
                 "of labels of that class."
             )
-        return [head, *rows, *notes, f"Verdict: {self.sentence}"]
+        return [head, *rows, *map(readable, notes), f"Verdict: {self.sentence}"]
 
 
 def _percent(share: Share) -> str:

@@ -39,6 +39,7 @@ class Prediction(NamedTuple):
 
 
 CHECKED = "checked_rows"
+_USUAL = 1_000  # Examples of a batch, unless somebody says otherwise.
 
 # (state, reader, examples in it) -> one prediction for each run.
 PredictFn = Callable[[TrainState, EvaluationReader, int], list[Prediction]]
@@ -151,9 +152,11 @@ def create_reader(
     Args:
       subsets: what is read.
       labels: `[N]` for each run, to correct.
-      batch_size: over all devices; rounded up to a multiple of their number.
+      batch_size: over all devices; rounded up to a multiple of their number. A batch is filled up
+        to it, so it is no larger than the set, or than `_USUAL`: one program serves small sets.
     """
     num_devices = jax.device_count()
+    batch_size = min(batch_size, max(_USUAL, *map(len, subsets)))
     return EvaluationReader(
         subsets,
         labels,

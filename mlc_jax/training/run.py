@@ -15,12 +15,13 @@ from ml_collections import ConfigDict
 
 from mlc_jax import build
 from mlc_jax.benchmarks import datasets
+from mlc_jax.config.checks import MOST_STEPS
 from mlc_jax.core import TrainState
 from mlc_jax.data.dataset import Dataset
 from mlc_jax.data.folds import RANDOM, AllRows
 from mlc_jax.data.loader import Pipeline
 from mlc_jax.data.prepare import Normalize
-from mlc_jax.data.source import UNKNOWN, Subset, read_rows
+from mlc_jax.data.source import UNKNOWN, ArraySource, IndexedSource, Subset, read_rows
 from mlc_jax.encoders import encoding
 from mlc_jax.encoders.frozen import StatesSource
 from mlc_jax.errors import CheckpointError, InputError
@@ -124,8 +125,14 @@ class Run:
                 "prepare": prepare.to_json() if isinstance(prepare, Normalize) else None,
             }
             | ({"columns": columns.to_json()} if columns else {})
+            | ({"offsets": list(self.offsets)} if self.offsets else {})
             | self._sources()
         )
+
+    @property
+    def offsets(self) -> tuple[float | int, ...]:
+        """That were taken off features of arrays."""
+        return getattr(self.dataset.noisy.source, "offsets", ())
 
     def _sources(self) -> dict[str, Any]:
         names = self.dataset.source_names
@@ -141,6 +148,8 @@ def build_run(config: ConfigDict, dataset: Dataset | None = None) -> Run:
     """
     if dataset is None:
         dataset = datasets.load(config, encoding.frozen_encoder(config))
+    if config.model.name in ("resnet", "resnet50"):
+        _check_pictures(config.model.name, dataset)
     if config.model.name == "bert":
         encoding.check_dataset(dataset, load_config(config.model.bert.checkpoint))
     config = sizing.fill(config, dataset)
@@ -157,6 +166,16 @@ def build_run(config: ConfigDict, dataset: Dataset | None = None) -> Run:
         settings=Settings(**fields),
         augment=config.dataset.augment,
     )
+
+
+def _check_pictures(name: str, dataset: Dataset) -> None:
+    """Of arrays: whether they can be pictures."""
+    source = dataset.noisy.source
+    if isinstance(source, ArraySource | IndexedSource) and np.ndim(source.inputs) != 4:
+        raise InputError(
+            f"config.model.name: got {name!r} with inputs of shape {np.shape(source.inputs)}, "
+            "expected mlp, or pictures [N, height, width, channels]"
+        )
 
 
 def create_run(
@@ -182,6 +201,11 @@ def create_run(
     steps_per_epoch = pipeline.steps_per_epoch
     num_epochs = settings.num_steps / steps_per_epoch or settings.num_epochs
     num_steps = round(num_epochs * steps_per_epoch)
+    if num_steps > MOST_STEPS:
+        raise InputError(
+            f"{prefix}num_epochs: got {num_epochs:g}, {num_steps:,} steps; expected {MOST_STEPS:,} "
+            "of them at most"
+        )
     if method.num_inner_steps > num_steps:
         name = "config.meta_gradient.num_inner_steps" if prefix else "num_inner_steps"
         raise InputError(
@@ -280,26 +304,48 @@ def _jitted(init: Callable[[Any, Any], TrainState]) -> Any:
     )
 
 
+# Settings that say how large a part of the state is.
+_SIZES_OF = {
+    "main": "config.model", "meta": "config.lcn", "extra": "config", "past":
+    "config.meta_gradient.update_every",
+}  # fmt: skip
+
+
 def check_memory(run: Run, num_runs: int = 1) -> None:
-    """Raises InputError where a device cannot hold the state with its past classifiers.
+    """Raises InputError where a device cannot hold the state: it is not made then.
 
     Args:
       run: what is trained.
       num_runs: of one program.
     """
-    if not run.method.num_replayed:
-        return
     state = jax.eval_shape(create_init(run), np.uint32(0))
-    past, whole = (num_runs * _num_bytes(tree) for tree in (state.past, state))
-    there = _device_bytes()
-    if whole > there:
-        name = "config.meta_gradient.update_every" if run.prefix else "update_every"
-        size = run.method.num_replayed // run.method.stride
-        raise InputError(
-            f"{name}: got {run.method.stride}, expected a larger one: with {size} past "
-            f"classifiers ({past / 2**30:.2f} GiB) the training state takes {whole / 2**30:.2f} "
-            f"GiB, and a device has {there / 2**30:.2f} GiB"
-        )
+    parts = {name: num_runs * _num_bytes(getattr(state, name)) for name in _SIZES_OF}
+    for name in ("main", "meta"):
+        params = getattr(getattr(state, name), "params", None)
+        parts[name] += num_runs * _num_bytes(params)  # A gradient is as large.
+    whole, there = sum(parts.values()), _device_bytes()
+    if whole <= there:
+        return
+    told = (
+        f"the training state and its gradients take {_gib(whole)}, and a device has {_gib(there)}"
+    )
+    if whole - parts["past"] > there:
+        largest = max(parts, key=parts.__getitem__)
+        of_folds = isinstance(run.method, CrossFit)
+        name = "config.cross_fit.hidden_sizes" if of_folds else _SIZES_OF[largest]
+        name = name if run.prefix else "method"
+        raise InputError(f"{name}: {told}; expected a smaller one ({largest}: "
+                         f"{_gib(parts[largest])})")  # fmt: skip
+    name = _SIZES_OF["past"] if run.prefix else "update_every"
+    size = run.method.num_replayed // run.method.stride
+    raise InputError(
+        f"{name}: got {run.method.stride}, expected a larger one: with {size} past classifiers "
+        f"({_gib(parts['past'])}) {told}"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
 
 
 def _num_bytes(tree: Any) -> int:

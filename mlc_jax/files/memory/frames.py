@@ -1,13 +1,16 @@
 """A data frame, or a dict of columns, with the face of a file of columns."""
 
+import collections
 import datetime
+import decimal
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
-from mlc_jax.errors import InputError
+from mlc_jax.errors import InputError, readable
+from mlc_jax.files.label_columns import NAMES
 from mlc_jax.files.tables import Row, Table
 
 
@@ -28,16 +31,21 @@ class Frame(Table):
     def __init__(self, field: str, columns: Any):
         self.field, self.path = field, "in memory"
         self._header = None
+        columns = as_frame(columns)
         if not hasattr(columns, "columns") and not isinstance(columns, Mapping):
             raise InputError(
                 f"{field}: got {type(columns).__name__}, expected a data frame or a dict of columns"
             )
         names = [*columns.columns] if hasattr(columns, "columns") else [*columns]
         self._names = [str(name) for name in names]
-        for name in self._names:
-            if self._names.count(name) > 1:
-                self.fail(f"has column {name!r} {self._names.count(name)} times, expected it once")
+        for name, count in collections.Counter(self._names).items():
+            if count > 1:
+                self.fail(f"has column {name!r} {count} times, expected it once")
         self._columns = {str(name): columns[name] for name in names}
+        for name, column in self._columns.items():
+            if not hasattr(column, "__len__") or isinstance(column, str | bytes):
+                kind = type(column).__name__
+                self.fail(f"column {name!r} is {kind}, expected one value for each row")
         lengths = {name: len(column) for name, column in self._columns.items()}
         if len(set(lengths.values())) > 1:
             self.fail(f"has columns of different lengths: {lengths}")
@@ -50,6 +58,17 @@ class Frame(Table):
         return list(self._names)
 
     header = columns
+
+    def unread(self) -> dict[str, str]:
+        """Columns of objects that are no values of a table, such as dicts or pictures."""
+        found = {}
+        for name in self._names:
+            column = self._columns[name]
+            if np.dtype(object) == getattr(column, "dtype", None) and name not in NAMES:
+                first = next((x for x in column if not _is_missing(x)), "")
+                if _is_other(first):
+                    found[name] = type(first).__name__
+        return found
 
     def rows(
         self,
@@ -82,7 +101,7 @@ class Frame(Table):
 
     def fail(self, problem: str, number: int | None = None) -> NoReturn:
         where = "" if number is None else f" {self.place(number)}:"
-        raise InputError(f"{self.field}:{where} {problem}")
+        raise InputError(f"{self.field}:{where} {readable(problem)}")
 
     def as_texts(self, name: str, column: Any) -> list[str]:
         """The same of any column; `name` is for messages."""
@@ -101,10 +120,13 @@ class Frame(Table):
         if array.dtype.kind in "iub":
             return [str(x) for x in array.tolist()]
         if array.dtype.kind == "f":
+            array = array.astype(np.float64)  # Others write themselves in other ways.
             return [_of_float(x) for x in array.tolist()]
         if array.dtype.kind == "M":
             iso = np.datetime_as_string(array, unit="auto").tolist()
             return ["" if text == "NaT" else text for text in iso]
+        if array.dtype.kind == "m":  # In days, as dates are.
+            return [_of_float(x) for x in (array / np.timedelta64(1, "D")).tolist()]
         if array.dtype.kind in "UT":
             return [str(x) for x in array.tolist()]
         if array.dtype.kind != "O":
@@ -124,6 +146,14 @@ class Frame(Table):
             return str(int(value))
         if isinstance(value, numbers.Real):
             return _of_float(float(value))
+        if isinstance(value, decimal.Decimal):
+            return "" if value.is_nan() else str(value)
+        if hasattr(value, "to_timestamp"):  # A period of pandas: its start.
+            return self._text(name, row, value.to_timestamp())
+        if hasattr(value, "closed") and hasattr(value, "mid"):  # An interval, as of pandas.cut.
+            return str(value)
+        if isinstance(value, datetime.timedelta):
+            return _of_float(value / datetime.timedelta(days=1))
         if isinstance(value, datetime.date | datetime.time | np.datetime64):
             return "" if value != value else str(value)  # NaT is not equal to itself.
         if isinstance(value, list | tuple | np.ndarray) and not isinstance(value, np.generic):
@@ -152,6 +182,23 @@ def _of_float(value: float) -> str:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def as_frame(columns: Any) -> Any:
+    """A table of Arrow as a data frame; all else as it is."""
+    return columns.to_pandas() if hasattr(columns, "column_names") else columns
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value is _pandas_na() or (isinstance(value, float) and value != value)
+
+
+def _is_other(value: Any) -> bool:
+    """Whether a value is none that a table has."""
+    known = (str, numbers.Real, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta)
+    known_too = (np.generic, np.ndarray, list, tuple, complex)
+    of_pandas = hasattr(value, "to_timestamp") or hasattr(value, "closed")
+    return isinstance(value, bytes) or not (isinstance(value, (*known, *known_too)) or of_pandas)
 
 
 def _pandas_na() -> Any:

@@ -14,7 +14,7 @@ from mlc_jax.files.label_columns import NAMES, LabelColumns, Said, read_checks
 from mlc_jax.files.memory.frames import Frame
 from mlc_jax.files.own import OwnData, combine
 from mlc_jax.files.tables import Table
-from mlc_jax.files.values.inputs import as_stored, check_learned
+from mlc_jax.files.values.inputs import Offsets, as_stored, offsets_of
 
 ARRAYS, TABLE, TEXT = "arrays", "table", "text"  # As in `config.dataset.name`.
 
@@ -48,10 +48,16 @@ def as_array(x: Any) -> np.ndarray:
     Raises:
       InputError: they are no numbers, or not one row for each example.
     """
+    if not (hasattr(x, "__len__") or hasattr(x, "__array__")):
+        raise InputError(f"X: got {type(x).__name__}, expected an array or a list of lists")
     try:
         array = np.asanyarray(x)  # A mask stays, to be refused.
     except (ValueError, TypeError) as error:
         raise InputError(f"X: rows of different lengths ({error}); expected one shape") from error
+    if isinstance(array, np.matrix):  # Whose rows are matrices.
+        array = np.asarray(array)
+    if array.dtype.name == "bfloat16":
+        array = array.astype(np.float32)
     if array.dtype.kind == "c":
         raise InputError("X: Complex data not supported; expected real numbers")
     if array.dtype.kind == "O":
@@ -79,13 +85,17 @@ def as_array(x: Any) -> np.ndarray:
     return array
 
 
-def inputs_of(x: Any) -> np.ndarray:
+def inputs_of(x: Any, offsets: Offsets = ()) -> np.ndarray:
     """The same as they are stored: float32, but for whole numbers without a sign.
+
+    Args:
+      x: see `as_array`.
+      offsets: of features, see `offsets_of`.
 
     Raises:
       InputError: they are no finite numbers.
     """
-    stored = as_stored(_fail, as_array(x))
+    stored = as_stored(_fail, as_array(x), offsets)
     # Whole numbers may be others in new rows; pixels, without a sign, may not.
     return stored.astype(np.float32) if stored.dtype.kind == "i" else stored
 
@@ -139,13 +149,14 @@ def from_memory(
             raise InputError("X: got texts, expected an encoder beside them: encoder=DIR_OR_NAME")
         texts = Frame("X", {"text": [str(one) for one in x]} | labels.columns)
         return of_texts(texts, read_texts, said=labels.said, drawn=drawn)
-    inputs = inputs_of(x)
-    check_learned(_fail, as_array(x))
+    inputs_of(x)  # Finite, before anything is told of them.
+    offsets = offsets_of(_fail, as_array(x))
+    inputs = inputs_of(x, offsets)
     table = Frame("y", labels.columns)
     columns = LabelColumns(table, labels.said)
     for line, values in table.rows(columns.required, columns.optional):
         columns.add(line, values)
-    file = columns.finish(lambda ids: ArraySource(inputs, ids))
+    file = columns.finish(lambda ids: ArraySource(inputs, ids, offsets=offsets))
     own = _doubtful(combine({"data": file}, Normalize(), drawn=drawn, needs_checks=False))
     return own._replace(prepare=scale(own.noisy, None))
 

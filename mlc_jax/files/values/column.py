@@ -90,7 +90,7 @@ class Column(NamedTuple):
 
 def fail_at(fail: Fail, column: Column, text: str, line: int) -> NoReturn:
     kinds = {"time": "a time of day", "list": "a list of numbers"}
-    kind = "a date" if column.form in ("date", "day first", "month first") else "a number"
+    kind = "a date" if column.form in forms.DATES else "a number"
     if column.form == "comma":
         kind = "a number with a decimal comma"
     kind = kinds.get(column.form, kind)

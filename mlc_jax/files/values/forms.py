@@ -15,14 +15,27 @@ MISSING = frozenset({
 })  # fmt: skip
 
 _BOOLEANS = {"true": 1.0, "false": 0.0}
-_BARE = re.compile(r"^([+-]?)\s*[$€£¥]?\s*([+-]?.*?)\s*[%$€£¥]?$")
-_POINT = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+|(?=\.\d))(\.\d*)?([eE][+-]?\d+)?")
-_COMMA = re.compile(r"[+-]?(\d{1,3}([.'\s]\d{3})+|\d+|(?=,\d))(,\d*)?")
+_CURRENCY = r"(?:[$€£¥]|USD|EUR|GBP|CHF|JPY)?"
+_BARE = re.compile(rf"^([+-]?)\s*{_CURRENCY}\s*([+-]?.*?)\s*(?:%|{_CURRENCY})$")
+_MINUS = re.compile(r"\((.+)\)|(\d.*)-")  # As accounts have it: (5), 5-.
+_POINT = re.compile(
+    r"[+-]?(\d{1,3}(,\d{3})+|\d{1,2}(,\d{2})+,\d{3}|\d{1,3}(['\u2019\s]\d{3})+|\d+|(?=\.\d))"
+    r"(\.\d*)?([eE][+-]?\d+)?"
+)
+_COMMA = re.compile(r"[+-]?(\d{1,3}([.'\u2019\s]\d{3})+|\d+|(?=,\d))(,\d*)?([eE][+-]?\d+)?")
 _TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?")
-_CLOCK = rf"(?:[T ]+(?P<clock>{_TIME.pattern}))?(?P<zone>Z| ?[+-]\d\d:?\d\d)?"
+_HALF = r"(?: ?(?P<half>[AaPp])\.?[Mm]\.?)?"
+_ZONE = r"(?P<zone>Z| ?UTC| ?GMT| ?[+-]\d\d:?\d\d)?"
+_CLOCK = rf"(?:,?[T ]+(?P<clock>{_TIME.pattern}){_HALF})?{_ZONE}"
 _ISO = re.compile(rf"(?P<y>\d{{4}})([-/.])(?P<m>\d{{1,2}})\2(?P<d>\d{{1,2}}){_CLOCK}")
 _DAY_FIRST = re.compile(rf"(?P<d>\d{{1,2}})([-/.])(?P<m>\d{{1,2}})\2(?P<y>\d{{4}}){_CLOCK}")
 _MONTH_FIRST = re.compile(rf"(?P<m>\d{{1,2}})([-/])(?P<d>\d{{1,2}})\2(?P<y>\d{{4}}){_CLOCK}")
+_MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+_NAME = rf"(?P<m>(?:{'|'.join(_MONTHS)})[a-z]*)\.?"
+_NAMED = re.compile(
+    rf"(?:(?P<d>\d{{1,2}})[ -]{_NAME}[ -]|{_NAME.replace('<m>', '<m2>')} (?P<d2>\d{{1,2}}),? )"
+    rf"(?P<y>\d{{4}}){_CLOCK}", re.IGNORECASE,
+)  # fmt: skip
 _EPOCH = datetime.date(1970, 1, 1).toordinal()
 
 
@@ -91,7 +104,7 @@ def _point(text: str) -> float:
             pass
     bare = _bare(text)
     if _POINT.fullmatch(bare):
-        return float(bare.replace(",", ""))
+        return float(re.sub(r"[,'\u2019\s]", "", bare))
     return _BOOLEANS.get(text.casefold(), np.nan)
 
 
@@ -100,11 +113,14 @@ def _comma(text: str) -> float:
     bare = _bare(text)
     if not _COMMA.fullmatch(bare):
         return float("nan")
-    return float(re.sub(r"[.'\s]", "", bare).replace(",", "."))
+    return float(re.sub(r"[.'\u2019\s]", "", bare).replace(",", "."))
 
 
 def _bare(text: str) -> str:
-    """Without a currency or a percent sign."""
+    """Without a currency or a percent sign, and with its minus before it."""
+    text = text.replace("\u2212", "-")
+    minus = _MINUS.fullmatch(text)
+    text = f"-{minus[1] or minus[2]}" if minus else text
     found = _BARE.match(text)
     return "".join(found.groups()) if found else text
 
@@ -115,12 +131,18 @@ def _date(pattern: re.Pattern[str]) -> Callable[[str], float]:
         found = pattern.fullmatch(text)
         if found is None:
             return float("nan")
+        parts = found.groupdict()
+        name, number = parts["m"] or parts["m2"], parts["d"] or parts["d2"]
+        month = int(name) if name.isdigit() else 1 + _MONTHS.index(name[:3].lower())
         try:
-            day = datetime.date(int(found["y"]), int(found["m"]), int(found["d"])).toordinal()
+            day = datetime.date(int(parts["y"]), month, int(number)).toordinal()
         except ValueError:
             return float("nan")
-        clock = _time(found["clock"]) if found["clock"] else 0.0
-        zone = (found["zone"] or "Z").strip().replace(":", "")
+        clock = _time(parts["clock"]) if parts["clock"] else 0.0
+        if parts["half"]:  # 12 is 0 then.
+            clock = clock % 0.5 + (0.5 if parts["half"] in "pP" else 0)
+        zone = (parts["zone"] or "Z").strip().replace(":", "")
+        zone = "Z" if zone in ("UTC", "GMT") else zone
         east = 0.0 if zone == "Z" else (int(zone[1:3]) + int(zone[3:]) / 60) / 24
         return day - _EPOCH + clock - (east if zone[0] == "+" else -east)
 
@@ -138,6 +160,7 @@ def _time(text: str) -> float:
     return (hours + minutes / 60 + seconds / 3600) / 24
 
 
+DATES = ("date", "day first", "month first", "named month")
 # How a column writes its numbers: the first that reads all of it counts.
 FORMS: dict[str, Callable[[str], float]] = {
     "point": _point,
@@ -145,6 +168,7 @@ FORMS: dict[str, Callable[[str], float]] = {
     "date": _date(_ISO),
     "day first": _date(_DAY_FIRST),
     "month first": _date(_MONTH_FIRST),
+    "named month": _date(_NAMED),
     "time": _time,
     "list": lambda text: float("nan") if read_list(text) is None else 0.0,
 }

@@ -1,7 +1,7 @@
 """Whether arrays of a user's inputs are numbers that a model can compute with."""
 
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -12,10 +12,14 @@ _LEVELS = 64  # A deviation has so many different float32 numbers at least.
 _SAMPLE = 4_096  # Rows that quartiles are first taken of.
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
+_EXACT = 2.0**62  # Differences of whole numbers, at most, that wrap to themselves.
+
+# What is taken off each feature, in float64; of none where all are as they are.
+Offsets = tuple[float | int, ...]
 Fail = Callable[[str], NoReturn]  # (what is wrong: `row 3, column 2 is nan; expected ...`)
 
 
-def as_stored(fail: Fail, inputs: np.ndarray) -> np.ndarray:
+def as_stored(fail: Fail, inputs: np.ndarray, offsets: Offsets = ()) -> np.ndarray:
     """Inputs `[N, ...]` as they are stored: float32 in place of wider floats and of bool.
 
     A memory map stays one.
@@ -23,6 +27,7 @@ def as_stored(fail: Fail, inputs: np.ndarray) -> np.ndarray:
     Args:
       fail: raises an InputError that names the array.
       inputs: as the user has them.
+      offsets: see `offsets_of`.
 
     Raises:
       InputError: they are no finite numbers, or none that float32 holds and tells apart.
@@ -39,6 +44,12 @@ def as_stored(fail: Fail, inputs: np.ndarray) -> np.ndarray:
     for block in blocks(inputs) if inputs.dtype.kind == "f" else ():
         _check_finite(fail, block, row)
         row += len(block)
+    if offsets and inputs.shape[1:] == (len(offsets),):
+        stored = np.asarray(inputs).astype(np.float32)
+        for column, offset in enumerate(offsets):
+            if offset:
+                stored[:, column] = _less(np.asarray(inputs[:, column]), offset)
+        return stored
     if inputs.dtype == bool and not isinstance(inputs, np.memmap):
         return inputs.astype(np.float32)
     if inputs.dtype.itemsize <= 4 and inputs.dtype != np.uint32:
@@ -47,19 +58,58 @@ def as_stored(fail: Fail, inputs: np.ndarray) -> np.ndarray:
     return inputs.astype(np.float32) if is_large and not isinstance(inputs, np.memmap) else inputs
 
 
-def check_learned(fail: Fail, inputs: np.ndarray) -> None:
-    """Of features `[N, F]` to learn from, as the user has them.
+def offsets_of(fail: Fail, inputs: np.ndarray) -> Offsets:
+    """Of features `[N, F]` to learn from, as the user has them: what is taken off each.
+
+    Where float32 tells all values of all features apart there is none.
 
     Raises:
-      InputError: float32 cannot tell the values of one apart, or a value is `survey.FAR` quartiles
-        away from others: a slip, which would leave nothing of these once they are scaled.
+      InputError: a value is `survey.FAR` quartiles away from others: a slip, which would leave
+        nothing of these once they are scaled. Or those of a memory map, which stays as it is, are
+        not told apart.
     """
-    if inputs.ndim != 2 or inputs.dtype.kind not in "iuf" or isinstance(inputs, np.memmap):
-        return
-    if inputs.dtype.itemsize > 4:
-        _check_apart(fail, inputs)
-    if inputs.dtype.kind == "f" and len(inputs) and np.isfinite(inputs).all():
+    if inputs.ndim != 2 or inputs.dtype.kind not in "iuf":
+        return ()
+    offsets = _offsets(inputs)
+    is_map = isinstance(inputs, np.memmap)
+    if is_map and offsets:
+        column = next(i for i, offset in enumerate(offsets) if offset)
+        fail(
+            f"column {column} has numbers about {offsets[column]:.17g} that are closer together "
+            "than float32 tells apart; expected them without that offset, or in an .npz"
+        )
+    if not is_map and inputs.dtype.kind == "f" and len(inputs) and np.isfinite(inputs).all():
         _check_far(fail, inputs)
+    return offsets
+
+
+def _offsets(inputs: np.ndarray) -> Offsets:
+    if len(inputs) < 2 or inputs.dtype.itemsize < 4 or inputs.dtype == np.float32:
+        return ()
+    low = np.min([block.min(axis=0) for block in blocks(inputs)], axis=0)
+    high = np.max([block.max(axis=0) for block in blocks(inputs)], axis=0)
+    if not np.isfinite(high.astype(np.float64) - low).all():
+        return ()  # Told elsewhere.
+    size = np.maximum(np.abs(low.astype(np.float64)), np.abs(high.astype(np.float64)))
+    span = _less(high[None], low)[0]
+    offsets: list[float | int] = [0] * inputs.shape[1]
+    for column in np.flatnonzero((span > 0) & (span < size)).tolist():
+        above = _less(np.asarray(inputs[:, column]), low[column])
+        if above.std() < _LEVELS * np.finfo(np.float32).eps * size[column]:
+            start = low[column].item()
+            middle = float(np.median(above))
+            offsets[column] = start + (int(middle) if isinstance(start, int) else middle)
+    return tuple(offsets) if any(offsets) else ()
+
+
+def _less(inputs: np.ndarray, offset: Any) -> np.ndarray:
+    """`inputs - offset` in float64; exactly, of whole numbers of 64 bits."""
+    apart = inputs.astype(np.float64) - np.float64(offset)
+    if inputs.dtype.kind not in "iu":
+        return apart
+    wrapped = inputs.astype(np.uint64) - np.asarray(offset).astype(np.uint64)
+    exact = wrapped.astype(np.int64).astype(np.float64)
+    return np.where(np.abs(apart) < _EXACT, exact, apart)
 
 
 def _check_far(fail: Fail, inputs: np.ndarray) -> None:
@@ -89,17 +139,3 @@ def _check_finite(fail: Fail, block: np.ndarray, start: int) -> None:
 
 def _largest(inputs: np.ndarray) -> int:
     return max(max(abs(int(block.min())), abs(int(block.max()))) for block in blocks(inputs))
-
-
-def _check_apart(fail: Fail, inputs: np.ndarray) -> None:
-    if len(inputs) < 2:
-        return
-    low, high = inputs.min(axis=0).astype(np.float64), inputs.max(axis=0).astype(np.float64)
-    size = np.maximum(np.abs(low), np.abs(high))
-    deviation = inputs.std(axis=0, dtype=np.float64)
-    close = (deviation < _LEVELS * np.finfo(np.float32).eps * size) & (high > low)
-    for column in np.flatnonzero(close).tolist():
-        fail(
-            f"column {column} lies between {low[column]:.17g} and {high[column]:.17g}, closer "
-            f"together than float32 tells apart; expected {low[column]:.17g} taken off"
-        )

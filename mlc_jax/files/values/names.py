@@ -5,7 +5,18 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+import numpy as np
+
 _WHOLE = re.compile(r"([+-]?\d+)\.0*")
+_UNSEEN = ("Cc", "Cf")  # Such as a zero-width space, a soft hyphen, a byte order mark.
+_BETWEEN = re.compile(r"(?<=\w)[\s_\u2010-\u2015-]+(?=\w)")  # big cat, big_cat, big-cat.
+_NUMBER = re.compile(r"[+-]?(0+\d+|\d+[.,]0*|\d+([.,]\d+)?[eE][+-]?\d+)", re.ASCII)
+_DIGITS = 15
+# Letters of other alphabets that look like these; quotes that are bent.
+_ALIKE = str.maketrans(
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0455\u0458\u03bf\u2018\u2019\u201c\u201d",
+    "aeopcyxisjo''\"\"",
+)
 MAX_LENGTH = 200  # Characters of a label or an id.
 
 
@@ -18,12 +29,28 @@ def whole(name: str) -> str:
 def bare(name: str) -> str:
     """What look-alike names have in common: of `cat `, `Cat`, `"['cat']"`, `{"choices": ["cat"]}`.
 
-    It is without case, blanks, quotes and brackets, and in one form of Unicode.
+    It is without case, blanks, dashes, quotes, brackets and what cannot be seen, in one form of
+    Unicode, and of whole numbers their value: `007` is 7 once a spreadsheet has saved it.
     """
-    text = unicodedata.normalize("NFKC", name).strip()
+    text = unicodedata.normalize("NFKC", name).translate(_ALIKE).strip()
     if text[:1] in "[{(\"'" and len(text) > 1:
         text = _innermost(text)
-    return " ".join(text.split()).casefold()
+    text = "".join(x for x in " ".join(text.split()) if unicodedata.category(x) not in _UNSEEN)
+    number = _NUMBER.fullmatch(text)
+    if number and len(text) < _DIGITS:
+        value = float(text.replace(",", "."))
+        text = str(int(value)) if value.is_integer() else text
+    return _BETWEEN.sub(" ", text).casefold().translate(_ALIKE)
+
+
+def is_one_hot(labels: np.ndarray) -> bool:
+    """Whether `[N, S]` are a one in each row, and zeros: no labels by S sources, but of S classes.
+
+    Of two sources that say 0 or 1 that would mean that they never agree.
+    """
+    if labels.ndim != 2 or labels.shape[1] < 2 or labels.dtype.kind not in "biuf":
+        return False
+    return bool(((labels == 1).sum(axis=1) == 1).all() and ((labels == 0) | (labels == 1)).all())
 
 
 def look_alikes(names: Iterable[str]) -> tuple[str, str] | None:

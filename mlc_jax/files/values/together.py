@@ -24,6 +24,10 @@ _NO_CLASSES = frozenset({
 })  # fmt: skip
 
 
+_MOST_SINGLE = 0.5  # Share of rows that are alone in their class; more are no classes.
+_FEW_ROWS = 10
+
+
 class NothingChecked(InputError):
     """No row of a user's file has a label that somebody checked."""
 
@@ -115,6 +119,13 @@ def check_judged(
     says = np.where(truth != UNKNOWN, truth, given)[~file.judging]
     counts = np.bincount(says[says != UNKNOWN], minlength=len(names))
     single = [names[number] for number in np.flatnonzero(counts == 1).tolist()]
+    as_given = np.bincount(given[(given != UNKNOWN) & ~file.judging])
+    alone = max(len(single), int((as_given == 1).sum()))
+    if alone > _MOST_SINGLE * as_given.sum() and as_given.sum() >= _FEW_ROWS:
+        file.fail(
+            f"has {len(names):,} different labels in {counts.sum():,} rows, such as {names[0]!r} "
+            f"and {names[1]!r}; expected names of classes, each of several rows"
+        )
     if single:
         logging.warning(
             "One row alone is of class %s: nothing can be learned of it, or hidden to judge by.",
@@ -172,7 +183,10 @@ def check_sizes(
     if not num_clean and needs_checks:
         raise InputError(f"{file.field}: no row is checked; expected some")
     if not num_noisy:
-        raise InputError(f"{file.field}: all rows are checked; expected some to correct")
+        raise InputError(
+            f"{file.field}: all rows are checked, so there is no label to correct; expected rows "
+            "that nobody checked, too, or an ordinary classifier on the checked labels"
+        )
 
 
 def check_names(

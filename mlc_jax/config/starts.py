@@ -1,0 +1,45 @@
+"""Files that a run starts from: whether they are there, before anything is read or imported."""
+
+import pathlib
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from mlc_jax import paths
+from mlc_jax.errors import InputError
+
+_WEIGHTS = "a file of weights, .safetensors or .pth"
+_ENCODER = "a directory of an encoder, or a name on the Hugging Face hub"
+
+
+def check(config: ConfigDict) -> None:
+    """Of a config whose settings are right.
+
+    Raises:
+      InputError: what it names is not there, or no regular file.
+    """
+    model = config.model
+    if model.name == "bert":
+        _check_encoder("model.bert.checkpoint", model.bert.checkpoint, pathlib.Path.is_dir)
+        if config.dataset.tokenizer:
+            _check_encoder("dataset.tokenizer", config.dataset.tokenizer, pathlib.Path.exists)
+    elif model.initial_params:
+        _check_file("model.initial_params", model.initial_params)
+    if model.name == "resnet50" and model.resnet50.checkpoint:
+        _check_file("model.resnet50.checkpoint", model.resnet50.checkpoint)
+
+
+def _check_encoder(field: str, name: str, is_there: Callable[[pathlib.Path], bool]) -> None:
+    """Of an encoder or a tokenizer; on the hub, a name is `NAME` or `OWNER/NAME`."""
+    is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1
+    if is_path and not is_there(pathlib.Path(name).expanduser()):
+        raise InputError(f"config.{field}: no directory {name!r}; expected {_ENCODER}")
+
+
+def _check_file(field: str, name: str) -> None:
+    try:
+        paths.regular_file(pathlib.Path(name).expanduser())
+    except OSError as error:
+        raise InputError(
+            f"config.{field}: {name!r} cannot be read ({error.strerror}); expected {_WEIGHTS}"
+        ) from error

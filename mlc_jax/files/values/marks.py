@@ -1,0 +1,67 @@
+"""What a file says of itself: by the end of its name, its first bytes, the keys of its objects."""
+
+import codecs
+from collections.abc import Callable
+from typing import Any
+
+_HINTS = {
+    ".json": "; to have one object per line: pandas.read_json(FILE).to_json('x.jsonl', "
+    "orient='records', lines=True)",
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "; a spreadsheet saves its sheet as CSV"),
+    **dict.fromkeys((".tab", ".txt"), "; tabs between fields are read, too: rename it to .tsv"),
+    ".gz": "; unpack it: gunzip FILE",
+    ".zip": "; unpack it: unzip FILE",
+    ".feather": "; pandas.read_feather(FILE).to_parquet('x.parquet')",
+    ".pkl": "; pandas.read_pickle(FILE).to_parquet('x.parquet')",
+}
+_ENCODINGS = {  # By what text begins with; longer marks first.
+    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+_OTHERS = {
+    b"PK\x03\x04": "a ZIP archive, as spreadsheets (.xlsx) are, too",
+    b"\x1f\x8b": "packed by gzip",
+    b"BZh": "packed by bzip2",
+    b"PAR1": "Parquet",
+    b"%PDF": "a PDF",
+    b"SQLite format 3": "a database of SQLite",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet (.xls)",
+}
+# Nested JSON of annotation tools: what an object of theirs has, and what they export that is read.
+_TOOLS: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
+    "Label Studio": (
+        lambda row: "annotations" in row or "completions" in row,
+        "its export CSV",
+    ),
+    "Argilla": (
+        lambda row: "responses" in row or ("fields" in row and "suggestions" in row),
+        "dataset.records.to_list(flatten=True), saved with a column label of texts",
+    ),
+    "doccano": (
+        lambda row: isinstance(row.get("label", row.get("labels")), list),
+        "its export CSV",
+    ),
+}  # fmt: skip
+
+
+def hint(suffix: str) -> str:
+    """How a file whose name ends so becomes one that is read; "" where nobody knows."""
+    return _HINTS.get(suffix.lower(), "")
+
+
+def encoding(start: bytes) -> str:
+    """Of a text that begins so; a mark of UTF-8 is left in it."""
+    return next((x for mark, x in _ENCODINGS.items() if start.startswith(mark)), "utf-8")
+
+
+def other_kind(start: bytes) -> str:
+    """What a file that begins so is, if it is no text; "" where nobody knows."""
+    return next((kind for mark, kind in _OTHERS.items() if start.startswith(mark)), "")
+
+
+def tool_of(row: dict[str, Any]) -> str:
+    """Which annotation tool wrote an object, and what is expected of it; "" if none did."""
+    for tool, (is_of, export) in _TOOLS.items():
+        if is_of(row):
+            return f"as {tool} writes it; expected {export}"
+    return ""
