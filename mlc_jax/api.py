@@ -223,6 +223,7 @@ def train(
         columns=inputs.columns,
         frame=frame,
         rows=_of_rows(run.dataset, of_noisy) if of_all_rows else None,
+        sources=report.of_each_source(run, of_noisy),
         trained=trained,
     )
 

@@ -79,7 +79,7 @@ def write(
     if jax.process_index() == 0:
         _write_labels(run, of_noisy, workdir)
         _write_checked(run, of_noisy, workdir)
-        by_source = _by_source(run, of_noisy)
+        by_source = of_each_source(run, of_noisy)
         if by_source:
             columns = {name: [_number(row[name]) for row in by_source] for name in by_source[0]}
             paths.write(workdir / SOURCES_FILE, csv_of(columns))
@@ -162,8 +162,8 @@ def next_steps(run: Run, workdir: epath.Path, again: str) -> Steps:
     )
 
 
-def _by_source(run: Run, of_noisy: Prediction) -> list[dict[str, Any]]:
-    """What is known of each source, where there are several."""
+def of_each_source(run: Run, of_noisy: Prediction) -> list[dict[str, Any]]:
+    """A row for each source of labels, see `sources.of_sources`; none if there is one source."""
     dataset = run.dataset
     if not dataset.source_names:
         return []
