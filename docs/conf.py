@@ -30,6 +30,7 @@ version = release = mlc_jax.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 exclude_patterns = ["_build", "notebooks/data"]
+highlight_language = "none"  # Of blocks that name none: what commands print.
 default_role = "literal"  # `x` in docstrings.
 
 myst_enable_extensions = ["dollarmath", "deflist", "attrs_inline"]
@@ -41,7 +42,6 @@ autodoc_typehints = "none"  # Docstrings say what arguments are, with shapes.
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
 napoleon_use_rtype = False
-napoleon_use_ivar = True  # Dataclasses have their fields in "Attributes".
 
 html_theme = "pydata_sphinx_theme"
 html_title = "mlc_jax"
