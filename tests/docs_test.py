@@ -75,7 +75,7 @@ def test_the_first_page_prints_what_it_says(page, tmp_path):
     """Its commands and its lines of Python, as they stand, in an empty directory."""
     text = page.read_text()
     commands = re.search(r"```sh\npip install \.\n(.*?)```", text, re.DOTALL)[1]
-    printed = re.search(r"```\n(Percent right of .*?)```", text, re.DOTALL)[1]
+    printed = re.search(r"```\n(Percent of the .*?)```", text, re.DOTALL)[1]
     lines = re.search(r"```python\n(import pandas.*?)```", text, re.DOTALL)[1]
     shown = re.findall(r"^\| ([\d.]+) \| ([\d.]+) \| +\| (\w+) \| (\w* ?)\|$", text, re.MULTILINE)
     env = {k: x for k, x in os.environ.items() if k != "XLA_FLAGS"}

@@ -1,4 +1,4 @@
-"""Own data in `.npz` and `.npy` files: inputs, labels as given, and labels that were checked."""
+"""Own data in `.npz` and `.npy` files: inputs, given labels and checked labels."""
 
 import pathlib
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ def load(
 
 
 def read_labels(path: str, said: Said) -> LabelledFile:
-    """The labels of one file alone; see `load`."""
+    """Only the labels of one file; see `load`."""
     return _File("data", path).labelled(said)
 
 
@@ -148,7 +148,7 @@ def _check_start(field: str, path: str, place: pathlib.Path, start: bytes) -> No
         with place.open("rb") as stream:
             found = stream.read(len(start))
     except OSError:
-        return  # Told by the reader.
+        return  # The reader reports it.
     if found and found != start:
         raise InputError(
             f"{field}: {path!r} is not a readable {place.suffix} (it begins with {found!r}); "
@@ -157,7 +157,7 @@ def _check_start(field: str, path: str, place: pathlib.Path, start: bytes) -> No
 
 
 def checked_inputs(field: str, path: str, key: str, inputs: np.ndarray) -> np.ndarray:
-    """Inputs `[N, ...]` as they are stored here: float32 in place of float64 and of bool.
+    """Inputs `[N, ...]` in the stored type: float32 for float64 and bool.
 
     A memory map stays one.
 
@@ -165,7 +165,7 @@ def checked_inputs(field: str, path: str, key: str, inputs: np.ndarray) -> np.nd
       field, path, key: for messages; which array of the file it is.
 
     Raises:
-      InputError: they are no finite numbers.
+      InputError: they are not finite numbers.
     """
 
     def fail(problem: str) -> NoReturn:
@@ -177,7 +177,7 @@ def checked_inputs(field: str, path: str, key: str, inputs: np.ndarray) -> np.nd
 
 
 class _File:
-    """One `.npz` file, or an `.npy` with a table beside it; checked."""
+    """One `.npz` file, or an `.npy` with a table next to it; checked."""
 
     def __init__(self, name: str, path: str):
         self.field, self.path = FIELD + name, path
