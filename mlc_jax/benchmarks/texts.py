@@ -18,8 +18,8 @@ from mlc_jax.files.text_files import Settings
 from mlc_jax.files.tokens import Texts
 
 _STARS = ("1 star", "2 stars", "3 stars", "4 stars", "5 stars")
-# The README of the published files mentions only \n; reviews have \" as well. In AG News a backslash
-# escapes nothing: each stands where a line was broken (`dwindling\band of ultra-cynics`).
+# The README of the published files mentions only \n; reviews have \" as well. In AG News it escapes
+# nothing: each stands where a line was broken (`dwindling\band of ultra-cynics`).
 _ESCAPES = (("\\n", "\n"), ('\\"', '"'))
 _BROKEN_LINES = (("\\", "\n"),)
 

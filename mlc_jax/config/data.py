@@ -79,8 +79,8 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 None,
                 optional(one_of(*DRAWN)),
                 "Own files: how checked rows without a column `drawn` were chosen: random (a "
-                "random sample of all rows), per_class (a fixed number per class) or looked_up (for "
-                "a reason). None guesses, and logs the guess.",
+                "random sample of all rows), per_class (a fixed number per class) or looked_up "
+                "(for a reason). None guesses, and logs the guess.",
             ),
             "columns": Setting(
                 None,
@@ -133,9 +133,9 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 optional(flag()),
                 "arrays, table, digits: scale each feature to mean 0 and deviation 1 over the "
                 "noisy set; constant features stay. None for own files: pixels (unsigned whole "
-                "numbers) are divided by the largest, values in [0, 1] stay, the rest is standardised; "
-                "for others: False. Pictures in files: None uses ImageNet's mean and deviation, False "
-                "leaves pixels in [0, 1].",
+                "numbers) are divided by the largest, values in [0, 1] stay, the rest is "
+                "standardised; for others: False. Pictures in files: None uses ImageNet's mean "
+                "and deviation, False leaves pixels in [0, 1].",
                 formerly=False,
                 kind=bool,
             ),

@@ -29,7 +29,7 @@ _HINTS = {
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "; a spreadsheet saves its sheet as CSV"),
     **dict.fromkeys((".tsv", ".tab", ".txt"), "; tabs between fields are read, too: rename it"),
 }
-# Nested JSON of annotation tools: the keys of their objects, and which of their exports can be read.
+# Nested JSON of annotation tools: keys of their objects, and which of their exports can be read.
 _TOOLS: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
     "Label Studio": (
         lambda row: "annotations" in row or "completions" in row,
