@@ -19,7 +19,7 @@ VENV_NEWEST := .venv-newest
 TESTS_NEWEST := $(addprefix tests/,$(addsuffix _test.py,\
   checkpoint devices inner_loss losses meta_gradients models optimizers overlap reference))
 
-.PHONY: help demo test test-all test-tpu test-newest test-with-newest lint clean
+.PHONY: help demo test test-all test-tpu test-newest test-with-newest lint docs docs-links clean
 
 help:
 	@echo "make demo      set up .venv, correct a table's labels, and compare methods (3 minutes)"
@@ -28,6 +28,8 @@ help:
 	@echo "make test-tpu  of these, what compiles for a TPU (5 minutes; no TPU needed)"
 	@echo "make test-newest  of these, the core, on Python 3.13 with the newest JAX"
 	@echo "make lint      ruff and mypy"
+	@echo "make docs      build the site into docs/_build/html"
+	@echo "make docs-links  look up the site's links to other sites (needs a network)"
 	@echo "make clean     remove environments and caches; runs/ stays"
 
 demo: $(VENV)/installed
@@ -44,7 +46,7 @@ demo: $(VENV)/installed
 	@echo "   \"best\" has looked at them. \"labels right\": percent of the doubtful ones."
 	$(BIN)/python -m experiments.noise_sweep --config=configs/digits.py \
 	  --methods=cross_entropy,clean_only,mlc --seeds=5 --workdir=$(WORKDIR)
-	@echo "Next: open $(WORKDIR)/tumours.mlc/report.html. Your own labels: docs/your_own_labels.md"
+	@echo "Next: open $(WORKDIR)/tumours.mlc/report.html. Your own labels: docs/start.md"
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
@@ -69,8 +71,15 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
+docs-links: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -b linkcheck -q docs docs/_build/links
+
 clean:
-	rm -rf $(VENV) $(VENV_NEWEST) .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf $(VENV) $(VENV_NEWEST) docs/_build .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
 # Bytecode is not compiled for what is never imported: it would take longer than the demo.
 $(VENV)/installed: setup.cfg constraints.txt
@@ -84,6 +93,11 @@ $(VENV)/installed: setup.cfg constraints.txt
 $(VENV)/installed-test: $(VENV)/installed
 	@echo "Installing the test tools ..."
 	@$(PIP_INSTALL) --no-compile -e '.[test]'
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	@echo "Installing Sphinx ..."
+	@$(PIP_INSTALL) --no-compile -e '.[docs]'
 	@touch $@
 
 $(VENV)/installed-test-all: $(VENV)/installed-test

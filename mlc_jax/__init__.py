@@ -2,12 +2,10 @@
 
 import mlc_jax as mlc
 
-doubtful = mlc.Examples(x_doubtful, y_given)
-checked = mlc.Examples(x_checked, y_checked, given=y_before, drawn="random")
-method = mlc.methods.cross_fit(model=mlc.models.MLP(num_classes, ()))
-result = mlc.fit(method, doubtful, checked)
-print(result.verdict)
-result.labels, result.label_quality, result.predict_proba(x_test)
+corrector = mlc.LabelCorrector()
+corrector.fit(X, y, checked=checked)  # checked: None where nobody looked
+print(corrector.result_.verdict)
+corrector.labels_, corrector.label_quality_, corrector.predict_proba(X_new)
 """
 
 import importlib
@@ -15,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Imported when first asked for: importing JAX and Flax takes seconds, and a command that only says
-# what is wrong with its flags needs neither.
+# Imported on first use: JAX and Flax take seconds to import, and a command that only rejects its
+# flags needs neither.
 _PLACES = {
     "Examples": "mlc_jax.examples",
     "InnerLoss": "mlc_jax.core",

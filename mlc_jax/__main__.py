@@ -18,9 +18,9 @@ texts, or a column of paths of pictures; arrays (.npz); or a directory of pictur
 sub-directory for each class. Some labels must be checked: a column `checked_label`, empty where
 nobody looked. If there is none, the first call draws rows to check, and trains nothing.
 
-Beside FILE, in FILE.mlc/: report.html, to be opened first; corrected.csv, the file itself with a
-corrected label for each row; and to_check.csv, rows to check next. Fill that in where it lies and
-give the same command again: the next round learns from it.
+The output is in FILE.mlc/ next to FILE: report.html, which you should read first; corrected.csv,
+your file with a corrected label for each row; and to_check.csv, rows to check next. Fill that in,
+save it in place and run the same command again: the next round learns from it.
 """
 _CORRECT_END = """\
 Any setting can be given: --dataset.features=age,city, --cross_fit.num_rounds=8.
@@ -31,17 +31,17 @@ Any setting can be given: --dataset.features=age,city, --cross_fit.num_rounds=8.
   mlc-jax correct crowd.csv --label=anna,ben,carla
 """
 _PREDICT = """\
-Predicts the labels of new examples with what a run has learned.
+Predicts the labels of new examples with a trained run.
 
 RUN is the directory of a run that has ended, such as all.mlc or all.mlc/round_2. NEW is a file like
-the one it was trained on, without labels. The table that is written has a row for each example: id,
-label, confidence, and the probability of each class.
+the one it was trained on, without labels. The output has a row for each example: id, label,
+confidence, and the probability of each class.
 """
 _SETTINGS = f"""\
 Prints settings, with their defaults and what they mean.
 
-WORD is part of a name or of a meaning (`mlc-jax settings drawn`), or a preset, whose page is
-printed: {", ".join(presets.names()[:6])},
+WORD is part of a name or of a meaning (`mlc-jax settings drawn`), or a preset, to print its
+page: {", ".join(presets.names()[:6])},
 {", ".join(presets.names()[6:])}.
 """
 _TRAIN = """\
@@ -51,10 +51,10 @@ Trains from a config, as `python -m mlc_jax.main` does: --config=PRESET_OR_FILE 
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells what is wrong as the rest of the project does."""
+    """Reports errors in the same form as the other commands."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message}\n`{self.prog} --help` says what there is.", file=sys.stderr)
+        print(f"error: {message}\n`{self.prog} --help` lists all options.", file=sys.stderr)
         sys.exit(ExitCode.BAD_INPUT)
 
 
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="mlc-jax",
-        description="Finds wrong labels and corrects them, with few that somebody checked.",
+        description="Finds wrong labels and corrects them, from a few checked ones.",
         epilog="`mlc-jax COMMAND --help` says more.",
     )
     parser.add_argument("--version", action="version", version=f"mlc-jax {__version__}")
@@ -95,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("RUN", help="directory of a run")
     predict.add_argument("NEW", help="file or directory of examples")
     predict.add_argument("--output", default="", help="file to write; RUN/predictions/NEW.csv")
-    predict.add_argument("--batch_size", type=int, default=1000, help="examples at once")
-    predict.add_argument("--noprogress", action="store_true", help="draw no progress bar")
+    predict.add_argument("--batch_size", type=int, default=1000, help="examples per batch")
+    predict.add_argument("--noprogress", action="store_true", help="show no progress bar")
     settings = add("settings", _settings, _SETTINGS)
     settings.add_argument("WORD", nargs="?", default="", help="part of a name, or a preset")
     add("train", _unreachable, _TRAIN)
@@ -111,46 +111,46 @@ def _add_correct(parser: argparse.ArgumentParser) -> None:
         "--label",
         metavar="NAME[,NAME...]",
         default="",
-        help="labels as given, by one or several annotators; `label`, or `label_*`",
+        help="given labels, by one or several annotators; default: `label`, or `label_*`",
     )
     columns.add_argument(
         "--checked",
         metavar="NAME",
         default="",
-        help="labels that somebody checked; `checked_label`",
+        help="checked labels; default: `checked_label`",
     )
-    columns.add_argument("--text", metavar="NAME", default="", help="texts; `text`")
+    columns.add_argument("--text", metavar="NAME", default="", help="texts; default: `text`")
     columns.add_argument(
-        "--image", metavar="NAME", default="", help="paths of pictures; `path` or `image`"
+        "--image", metavar="NAME", default="", help="paths of pictures; default: `path` or `image`"
     )
-    columns.add_argument("--id", metavar="NAME", default="", help="names of rows; `id`")
+    columns.add_argument("--id", metavar="NAME", default="", help="names of rows; default: `id`")
     files = parser.add_argument_group("further files")
     files.add_argument(
         "--checks",
         metavar="FILE[,FILE...]",
         default=None,
-        help="tables of labels that were checked later: id, checked_label",
+        help="more checked labels: tables with columns id and checked_label",
     )
     files.add_argument(
         "--votes",
         metavar="FILE",
         default=None,
-        help="a table of labels by many annotators: id, source, label",
+        help="labels by many annotators: a table with columns id, source and label",
     )
     files.add_argument(
         "--encoder",
         metavar="DIR_OR_NAME",
         default=None,
-        help="of texts: a directory or a name on the Hugging Face hub; of pictures: "
+        help="for texts: a directory or a name on the Hugging Face hub; for pictures: "
         "weights of a ResNet-50",
     )
     files.add_argument(
         "--out",
         metavar="DIR",
         default="",
-        help="where to write; FILE.mlc, beside FILE, without its ending",
+        help="output directory; default: next to FILE, its name with the ending .mlc",
     )
-    parser.add_argument("--noprogress", action="store_true", help="draw no progress bar")
+    parser.add_argument("--noprogress", action="store_true", help="show no progress bar")
     # fmt: on
 
 
@@ -205,7 +205,7 @@ def _settings(typed: argparse.Namespace, rest: Sequence[str], _: Sequence[str]) 
         presets.page(typed.WORD) if typed.WORD in presets.names() else config.describe(typed.WORD)
     )
     if not text:
-        typed.parser.error(f"{typed.WORD!r} is in no name and no meaning of a setting")
+        typed.parser.error(f"{typed.WORD!r} is not in the name or meaning of any setting")
     return command_line.guarded(lambda: print(text))
 
 
@@ -234,7 +234,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 
 def _with_preset(argument: str) -> str:
-    """Of --config: a preset's name means its file."""
+    """--config=PRESET becomes the path of the preset's file."""
     flag, _, value = argument.partition("=")
     name, colon, kind = value.partition(":")
     if flag != "--config" or name not in presets.names():

@@ -1,4 +1,4 @@
-"""The project as a library: arrays in, corrected labels and a classifier out."""
+"""The library: arrays in, corrected labels and a classifier out."""
 
 import contextlib
 import dataclasses
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from mlc_jax.training.evaluate import Prediction
     from mlc_jax.training.run import Run, Settings
 
-_FIT = "fit"  # In a description: made by `fit`, not from a config.
+_FIT = "fit"  # In a description: the run was made by `fit`, not from a config.
 
 
 def fit(
@@ -64,29 +64,29 @@ def fit(
 
     Args:
       method: such as `mlc_jax.methods.mlc(...)`.
-      noisy: examples with labels that may be wrong.
-      clean: a few with labels that somebody checked, of every class; none of them in `noisy`.
-      test: to judge the classifier by; nothing is learned from it.
-      validation: true labels to select a model by; they are counted as spent.
+      noisy: examples whose labels may be wrong.
+      clean: a few examples of every class whose labels somebody checked; none of them in `noisy`.
+      test: examples that only judge the classifier.
+      validation: examples with true labels that select a checkpoint; they count as spent.
       num_epochs: passes over the noisy set.
-      num_steps: inner steps, in place of `num_epochs`; 0 goes by that.
+      num_steps: inner steps, instead of `num_epochs`; 0 uses `num_epochs`.
       batch_size: noisy examples per step, over all devices; fewer if there are fewer.
-      clean_batch_size: clean examples per step, half of which judge the other half; None is
-        `batch_size`, or what there is.
-      seed: of everything that is drawn.
-      prepare: from inputs as they are, `[B, ...]`, to what the model takes; part of the step. None
-        makes whole numbers of a single array float32, and leaves everything else as it is.
-      reader: of inputs that are texts; None takes them as they are.
-      workdir: a directory for checkpoints, metrics and the report; the same call goes on from the
+      clean_batch_size: clean examples per step; one half joins the inner loss, the other is the
+        outer loss. None is `batch_size`, or as many as there are.
+      seed: seed of all random numbers.
+      prepare: maps inputs `[B, ...]` to what the model takes, inside the step. None converts whole
+        numbers of a single array to float32, and leaves everything else as it is.
+      reader: reads inputs that are texts; None takes inputs as they are.
+      workdir: a directory for checkpoints, metrics and the report; the same call resumes from the
         newest checkpoint there. None keeps everything in memory.
-      progress: whether to draw a progress bar.
-      **settings: further fields of `mlc_jax.training.run.Settings`, such as `log_every_steps`.
+      progress: whether to show a progress bar.
+      **settings: more fields of `mlc_jax.training.run.Settings`, such as `log_every_steps`.
 
     Raises:
-      InputError: data or settings that are not what they should be; nothing was started.
-      CheckpointError: `workdir` holds a run of other settings or data; the message says which.
+      InputError: data or settings are wrong; nothing was started.
+      CheckpointError: `workdir` holds a run with other settings or data; the message says which.
       NonFiniteLossError: training diverged.
-      Preempted: SIGTERM with a workdir; the same call goes on.
+      Preempted: SIGTERM with a workdir; the same call resumes.
     """
     from mlc_jax.training.run import Settings
 
@@ -149,7 +149,7 @@ def _create_run(
 
 
 class Inputs(NamedTuple):
-    """How a run's inputs are read again; see `Result`."""
+    """How to read inputs like those of a run; see `Result`."""
 
     kind: str
     read: Callable[[Any], Source]
@@ -171,19 +171,18 @@ def train(
     """Trains one run to its end.
 
     Args:
-      run: what is trained.
-      inputs: how its inputs are read.
-      formerly: what a description that lacks a field was made with.
+      run: what to train.
+      inputs: how to read its inputs.
+      formerly: the value of a field that an older description lacks.
       workdir: see `fit`.
-      checkpoint: of the encoder of texts, which a workdir keeps.
-      progress: whether to draw a bar.
-      classes: `[C]`, the label of each class as the user wrote it; None goes by their names.
-      frame: what `Result.to_frame` adds columns to.
-      of_all_rows: whether the result says something of each row of own data in memory, checked ones
-        among them.
+      checkpoint: of the encoder of texts; a copy goes into the workdir.
+      progress: whether to show a progress bar.
+      classes: `[C]`, the label of each class as the user wrote it; None uses their names.
+      frame: the frame that `Result.to_frame` adds columns to.
+      of_all_rows: whether the result covers all rows of own data in memory, checked ones included.
 
     Raises:
-      as `fit`.
+      see `fit`.
     """
     from mlc_jax.report import report
     from mlc_jax.training import loop
@@ -223,12 +222,13 @@ def train(
         columns=inputs.columns,
         frame=frame,
         rows=_of_rows(run.dataset, of_noisy) if of_all_rows else None,
+        sources=report.of_each_source(run, of_noisy),
         trained=trained,
     )
 
 
 def _of_rows(dataset: Dataset, of_noisy: "Prediction") -> "Corrected":
-    """What is said of all rows of own data in memory, which are rows of one source."""
+    """The results for all rows of own data in memory, which are rows of one source."""
     from mlc_jax.report.corrected import of_all_rows
 
     parts = (dataset.clean, dataset.validation, dataset.test)
@@ -246,17 +246,17 @@ def load(
     prepare: Callable[[Any], Any] | None = None,
     labels: bool = True,
 ) -> Result:
-    """The result of a finished run, of `fit` or of the command.
+    """Loads the result of a finished run of `fit` or of the command.
 
     Args:
-      workdir: of the run.
-      method: needed if it was made of a Flax module or an optax transformation of your own.
-      prepare: needed if `fit` was given one.
-      labels: whether its corrected labels are read, too; who predicts needs none of them.
+      workdir: the directory of the run.
+      method: needed if the method has a Flax module or an optax transformation of your own.
+      prepare: needed if `fit` got one.
+      labels: whether to read the corrected labels, too; predictions need none of them.
 
     Raises:
-      InputError: there is no finished run, or it cannot be made again without `method`.
-      CheckpointError: its checkpoint cannot be read, or is of another method.
+      InputError: there is no finished run, or `method` is needed to load it.
+      CheckpointError: the checkpoint cannot be read, or belongs to another method.
     """
     from mlc_jax.report import report
 
@@ -305,7 +305,7 @@ def load(
 def _inputs_of(
     described: dict[str, Any], complete: ConfigDict | None, sizes: dict[str, Any], path: epath.Path
 ) -> Inputs:
-    """Args: `complete`, the config, of a run of the command; the rest as `load` reads it."""
+    """How to read inputs. `complete` is the config of a run of the command, else None."""
     if sizes.get("columns") is not None:
         columns = Columns.from_json(sizes["columns"])
         return Inputs("table", functools.partial(read_frame, columns), columns)
@@ -332,7 +332,7 @@ def _method_of(
         settings = {k: v for k, v in described["method"].items() if k != "name"}
         rebuilt: Method = description.rebuild(settings)
         return rebuilt
-    paired = sizes.get("paired", False)  # Of an older workdir it says nothing, and needs not.
+    paired = sizes.get("paired", False)  # Older workdirs lack it, and do not need it.
     return build.create_method(complete, len(sizes["class_names"]), paired=paired)
 
 
@@ -340,7 +340,7 @@ def _restored(
     bound: BoundMethod, described: dict[str, Any], sizes: dict[str, Any], path: epath.Path,
     step: int | None,
 ) -> TrainState:  # fmt: skip
-    """The state of a step; None is the last."""
+    """The state at a step; None is the last step."""
     from mlc_jax.training import run as runs
     from mlc_jax.workdir import checkpoint
 
@@ -368,7 +368,7 @@ def read_frame(columns: Columns, x: Any) -> Source:
 
 
 def _settings(fields: dict[str, Any]) -> "Settings":
-    """`Settings`, checked as the config's are."""
+    """`Settings`, with the checks of the config."""
     from mlc_jax.training.run import Settings
 
     known = [field.name for field in dataclasses.fields(Settings)]

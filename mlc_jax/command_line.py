@@ -1,4 +1,4 @@
-"""What all commands of the project share: flags, exit codes, quiet logs."""
+"""Shared by all commands: flags, exit codes, plain logs."""
 
 import logging as std_logging
 import os
@@ -13,8 +13,8 @@ from mlc_jax.config.file import ConfigFile, WrongFile
 from mlc_jax.errors import ExitCode, closed_pipes_forgiven, exit_code, readable
 
 _HINTS = {
-    ExitCode.PREEMPTED: " The same command goes on from there.",
-    ExitCode.LOST: " The same command goes on from the newest checkpoint.",
+    ExitCode.PREEMPTED: " The same command resumes from there.",
+    ExitCode.LOST: " The same command resumes from the newest checkpoint.",
 }
 
 
@@ -24,7 +24,7 @@ def run(main: Callable[..., None], *, required: list[str], takes_arguments: bool
     Args:
       main: the command; reads its flags itself.
       required: flags that must be given, and not empty.
-      takes_arguments: whether `main` is called with the list of what is no flag.
+      takes_arguments: whether `main` gets the list of arguments that are not flags.
     """
     for name in required:
         flags.register_validator(name, bool, message=f"--{name} is required.")
@@ -35,15 +35,15 @@ def run(main: Callable[..., None], *, required: list[str], takes_arguments: bool
 def parse(
     argv: list[str], values: flags.FlagValues = flags.FLAGS, *, known_only: bool = False
 ) -> list[str]:
-    """absl's parsing, but what is wrong ends the command with one line and not a traceback.
+    """absl's parsing, but an error ends the command with one line instead of a traceback.
 
     Args:
       argv: the program's name first.
       values: the flags; by default those of this program.
-      known_only: whether flags of other names are left alone.
+      known_only: whether to ignore unknown flags.
 
     Returns:
-      What is no flag.
+      Arguments that are not flags.
     """
     if "config" in values:
         values["config"].parser = ConfigFile()
@@ -71,10 +71,10 @@ def guarded(main: Callable[[], int | None], told: Callable[[str], str] = str) ->
 
     Args:
       main: the command. It may return an exit code.
-      told: what is logged, or is wrong -> the same in the words that the user typed.
+      told: rewrites log lines and errors in the words that the user typed.
     """
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Otherwise absl tells that it logs before.
+        flags.FLAGS.mark_as_parsed()  # Otherwise absl warns that it logs too early.
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
@@ -94,7 +94,7 @@ def guarded(main: Callable[[], int | None], told: Callable[[str], str] = str) ->
 
 
 class _Once(std_logging.Filter):
-    """Lets a message pass that was not told yet: what is looked at twice is told once."""
+    """Lets each message pass once: data that are checked twice are reported once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _Once(std_logging.Filter):
 
 
 class _Plain(std_logging.Formatter):
-    """A log without times, threads and places in our code."""
+    """Log lines without time, thread and source position."""
 
     def __init__(self, told: Callable[[str], str]):
         super().__init__()
@@ -122,9 +122,9 @@ class _Plain(std_logging.Formatter):
 
 
 def leave(error: Exception) -> NoReturn:
-    """Ends the process at once, as `run` would, but for all that waits at an orderly end.
+    """Ends the process as `run` would, but at once, without the usual cleanup.
 
-    For one of several processes that fails alone: JAX's end waits for all of them.
+    For a process that fails alone among several: JAX's cleanup would wait for the others.
     """
     code = exit_code(error)
     if code == ExitCode.UNFORESEEN:
@@ -142,16 +142,17 @@ def _report(error: Exception, told: Callable[[str], str] = str) -> int:
 
 
 def _is_for_users(record: std_logging.LogRecord) -> bool:
-    """Libraries that log through absl tell of every file they write; only their warnings pass.
+    """Lets our own messages and other libraries' warnings pass.
 
-    Tracebacks do not: orbax logs a dozen for each error that it raises, too.
+    Libraries that log through absl report every file they write, and orbax logs a dozen tracebacks
+    for each error that it also raises.
     """
     own = f"{os.sep}mlc_jax{os.sep}" in record.pathname
     return own or (record.levelno >= std_logging.WARNING and not record.exc_info)
 
 
 def _print_unless_known(unraisable: Any) -> None:
-    """TensorStore's threads also print a traceback each where a save fails and its loop is gone."""
+    """Hides the tracebacks that TensorStore's threads print after a failed save."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 

@@ -1,6 +1,6 @@
-"""Errors that a user can cause or mend; commands print their message without a traceback.
+"""Errors that a user can cause or fix; commands print their message without a traceback.
 
-`ExitCode` says what each of them ends a command with, and whether to start it again.
+`ExitCode` lists the exit codes of commands, and says which of them call for a restart.
 """
 
 import contextlib
@@ -14,9 +14,9 @@ from typing import Any, TextIO, cast
 
 
 class ExitCode(enum.IntEnum):
-    """What the exit code of a command says to whatever started it.
+    """Exit codes of commands.
 
-    Below 128 the same command would fail again; from there on it may go on from the newest
+    Below 128 the same command would fail again. From 128 on it may resume from the newest
     checkpoint (`should_retry`). The manifests of `experiments.tpu.job` are made from this table.
     """
 
@@ -35,9 +35,9 @@ class ExitCode(enum.IntEnum):
 
 
 class InputError(ValueError):
-    """A setting, a file or a directory is not what it should be; nothing was started.
+    """A setting, a file or a directory is wrong; nothing was started.
 
-    The message names the field, what was given and what would be right.
+    The message names the field, the value, and what would be right.
     """
 
     def __init__(self, message: str):
@@ -57,19 +57,19 @@ class Preempted(Exception):
 
 
 class Lost(Exception):
-    """Another process of the run, or the bucket of its workdir, cannot be reached any more."""
+    """Another process of the run, or the bucket of its workdir, can no longer be reached."""
 
 
-_JOINERS = "\u200c\u200d"  # Letters of some scripts, and emoji, are made with them.
+_JOINERS = "\u200c\u200d"  # Some scripts and emoji join letters with them.
 
-# Of the rest nobody knows: a bug.
+# Any other error is a bug.
 _EXIT_CODES: dict[type[BaseException], ExitCode] = {
     InputError: ExitCode.BAD_INPUT,
     CheckpointError: ExitCode.FAILED,
     NonFiniteLossError: ExitCode.FAILED,
     Preempted: ExitCode.PREEMPTED,
     Lost: ExitCode.LOST,
-    # Of the network. They are OSErrors, too: the first that fits counts.
+    # Network errors are OSErrors, too; the first match counts.
     ConnectionError: ExitCode.LOST,
     TimeoutError: ExitCode.LOST,
     OSError: ExitCode.FAILED,  # Such as a full disk, outside of checkpoints.
@@ -77,7 +77,7 @@ _EXIT_CODES: dict[type[BaseException], ExitCode] = {
 
 
 def exit_code(error: BaseException) -> ExitCode:
-    """What a command that `error` ended says by its exit code."""
+    """The exit code of a command that ended with `error`."""
     codes = (code for kind, code in _EXIT_CODES.items() if isinstance(error, kind))
     return next(codes, ExitCode.UNFORESEEN)
 

@@ -1,4 +1,4 @@
-"""A user's examples: from arrays and labels as they are to sources and numbers."""
+"""A user's examples: turns arrays and labels into sources and numbers."""
 
 import dataclasses
 import functools
@@ -24,21 +24,21 @@ from mlc_jax.methods import Method
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Examples:
-    """Inputs, and what is known of their labels.
+    """Inputs and their labels.
 
     Attributes:
       x: an array `[N, ...]`, a dict of arrays, or anything with `len` and `x[rows]`, where `rows`
         is a sorted NumPy array of row numbers: a memory map, an HDF5 dataset, your own class. Or a
-        list of texts, if `fit` is given a `reader` of them.
-      labels: `[N]`, numbers from 0 or names. As given for noisy examples, the true ones for clean.
-        Of several sources (annotators, rules, models) `[N, S]`, a table with a column for each, or
-        a dict from its name to its labels. -1, "", None or NaN: the source said nothing.
-      given: of clean examples: the labels as given before somebody checked them, like `labels` of
-        the noisy ones. None where they are not known.
+        list of texts, if `fit` gets a `reader`.
+      labels: `[N]`, numbers from 0 or names: given labels of noisy examples, true labels of clean
+        ones. With several sources (annotators, rules, models) `[N, S]`, a table with a column for
+        each source, or a dict from names to labels. -1, "", None or NaN mean no label.
+      given: for clean examples, the labels before somebody checked them, in the form of `labels` of
+        the noisy ones. None if they are not known.
       ids: `[N]` names of the examples; None numbers them.
-      drawn: of clean examples, how they were chosen: `random` (a random sample of all), `per_class`
-        (so many of each class) or `looked_up` (because of something about them); one of these, or
-        one for each `[N]`. None guesses.
+      drawn: for clean examples, how they were chosen: `random` (a random sample of all rows),
+        `per_class` (a fixed number per class) or `looked_up` (for a reason). One of these, or one
+        for each example `[N]`. None guesses.
     """
 
     x: Any
@@ -80,7 +80,7 @@ def _length(field: str, values: Any) -> int:
 
 
 def create_source(x: Any, ids: Any = None, offsets: Offsets = ()) -> Source:
-    """Arrays are gathered from memory; everything else is asked by `x[rows]`.
+    """A source of arrays in memory, or of anything else that has `x[rows]`.
 
     Args:
       x: as in `Examples`.
@@ -88,7 +88,7 @@ def create_source(x: Any, ids: Any = None, offsets: Offsets = ()) -> Source:
       offsets: of features, see `offsets_of`.
 
     Raises:
-      InputError: they are no finite numbers.
+      InputError: the inputs are not finite numbers.
     """
     if hasattr(x, "to_numpy"):  # A table: x[rows] would be columns.
         x = x.to_numpy()
@@ -129,10 +129,10 @@ def create_dataset(
     prepare: Callable[[Any], Any] | None,
     read: Callable[..., Source] = create_source,
 ) -> Dataset:
-    """Labels to numbers, inputs to sources, by `read` (inputs as given, their ids).
+    """Turns labels into numbers and inputs into sources, by `read(inputs, ids)`.
 
     Raises:
-      InputError: labels, inputs and the method's model do not go together.
+      InputError: labels, inputs and the method's model do not fit together.
     """
     parts = {"noisy": noisy, "clean": clean, "validation": validation, "test": test}
     present = {name: part for name, part in parts.items() if part is not None}
@@ -172,7 +172,7 @@ def create_dataset(
         )
     given: dict[str, np.ndarray] = {name: said[:, 0] for name, said in votes.items()}
     if source_names:
-        # Rows that only judge say nothing of how good a source is.
+        # Validation and test rows must not tell how good a source is.
         seen = [
             truths[name] if name == "clean" else np.full_like(truths[name], UNKNOWN)
             for name in votes
@@ -211,7 +211,7 @@ def create_dataset(
 
 
 def _source_names(part: Examples, of: str = "labels") -> tuple[str, ...]:
-    """Of sources of labels; none where there is one label per row."""
+    """Names of the sources of labels; empty if there is one label per row."""
     values = getattr(part, of)
     if isinstance(values, dict):
         names = [str(name) for name in values]
@@ -227,7 +227,7 @@ def _source_names(part: Examples, of: str = "labels") -> tuple[str, ...]:
 
 
 def _columns(field: str, values: Any, names: tuple[str, ...]) -> np.ndarray | None:
-    """Labels `[N, S]` of the sources `names`, or of the one source there is; None without any."""
+    """Labels `[N, S]` of the sources `names`, or of the only source; None without labels."""
     if values is None:
         return None
     if is_one_hot(np.asarray(values) if np.ndim(values) == 2 else np.zeros(0)):
@@ -258,7 +258,7 @@ def _columns(field: str, values: Any, names: tuple[str, ...]) -> np.ndarray | No
 
 
 def as_labels(values: Any) -> np.ndarray:
-    """Labels as text, "" where there is none, or as whole numbers, -1 where there is none."""
+    """Labels as text ("" for no label) or as whole numbers (-1 for no label)."""
     if isinstance(values, np.ma.MaskedArray):
         mask, values = np.ma.getmaskarray(values), values.data.astype(object)
         values[mask] = None
@@ -295,7 +295,7 @@ def as_labels(values: Any) -> np.ndarray:
 def _is_missing(value: Any) -> bool:
     try:
         return value is None or bool(value != value) or value == ""
-    except TypeError:  # pandas.NA, of which nothing is true.
+    except TypeError:  # pandas.NA has no truth value.
         return True
 
 
@@ -304,7 +304,7 @@ def _texts(numbers: np.ndarray) -> np.ndarray:
 
 
 def _drawn(clean: Examples) -> np.ndarray:
-    """How checked rows were chosen, text `[M]`; "" where that is not said."""
+    """How checked rows were chosen, text `[M]`; "" if that is not known."""
     drawn = clean.drawn
     if drawn is None or isinstance(drawn, str):
         drawn = np.full(len(clean), drawn or "")
@@ -315,17 +315,17 @@ def _drawn(clean: Examples) -> np.ndarray:
 
 
 def check_layout(source: Source, example: Any) -> None:
-    """Raises InputError unless inputs are like those of a run.
+    """Raises InputError unless inputs have the shapes and types of a run.
 
     Args:
-      source: of the inputs.
+      source: the inputs.
       example: see `Run.sizes`.
     """
     layout = layout_of(source)
     zeros = lambda leaf: np.zeros(leaf["shape"], leaf["dtype"])  # noqa: E731
     expected = Layout.of(jax.tree.map(zeros, example, is_leaf=is_description))
     same = (layout.structure, layout.shapes) == (expected.structure, expected.shapes)
-    # Whole numbers may stand for others; a fraction of a pixel is something else than a pixel.
+    # Other kinds of whole numbers will do; a fraction is no pixel.
     if not same or not all(
         np.can_cast(one, other, "same_kind")
         for one, other in zip(layout.dtypes, expected.dtypes, strict=True)
@@ -336,7 +336,7 @@ def check_layout(source: Source, example: Any) -> None:
 
 
 def prepare_for(example: Any) -> Callable[[Any], Any]:
-    """Whole numbers of a single array become float32, which models compute in."""
+    """Converts whole numbers of a single array to float32, in which models compute."""
     is_leaf = is_description(example)
     dtype = example["dtype"] if is_leaf else getattr(example, "dtype", None)
     if dtype is not None and not np.issubdtype(np.dtype(dtype), np.floating):

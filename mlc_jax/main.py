@@ -4,7 +4,7 @@
     python -m mlc_jax.main --config=configs/digits.py --workdir=runs/digits
 
 Any setting of the config can be overridden: --config.noise.level=0.6. `mlc-jax settings` lists
-them. The same command goes on from the newest checkpoint in the workdir. Several processes (a
+them. The same command resumes from the newest checkpoint in the workdir. Several processes (a
 TPU pod, a Slurm job): --distributed.
 """
 
@@ -25,22 +25,22 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, such as configs/digits.py.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Directory for checkpoints, metrics and results; made if need be."
+    "workdir", "", "Directory for checkpoints, metrics and results; created if missing."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Several processes, which JAX finds out about: a TPU pod, a Slurm job."
+    "distributed", False, "Several processes that JAX detects: a TPU pod, a Slurm job."
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, where JAX cannot find it out; with the next two."
+    "coordinator", None, "HOST:PORT of process 0, if JAX cannot detect it; with the next two."
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator.")
 _SUPERVISE = flags.DEFINE_bool(
     "supervise",
     True,
-    "With several processes: each has a parent that says in one line if another one is gone.",
+    "With several processes: each has a parent that reports in one line if another one is lost.",
 )
-_PROGRESS = flags.DEFINE_bool("progress", True, "Draw a progress bar.")
+_PROGRESS = flags.DEFINE_bool("progress", True, "Show a progress bar.")
 
 
 def main(typed: Sequence[str] | None = None) -> None:
@@ -86,14 +86,14 @@ def _again(typed: Sequence[str]) -> str:
     path, data = _WORKDIR.value.rstrip("/"), _CONFIG.value.dataset
     checked = ",".join(filter(None, [data.checked, f"{path}/to_check.csv"]))
     changed = ("--workdir", "--config.dataset.checked")
-    # As the supervisor's child it has a flag more.
+    # A child of the supervisor has one more flag.
     kept = [x for x in typed if not x.startswith(changed) and x != "--nosupervise"]
     further = [f"--config.dataset.checked={checked}", f"--workdir={path}.next"]
     return shlex.join([*kept, *further]) if data.data else ""
 
 
 def _check_processes() -> None:
-    """Raises InputError unless --coordinator and what belongs to it are all there, or none."""
+    """Raises InputError unless --coordinator and its two partners are all given, or none."""
     coordinator, count, index = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     if coordinator is None and count is None and index is None:
         return

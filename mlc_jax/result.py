@@ -5,7 +5,7 @@ import functools
 import html
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -71,7 +71,10 @@ class Result:
       columns: of a table.
       frame: the data frame that `correct_labels` was given.
       rows: of `correct_labels` and `LabelCorrector`, what is said of each row.
-      trained: what a report is made of; None of a result that was loaded.
+      sources: with several labels per row, a dict for each source: how many labels it gave, how
+        many are right, what it confuses. `pandas.DataFrame(result.sources)` is the table of
+        `sources.csv`; empty in a result that was loaded.
+      trained: what a report is made of; None in a result that was loaded.
     """
 
     labels: np.ndarray
@@ -90,6 +93,7 @@ class Result:
     columns: Columns | None = None
     frame: Any = None
     rows: "Corrected | None" = None
+    sources: Sequence[dict[str, Any]] = ()
     trained: Trained | None = None
 
     @functools.cached_property

@@ -20,7 +20,7 @@ from mlc_jax.errors import ExitCode, InputError, Lost, Preempted
 HEARTBEAT_SECONDS = 30
 LOST = Lost("another process of this run is gone.")
 
-_LOST_LINE = f"error: {LOST} The same command goes on from the newest checkpoint."
+_LOST_LINE = f"error: {LOST} The same command resumes from the newest checkpoint."
 _SECONDS_TO_ABORT = 10  # JAX takes one.
 # The log of JAX's coordination service, or the child's own last line, into which it may run: from
 # there on nothing else follows.

@@ -281,7 +281,7 @@ def test_own_files_have_a_next_round(run_program, tmp_path, monkeypatch):
         (
             Preempted("SIGTERM: saved step 3 of 9."),
             143,
-            "error: SIGTERM: saved step 3 of 9. The same command goes on from there.\n",
+            "error: SIGTERM: saved step 3 of 9. The same command resumes from there.\n",
         ),
         (
             OSError(28, "No space left on device", "results.json"),
@@ -291,13 +291,13 @@ def test_own_files_have_a_next_round(run_program, tmp_path, monkeypatch):
         (
             Lost("process 1 is gone."),
             200,
-            "error: process 1 is gone. The same command goes on from the newest checkpoint.\n",
+            "error: process 1 is gone. The same command resumes from the newest checkpoint.\n",
         ),
         (
             ConnectionResetError(104, "Connection reset by peer"),
             200,
             "error: [Errno 104] Connection reset by peer "
-            "The same command goes on from the newest checkpoint.\n",
+            "The same command resumes from the newest checkpoint.\n",
         ),
     ],
 )

@@ -132,9 +132,11 @@ def test_votes_and_rows_without_a_label():
         for name, rate in (("first", 0.8), ("second", 0.6))
     }
     votes["first"][:20] = None
-    nothing = np.full(150, None, object)
-    corrector = mlc.LabelCorrector(num_epochs=2).fit(numbers, nothing, votes=votes)
+    corrector = mlc.LabelCorrector(num_epochs=2).fit(numbers, votes=votes)
     assert (corrector.labels_ == truth).mean() > 0.85
+    first, second = corrector.result_.sources
+    assert (first["source"], first["labels"], second["labels"]) == ("first", 130, 150)
+    assert first["bits_per_label"] > second["bits_per_label"]
     with_labels = np.where(np.arange(150) < 10, None, y.astype(object))
     quality = mlc.LabelCorrector(num_epochs=1).fit(numbers, with_labels).label_quality_
     assert np.isnan(quality[:10]).all() and not np.isnan(quality[10:]).any()

@@ -185,7 +185,7 @@ def test_a_round_that_was_stopped_goes_on(run_command, trained, tmp_path, monkey
     (place / "results.json").unlink()
     _fill("all.mlc/to_check.csv", truth)  # Too early: it is kept for the round after.
     used = (place / "answers_used.csv").read_bytes()
-    assert run_command("correct", "all.csv")[0] == 0 and "Round 1 goes on." in caplog.text
+    assert run_command("correct", "all.csv")[0] == 0 and "Resuming round 1." in caplog.text
     assert trained[-1][1] == place and (place / "answers_used.csv").read_bytes() == used
     run_command("correct", "all.csv")
     assert trained[-1][1] == place / "round_2"
@@ -325,7 +325,7 @@ def test_settings(run_command):
     assert code == 0 and out.splitlines()[0] == "dataset.split_seed = 0"
     assert "seed = 0" in run_command("settings")[1]
     code, _, err = run_command("settings", "zzz")
-    assert code == 2 and err.startswith("error: 'zzz' is in no name")
+    assert code == 2 and err.startswith("error: 'zzz' is not in the name")
 
 
 def test_presets_by_name(monkeypatch):

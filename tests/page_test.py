@@ -116,7 +116,7 @@ def test_the_surest_corrections_come_first():
     changed = np.flatnonzero(given != corrected)
     assert len(changed) > 100
     order = changed[np.argsort(-soft.max(1)[changed], kind="stable")][:100]
-    after = text[text.index("The 100 corrections it is surest of") :]
+    after = text[text.index("The 100 surest corrections") :]
     found = re.findall(r"<tr><td>(\d+)</td>", after)
     assert [int(row) for row in found] == order.tolist()
     assert "<th>true</th>" not in text and "What to do with it" in text

@@ -17,7 +17,7 @@ from mlc_jax.errors import CheckpointError, InputError, Preempted
 ROOT = pathlib.Path(__file__).parents[1]
 ONE_LINE = (
     "error: another process of this run is gone. "
-    "The same command goes on from the newest checkpoint.\n"
+    "The same command resumes from the newest checkpoint.\n"
 )
 LONG = {"num_epochs": 5000, "checkpoint_every_steps": 20}
 TIMEOUT = 240  # Seconds to the first checkpoint, on a busy machine.

@@ -281,7 +281,7 @@ def test_sigterm_saves_and_a_second_process_is_kept_out(
     (saved,) = (int(line.split()[4]) for line in err.splitlines() if "SIGTERM" in line)
     assert (
         f"error: SIGTERM: saved step {saved} of {NUM_STEPS}. "
-        "The same command goes on from there.\n" in err
+        "The same command resumes from there.\n" in err
     )
     assert "Traceback" not in err
     assert 9 <= saved < NUM_STEPS

@@ -117,7 +117,7 @@ def test_what_to_take(wrong, take):
 def test_few_rows_have_intervals_and_no_sentence():
     given = _wrong(CHECKS, range(16))[:20]
     found = _judge(CHECKS[:20], given, corrected=CHECKS[:20])
-    assert found.take is None and "20 rows are too few" in found.sentence
+    assert found.take is None and "20 judged rows are too few" in found.sentence
     assert found.shares[CORRECTED].n == 20
 
 

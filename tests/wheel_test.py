@@ -1,4 +1,4 @@
-"""What a user installs: sdist and wheel, in environments of their own, by README's first page."""
+"""What a user installs: sdist and wheel, in environments of their own, by the first pages."""
 
 import os
 import pathlib
@@ -51,35 +51,36 @@ def _python(version):
     pytest.skip(f"no Python {version} here")
 
 
-@pytest.mark.parametrize("version", ["3.11", "3.13"])
-def test_the_first_page_prints_what_it_says(version, wheel, tmp_path):
+@pytest.fixture(scope="module", params=["3.11", "3.13"])
+def installed(request, wheel, tmp_path_factory):
+    """Variables of an environment with the wheel and nothing else."""
+    directory = tmp_path_factory.mktemp("environment")
+    _run(_python(request.param), "-m", "venv", directory, cwd=directory)
+    install = ("-m", "pip", "install", "--no-compile", "-c", ROOT / "constraints.txt")
+    _run(directory / "bin/python", *install, wheel, cwd=directory)
+    return ENV | {"PATH": f"{directory / 'bin'}:{ENV['PATH']}"}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_the_first_page_prints_what_it_says(page, installed, tmp_path):
     """Its commands and its lines of Python, as they stand, in an empty directory."""
-    readme = (ROOT / "README.md").read_text()
-    commands = re.search(r"```sh\npip install \.\n(.*?)```", readme, re.DOTALL)[1]
-    printed = re.search(r"```\n(Percent right of .*?)```", readme, re.DOTALL)[1]
-    lines = re.search(r"```python\n(import pandas.*?)```", readme, re.DOTALL)[1]
-    environment, directory = tmp_path / "environment", tmp_path / "empty"
-    _run(_python(version), "-m", "venv", environment, cwd=tmp_path)
-    bin = environment / "bin"
-    install = (
-        bin / "python",
-        "-m",
-        "pip",
-        "install",
-        "--no-compile",
-        "-c",
-        ROOT / "constraints.txt",
-    )
-    _run(*install, wheel, cwd=tmp_path)
-    directory.mkdir()
-    (directory / "examples").symlink_to(ROOT / "examples")
-    env = ENV | {"PATH": f"{bin}:{ENV['PATH']}"}
+    text = (ROOT / page).read_text()
+    commands = re.search(r"```sh\npip install \.\n(.*?)```", text, re.DOTALL)[1]
+    printed = re.search(r"```\n(Percent of the .*?)```", text, re.DOTALL)[1]
+    lines = re.search(r"```python\n(import pandas.*?)```", text, re.DOTALL)[1]
+    shown = re.findall(r"^\| ([\d.]+) \| ([\d.]+) \| +\| (\w+) \| (\w* ?)\|$", text, re.MULTILINE)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     for command in commands.splitlines():
-        out = _run("bash", "-c", command, cwd=directory, env=env)
+        out = _run("bash", "-c", command, cwd=tmp_path, env=installed)
     assert out.endswith(printed)
+    rows = [row.split(",") for row in (tmp_path / "demo/tumours.csv").read_text().splitlines()[1:]]
+    assert len(shown) >= 4
+    for cells, row in zip(shown, rows, strict=False):
+        assert [cell.strip() for cell in cells] == [*row[:2], *row[-2:]]
     verdict = printed[: printed.index("\n\n") + 1]
-    assert _run("python", "-c", lines, cwd=directory, env=env).endswith(verdict)
-    assert (directory / "corrected.csv").exists()
-    # The installed presets are found without the clone, and neither needs its folder.
-    settings = _run("mlc-jax", "settings", "table", cwd=directory, env=env)
-    assert "checked" in settings
+    assert _run("python", "-c", lines, cwd=tmp_path, env=installed).endswith(verdict)
+    assert (tmp_path / "corrected.csv").exists()
+
+
+def test_presets_are_found_without_the_clone(installed, tmp_path):
+    assert "checked" in _run("mlc-jax", "settings", "table", cwd=tmp_path, env=installed)

@@ -74,7 +74,7 @@ def load(data_dir: str, options: Options) -> Clothing1M:
       options: how pictures are read.
 
     Raises:
-      InputError: a file that is not there or not what it should be, a key in two lists or without
+      InputError: a file that is missing or wrong, a key in two lists or without
         a label, or pictures that cannot be decoded, if they are refused.
     """
     root = pathlib.Path(local_directory(f"{FIELD}data_dir", data_dir))

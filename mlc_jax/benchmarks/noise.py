@@ -51,7 +51,7 @@ def corrupt(labels: np.ndarray, matrix: np.ndarray, rng: np.random.Generator) ->
 
 
 class InstanceNoise:
-    """Noise that depends on the example: what it looks like says how, its own rate says whether.
+    """Noise that depends on the example: its own rate, and a wrong class by its features.
 
     An example of class y keeps its label with probability 1 - q, where q is its own, drawn from a
     normal distribution of mean `level` and deviation 0.1, truncated to [0, 1] (so at level 0 some

@@ -18,8 +18,8 @@ from mlc_jax.files.text_files import Settings
 from mlc_jax.files.tokens import Texts
 
 _STARS = ("1 star", "2 stars", "3 stars", "4 stars", "5 stars")
-# The README of the published files knows \n alone; reviews have \" as well. In AG News no backslash
-# escapes anything: each stands where a line was broken (`dwindling\band of ultra-cynics`).
+# The README of the published files mentions only \n; reviews have \" as well. In AG News it escapes
+# nothing: each stands where a line was broken (`dwindling\band of ultra-cynics`).
 _ESCAPES = (("\\n", "\n"), ('\\"', '"'))
 _BROKEN_LINES = (("\\", "\n"),)
 
@@ -83,7 +83,7 @@ def published(
       download: whether TensorFlow Datasets may fetch what is missing.
 
     Raises:
-      InputError: data that are not there, or not what they should be.
+      InputError: data that are missing or wrong.
     """
     layout, make_source = LAYOUTS[name], settings.source_maker()
     train, test = read_published(name, data_dir, tfds_name=tfds_name, download=download)

@@ -1,1 +1,1 @@
-"""From a config or a file to files: what the command line does, without its flags."""
+"""What the commands do, without their flags: a config or a file in, files out."""

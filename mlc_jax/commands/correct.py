@@ -1,4 +1,4 @@
-"""`mlc-jax correct FILE`: finds out what a file is, and corrects its labels round by round."""
+"""`mlc-jax correct FILE`: detects the kind of file, and corrects its labels round by round."""
 
 import importlib
 import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlc_jax.commands import rounds
     from mlc_jax.files.own import LabelledFile
 
-# What settings are called on this command line.
+# Names of settings on this command line.
 WORDS = {
     "dataset.data": "FILE",
     "dataset.checked": "--checks",
@@ -32,30 +32,30 @@ WORDS = {
     "model.resnet50.checkpoint": "--encoder",
 }
 _FIRST = """\
-No label of {file} is checked, so nothing tells which of them are wrong. Nothing was trained.
+No label of {file} is checked, so nothing shows which of them are wrong. Nothing was trained.
 
-{number} rows, drawn at random, are in {to_check}. Fill in checked_label: what the label
-should be, where the given one is right, too. Leave out what you cannot tell. Save the file where it
-lies, as CSV, and give the same command again:
+{number} rows, drawn at random, are in {to_check}. Fill in checked_label with the right
+label, also where the given one is right. Skip rows that you cannot tell. Save the file in place, as
+CSV, and run the same command again:
 
   {again}
 """
 
 
 class Options(NamedTuple):
-    """What was typed.
+    """The options of the command.
 
     Attributes:
-      file: of the labels.
-      label: columns of labels; none is `label`, or all `label_*`.
-      columns: what the file calls its other columns, by our names.
-      checks: files of labels that were checked later.
+      file: the file with the labels.
+      label: columns of labels; empty means `label`, or all `label_*`.
+      columns: from our name of a column to the file's.
+      checks: files with more checked labels.
       votes: a file of labels by source.
-      encoder: of texts or pictures.
-      out: directory; "" is beside the file.
-      settings: further ones, `dataset.drawn=random`.
-      again: the whole command.
-      progress: whether to draw a progress bar.
+      encoder: for texts or pictures.
+      out: output directory; "" is next to the file.
+      settings: more settings, such as `dataset.drawn=random`.
+      again: the whole command, as typed.
+      progress: whether to show a progress bar.
     """
 
     file: str
@@ -71,7 +71,7 @@ class Options(NamedTuple):
 
 
 def told(options: Options) -> Callable[[str], str]:
-    """Messages -> the same in the words of the command line."""
+    """A function that puts messages into the words of the command line."""
     whole = _whole(options.file)
 
     def tell(text: str) -> str:
@@ -82,32 +82,32 @@ def told(options: Options) -> Callable[[str], str]:
 
 
 def correct(options: Options) -> int:
-    """Trains the round that is due, and says what comes next.
+    """Trains the round that is due, and prints what to do next.
 
     Returns:
-      An exit code: BAD_INPUT where nothing was trained, since nothing is checked.
+      An exit code: BAD_INPUT if no row is checked, so that nothing was trained.
 
     Raises:
       InputError: a bad file or setting; nothing was started.
-      all that `train.train_and_evaluate` raises.
+      Others: see `train.train_and_evaluate`.
     """
     config, kind = create_config(options)
     out = out_of(options)
-    from mlc_jax.commands import rounds  # Which may import JAX.
+    from mlc_jax.commands import rounds  # It may import JAX.
 
     file = _labels_of(kind, config, options)
     done = rounds.Rounds(out)
     new = done.take_up(file)
     if new:
-        logging.info("Answers taken up: %d; %s has them all.", new,
+        logging.info("New answers: %d; all answers are in %s.", new,
                      shown_path(out / rounds.ANSWERS_FILE))  # fmt: skip
     number, checks = done.newest, overrides.listed(config.dataset.checked)
     if number == 0 and not (rounds.is_checked(file) or checks or done.answers()):
         return _start(done, file, kind, config, options)
     if number and not done.has_ended(number):
-        logging.info("Round %d goes on.", number)
+        logging.info("Resuming round %d.", number)
     elif number and done.is_known(number, file, checks):
-        logging.info("Round %d has ended, and no check is new.", number)
+        logging.info("Round %d has ended, and there is no new check.", number)
     else:
         number += 1
         done.begin(number, file, checks)
@@ -120,10 +120,10 @@ def correct(options: Options) -> int:
 
 
 def create_config(options: Options) -> tuple[ConfigDict, str]:
-    """The config of a file, and what kind of file it is.
+    """The config for a file, and the kind of file.
 
     Raises:
-      InputError: no such file, a column that it does not have, or a setting that is wrong.
+      InputError: no such file or column, or a wrong setting.
     """
     named = {ours: theirs for ours, theirs in options.columns.items() if theirs}
     if len(options.label) == 1:
@@ -153,7 +153,7 @@ def create_config(options: Options) -> tuple[ConfigDict, str]:
 
 
 def out_of(options: Options) -> epath.Path:
-    """The directory that the rounds are in."""
+    """The directory of the rounds."""
     if options.out:
         out = paths.absolute(options.out, "--out")
     else:
@@ -165,7 +165,7 @@ def out_of(options: Options) -> epath.Path:
 
 
 def _kind(options: Options, named: dict[str, str]) -> tuple[str, dict[str, str]]:
-    """What the file is, and what it calls its columns."""
+    """The kind of file, and its names of our columns."""
     for ours, theirs in named.items():
         if "," in theirs or "=" in theirs:
             raise InputError(
@@ -181,7 +181,7 @@ def _kind(options: Options, named: dict[str, str]) -> tuple[str, dict[str, str]]
 
 
 def _is_small(kind: str, options: Options) -> bool:
-    """Whether pictures are learned by a small network, for want of a pretrained one."""
+    """Whether pictures are learned by a small network, because no pretrained one is given."""
     return kind == "image_folder" and options.encoder is None
 
 
@@ -204,7 +204,7 @@ def _labels_of(kind: str, config: ConfigDict, options: Options) -> "LabelledFile
 def _start(
     done: "rounds.Rounds", file: "LabelledFile", kind: str, config: ConfigDict, options: Options
 ) -> int:
-    """Rows to check first of all."""
+    """Writes the first rows to check."""
     from mlc_jax.commands import rounds
     from mlc_jax.report import to_check
 
@@ -225,7 +225,7 @@ def _start(
 
 
 def _show(kind: str, config: ConfigDict, rows: Sequence[int]) -> list[str] | None:
-    """What a reader sees of rows of a table; of others their ids say it."""
+    """Rows of a table as text; None for other files, whose ids identify rows."""
     from mlc_jax.files.label_columns import NAMES, WRITTEN
 
     c, names = config.dataset, settings_.column_names(config.dataset.columns)
@@ -255,5 +255,5 @@ def _train(config: ConfigDict, directory: epath.Path, options: Options) -> int:
 
 
 def _whole(path: str) -> str:
-    """A path that does not depend on the current directory."""
+    """The absolute path."""
     return path if paths.is_remote(path) else os.path.abspath(os.path.expanduser(path))

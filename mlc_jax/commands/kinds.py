@@ -1,4 +1,4 @@
-"""What a user's file is: a table of features, texts, pictures, or arrays; JAX is not imported."""
+"""Detects whether a file holds features, texts, pictures or arrays; without importing JAX."""
 
 import difflib
 import itertools
@@ -14,17 +14,17 @@ from mlc_jax.files.values.marks import hint
 FIELD = "config.dataset.data"
 ARRAYS = (".npz", ".npy")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_LOOKED_AT = 1_000  # Rows.
-_WORDS = 3  # Of a text on average; a category has fewer.
+_LOOKED_AT = 1_000  # Rows that are read.
+_WORDS = 3  # Words per text on average; a category has fewer.
 _LABELS = "label_"
 
 
 class Kind(NamedTuple):
-    """What a file is.
+    """The kind of a file.
 
     Attributes:
-      name: that of its preset: table, text, image_folder or arrays.
-      columns: what the file calls columns, by our names, where it has other ones.
+      name: its preset: table, text, image_folder or arrays.
+      columns: from our name of a column to the file's, where they differ.
     """
 
     name: str
@@ -32,11 +32,11 @@ class Kind(NamedTuple):
 
 
 def kind_of(path: str, named: dict[str, str]) -> Kind:
-    """Looks at the name, at the columns and at the first rows.
+    """Decides by the name, the columns and the first rows.
 
     Args:
-      path: of a file or a directory.
-      named: columns that the user named, by our names of them.
+      path: a file or a directory.
+      named: columns that the user named, keyed by our names.
 
     Raises:
       InputError: there is no such file, or no such column.
@@ -77,10 +77,10 @@ def kind_of(path: str, named: dict[str, str]) -> Kind:
 
 
 def check_labels(path: str, columns: dict[str, str], several: Sequence[str], votes: bool) -> None:
-    """Says which columns there are where none of them is known to be the labels.
+    """Checks that a column is known to hold the labels.
 
     Raises:
-      InputError: there is none.
+      InputError: none is; the message lists the columns.
     """
     header = Table(FIELD, path).columns()
     for name in several:
@@ -100,7 +100,7 @@ def check_labels(path: str, columns: dict[str, str], several: Sequence[str], vot
 
 
 def option(name: str) -> str:
-    """What a column of ours is called on the command line."""
+    """The command-line option for a column."""
     return {"checked_label": "checked", "path": "image"}.get(name, name)
 
 

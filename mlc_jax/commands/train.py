@@ -1,4 +1,4 @@
-"""Trains runs to their end: data in, checkpoints, metrics and a report out."""
+"""Trains runs: data in, checkpoints, metrics and a report out."""
 
 import contextlib
 import json
@@ -17,20 +17,20 @@ from mlc_jax.training.loop import train_runs
 from mlc_jax.training.run import build_run
 from mlc_jax.workdir.workdir import locked_workdir
 
-# Settings in which runs of one program may differ: they change numbers, but no shapes.
+# Settings in which runs of one program may differ: they change numbers but not shapes.
 STACKED_FIELDS = ("seed", "dataset.split_seed", "noise")
 
 
 def train_and_evaluate(
     config: ConfigDict, workdir: str, *, show_progress: bool = True, again: str = ""
 ) -> dict[str, Any]:
-    """Trains one run to its end, going on from the newest checkpoint in `workdir`.
+    """Trains one run to its end, resuming from the newest checkpoint in `workdir`.
 
     Args:
       config: see `mlc_jax.config`.
-      workdir: made if need be; see `report` for what it holds at the end.
-      show_progress: whether process 0 draws a progress bar.
-      again: the command that trains the next round, for a reader; see `report.write`.
+      workdir: created if missing; `report` lists what it holds at the end.
+      show_progress: whether process 0 shows a progress bar.
+      again: the command that trains the next round, to be printed; see `report.write`.
 
     Returns:
       The results, as in `results.json`.
@@ -39,7 +39,7 @@ def train_and_evaluate(
       InputError: bad config or data; nothing was started.
       CheckpointError: a checkpoint of another config, or one that cannot be read or written.
       NonFiniteLossError: training diverged.
-      Preempted: SIGTERM; the same call goes on.
+      Preempted: SIGTERM; the same call resumes.
     """
     runs = train_together({workdir: config}, show_progress=show_progress, again=again)
     results = runs[workdir]
@@ -51,21 +51,21 @@ def train_and_evaluate(
 def train_together(
     runs: Mapping[str, ConfigDict], *, show_progress: bool = True, again: str = ""
 ) -> dict[str, dict[str, Any] | NonFiniteLossError]:
-    """Trains runs that differ in no more than `STACKED_FIELDS` as one program, by `jax.vmap`.
+    """Trains runs that differ only in `STACKED_FIELDS` as one program, by `jax.vmap`.
 
-    Each is the run that it is alone, with a workdir, checkpoints and a report of its own (but for
-    the picture, which takes as long as the run: `experiments.paper.analyze` draws it), and may be
-    finished alone; all must stand at the same step. One that diverges does not stop the others.
+    Each run has its own workdir, checkpoints and report, as if trained alone, and may be finished
+    alone. (Only the picture is missing, which takes as long as the run; `experiments.paper.analyze`
+    draws it.) All must be at the same step. A run that diverges does not stop the others.
 
     Args:
       runs: configs, keyed by their workdirs.
       show_progress, again: as for `train_and_evaluate`.
 
     Returns:
-      The results of each, or what stopped it.
+      The results of each, or the error that stopped it.
 
     Raises:
-      as `train_and_evaluate`, but for NonFiniteLossError.
+      see `train_and_evaluate`, except NonFiniteLossError.
     """
     for config in runs.values():
         settings.validate(config, num_devices=jax.device_count())
@@ -103,7 +103,7 @@ def stack_key(config: ConfigDict) -> str:
     plain: dict[str, Any] = json.loads(config.to_json())
     fields = set(STACKED_FIELDS)
     if is_scaled(config):
-        # Mean and deviation are constants of the program, and those of a split's noisy set.
+        # Mean and deviation of the split's noisy set are constants of the program.
         fields.remove("dataset.split_seed")
     for field in fields:
         *path, name = field.split(".")

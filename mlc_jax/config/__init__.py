@@ -1,10 +1,8 @@
-"""Every setting: its default, its check, its meaning, in one place.
+"""Every setting in one place: its default, its check and its meaning.
 
-    python -m mlc_jax.config
-
-prints them all. A config file (configs/digits.py) overrides what differs for its dataset; the
-command line overrides both. This module imports neither JAX nor TensorFlow, so that a bad setting
-is reported at once.
+`python -m mlc_jax.config` prints them all. A config file (configs/digits.py) overrides defaults for
+its dataset; the command line overrides both. This module imports neither JAX nor TensorFlow, so a
+bad setting is reported at once.
 """
 
 from typing import Any
@@ -25,8 +23,8 @@ SETTINGS: dict[str, Setting] = {
 }
 
 
-# Settings that are gone, and the values of older workdirs that mean what happens without them. With
-# any other value such a workdir can still be loaded, but not go on.
+# Removed settings, and the values with which an older workdir behaves as today without them. With
+# any other value the workdir can still be loaded, but not resumed.
 REMOVED: dict[str, tuple[Any, ...]] = {
     "compare": (False, True),  # It did not touch what is learned.
     "dataset.holdout_per_class": (0,),
@@ -53,7 +51,7 @@ def get_config() -> ConfigDict:
 
 
 def formerly() -> dict[str, Any]:
-    """What a workdir that lacks a setting was made with, by the setting's field."""
+    """The value of each setting in workdirs that are too old to have it."""
     return {
         field: setting.default if setting.formerly is None else setting.formerly
         for field, setting in SETTINGS.items()
@@ -61,7 +59,7 @@ def formerly() -> dict[str, Any]:
 
 
 def complete(saved: ConfigDict) -> ConfigDict:
-    """A config of today from one of an older workdir: what it lacks is what it was made with."""
+    """Completes the config of an older workdir: missing settings get their former values."""
     config = get_config()
     flat = formerly() | flatten(saved.to_dict())
     unknown = sorted(flat.keys() - SETTINGS.keys() - REMOVED.keys())
@@ -73,7 +71,7 @@ def complete(saved: ConfigDict) -> ConfigDict:
 
 
 def meant(flat: dict[str, Any]) -> dict[str, Any]:
-    """What a flat config means, so that two that mean the same are equal.
+    """A flat config in a normal form: two configs that mean the same are equal.
 
     Args:
       flat: `{'a.b': value}`, of any version.
@@ -81,7 +79,7 @@ def meant(flat: dict[str, Any]) -> dict[str, Any]:
     flat = {k: x for k, x in flat.items() if k not in REMOVED or x not in REMOVED[k]}
     chosen_by_data = (*OWN_FILES, *IMAGE_FILES)  # noqa: F405
     if flat.get("dataset.name", OWN_FILES[0]) not in chosen_by_data:  # noqa: F405
-        # Of all other data None is False, as older versions wrote it.
+        # For all other data None is False, as older versions wrote it.
         flat["dataset.standardize"] = flat.get("dataset.standardize") or False
     return flat
 
@@ -98,14 +96,14 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def validate(config: ConfigDict, *, num_devices: int | None = None) -> None:
-    """Raises one InputError for all that is wrong.
+    """Raises one InputError for all wrong settings.
 
-    Each line names the field, what was given and what would be right. What only the data can tell
-    (class sizes, label files) is checked when they are read.
+    Each line names the field, the value and what would be right. Class sizes and label files are
+    checked when they are read.
 
     Args:
       config: see `get_config`.
-      num_devices: that batches are spread over; None leaves that check out, and needs no JAX.
+      num_devices: number of devices that share a batch; None skips that check, and needs no JAX.
     """
     values = {field: value_of(config, field) for field in SETTINGS}
     problems: dict[str, str] = {}
@@ -125,7 +123,7 @@ def validate(config: ConfigDict, *, num_devices: int | None = None) -> None:
 
 
 def value_of(config: ConfigDict, field: str) -> Any:
-    """Of a field such as `noise.level`."""
+    """The value of a field such as `noise.level`."""
     value = config
     for name in field.split("."):
         value = value[name]
@@ -133,7 +131,7 @@ def value_of(config: ConfigDict, field: str) -> Any:
 
 
 def column_names(columns: str | None) -> dict[str, str]:
-    """What a file calls its columns, by our names, from `dataset.columns`."""
+    """From our names of columns to the file's, from `dataset.columns`."""
     return dict(part.split("=", 1) for part in columns.split(",")) if columns else {}
 
 
@@ -141,7 +139,7 @@ def describe(word: str = "") -> str:
     """Settings with default and meaning, as text.
 
     Args:
-      word: those alone that have it in their name or meaning; "" is all.
+      word: only settings with this word in their name or meaning; "" is all.
     """
     lines = []
     for field, setting in SETTINGS.items():

@@ -1,4 +1,4 @@
-"""Settings of the data and of its noise."""
+"""Settings of the data and the noise."""
 
 from mlc_jax.config.checks import (
     COLUMNS,
@@ -21,7 +21,7 @@ from mlc_jax.config.choices import (
     NOISE_TYPES,
 )
 
-# By section; a section's fields stand together in the config.
+# By section.
 SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
     (
         "dataset",
@@ -30,33 +30,33 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "data_dir": Setting(
                 None,
                 text(),
-                "Directory of TensorFlow Datasets; None is its own default, ~/tensorflow_datasets. "
-                "Text benchmarks: of the published train.csv and test.csv. clothing1m: of images/, "
-                "key lists and labels, or packed by mlc_jax.files.pack.",
+                "Directory of TensorFlow Datasets; None is its default, ~/tensorflow_datasets. "
+                "Text benchmarks: directory with the published train.csv and test.csv. clothing1m: "
+                "with images/, key lists and labels, or packed by mlc_jax.files.pack.",
             ),
-            "download": Setting(False, flag(), "Let TensorFlow Datasets fetch what is missing."),
+            "download": Setting(False, flag(), "Let TensorFlow Datasets download missing data."),
             "tfds_name": Setting(
                 None,
                 text(),
-                "ag_news: read a builder of TensorFlow Datasets, such as ag_news_subset, in place "
+                "ag_news: read a builder of TensorFlow Datasets, such as ag_news_subset, instead "
                 "of the published files.",
             ),
             "data": Setting(
                 None,
                 text(),
-                "One file. arrays: an .npz with inputs, labels and checked_labels, and maybe ids "
+                "One file. arrays: an .npz with inputs, labels and checked_labels, optionally ids "
                 "and splits; or inputs in an .npy and the rest in a .csv of the same name. text: a "
-                ".csv, .jsonl or .parquet with columns text, label and checked_label, and maybe id "
-                "and split (test or validation for rows that only judge). image_folder: a "
-                "directory with a sub-directory for each class, or such a table with path in place "
+                ".csv, .jsonl or .parquet with columns text, label and checked_label, optionally "
+                "id and split (test or validation for rows that only judge). image_folder: a "
+                "directory with a sub-directory for each class, or such a table with path instead "
                 "of text.",
             ),
-            "benchmark": Setting(False, flag(), "Beside data: all of its labels are true."),
+            "benchmark": Setting(False, flag(), "With data: all of its labels are true."),
             "noisy": Setting(
                 None,
                 text(),
-                "In place of data, with clean. arrays: .npz file of inputs and labels as given. "
-                "text: columns text and label.",
+                "Instead of data, together with clean. arrays: .npz file of inputs and given "
+                "labels. text: columns text and label.",
             ),
             "clean": Setting(
                 None,
@@ -73,41 +73,40 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "checked": Setting(
                 None,
                 text(),
-                "Beside data: FILE[,FILE...] with columns id and checked_label, such as the "
-                "to_check.csv of the run before, once it is filled in.",
+                "With data: FILE[,FILE...] with columns id and checked_label, such as the "
+                "to_check.csv of the previous run, filled in.",
             ),
             "drawn": Setting(
                 None,
                 optional(one_of(*DRAWN)),
-                "Own files: how checked rows were chosen that have no column `drawn`: random (a "
-                "random sample of all rows), per_class (so many of each class) or looked_up "
-                "(because of something about them). None guesses, and says what.",
+                "Own files: how checked rows without a column `drawn` were chosen: random (a "
+                "random sample of all rows), per_class (a fixed number per class) or looked_up "
+                "(for a reason). None guesses, and logs the guess.",
             ),
             "columns": Setting(
                 None,
                 COLUMNS,
-                "Own tables: NAME=COLUMN[,NAME=COLUMN...], what the file calls "
-                f"{', '.join(COLUMN_NAMES)}, where it has other names for them.",
+                "Own tables: NAME=COLUMN[,NAME=COLUMN...], the file's names of "
+                f"{', '.join(COLUMN_NAMES)}, where they differ.",
             ),
             "label_columns": Setting(
                 None,
                 text(),
-                "Own files: NAME[,NAME...] of columns of labels, one for each annotator, rule or "
-                "model, where there are several; an empty field says nothing. None is the column "
-                "label or, where there is none, all columns label_*.",
+                "Own files: NAME[,NAME...] of several columns of labels, one for each annotator, "
+                "rule or model; an empty field is no label. None is the column label or, without "
+                "it, all columns label_*.",
             ),
             "votes": Setting(
                 None,
                 text(),
-                "Beside data: FILE with columns id, source and label, a row for each label that "
-                "somebody gave.",
+                "With data: FILE with columns id, source and label, one row for each label.",
             ),
             "features": Setting(
                 None,
                 text(),
-                "table: NAME[,NAME...] of columns that become features: numbers as they are, texts "
+                "table: NAME[,NAME...] of columns to use as features: numbers as they are, texts "
                 "one-hot. None is every column of numbers, dates or few different texts; +NAME "
-                "adds one to these, -NAME leaves one out.",
+                "adds a column to these, -NAME drops one.",
             ),
             "tokenizer": Setting(
                 None,
@@ -116,76 +115,76 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "is model.bert.checkpoint.",
             ),
             "max_length": Setting(
-                128, whole(8, 2**15), "Texts: tokens of an input; longer texts are cut off."
+                128, whole(8, 2**15), "Texts: tokens per text; longer texts are cut off."
             ),
             "cache_dir": Setting(
                 None,
                 text(),
-                "Texts: where tokens and what frozen layers make of them are kept. Pictures: which "
-                "files are known to be good. None is ~/.cache/mlc_jax.",
+                "Directory of caches. Texts: tokens and the output of frozen layers. Pictures: a "
+                "list of files known to be good. None is ~/.cache/mlc_jax.",
             ),
             "max_cached_gb": Setting(
                 4.0,
                 number(0, 10**6),
-                "Of an encoder that is frozen in part: what its frozen layers make of all texts is "
-                "computed once and kept, if it takes no more, 10^9 bytes; else in each step.",
+                "Partly frozen encoder: the output of its frozen layers is computed once and "
+                "cached, up to this size in 10^9 bytes; larger ones are computed in every step.",
             ),
             "standardize": Setting(
                 None,
                 optional(flag()),
-                "arrays, table, digits: each feature to mean 0 and deviation 1 over the noisy set; "
-                "a constant one stays as it is. None, of own files: pixels (unsigned whole "
-                "numbers) are divided by the largest, what lies in [0, 1] stays, the rest is "
-                "standardised; of others: False. Pictures in files: None is by ImageNet's mean and "
-                "deviation, False leaves pixels in [0, 1].",
+                "arrays, table, digits: scale each feature to mean 0 and deviation 1 over the "
+                "noisy set; constant features stay. None for own files: pixels (unsigned whole "
+                "numbers) are divided by the largest, values in [0, 1] stay, the rest is "
+                "standardised; for others: False. Pictures in files: None uses ImageNet's mean "
+                "and deviation, False leaves pixels in [0, 1].",
                 formerly=False,
                 kind=bool,
             ),
             "clean_per_class": Setting(
-                100, whole(1, MOST_ROWS), "Trusted labels per class, to train with."
+                100, whole(1, MOST_ROWS), "Checked labels per class for training."
             ),
             "validation_per_class": Setting(
-                0, whole(0, MOST_ROWS), "Further trusted labels per class, to select a model by."
+                0, whole(0, MOST_ROWS), "More checked labels per class, which select a checkpoint."
             ),
             "paired": Setting(
                 False,
                 flag(),
-                "Benchmarks: the clean rows' labels are made wrong like the others', and both are "
-                "kept. The paper knows the true ones alone.",
+                "Benchmarks: clean rows get wrong labels, too, and keep both labels. In the paper "
+                "they have the true ones only.",
             ),
             "num_noisy": Setting(
                 0,
                 whole(0, MOST_ROWS),
-                "Benchmarks: noisy examples, drawn at random; 0 is all that are left.",
+                "Benchmarks: number of noisy examples, drawn at random; 0 is all.",
             ),
             "imbalance": Setting(
                 1.0,
                 number(1, 10**6),
-                "Benchmarks: how many times as many noisy examples the first class has as the "
-                "last; those between fall evenly by a factor. Clean and test set stay as they are.",
+                "Benchmarks: noisy examples of the first class divided by those of the last; sizes "
+                "in between fall by a constant factor. Clean and test set are not changed.",
             ),
-            "split_seed": Setting(0, SEED, "Who is clean, and who noisy."),
+            "split_seed": Setting(0, SEED, "Seed of the split into clean and noisy examples."),
             "image_size": Setting(
-                224, whole(8, 2**13), "Pictures in files: pixels of the square that a model sees."
+                224, whole(8, 2**13), "Pictures in files: side of the model's input, in pixels."
             ),
             "resize_size": Setting(
                 None,
                 optional(whole(8, 2**14)),
-                "Pictures in files: pixels of the shorter side, before the middle square (or a "
-                "plain random crop) is taken. None is 8/7 of image_size.",
+                "Pictures in files: pixels of the shorter side, before the central square (or a "
+                "plain random crop) is cut out. None is 8/7 of image_size.",
                 kind=int,
             ),
             "random_crop": Setting(
                 "resized",
                 one_of(*IMAGE_CROPS),
                 "Pictures in files, with augment: resized (8 to 100 % of the picture, stretched to "
-                "a square) or plain (a square of image_size, of the picture at resize_size).",
+                "a square) or plain (a square of image_size, from the picture at resize_size).",
             ),
             "bad_images": Setting(
                 "refuse",
                 one_of(*BAD_IMAGES),
-                "Pictures in files that cannot be decoded to their end: refuse, or leave_out, and "
-                "list them in left_out.csv. All are looked at before training, once.",
+                "Pictures in files that cannot be decoded: refuse, or leave_out and list them in "
+                "left_out.csv. All are checked once before training.",
             ),
             "augment": Setting(
                 True,
@@ -202,11 +201,15 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "uniform",
                 one_of(*NOISE_TYPES),
                 "uniform (UNIF), flip (FLIP, one fixed partner per class), flip_any (to any other "
-                "class), instance (by what the example looks like, Xia et al. 2020), human (labels "
-                "from a file), none.",
+                "class), instance (depends on the example, Xia et al. 2020), human (labels from a "
+                "file), none.",
             ),
-            "level": Setting(0.4, number(0, 1), "In [0, 1]; not read by human and none."),
-            "seed": Setting(0, SEED, "Of the partners of flip, and of which labels are wrong."),
+            "level": Setting(
+                0.4, number(0, 1), "Probability, in [0, 1]; ignored by human and none."
+            ),
+            "seed": Setting(
+                0, SEED, "Seed of the partners of flip, and of which labels are wrong."
+            ),
             "file": Setting(
                 "", text(), "human: an .npz of labels indexed by the TFDS id, such as cifar10n.npz."
             ),

@@ -25,7 +25,7 @@ from mlc_jax.config.choices import (
     RESNET50_DEPTHS,
 )
 
-# By section; a section's fields stand together in the config.
+# By section.
 SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
     (
         "model",
@@ -35,23 +35,24 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 one_of(*CLASSIFIERS),
                 "mlp, resnet (CIFAR's), resnet50 (bottleneck, for pictures), bert (texts).",
             ),
-            "dtype": Setting("float32", one_of(*DTYPES), "Of the computation. Params are float32."),
+            "dtype": Setting(
+                "float32", one_of(*DTYPES), "Type of computation; params are float32."
+            ),
             "initial_params": Setting(
                 None,
                 text(),
-                "A .safetensors file of parameters to start from, by path; what it lacks starts at "
-                "random.",
+                "A .safetensors file of initial parameters, by path; missing ones are random.",
             ),
         },
     ),
     (
         "model.resnet",
         {
-            "depth": Setting(32, DEPTH, "6n + 2."),
+            "depth": Setting(32, DEPTH, "Number of layers, 6n + 2."),
             "sync_batch_norm": Setting(
                 True,
                 flag(),
-                "Average batch statistics over devices: then the device count does not change the "
+                "Average batch statistics over devices, so that their number does not change the "
                 "result.",
             ),
         },
@@ -62,7 +63,7 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "depth": Setting(
                 50,
                 Check(lambda value: value in RESNET50_DEPTHS, f"one of {RESNET50_DEPTHS}"),
-                "26, 50 or 101.",
+                "Number of layers: 26, 50 or 101.",
                 kind=int,
             ),
             "width": Setting(
@@ -73,12 +74,11 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "checkpoint": Setting(
                 None,
                 text(),
-                "Pretrained weights, all but the last layer's: torchvision's .pth (needs PyTorch: "
-                "the extra `torch`), or timm's .safetensors of the same network. None starts at "
-                "random.",
+                "Pretrained weights of all but the last layer: torchvision's .pth (needs PyTorch: "
+                "the extra `torch`), or timm's .safetensors of the same network. None is random.",
             ),
             "freeze_batch_norm": Setting(
-                False, flag(), "Normalise by the checkpoint's statistics, in training, too."
+                False, flag(), "Normalise by the checkpoint's statistics in training, too."
             ),
             "remat": Setting(
                 False, flag(), "Compute each block's activations again in the backward pass."
@@ -91,9 +91,9 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "hidden_sizes": Setting(
                 (128, 64),
                 WIDTHS,
-                "Widths; the last one is the features'. Of bert's head, too: () is none.",
+                "Widths of hidden layers, also of bert's head; the last one gives the features.",
             ),
-            "dropout_rate": Setting(0.0, number(0, 0.99), "Of the hidden activations."),
+            "dropout_rate": Setting(0.0, number(0, 0.99), "Dropout of hidden activations."),
         },
     ),
     (
@@ -108,19 +108,19 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "feature": Setting(
                 "mean",
                 one_of(*BERT_FEATURES),
-                "What it says of a text: mean of the last layer's tokens, cls (the first of them), "
+                "Features of a text: mean of the last layer's tokens, cls (the first token), or "
                 "pooler.",
             ),
             "num_frozen_layers": Setting(
                 0,
                 whole(-1, 1000),
-                "N: the embeddings and the first N layers stay as they are. -1: the whole encoder, "
-                "whose features are then computed once, and model.mlp is trained on them.",
+                "N: the embeddings and the first N layers are not trained. -1: nor is any other "
+                "layer; features are computed once, and model.mlp is trained on them.",
             ),
             "dropout_rate": Setting(
                 None,
                 optional(number(0, 0.99)),
-                "Of the encoder in training, attention included; None is the checkpoint's own.",
+                "Dropout of the encoder in training, attention included; None is the checkpoint's.",
                 kind=float,
             ),
             "remat": Setting(
@@ -132,23 +132,27 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
         "lcn",
         {
             "hidden_size": Setting(
-                128, size(MOST_UNITS), f"Paper 64 for images; its code 128. {BY_SIZE}"
+                128, size(MOST_UNITS), f"Width. The paper: 64 for images; its code: 128. {BY_SIZE}"
             ),
-            "embedding_size": Setting(128, size(MOST_UNITS), f"Of the given label. {BY_SIZE}"),
-            "skip_link": Setting(False, flag(), "Mix the given label back in by a learned weight."),
-            "sparsemax": Setting(False, flag(), "In place of softmax."),
-            "tie_embeddings": Setting(False, flag(), "Needs hidden_size == embedding_size."),
+            "embedding_size": Setting(
+                128, size(MOST_UNITS), f"Size of the given label's embedding. {BY_SIZE}"
+            ),
+            "skip_link": Setting(False, flag(), "Mix in the given label, by a learned weight."),
+            "sparsemax": Setting(False, flag(), "Use sparsemax instead of softmax."),
+            "tie_embeddings": Setting(
+                False, flag(), "Share label embeddings; hidden_size must equal embedding_size."
+            ),
             "form": preset(
                 str,
                 one_of(*LCN_FORMS),
                 "network (the paper's); posterior (Bayes' rule: the classifier's prediction and a "
                 "learned matrix of wrong labels); both (their product). None is network, and for "
-                "robust_mlc posterior where given labels of clean rows are known.",
+                "robust_mlc posterior if given labels of clean rows are known.",
             ),
             "pair_weight": preset(
                 float,
                 number(0, LARGEST),
-                "gamma, of what the LCN learns from clean rows whose given label is known, too "
+                "gamma, weight of the loss on clean rows whose given label is known "
                 "(dataset.paired). None is the method's own: mlc 0, robust_mlc 0.1.",
             ),
         },

@@ -38,34 +38,38 @@ def _optimizer(
 ) -> dict[str, Setting]:
     return {
         "name": Setting(name, one_of(*OPTIMIZERS), "sgd, adam, amsgrad, adamw."),
-        "learning_rate": Setting(learning_rate, positive(10**6), "At the start."),
-        "momentum": Setting(momentum, number(0, 0.9999), "sgd."),
-        "nesterov": Setting(False, flag(), "sgd."),
+        "learning_rate": Setting(learning_rate, positive(10**6), "Learning rate at the start."),
+        "momentum": Setting(momentum, number(0, 0.9999), "sgd: momentum."),
+        "nesterov": Setting(False, flag(), "sgd: Nesterov's momentum."),
         "weight_decay": Setting(
             weight_decay,
             number(0, LARGEST),
             "On every parameter, as published: added to the gradient; adamw's is decoupled.",
         ),
-        "clip_norm": Setting(0.0, number(0, 10**30), "Largest norm of the gradient; 0 is any."),
+        "clip_norm": Setting(
+            0.0, number(0, 10**30), "Largest norm of the gradient; 0 is no limit."
+        ),
         "schedule": Setting(
             schedule, one_of(*SCHEDULES), "constant, step, cosine or linear (both to zero)."
         ),
         "milestones": Setting((80, 100), MILESTONES, "step: epochs."),
-        "decay_factor": Setting(0.1, positive(10**6), "step: what the rate is multiplied by."),
+        "decay_factor": Setting(
+            0.1, positive(10**6), "step: factor of the rate at each milestone."
+        ),
         "warmup_epochs": Setting(
-            0.0, number(0, MOST_EPOCHS), "Epochs of linear rise from zero, first of all."
+            0.0, number(0, MOST_EPOCHS), "Epochs of linear warm-up from zero at the start."
         ),
         "groups": Setting(
             (),
             GROUPS,
-            "Parameter groups: (pattern, learning-rate factor, weight decay); the first regular "
-            "expression that is found in a parameter's path counts. Factor 0 freezes; weight "
-            "decay None is the optimizer's own.",
+            "Parameter groups: (pattern, learning-rate factor, weight decay). A parameter belongs "
+            "to the first group whose regular expression is found in its path. Factor 0 freezes; "
+            "weight decay None is the optimizer's own.",
         ),
     }
 
 
-# By section; a section's fields stand together in the config.
+# By section.
 SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
     (
         "",
@@ -73,15 +77,15 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "best": Setting(
                 "last",
                 one_of("last", "validation"),
-                "Which state corrects, predicts and is compared: that of the last step, or of the "
-                "best accuracy on the validation set.",
+                "Which state corrects and predicts: that of the last step, or that with the best "
+                "accuracy on the validation set.",
             ),
             "seed": Setting(
                 0,
                 SEED,
-                "Initialisation, batch order and augmentation. Splits and noise have their own.",
+                "Seed of initialisation, batches and augmentation, not of splits and noise.",
             ),
-            "method": Setting("mlc", one_of(*METHODS), f"How to train: {', '.join(METHODS)}."),
+            "method": Setting("mlc", one_of(*METHODS), f"Training method: {', '.join(METHODS)}."),
         },
     ),
     (
@@ -90,7 +94,7 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "mixup": preset(
                 float,
                 number(0, 10**6),
-                "Parameter of MixUp's Beta distribution, noisy and clean; 0: off.",
+                "Parameter of MixUp's Beta distribution; noisy and clean; 0: off.",
             ),
             "prior_weight": preset(
                 float, number(0, LARGEST), "alpha, against all predictions becoming one class."
@@ -98,7 +102,7 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "prior": preset(
                 str,
                 one_of(*PRIORS),
-                "What they should be on average: uniform classes, or the mean of the targets.",
+                "Their target on average: uniform classes, or the mean of the targets.",
             ),
             "entropy_weight": preset(
                 float, number(0, LARGEST), "beta, against undecided predictions."
@@ -106,11 +110,11 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "power": preset(
                 float,
                 POWER,
-                "How late these three set in: their strength is the share to which the clean "
-                "labels are fitted, to this power; 0 is at once.",
+                "How late these three set in: their strength is f to this power, where f says how "
+                "well the clean labels are fitted; 0 is from the start.",
             ),
             "hand_over": preset(
-                bool, flag(), "Labels as given first, the method's as the clean ones are fitted."
+                bool, flag(), "First the given labels; the method's as the clean ones are fitted."
             ),
         },
     ),
@@ -120,21 +124,21 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "num_folds": Setting(
                 5,
                 whole(2, 20),
-                "K, of the checked rows: each is predicted by classifiers that its check was "
-                "hidden from.",
+                "K, folds of the checked rows: each row is predicted by classifiers that do not "
+                "see its check.",
             ),
             "num_parts": Setting(
                 2,
                 whole(1, 10),
-                "H, of all rows: each is predicted by classifiers that did not learn from it. K "
-                "times H of them are trained as one program.",
+                "H, parts of all rows: each row is predicted by classifiers that did not train on "
+                "it. K times H classifiers are trained as one program.",
             ),
             "num_rounds": Setting(
-                5, whole(1, 100), "Of training; before each the labels are corrected anew."
+                5, whole(1, 100), "Training rounds; labels are corrected before each."
             ),
-            "steps_per_round": Setting(300, whole(1, 10**6), "Of each classifier."),
+            "steps_per_round": Setting(300, whole(1, 10**6), "Steps of each classifier."),
             "hidden_sizes": Setting(
-                (), WIDTHS, "Of the classifiers' hidden layers; none is a linear one."
+                (), WIDTHS, "Widths of the classifiers' hidden layers; () is linear."
             ),
         },
     ),
@@ -142,13 +146,13 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
         "emlc",
         {
             "embedding_size": Setting(
-                128, whole(1, MOST_UNITS), "Of a given label, on its way to the gate."
+                128, whole(1, MOST_UNITS), "Size of the given label's embedding in the gate."
             ),
-            "hidden_size": Setting(128, whole(1, MOST_UNITS), "Of the gate."),
+            "hidden_size": Setting(128, whole(1, MOST_UNITS), "Width of the gate."),
             "bce_weight": Setting(
                 1.0,
                 number(0, LARGEST),
-                "Of the loss that teaches the gate to tell clean labels from wrong ones.",
+                "Weight of the loss that teaches the gate to tell right labels from wrong ones.",
             ),
         },
     ),
@@ -158,8 +162,8 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "percentile": Setting(
                 97.0,
                 number(0.1, 100),
-                "An anchor's probability of its class among all examples'. The authors' 97 for ten "
-                "classes; 100, the largest, for a hundred.",
+                "Percentile of a class's probability that defines its anchor. The authors' 97 for "
+                "ten classes; 100, the largest, for a hundred.",
             ),
         },
     ),
@@ -167,15 +171,17 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
         "joint",
         {
             "prior_weight": Setting(
-                1.2, number(0, LARGEST), "alpha; the authors' for UNIF, for FLIP 0.8."
+                1.2, number(0, LARGEST), "alpha; the authors' value for UNIF; for FLIP 0.8."
             ),
             "entropy_weight": Setting(
-                0.8, number(0, LARGEST), "beta; the authors' for UNIF, for FLIP 0.4."
+                0.8, number(0, LARGEST), "beta; the authors' value for UNIF; for FLIP 0.4."
             ),
             "update_from": Setting(
-                0.35, number(0, 1), "Share of the first phase's epochs with labels as given."
+                0.35, number(0, 1), "Share of the first phase's epochs that use the given labels."
             ),
-            "num_averaged": Setting(10, whole(1, 1000), "Epochs whose predictions make a label."),
+            "num_averaged": Setting(
+                10, whole(1, 1000), "Epochs whose predictions are averaged to a label."
+            ),
         },
     ),
     (
@@ -183,25 +189,33 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
         {
             "num_synthetic": Setting(10, whole(1, 1000), "M, sets of synthetic labels per step."),
             "transferred_share": Setting(
-                0.5, number(0, 1), "Of a batch's labels, made wrong in each set."
+                0.5, number(0, 1), "Share of a batch's labels that each set makes wrong."
             ),
             "num_neighbours": Setting(
-                10, whole(1, MOST_ROWS), "Whose labels a synthetic one is drawn from."
+                10, whole(1, MOST_ROWS), "Neighbours whose labels a synthetic label is drawn from."
             ),
-            "lookahead_rate": Setting(0.2, positive(10**6), "alpha."),
-            "consistency_weight": Setting(1.0, number(0, LARGEST), "Beside the cross-entropy."),
+            "lookahead_rate": Setting(0.2, positive(10**6), "alpha, rate of the look-ahead step."),
+            "consistency_weight": Setting(
+                1.0, number(0, LARGEST), "Weight of the consistency loss."
+            ),
             "ramp_share": Setting(
-                0.1, number(0, 1), "Of all steps, until the consistency has its full weight."
+                0.1,
+                number(0, 1),
+                "Share of all steps until the consistency loss has its full weight.",
             ),
-            "early_teacher_decay": Setting(0.99, number(0, 1), "gamma, until then."),
-            "teacher_decay": Setting(0.999, number(0, 1), "gamma, from then on."),
+            "early_teacher_decay": Setting(
+                0.99, number(0, 1), "gamma, decay of the teacher until then."
+            ),
+            "teacher_decay": Setting(
+                0.999, number(0, 1), "gamma, decay of the teacher from then on."
+            ),
         },
     ),
     (
         "distillation",
         {
             "label_weight": Setting(
-                0.5, number(0, 1), "lambda, of the given label beside the teacher's."
+                0.5, number(0, 1), "lambda, weight of the given label; the rest is the teacher's."
             ),
         },
     ),
@@ -211,8 +225,8 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "estimator": Setting(
                 "exact",
                 one_of(*ESTIMATORS),
-                "docs/meta_gradients.md says what they are and when to take which; approximate is "
-                "the paper's recursion.",
+                "How the meta-gradient is computed; docs/meta_gradients.md compares them. "
+                "approximate is the paper's recursion.",
             ),
             "backward": Setting(
                 "forward_over_reverse",
@@ -232,7 +246,7 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "s, inner steps between updates of the meta model; must divide k. 0 is k, as "
                 "published. With less, windows overlap and are replayed: "
                 + ", ".join(OVERLAPPING)
-                + " only. approximate then goes on from update to update, and k has no effect. "
+                + " only. approximate then accumulates over all updates, and k has no effect. "
                 "Methods without a meta model ignore it.",
             ),
             "truncation": Setting(
@@ -247,7 +261,7 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "diagnose_every": Setting(
                 0,
                 whole(0, MOST_STEPS),
-                "Log the meta-gradient's cosine with exact's and its norm over exact's every N "
+                "Log the meta-gradient's cosine with the exact one and the ratio of norms every N "
                 "inner steps; 0 disables.",
             ),
             "mix_clean": Setting(
@@ -259,9 +273,8 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "unroll": Setting(
                 0,
                 whole(0, 1000),
-                "Inner steps that one turn of the compiled loop holds. 0 chooses: k for "
-                "convolutions on CPU, where XLA runs their gradients in a loop body on a slow "
-                "path; 1 otherwise.",
+                "Inner steps per turn of the compiled loop. 0 chooses: k for convolutions on CPU, "
+                "whose gradients are slow inside a loop; 1 otherwise.",
             ),
         },
     ),
@@ -273,8 +286,8 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "normalize": Setting(
                 False,
                 flag(),
-                "Divide the meta-gradient by its norm: it fades as the classifier fits its clean "
-                "labels, and Adam still divides by the size of long ago. Not with clip_norm.",
+                "Divide the meta-gradient by its norm. It fades as the classifier fits its clean "
+                "labels, while Adam still divides by earlier, larger norms. Not with clip_norm.",
             ),
         },
     ),
@@ -283,31 +296,30 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
         {
             "num_epochs": Setting(120, size(MOST_EPOCHS), f"Passes over the noisy set. {BY_SIZE}"),
             "num_steps": Setting(
-                0,
-                whole(0, MOST_STEPS),
-                "Inner steps, in place of num_epochs; 0 goes by num_epochs.",
+                0, whole(0, MOST_STEPS), "Inner steps, instead of num_epochs; 0 uses num_epochs."
             ),
             "first_phase_epochs": Setting(
                 0,
                 whole(0, MOST_EPOCHS),
-                "Of the first phase, for methods that train twice (glc, forward, joint, "
-                "distillation); 0 is as many as the second's.",
+                "Epochs of the first phase, for methods that train twice (glc, forward, joint, "
+                "distillation); 0 is as many as in the second.",
             ),
             "noisy_batch_size": Setting(
-                100, size(MOST_ROWS), f"Over all devices; fewer if there are fewer. {BY_SIZE}"
+                100, size(MOST_ROWS), f"Noisy examples per step, over all devices. {BY_SIZE}"
             ),
             "clean_batch_size": Setting(
-                100, size(MOST_ROWS), f"Over all devices; fewer if there are fewer. {BY_SIZE}"
+                100, size(MOST_ROWS), f"Clean examples per step, over all devices. {BY_SIZE}"
             ),
             "length_buckets": Setting(
                 1,
                 whole(1, 8),
-                "Texts, if the encoder is trained: batches are of texts of like length, padded to "
-                "one of so many lengths, noisy and clean ones each; for every pair of lengths a "
-                "step is compiled. 1 pads all to dataset.max_length, and so do windows that "
-                "overlap.",
+                "Texts, if the encoder is trained: batches have texts of similar length, padded to "
+                "one of this many lengths. For every pair of noisy and clean lengths a step is "
+                "compiled. 1 pads all to dataset.max_length; so do overlapping windows.",
             ),
-            "eval_batch_size": Setting(1000, whole(1, 10**6), "Over all devices."),
+            "eval_batch_size": Setting(
+                1000, whole(1, 10**6), "Examples at once, over all devices."
+            ),
             "eval_every_epochs": Setting(1, whole(1, MOST_EPOCHS), "Epochs between evaluations."),
             "log_every_steps": Setting(
                 50, whole(1, MOST_STEPS), "Inner steps between rows of metrics."
@@ -315,20 +327,23 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "checkpoint_every_steps": Setting(
                 1000, whole(1, MOST_STEPS), "Inner steps between checkpoints."
             ),
-            "checkpoint_every_minutes": Setting(10.0, positive(LARGEST), "Whichever comes first."),
-            "checkpoints_to_keep": Setting(2, whole(1, MOST_STEPS), "The newest ones."),
+            "checkpoint_every_minutes": Setting(
+                10.0, positive(LARGEST), "Or minutes, whichever comes first."
+            ),
+            "checkpoints_to_keep": Setting(
+                2, whole(1, MOST_STEPS), "Number of newest checkpoints to keep."
+            ),
             "profile": Setting(
                 "",
                 STEPS,
-                "START:STOP: inner steps of which a trace for TensorBoard is written to the "
-                "workdir's profile/, by the first process. With one inner step per update the "
-                "metrics say FLOP/s from then on, as XLA counts them.",
+                "START:STOP: inner steps to trace for TensorBoard, into the workdir's profile/, by "
+                "the first process. With one inner step per update the metrics then include "
+                "FLOP/s, as XLA counts them.",
             ),
             "max_exported_labels": Setting(
                 0,
                 whole(0, MOST_ROWS),
-                "Noisy examples whose corrected labels are written at the end, the first ones; 0 "
-                "is all.",
+                "Number of noisy examples whose corrected labels are written at the end; 0 is all.",
             ),
         },
     ),

@@ -6,7 +6,7 @@ the same for all of them; they differ only in the gradient:
 
     exact               through all k updates
     truncated           through the last `truncation` of them
-    first_order         through all k, carried from one to the next by the optimizer alone
+    first_order         through all k, carried between steps only by the optimizer
     one_step            through the last one, without differentiating a backward pass
     finite_difference   the same by a central difference
     approximate         the paper's recursion over all k
@@ -58,7 +58,7 @@ def exact_reference(
 ) -> tuple[Params, MainState]:
     """The whole algorithm: `dL_D(w_k)/da` by one `jax.grad` over one `lax.scan` of inner steps.
 
-    Everything below computes this faster, in less memory, or approximately; tests hold it to this.
+    Everything below computes this faster, in less memory, or approximately; tests compare them.
 
     Returns:
       The meta-gradient, and the classifier after the k steps.
@@ -172,7 +172,7 @@ def one_step(
     rngs: chex.PRNGKey,
     options: Options = DEFAULTS,
 ) -> Window:
-    """`-v^T H_wa` at the window's last update alone; `exact` at k = 1.
+    """`-v^T H_wa` at the window's last update; `exact` at k = 1.
 
     A JVP of the classifier along `v` and a VJP through the meta model: no backward pass is
     differentiated (EMLC, arXiv 2305.12961).

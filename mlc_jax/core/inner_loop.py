@@ -54,7 +54,7 @@ def unroll(
       skipped: the window's first steps that leave the classifier as it is; a number, which may be
         traced.
       curvature: whether reverse mode sees that an inner gradient depends on the params that it is
-        taken at. Without, what is carried from step to step is the optimizer's alone: no Hessian.
+        taken at. Without it only the optimizer carries from step to step: no Hessian.
         Read by `forward_over_reverse` and `two_level`.
 
     Returns:
@@ -84,7 +84,7 @@ def unroll(
 
 
 def _from(start: int | jax.Array, step: Step) -> Step:
-    """`step`, but the classifier stays as it is before step `start`."""
+    """`step`, but the classifier does not change before step `start`."""
 
     def body(main: MainState, t: jax.Array) -> tuple[MainState, Metrics]:
         new_main, metrics = step(main, t)

@@ -37,7 +37,7 @@ class InnerLoss:
       entropy_weight: beta, of `r` times their mean entropy, against labels that stay soft (same).
       power: how late the regularisers set in; 0 is at once, `r = 1`.
       hand_over: whether the classifier learns `(1 - f) onehot(y') + f q` in place of the targets
-        `q`: labels as given first, for networks learn what is right in them first.
+        `q`: given labels first, because networks learn the right ones first.
     """
 
     mixup: float = 0.0
@@ -89,7 +89,7 @@ class Output(NamedTuple):
     features: jax.Array
 
 
-# By the name of the pass: `noisy` and `clean` examples as they are, `mixed`, both together.
+# By name of the pass: `noisy` and `clean` examples unmixed, `mixed` both together.
 Outputs = dict[str, Output]
 
 
@@ -200,7 +200,7 @@ def inner_loss(
         per_example.append(losses.soft_cross_entropy(logits, held.targets))
         targets.append(held.targets)
         given = jnp.take_along_axis(held.targets, batch.noisy.labels[:, None], axis=1)[:, 0]
-        # Targets are no logits: an example that counts for nothing has none.
+        # Unlike logits, targets may be missing: an example without weight has none.
         kept = (given > 0) & (given == jnp.max(held.targets, axis=1))
         metrics["labels_kept"] = jnp.mean(kept, dtype=jnp.float32)
     if batch.clean_inner is not None:

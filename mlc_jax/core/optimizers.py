@@ -52,7 +52,7 @@ class OptimizerSpec:
     Attributes:
       name: one of `OPTIMIZERS`.
       learning_rate: the largest of the schedule.
-      momentum, nesterov: read by `sgd` alone.
+      momentum, nesterov: only for `sgd`.
       weight_decay: times each parameter; added to its gradient, or for `adamw` to its update.
       clip_norm: largest norm of the gradient over all trained parameters, before weight decay; 0
         does not clip.
@@ -71,7 +71,7 @@ class OptimizerSpec:
         each parameter the first that matches counts.
 
     Raises:
-      InputError: a value is not what it should be. The message names it and what would be right.
+      InputError: a wrong value. The message names it and what would be right.
     """
 
     name: str
@@ -166,7 +166,7 @@ Optimizer: TypeAlias = OptimizerSpec | optax.GradientTransformation
 def bind(
     optimizer: Optimizer, *, num_updates: int, updates_per_epoch: int
 ) -> optax.GradientTransformation:
-    """Binds a spec to a run's updates (see `OptimizerSpec.bind`); what optax made stays as it is.
+    """Binds a spec to a run's updates (see `OptimizerSpec.bind`); optax' own are not changed.
 
     `update` takes a further gradient, `auxiliary`, see `add_auxiliary`.
 
@@ -293,7 +293,7 @@ def create_schedule(
     if name == "constant":
         schedule = optax.constant_schedule(learning_rate)
     elif name == "step":
-        # `join_schedules` counts anew from the end of the warm-up.
+        # `join_schedules` counts from the end of the warm-up.
         boundaries = {epoch * steps_per_epoch - warmup: decay_factor for epoch in milestones}
         schedule = optax.piecewise_constant_schedule(learning_rate, boundaries)
     elif name == "cosine":
@@ -302,7 +302,7 @@ def create_schedule(
         schedule = optax.linear_schedule(learning_rate, 0.0, num_steps - warmup)
     if not warmup:
         return schedule
-    # Not from zero: a rate of zero is an update through which there is no meta-gradient.
+    # Not from zero: there is no meta-gradient through an update with rate zero.
     step = learning_rate / warmup
     rise = optax.linear_schedule(step, learning_rate + step, warmup)
     return optax.join_schedules([rise, schedule], [warmup])

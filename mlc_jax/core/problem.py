@@ -1,4 +1,4 @@
-"""The two-level problem: inner steps of the classifier, and the loss they are judged by.
+"""The two-level problem: inner steps of the classifier, and the outer loss.
 
 Pure functions, arrays in and arrays out. With `axis_name=None` they run on one device; under
 `jax.pmap(..., axis_name='batch')` each device holds a slice of every batch and the inner gradients
@@ -36,8 +36,8 @@ from mlc_jax.core.types import Batch, Inputs, Labelled, MainState, Metrics, Para
 # (params, batch_stats, inputs, rng) -> (logits [B, C], features [B, F], new batch_stats).
 ApplyFn = Callable[[Params, Params, Inputs, chex.PRNGKey], tuple[jax.Array, jax.Array, Params]]
 # (belief, evidence, logits [B, C], labels [B]) -> targets [B, C], non-negative. A belief is what
-# labels are corrected by: meta params, weights, labels, a matrix. Evidence is what is seen of the
-# examples beside the logits: the classifier's features [B, F], unless the problem says otherwise.
+# labels are corrected by: meta params, weights, labels, a matrix. Evidence is what is known about
+# examples in addition to the logits: features [B, F], unless the problem says otherwise.
 TargetFn = Callable[[Any, Any, jax.Array, jax.Array], jax.Array]
 # (output of the classifier, inputs as it takes them, key; None in evaluation mode) -> evidence.
 Evidence = Callable[[Output, Inputs, chex.PRNGKey | None], Any]
@@ -254,7 +254,7 @@ def outer_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Mean cross-entropy on clean labels, `L_D(w)`: what the meta model is judged by.
 
-    Batch normalisation runs in training mode and its running statistics are left alone: this pass
+    Batch normalisation runs in training mode and does not update its running statistics: this pass
     looks ahead, it does not train.
     """
     logits, _, _ = problem.apply(params, batch_stats, problem.prepare(clean.inputs), rng)

@@ -1,4 +1,4 @@
-"""Products of a vector with second derivatives of the inner loss: what estimators are made of."""
+"""Products of a vector with second derivatives of the inner loss, which estimators use."""
 
 import functools
 from typing import Any

@@ -43,16 +43,16 @@ class Batch(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """All rows of a run, and who learns from which: the noisy rows, then the checked ones.
+    """All rows of a run, noisy ones first, and which classifier trains on which.
 
     Lists of rows have one length each: a short one is filled up by its own rows, which changes
     nothing, since batches are drawn from its first `lengths`. Rows, too, are filled up, to sizes
-    that many data share: what is compiled for one serves the others. Nobody learns from those.
+    that many data sets share, so that compiled programs are reused. Padding is never trained on.
 
     Attributes:
       inputs: `[N, ...]`, as the model takes them.
       votes: `[N, S]` int16, the given labels; -1 where nothing was said.
-      checks: `[N]` int32, -1 where nobody looked, -2 in a row that fills up.
+      checks: `[N]` int32, -1 where nobody looked, -2 in padding.
       is_judged: `[N]` bool, checked rows that were not looked up: those that weights, `R`, `pi` and
         the verdict are measured on.
       part: `[N]` int32, from 0 to H - 1.
@@ -98,7 +98,7 @@ class MetaState(flax.struct.PyTreeNode):
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything a run needs to go on from where it stands.
+    """Everything a run needs to resume.
 
     Attributes:
       step: int32 scalar, the number of classifier updates (inner steps) made so far.

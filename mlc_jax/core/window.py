@@ -15,7 +15,7 @@ from mlc_jax.core.types import Batch, MainState, Metrics, Params
 
 
 class Options(NamedTuple):
-    """Settings of the estimators, static but for `skipped`.
+    """Settings of the estimators, all static except `skipped`.
 
     Attributes:
       backward, scan_unroll: see `unroll`. `backward` is for `exact` and `truncated`.
@@ -42,7 +42,7 @@ class EstimatorSpec:
 
     Attributes:
       name: in `ESTIMATORS`.
-      backward, truncation, solver_steps, damping: see `Options`; each is read by some alone.
+      backward, truncation, solver_steps, damping: see `Options`; each is for some estimators.
     """
 
     name: str = "exact"

@@ -38,7 +38,7 @@ def deal(strata: np.ndarray, ways: int, rng: np.random.Generator) -> np.ndarray:
 def assign(
     votes: np.ndarray, checks: np.ndarray, drawn: np.ndarray, folds: int, parts: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """The fields of `Rows` but for its inputs.
+    """The fields of `Rows` except its inputs.
 
     Args:
       votes: `[N, S]`.
@@ -90,7 +90,7 @@ def _equal(masks: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AllRows:
-    """What a cross-fitted run reads: all rows, once. It stands where others have a `Pipeline`.
+    """What a cross-fitted run reads: all rows, once; other runs have a `Pipeline` instead.
 
     Attributes:
       noisy: examples with labels `given`.
@@ -123,9 +123,9 @@ class AllRows:
         """NumPy arrays.
 
         Raises:
-          InputError: while reading; inputs that cannot be read, or are no single array.
+          InputError: inputs that cannot be read, or are not a single array.
         """
-        from mlc_jax.core import Rows  # Imports JAX, which nobody needs who only deals rows.
+        from mlc_jax.core import Rows  # It imports JAX, which dealing rows does not need.
 
         subsets = (self.noisy, self.clean)
         inputs = [read_rows(subset.source, subset.rows) for subset in subsets]
@@ -140,7 +140,7 @@ class AllRows:
 
 
 def _filled_up(rows: "Rows") -> "Rows":
-    """Rows and lists of sizes of which there are few, see `Rows`."""
+    """Pads rows and lists to one of a few sizes, see `Rows`."""
     size = len(rows.checks)
     more = _rounded(size) - size
 

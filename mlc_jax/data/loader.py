@@ -1,7 +1,7 @@
 """Batches to train on: from row numbers to trees of arrays, for windows of k inner steps.
 
 A training batch at step t is a pure function of (seed, t): the order of an epoch is a permutation
-keyed by (seed, epoch) and the augmentation is keyed by (seed, step). So a run that goes on from a
+keyed by (seed, epoch) and the augmentation is keyed by (seed, step). So a run that resumes from a
 checkpoint needs no iterator state, and the batches do not depend on how many devices or processes
 share them.
 """
@@ -30,7 +30,7 @@ _DEVICE_BUFFER = 2  # Batches placed on the devices ahead of use.
 _BYTES_AT_ONCE = 16 * 2**20
 _MAX_BLOCKS = 64  # Of s steps, that are read at once.
 _NOISY_KEY, _CLEAN_KEY = 1, 2
-_AUGMENT_KEY = 2  # Beside those of `order`.
+_AUGMENT_KEY = 2  # `order` has the others.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +227,7 @@ class _Side:
       source: of their inputs.
       layout: of an example.
       rows: `[runs, n]`, rows of the source.
-      labels, given: `[runs, n]`; labels as given None where they are no part of a batch.
+      labels, given: `[runs, n]`; given is None if it is not part of a batch.
       order: which of them are in which batch.
       padded: lengths of the order's buckets; None where nothing is cut off.
       augment_seeds: of each run; none without augmentation.
@@ -388,7 +388,7 @@ def _deal(array: np.ndarray, stride: int, num_devices: int) -> np.ndarray:
 def to_devices(batches: Iterator[Batch], devices: Sequence[jax.Device]) -> Iterator[Batch]:
     """Places arrays `[num_devices, ...]` on `devices`, a few batches ahead of their use.
 
-    On CPU there is no other memory to place them in: they pass as they are.
+    On CPU there is no other memory to place them in: they are not copied.
     """
     if devices[0].platform == "cpu":
         yield from batches

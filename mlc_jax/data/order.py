@@ -82,7 +82,7 @@ class Order:
     def _shuffled_windows(self, epoch: int) -> np.ndarray:
         """A permutation of an epoch's batches that keeps those of a window together.
 
-        Windows go on from epoch to epoch: of the first and of the last there may be a part alone.
+        Windows continue across epochs: the first and the last may be partial.
         """
         num, window = self.num_batches, self.window
         begun = min(-epoch * num % window, num)

@@ -17,7 +17,7 @@ class Normalize:
     Attributes:
       scale: what inputs are divided by first.
       mean, std: by channel, or feature by feature; anything that broadcasts against an example.
-      keeps_shapes: what it makes of an input has that one's shape.
+      keeps_shapes: whether its output has the shape of its input.
     """
 
     keeps_shapes: ClassVar[bool] = True

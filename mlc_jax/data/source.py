@@ -1,4 +1,4 @@
-"""What the rest of the project knows of data: inputs by row number, and the labels beside them.
+"""How the project sees data: inputs by row number, and their labels.
 
 A run never copies examples: its noisy, clean, validation and test parts are row numbers into
 sources. A new kind of data is one class with the face of `GatheredSource`, or, where many rows are
@@ -20,7 +20,7 @@ from mlc_jax.data import trees
 from mlc_jax.data.trees import Tree
 from mlc_jax.errors import InputError
 
-UNKNOWN = -1  # A label that nobody knows.
+UNKNOWN = -1  # A label that is not known.
 _HASHED_BYTES = 64 * 2**20  # Of an array; of a larger one every n-th row is hashed.
 _PAD = 4  # Pixels of reflected border that a random crop moves within, as in the published code.
 
@@ -95,7 +95,7 @@ class GatheredSource(Source, Protocol):
 
 
 class ReadSource(Source, Protocol):
-    """A source of which TensorFlow reads and decodes many rows in parallel, one by one: files."""
+    """A source of files, whose rows TensorFlow reads and decodes in parallel, one by one."""
 
     def read(self, row: Any, draws: Any = None) -> Tree:
         """The inputs of a row, inside tf.data: TensorFlow tensors in, a tree of tensors out.
@@ -234,7 +234,7 @@ class IndexedSource:
       inputs: that object.
 
     Raises:
-      InputError: the first row cannot be read, or is no array of numbers.
+      InputError: the first row cannot be read, or is not an array of numbers.
     """
 
     num_draws = 0

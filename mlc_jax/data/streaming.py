@@ -121,7 +121,7 @@ def read_rows(source: ReadSource, rows: np.ndarray) -> Tree:
 
 @contextlib.contextmanager
 def _input_errors(source: ReadSource) -> Iterator[None]:
-    """Turns what TensorFlow says of a read that failed, a page, into an InputError of one line."""
+    """Turns TensorFlow's long message about a failed read into an InputError of one line."""
     try:
         yield
     except tf.errors.OpError as error:

@@ -22,7 +22,7 @@ def read_tfds(
     folder: str,
     content: str,
 ) -> tuple[Any, Any, Any]:
-    """What TensorFlow Datasets says of a dataset, and its splits `train` and `test`.
+    """The description of a dataset by TensorFlow Datasets, and its splits `train` and `test`.
 
     Args:
       name, data_dir, download: see `cifar`.

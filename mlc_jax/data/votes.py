@@ -91,7 +91,7 @@ def agreement(votes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def quality_of(soft_labels: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """How far given labels `[N]` are believed, `[N]` in [0, 1]; NaN where there is none."""
+    """The probability `[N]` that given labels `[N]` are right; NaN where there is none."""
     quality = soft_labels[np.arange(len(soft_labels)), given]
     return np.where(given == UNKNOWN, np.float32(np.nan), quality).astype(quality.dtype)
 
@@ -140,7 +140,7 @@ def counted_once(
             agree += voted.T @ voted
             of_label[label] += voted.T @ spoke  # [i, j]: i's votes for it where j spoke.
     both, neither = np.outer(limit, limit), np.outer(1 - limit, 1 - limit)
-    # Rules that know one class always agree: so often would two by what they mostly say.
+    # Rules with one class always agree: this often would two by their usual labels.
     shares = of_label / np.maximum(shared, 1)
     by_habit = np.sum(shares * shares.transpose(0, 2, 1), axis=0)
     chance = np.clip(np.maximum(both + neither / max(1, num_classes - 1), by_habit), 0, 1)

@@ -1,4 +1,4 @@
-"""Own data in `.npz` and `.npy` files: inputs, labels as given, and labels that were checked."""
+"""Own data in `.npz` and `.npy` files: inputs, given labels and checked labels."""
 
 import pathlib
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ def load(
 
 
 def read_labels(path: str, said: Said) -> LabelledFile:
-    """The labels of one file alone; see `load`."""
+    """Only the labels of one file; see `load`."""
     return _File("data", path).labelled(said)
 
 
@@ -157,7 +157,7 @@ def _check_start(field: str, path: str, place: pathlib.Path, start: bytes) -> No
         with place.open("rb") as stream:
             found = stream.read(len(start))
     except OSError:
-        return  # Told by the reader.
+        return  # The reader reports it.
     if found and found != start:
         raise InputError(
             f"{field}: {path!r} is not a readable {place.suffix} (it begins with {found!r}); "
@@ -168,7 +168,7 @@ def _check_start(field: str, path: str, place: pathlib.Path, start: bytes) -> No
 def checked_inputs(
     field: str, path: str, key: str, inputs: np.ndarray, offsets: Offsets = ()
 ) -> np.ndarray:
-    """Inputs `[N, ...]` as they are stored here: float32 in place of float64 and of bool.
+    """Inputs `[N, ...]` in the stored type: float32 for float64 and bool.
 
     A memory map stays one.
 
@@ -178,7 +178,7 @@ def checked_inputs(
       offsets: of features, see `offsets_of`.
 
     Raises:
-      InputError: they are no finite numbers.
+      InputError: they are not finite numbers.
     """
 
     def fail(problem: str) -> NoReturn:
@@ -190,7 +190,7 @@ def checked_inputs(
 
 
 class _File:
-    """One `.npz` file, or an `.npy` with a table beside it; checked."""
+    """One `.npz` file, or an `.npy` with a table next to it; checked."""
 
     def __init__(self, name: str, path: str, offsets: Offsets | None = None):
         """Of the first file, `offsets` are those of its own inputs."""

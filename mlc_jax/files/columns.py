@@ -1,4 +1,4 @@
-"""Columns of a table as features: numbers as they are, categories one-hot, and what is missing.
+"""Columns of a table as features: numbers, one-hot categories, and marks of missing values.
 
 One rule says what becomes a feature, for files and for data frames: `left_out`.
 """
@@ -58,7 +58,7 @@ class Columns:
           values: where each row stands, and its values in the order of `names`.
 
         Raises:
-          InputError: a value that is no finite number where one should be.
+          InputError: a value that should be a finite number and is not.
         """
         chunks, unseen = [], _Unseen()
         for lines, rows in _chunks(values):
@@ -73,7 +73,7 @@ class Columns:
         return np.concatenate(chunks) if chunks else np.zeros((0, len(self.features)), np.float32)
 
     def describe(self, features: np.ndarray) -> str:
-        """The row that features `[F]` were made of, for a reader."""
+        """The row that features `[F]` were made from, as text."""
         parts, start = [], 0
         for column in self.columns:
             values = features[start : start + len(column.features)]
@@ -114,7 +114,7 @@ def survey(names: Sequence[str], rows: Iterable[Row]) -> list[Survey]:
 
 
 def left_out(one: Survey, rows: np.ndarray, *, unnamed: bool = False) -> str | None:
-    """Why a column that nobody named becomes no feature; None if it becomes one.
+    """Why an unnamed column does not become a feature; None if it does.
 
     Numbers, booleans, dates and lists of numbers do, and texts of few categories. Columns that say
     nothing do not: those with one value, and numbers of rows.

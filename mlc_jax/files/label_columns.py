@@ -18,11 +18,11 @@ from mlc_jax.files.tables import Table
 from mlc_jax.files.values.names import MAX_LENGTH
 from mlc_jax.files.values.together import NOBODY_LOOKED
 
-# Beside the labels. All other columns are inputs, or nobody's business.
+# Columns other than labels. The rest are inputs, or ignored.
 OPTIONAL = ("checked_label", "given_label", "id", "split", "drawn")
 NAMES = ("label", *OPTIONAL)
-ONE_EACH = "label_"  # Of columns of labels, one for each source, where there is no `label`.
-# What we write beside a user's columns; it may come back, and is no feature, and no label as given.
+ONE_EACH = "label_"  # Prefix of columns with one source each, if there is no `label`.
+# Columns that we add to a user's file. If they come back, they are neither features nor labels.
 WRITTEN = (
     "corrected_label", "confidence", "label_quality", "is_label_issue", "predicted_label",
     "given_label", "why", "drawn",
@@ -37,7 +37,7 @@ _RUNS = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # The last are f
 
 
 class Said(NamedTuple):
-    """Where the labels as given stand, if not in a column `label`.
+    """Where the given labels are, if not in a column `label`.
 
     Attributes:
       columns: of the file, one for each source; none of them is `label`, or, where there is none,
@@ -156,7 +156,7 @@ class LabelColumns:
         )
 
     def _checked_ids(self) -> np.ndarray | None:
-        """Ids `[N]`, each of which is there and there once; None without such a column."""
+        """Ids `[N]`, none missing or repeated; None without such a column."""
         if all(x is None for x in self._ids):
             return None
         array = np.array([x or "" for x in self._ids])  # `_ID_LENGTH` bounds its width.
@@ -176,7 +176,7 @@ class LabelColumns:
 
 
 def read_labels(table: Table, said: Said) -> LabelledFile:
-    """The labels of one file alone, without its inputs.
+    """The labels of one file, without its inputs.
 
     Raises:
       InputError: as `LabelColumns`.
@@ -195,7 +195,7 @@ def check_near_misses(table: Table) -> None:
     """A misspelt column of checks would be none, and a feature.
 
     Raises:
-      InputError: there is no `checked_label`, but a column whose name is like it.
+      InputError: there is no `checked_label`, but a column with a similar name.
     """
     there = table.columns()
     if "checked_label" in there:
@@ -256,7 +256,7 @@ def _together(columns: Sequence[Labels]) -> Labels:
 
 
 def first_said(votes: Labels) -> Labels:
-    """Of `[N, S]` labels the first that there is in each row, `[N]`."""
+    """The first label of each row of `[N, S]`, `[N]`."""
     first = (votes.numbers != UNKNOWN).argmax(axis=1)
     return votes._replace(numbers=np.take_along_axis(votes.numbers, first[:, None], axis=1)[:, 0])
 
@@ -302,7 +302,7 @@ def _read_votes(
 
 
 class _Column:
-    """Texts as they are read, each kept once."""
+    """Texts as read, each stored once."""
 
     def __init__(self) -> None:
         self._there = False
@@ -373,7 +373,7 @@ def read_checks(checks: Sequence[str | Table], file: LabelledFile) -> Checks:
 
 
 def random_order(ids: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Where each row stands in the order that rows are drawn in, to be checked; int64 `[N]`.
+    """The place of each row in the random order in which rows are drawn to be checked; int64 `[N]`.
 
     It depends on the ids alone, so that the rows that it has passed are a random sample of all,
     whatever was checked beside them: rows drawn from what is left over would not be.
@@ -410,7 +410,7 @@ def _checked_row(
 
 
 def for_spreadsheet(text: str) -> str:
-    """A text that a spreadsheet would run gets a ' before it; numbers stay as they are."""
+    """A text that a spreadsheet would execute gets a ' in front; numbers do not change."""
     if not _RUNS.match(text):
         return text
     try:

@@ -1,4 +1,4 @@
-"""A user's own files, of whatever kind: labels as given, and labels that somebody checked."""
+"""A user's own files of any kind: given labels and checked labels."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from mlc_jax.files.values import together
 from mlc_jax.files.values.names import whole
 
 FIELD = "config.dataset."  # Of the settings that name files.
-SPLITS = ("", "train", "test", "validation")  # What a row may say of itself.
+SPLITS = ("", "train", "test", "validation")  # Values of the column `split`.
 SPLIT_NAMES = "train, test, validation or nothing"
 _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
 
@@ -30,7 +30,7 @@ class Labels(NamedTuple):
 
     Attributes:
       names: each once.
-      numbers: `[N]` int32, places in `names`; UNKNOWN where there is no label.
+      numbers: `[N]` int32, places in `names`; UNKNOWN for no label.
     """
 
     names: tuple[str, ...]
@@ -38,7 +38,7 @@ class Labels(NamedTuple):
 
     @classmethod
     def of(cls, labels: np.ndarray) -> "Labels":
-        """Of text `[N]`; empty is no label."""
+        """From text `[N]`; empty is no label."""
         names, numbers = np.unique(labels, return_inverse=True)
         empty = int(len(names) > 0 and names[0] == "")  # "" comes before all others.
         numbers = (numbers - empty).astype(np.int32)  # That of "" is UNKNOWN then.
@@ -53,7 +53,7 @@ class Labels(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class LabelledFile:
-    """One file, read and checked but for its inputs.
+    """One file, read and checked except its inputs.
 
     Attributes:
       field: the setting that names it: `config.dataset.noisy`.
@@ -84,7 +84,7 @@ class LabelledFile:
     source_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Takes out of `checked` what says that nobody looked."""
+        """Removes values of `checked` that mean that nobody looked."""
         if self.checked is not None:
             object.__setattr__(self, "checked", together.only_labels(self, self.checked))
 
@@ -161,7 +161,7 @@ def combine(
     """One file, or two, and maybe one to judge by.
 
     Args:
-      files: `data`, with `checked` labels. Or `noisy` and `clean`. Beside either, `test`.
+      files: `data`, with `checked` labels; or `noisy` and `clean`. `test` with either.
       prepare: from inputs as stored to what a model takes.
       checks: of rows of `data`, labels that were checked later, and are in no file of these.
       drawn: how checked rows were chosen that do not say so themselves; None guesses.
@@ -217,7 +217,7 @@ def missing_classes(given: np.ndarray, truth: np.ndarray, class_names: Sequence[
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         logging.warning(
-            "No checked row is of class %s%s: nothing is known of labels of that class.",
+            "No checked row has class %s%s: labels of that class cannot be judged.",
             ", ".join(missing[:5]), more,
         )  # fmt: skip
 
@@ -249,7 +249,7 @@ def how_drawn(truth: np.ndarray, said: np.ndarray, setting: str | None) -> np.nd
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of classes, sorted: numbers by what they are, 2 before 10."""
+    """Names of classes, sorted; numbers by value, 2 before 10."""
     names = sorted(names)
     return tuple(sorted(names, key=float) if all(map(_NUMBER.fullmatch, names)) else names)
 
@@ -269,14 +269,14 @@ class _Classes:
 
     @classmethod
     def of(cls, columns: Sequence[Labels]) -> "_Classes":
-        """All that stand in columns, in their order."""
+        """All values of columns, in order."""
         found = {name for x in columns for name in x.names}
         others = {name: whole(name) for name in found if whole(name) != name}
         others = {x: y for x, y in others.items() if y in found}
         return cls(in_order(found - others.keys()), others)
 
     def numbers(self, file: LabelledFile, column: Labels | None) -> np.ndarray:
-        """A column of labels `[N]` int32; UNKNOWN where there is none."""
+        """A column of labels `[N]` int32; UNKNOWN for no label."""
         if column is None:
             return np.full(len(file.labels.numbers), UNKNOWN, np.int32)
         # UNKNOWN, -1, takes the last.
@@ -330,7 +330,7 @@ def _given(
         )
     unlabelled = int((given[~file.judging] == UNKNOWN).sum())
     if unlabelled:
-        logging.info("Rows without a label as given, labelled by prediction alone: %d.", unlabelled)
+        logging.info("Rows without a given label, labelled by prediction: %d.", unlabelled)
     return given, votes
 
 

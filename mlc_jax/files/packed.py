@@ -42,7 +42,7 @@ def is_packed(root: epath.PathLike) -> bool:
 
 
 def local_directory(field: str, path: str) -> str:
-    """Where pictures can be read; of a bucket, packed ones alone: few files, which are copied.
+    """Where pictures can be read. From a bucket only packed ones, whose few files are copied.
 
     Raises:
       InputError: naming `field`, the setting of the path.
@@ -140,7 +140,7 @@ class Packed:
 
 
 def pack(root: str, output: str, *, size: int, quality: int, per_shard: int) -> dict[str, Any]:
-    """Packs a directory; goes on where it was stopped.
+    """Packs a directory; resumes where it was stopped.
 
     Args:
       root: of the pictures.
@@ -153,7 +153,7 @@ def pack(root: str, output: str, *, size: int, quality: int, per_shard: int) -> 
       What `packed.json` says.
 
     Raises:
-      InputError: there is no picture, or the output is of something else.
+      InputError: there is no picture, or the output has other contents.
     """
     source, target = pathlib.Path(root).expanduser(), pathlib.Path(output).expanduser()
     if not source.is_dir():

@@ -22,9 +22,9 @@ from mlc_jax.files.values.leaks import leak
 from mlc_jax.files.values.names import whole
 
 _LOGGED = 100  # Columns, by name.
-_UNNAMED = re.compile(r"|Unnamed: \d+|__index_level_\d+__")  # Where pandas writes its index.
-# What annotation tools write beside labels: three of them, and it is such a file; one of them alone
-# is a feature, but for one that numbers the rows.
+_UNNAMED = re.compile(r"|Unnamed: \d+|__index_level_\d+__")  # pandas' row numbers.
+# Columns of annotation tools. A file with three of them comes from such a tool; a single one is a
+# feature, unless it numbers the rows.
 _BOOKKEEPING = ("annotation_id", "annotator", "created_at", "updated_at", "lead_time", "task_id")
 _MANY_OF_THEM = 3
 _FORMS = {"comma": "1,5 is 1.5", "time": "parts of a day"}
@@ -58,7 +58,7 @@ def load(
 ) -> OwnData | Benchmark:
     """Reads one file, or two, and maybe one to judge by; `.csv`, `.jsonl` or `.parquet`.
 
-    What becomes a feature is read from `data` or `noisy`, but for its test rows; the others must
+    Features are chosen by `data` or `noisy`, without its test rows; the other files must
     have the same columns.
 
     Args:
@@ -89,7 +89,7 @@ def of_tables(
     needs_checks: bool = True,
     benchmark: bool = False,
 ) -> OwnData | Benchmark:
-    """The same of tables that are open, by what they are: `data`, `noisy`, `clean`, `test`.
+    """The same for open tables, keyed by `data`, `noisy`, `clean`, `test`.
 
     Args:
       needs_checks, benchmark: see `combine`.
@@ -197,7 +197,7 @@ def _read_first(table: Table, features: Sequence[str], said: Said) -> tuple[Labe
 
 
 def _by_name(names: Sequence[str]) -> dict[str, str]:
-    """Columns that are no features, whatever they hold, and why."""
+    """Columns that are never features, and why."""
     left = {name: "written by a run" for name in names if name in WRITTEN}
     left |= {name: "a label of somebody" for name in names if name.startswith(ONE_EACH)}
     tools = [name for name in names if name in _BOOKKEEPING]

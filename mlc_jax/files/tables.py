@@ -21,7 +21,7 @@ from mlc_jax.files.values.names import whole as as_whole
 
 # A longer field is most likely a quote that was never closed. Python's own limit is 131,072.
 MAX_FIELD_CHARACTERS = 2**24
-ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")  # Of files' names, which say what they are.
+ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")  # The ending of a name decides how a file is read.
 _PARQUET_ROWS = 4_096  # Held in memory at once.
 _SEPARATORS = (",", ";", "\t", "|")  # Of CSV files.
 _SAYS_SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # A first line that spreadsheets write and read.
@@ -33,7 +33,7 @@ Row = tuple[int, list[str | None]]
 
 
 class Table:
-    """A file with a row for each example; what it is, the end of its name says.
+    """A file with a row for each example; its ending decides how it is read.
 
     Args:
       field: the setting that names the file, for messages: `config.dataset.noisy`.
@@ -45,7 +45,7 @@ class Table:
         A column that has such a name of ours itself is not seen then.
 
     Raises:
-      InputError: there is no such file, or its name has another ending.
+      InputError: the file does not exist, or has another ending.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Table:
     ) -> Iterator[Row]:
         """Yields where a row stands (see `place`), and its values in the order of the columns.
 
-        Every call reads the file anew, and holds a few rows of it.
+        Every call reads the file again, and holds a few rows of it.
 
         Args:
           required: columns that the file must have; a value that is missing is "".
@@ -126,7 +126,7 @@ class Table:
     def as_written(self) -> Iterator[tuple[list[str], str | None]]:
         """Yields all rows with all columns, the header first, under the names of the file.
 
-        Beside them the text of a CSV file that they stand in, its line end included; blank lines
+        With them comes their text in a CSV file, including the line end; blank lines
         have no field. Columns of JSON lines are those of all objects; of Parquet the flat ones.
 
         Raises:
@@ -180,11 +180,11 @@ class Table:
             self.fail(f"is empty, expected a first line that names {_names(required)}")
 
     def _csv_rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Lines as they are, the header among them."""
+        """All lines, including the header."""
         return ((line, fields) for line, fields, _ in self._csv_text() if fields)  # Not blank.
 
     def _csv_text(self) -> Iterator[tuple[int, list[str], str]]:
-        """The same with the text that a row stands in, its line end included."""
+        """The same with the text of each row, including its line end."""
         csv.field_size_limit(max(MAX_FIELD_CHARACTERS, csv.field_size_limit()))  # Of the process.
         read: list[str] = []
         with self._file.open(encoding=self._encoding, newline="") as stream:
@@ -226,7 +226,7 @@ class Table:
         for separator in _SEPARATORS:
             try:
                 fields = next(csv.reader(start.splitlines(), delimiter=separator), [])
-            except csv.Error:  # Told where the file is read.
+            except csv.Error:  # Reported where the file is read.
                 fields = []
             sizes[separator] = len(fields)
         return max(sizes, key=sizes.__getitem__)
@@ -274,7 +274,7 @@ class Table:
                 yield line, row
 
     def _check_nested(self, row: dict[str, Any], name: str, line: int) -> None:
-        """Says how to export from an annotation tool what is no table here."""
+        """Explains how to export a table from an annotation tool."""
         if isinstance(row[name], list | dict):
             tool = marks.tool_of(row)
             if tool:
@@ -343,7 +343,7 @@ class Table:
         texts: list[str | None] = column.cast(pyarrow.string()).to_pylist()
         if not (whole and types.is_floating(column.type)):
             return texts
-        # Of whole numbers, some of which are missing, pandas makes floats.
+        # pandas turns whole numbers with missing values into floats.
         texts = [None if x is None or x == "nan" else as_whole(x) for x in texts]
         for row, text in enumerate(texts, number + 1):
             if text is not None and not re.fullmatch(r"-?\d+", text):
@@ -377,7 +377,7 @@ class Table:
         return [places.get(x) for x in names]
 
     def _fail_at_bytes(self) -> NoReturn:
-        """Says where the first bytes are that are no UTF-8."""
+        """Reports the first bytes that are not UTF-8."""
         kind = marks.other_kind(self._start())
         if kind:
             self.fail(f"is {kind}; expected text{marks.hint(self._file.suffix)}")

@@ -13,7 +13,7 @@ from mlc_jax.files.tokens import Texts, Tokenizer, TokenSource, create_source
 
 
 class Settings(NamedTuple):
-    """How texts become tokens, see `tokens.create_source`, and what is trained on in their place.
+    """How texts become tokens, see `tokens.create_source`, or features.
 
     Attributes:
       encode: from a source of tokens to the one that is read.

@@ -37,7 +37,7 @@ _PADDING = ("[PAD]", "<pad>")  # What the tokenizers of BERT and of RoBERTa call
 
 
 class Texts(NamedTuple):
-    """Texts in their order, which are read anew whenever they are needed.
+    """Texts in their order, read again whenever they are needed.
 
     Attributes:
       read: () -> all of them.
@@ -109,7 +109,7 @@ class Tokenizer:
           field: the setting that names it, for messages.
 
         Raises:
-          InputError: there is none, or it cannot be read.
+          InputError: it does not exist or cannot be read.
         """
         expected = "a directory with a tokenizer.json, or a name on the Hugging Face hub"
         path = pathlib.Path(name).expanduser()
@@ -203,7 +203,7 @@ class TokenSource(IndexedSource):
       texts: to show to a reader; None shows nothing.
 
     Attributes:
-      tokenizer: see above; whoever embeds its ids needs `tokenizer.vocab_size` rows.
+      tokenizer: see above; an embedding of its ids needs `tokenizer.vocab_size` rows.
       lengths: `[N]` int32, tokens that are not padding.
       max_length: T.
     """
@@ -249,8 +249,8 @@ def create_source(
 ) -> TokenSource:
     """A source of texts; they are tokenised unless the cache holds them.
 
-    The cache is keyed by all texts, the tokenizer and the length. It is written beside its place
-    and moved there when it is whole; one that is not what it should be is made again.
+    The cache is keyed by all texts, the tokenizer and the length. It is written next to its place
+    and moved there when complete; a damaged one is made again.
 
     Args:
       texts: at least one.
@@ -300,7 +300,7 @@ def _make(
     root: pathlib.Path, key: str, texts: Texts, tokenizer: Tokenizer, max_length: int, alone: bool
 ) -> None:
     """Writes a cache under another name, and gives it its own when it is whole."""
-    if alone:  # Nobody else is at it: these were left behind.
+    if alone:  # No other process is writing: these were left behind.
         for left in root.glob(f"{key}*.part"):
             shutil.rmtree(left, ignore_errors=True)
     part = pathlib.Path(tempfile.mkdtemp(".part", f"{key}.", root))
@@ -312,7 +312,7 @@ def _make(
             part.rename(root / key)
         except OSError:
             if not (root / key / _INFO).is_file():
-                raise  # Otherwise another process, where there are no locks, came first.
+                raise  # Otherwise another process came first, without locks.
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -44,38 +44,40 @@ def correct_labels(
     workdir: str | pathlib.Path | None = None,
     progress: bool = True,
 ) -> Result:
-    """Corrects the labels of a data frame, and says how good they are.
+    """Corrects the labels of a data frame, and estimates how good they are.
 
-    import mlc_jax as mlc
+    For example::
 
-    result = mlc.correct_labels(pandas.read_csv("all.csv"))
-    print(result.verdict)
-    result.to_frame()  # The same rows and columns, and corrected_label, confidence, ...
+        result = mlc_jax.correct_labels(pandas.read_csv("all.csv"))
+        print(result.verdict)
+        result.to_frame()  # The same rows and columns, and corrected_label, confidence, ...
 
-    It does what `mlc-jax correct` does to a file of the same content. All columns but those of
+    `mlc-jax correct` does the same to a file of the same content. All columns except those of
     labels become features: numbers, booleans and dates as they are, texts with few different values
     as categories.
 
     Args:
       frame: a pandas data frame, or a dict of columns.
-      label: the column of labels as given; or several, one for each annotator, rule or model.
-      checked: the column of labels that somebody checked, empty where nobody looked. There need
-        not be one: nothing is known then of how good the labels are.
-      checks: a frame of later checks, or a path of one, or a list of these: columns `id` and
-        `checked_label`, such as a `to_check.csv` that was filled in.
-      text: the column of texts, if these are to be learned from and not the other columns.
-      encoder: of texts: a pretrained encoder's directory, or its name on the Hugging Face hub.
-      features: columns to learn from; none named are all that can be.
-      method: `auto` is `cross_fit`, which says how good its labels are; or another method's name.
+      label: the column of given labels; or several columns, one for each annotator, rule or model.
+      checked: the column of labels that somebody checked, empty where nobody looked. Without this
+        column there is no estimate of how good the labels are.
+      checks: later checks, with the columns `id` and `checked_label`, such as a `to_check.csv` that
+        was filled in: a frame, a path, or a list of these.
+      text: the column of texts. The classifier then learns from these alone.
+      encoder: for texts, the directory of a pretrained encoder, or its name on the Hugging Face
+        hub.
+      features: columns to learn from; by default all that can be used.
+      method: `auto` is `cross_fit`, which also estimates how good its labels are; or the name of
+        another method.
       model: `auto`, `linear`, `mlp` or a tuple of the widths of hidden layers.
-      num_epochs: passes over the rows, of `cross_fit` rounds of training; None chooses.
-      seed: of everything that is drawn.
-      workdir: a directory for checkpoints and the report; the same call goes on from there.
-      progress: whether to draw a progress bar.
+      num_epochs: passes over the rows; for `cross_fit`, rounds of training. None chooses a number.
+      seed: seed of all random numbers.
+      workdir: a directory for checkpoints and the report; the same call resumes from there.
+      progress: whether to show a progress bar.
 
     Raises:
-      InputError: a frame or settings that are not what they should be; nothing was started.
-      Others: as `mlc_jax.fit`.
+      InputError: the frame or a setting is wrong; nothing was started.
+      Others: see `mlc_jax.fit`.
     """
     frame = as_frame(frame)
     labels = (label,) if isinstance(label, str) else label

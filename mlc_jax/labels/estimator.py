@@ -24,43 +24,47 @@ _UNCHECKED = -1  # In a column of checks of whole numbers.
 class LabelCorrector(ClassifierMixin, BaseEstimator):
     """A classifier that learns from wrong labels, and corrects them.
 
-    corrector = mlc_jax.LabelCorrector()
-    corrector.fit(X, y, checked=checked)   # checked: None, NaN or "" where nobody looked
-    print(corrector.result_.verdict)       # how good the labels are, by hidden checks
-    corrector.labels_, corrector.label_quality_, corrector.predict(X_new)
+    It is an estimator of scikit-learn::
+
+        corrector = mlc_jax.LabelCorrector()
+        corrector.fit(X, y, checked=checked)  # checked: None, NaN or "" where nobody looked
+        print(corrector.result_.verdict)  # how good the labels are, by hidden checks
+        corrector.labels_, corrector.label_quality_, corrector.predict(X_new)
 
     Parameters
     ----------
     method : str, default="auto"
-        "auto" is "cross_fit", which says how good its labels are; or another method by name.
-        These need checked rows.
+        "auto" is "cross_fit", which also estimates how good its labels are. Other methods are given
+        by name, and need checked rows.
     model : str or tuple, default="auto"
         "auto", "linear", "mlp", or the widths of hidden layers.
     encoder : str, default=None
-        Of texts: a pretrained encoder's directory, or its name on the Hugging Face hub.
+        For texts: the directory of a pretrained encoder, or its name on the Hugging Face hub.
     num_epochs : int, default=None
-        Passes over the rows; of "cross_fit" rounds of training. None chooses by their number.
+        Passes over the rows; for "cross_fit", rounds of training. None chooses a number by the
+        number of rows.
     random_state : int, RandomState instance or None, default=None
-        Of everything that is drawn. None is 0: fitting again gives the same.
+        Seed of all random numbers. None is 0, so fitting twice gives the same result.
     verbose : int, default=0
-        1 draws a progress bar.
+        1 shows a progress bar.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
     labels_ : ndarray of shape (n_samples,)
-        Corrected labels, in the order of X; a checked row keeps its checked label. They are
-        predicted by classifiers that did not learn from the row ("cross_fit").
+        Corrected labels, in the order of X. A checked row keeps its checked label. With
+        "cross_fit", the label of a row comes from classifiers that were not trained on the row.
     label_quality_ : ndarray of shape (n_samples,)
-        How far each given label is believed, in [0, 1]; 1 or 0 where it was checked, NaN where
-        there is none.
+        Probability that the given label is right: 1 or 0 where it was checked, NaN where no label
+        was given.
     soft_labels_ : ndarray of shape (n_samples, n_classes)
         Probabilities of the corrected labels.
     result_ : mlc_jax.Result
-        All else, the verdict first.
+        Everything else, such as the verdict.
     n_features_in_ : int
-    feature_names_in_ : ndarray of shape (n_features_in_,)
-        Of a data frame.
+        Number of features.
+    feature_names_in_ : ndarray of shape (n_features,)
+        Names of the columns, if X was a data frame.
     """
 
     labels_: np.ndarray
@@ -88,7 +92,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
     def fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         checked: Any = None,
         drawn: Any = None,
         votes: Any = None,
@@ -100,20 +104,22 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         X : data frame, array of shape (n_samples, ...), list of lists, or list of texts
             Columns of a data frame may be numbers, booleans, dates, categories and texts, with
             missing values. Arrays hold finite numbers.
-        y : array of shape (n_samples,)
-            Labels as given: names, whole numbers or booleans. None and NaN are no label.
+        y : array of shape (n_samples,), default=None
+            Labels as given: names, whole numbers or booleans. None and NaN are no label. With
+            `votes`, y may be None.
         checked : array of shape (n_samples,), default=None
             Labels that somebody checked; None, NaN, "" (or -1, unless that is a class) where
-            nobody looked. None checks no row: nothing is known then of how good labels are.
+            nobody looked. Without any checked row there is no estimate of how good the labels are.
         drawn : str or array of shape (n_samples,), default=None
             How checked rows were chosen: "random", "per_class" or "looked_up". None guesses.
         votes : array of shape (n_samples, n_sources), or data frame, default=None
-            Labels by several annotators, rules or models, beside y.
+            Labels by several annotators, rules or models, in addition to y. In an array of whole
+            numbers -1 is no label.
 
         Raises
         ------
         InputError
-            A ValueError: data or settings that are not what they should be.
+            Data or settings are wrong. It is a ValueError.
         """
         from mlc_jax.labels import correct
 
@@ -216,6 +222,8 @@ def _labels(y: Any, checked: Any, drawn: Any, votes: Any, num_rows: int) -> memo
     Raises:
       InputError: other lengths, or labels of no kind that there is.
     """
+    if y is None and votes is not None:
+        y = np.full(num_rows, None)
     columns = _columns(y, checked, has_votes=votes is not None)
     if drawn is not None and not isinstance(drawn, str):
         columns["drawn"] = drawn

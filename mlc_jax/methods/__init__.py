@@ -1,4 +1,4 @@
-"""Ways to train with noisy labels, by name: one file each, a line here, a name in `config`."""
+"""Methods to train with noisy labels: one file each, a line here, a name in `config`."""
 
 from mlc_jax.methods.cross_entropy import CleanOnly as clean_only
 from mlc_jax.methods.cross_entropy import CrossEntropy as cross_entropy

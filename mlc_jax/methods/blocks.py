@@ -104,7 +104,7 @@ def create_problem(
     rule: InnerLoss = PLAIN,
     evidence: Evidence = features_of,
 ) -> Problem:
-    """The classifier with its optimizer, and what it is to learn on noisy examples."""
+    """The classifier, its optimizer, and its targets on noisy examples."""
     return Problem(
         train_mode(binding), targets, binding.optimizer(), binding.axis_name, rule,
         binding.prepare, evidence,
@@ -210,7 +210,7 @@ def remembered_labels(state: TrainState, batch: Batch) -> jax.Array:
 def soft_labels(
     soft: jax.Array, features: jax.Array, logits: jax.Array, labels: jax.Array
 ) -> jax.Array:
-    """The `TargetFn` that learns soft labels as they are, `[B, C]`."""
+    """The `TargetFn` whose targets are the given soft labels, `[B, C]`."""
     del features, logits, labels
     return soft
 
@@ -222,12 +222,12 @@ def noisy_and_clean(batch: Batch) -> Batch:
 
 
 def noisy_part(batch: Batch) -> Batch:
-    """The noisy examples alone."""
+    """The noisy examples only."""
     return Batch(batch.noisy, None, None)
 
 
 def clean_part(batch: Batch) -> Batch:
-    """The clean examples alone."""
+    """The clean examples only."""
     return noisy_and_clean(batch)._replace(noisy=None)
 
 
@@ -278,9 +278,9 @@ def bilevel_method(
       init_meta: (typed key, evidence of one example) -> meta params, and `TrainState.extra`.
       correct_labels: see `BoundMethod`.
       rule: what the inner loss is beyond cross-entropy.
-      evidence: what `targets` and `correct_labels` see of examples beside the logits.
-      auxiliary: what the meta model learns beside the meta-gradient, and what the method keeps of
-        it: from all clean examples of the last step, and the classifier after it.
+      evidence: what `targets` and `correct_labels` see in addition to the logits.
+      auxiliary: what the meta model learns in addition to the meta-gradient, from all clean
+        examples of the last step and the classifier after it, and what the method keeps of it.
 
     Raises:
       InputError: `rule` needs clean examples in the inner loss.

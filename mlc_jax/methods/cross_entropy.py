@@ -1,4 +1,4 @@
-"""The honest baselines: cross-entropy on everything, on the clean and on the noisy labels alone.
+"""The baselines: cross-entropy on all labels, on clean labels only, on noisy labels only.
 
 They make the same number of updates as MLC, on batches of the same sizes; `cross_entropy` and
 `clean_only` spend the same clean labels.
@@ -14,7 +14,7 @@ from mlc_jax.methods.types import Binding, BoundMethod, Method
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CrossEntropy(Method):
-    """Learns the noisy labels as given, and the clean ones beside them.
+    """Learns the given noisy labels and the clean ones together.
 
     Attributes:
       inner_loss: what is added to cross-entropy.
@@ -32,7 +32,7 @@ class CleanOnly(Method):
     """Never looks at a noisy example.
 
     Attributes:
-      inner_loss: what is added to cross-entropy; of it, MixUp alone needs no noisy examples.
+      inner_loss: what is added to cross-entropy; only MixUp works without noisy examples.
     """
 
     name: ClassVar[str] = "clean_only"

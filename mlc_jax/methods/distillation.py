@@ -31,7 +31,7 @@ class Distillation(TwoPhaseMethod):
     """The first classifier learns the clean set; the second what the labels and the first say.
 
     Attributes:
-      label_weight: lambda, of the given label beside the teacher's, in [0, 1].
+      label_weight: lambda, weight of the given label in [0, 1]; the rest is the teacher's.
     """
 
     name: ClassVar[str] = "distillation"

@@ -46,7 +46,7 @@ class EMLC(BilevelMethod):
     Attributes:
       embedding_size: of the label in the gate.
       hidden_size: of the gate.
-      bce_weight: of the gate's loss, beside the teacher's cross-entropy on clean labels.
+      bce_weight: weight of the gate's loss; the teacher's cross-entropy on clean labels has 1.
     """
 
     name: ClassVar[str] = "emlc"

@@ -21,7 +21,7 @@ from mlc_jax.methods.types import Binding, BoundMethod, Seen, TwoPhaseMethod
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Forward(TwoPhaseMethod):
-    """A first classifier learns the noisy labels; what it is surest of gives the matrix.
+    """A first classifier learns the noisy labels; its surest predictions give the matrix.
 
     Attributes:
       percentile: an anchor's probability of its class among all examples'. The authors' 97 for ten
@@ -51,11 +51,11 @@ class Forward(TwoPhaseMethod):
 def transition_matrix(probs: jax.Array, percentile: float) -> jax.Array:
     """`T[i, j]`, an estimate of P(given label j | true label i).
 
-    Row i is what the classifier says of an anchor of class i: of the example it most of all holds
-    to be of that class, outliers aside: `T[i, j] = p(j | argmax_x p(i | x))`.
+    Row i is the prediction for an anchor of class i: the example with the highest probability of
+    that class, outliers aside: `T[i, j] = p(j | argmax_x p(i | x))`.
 
     Args:
-      probs: `[N, C]`, what a classifier of noisy labels says of their examples.
+      probs: `[N, C]`, predictions of a classifier of the noisy labels for their examples.
       percentile: in (0, 100]; of an example's probability of the class among all, for the anchor.
     """
     if percentile == 100:

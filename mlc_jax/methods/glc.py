@@ -24,7 +24,7 @@ from mlc_jax.methods.types import Binding, BoundMethod, Hook, Phase, Seen, TwoPh
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GLC(TwoPhaseMethod):
-    """A first classifier learns the noisy labels; what it says of clean examples is the matrix.
+    """A first classifier learns the noisy labels; its predictions on clean ones are the matrix.
 
     Where given labels of clean examples are known, too, they are counted, and that estimate stands
     for one more example of each class.
@@ -45,13 +45,13 @@ def corruption_matrix(
     """`C[i, j]`, an estimate of P(given label j | true label i): the mean over class i.
 
     Args:
-      probs: `[M, C]`, what a classifier of noisy labels says of clean examples.
+      probs: `[M, C]`, predictions of a classifier of noisy labels for clean examples.
       labels: `[M]`, their true labels.
       given: `[M]`, their given labels where they are known, negative elsewhere; or None.
     """
     members = jax.nn.one_hot(labels, probs.shape[-1], dtype=probs.dtype)
     counts = jnp.sum(members, axis=0)[:, None]
-    # Of a class without a clean example nothing is known: its labels are taken as they are.
+    # Labels of a class without a clean example are trusted.
     as_given = jnp.eye(probs.shape[-1], dtype=probs.dtype)
     estimate = jnp.where(counts > 0, members.T @ probs / jnp.maximum(counts, 1), as_given)
     if given is None:
@@ -66,13 +66,13 @@ def corrected_by_matrix(
     examples: str,
     estimate: Callable[[Seen], jax.Array],
 ) -> BoundMethod:
-    """Trains on noisy labels, estimates how they come about, and trains anew with that.
+    """Trains on noisy labels, estimates the matrix of wrong labels, and trains again with it.
 
     Args:
       binding: see `Binding`.
       first_phase_epochs: see `TwoPhaseMethod`.
       examples: what the first classifier is asked about, `noisy` or `clean`.
-      estimate: what it sees of them -> matrix of wrong labels `[C, C]`.
+      estimate: from predictions and labels to the matrix of wrong labels `[C, C]`.
     """
 
     def begin_anew(state: TrainState, seen: Seen) -> TrainState:

@@ -1,4 +1,4 @@
-"""L2RW: weights of examples from one step of look-ahead, anew in every step.
+"""L2RW: weights of examples from one step of look-ahead, recomputed in every step.
 
 Source: Ren, Zeng, Yang, Urtasun (2018), "Learning to Reweight Examples for Robust Deep Learning",
 algorithm 1. As in all methods here that look at a clean loss, half of each clean batch is trained

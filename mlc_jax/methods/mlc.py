@@ -30,7 +30,7 @@ class MLC(BilevelMethod):
         classifier's logits `[B, C]`) -> soft labels `[B, C]`.
       inner_loss: what the classifier learns beyond cross-entropy on the LCN's labels.
       pair_weight: gamma, of the LCN's own cross-entropy on clean rows whose given label is known,
-        `CE(LCN(h, y'), y)`, beside the meta-gradient. The paper knows no such rows.
+        `CE(LCN(h, y'), y)`, in addition to the meta-gradient. The paper has no such rows.
     """
 
     name: ClassVar[str] = "mlc"

@@ -39,7 +39,7 @@ class MLNT(Method):
       transferred_share: of a batch's labels, made wrong in each set.
       num_neighbours: whose labels a synthetic label is drawn from.
       lookahead_rate: alpha.
-      consistency_weight: of the consistency beside the cross-entropy.
+      consistency_weight: weight of the consistency loss; cross-entropy has weight 1.
       ramp_share: of all steps, until the consistency has its full weight.
       early_teacher_decay: gamma, until then.
       teacher_decay: gamma, from then on.

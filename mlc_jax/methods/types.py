@@ -113,16 +113,16 @@ class BoundMethod(NamedTuple):
       init: (typed key, one input `[1, ...]` as stored) -> the state before the first step.
       phases: one after the other; the last one's classifier is the method's.
       correct_labels: (state, evidence, logits `[B, C]`, given labels `[B]`) -> soft labels
-        `[B, C]`: what the method holds the labels to be.
+        `[B, C]`: the corrected labels.
       window: (estimator, state, batches) -> what `train_step` would see of that estimator, the
         state left alone; None for methods without a meta model, and where there is no window to see
         (`BilevelMethod.goes_on`).
       uses_clean: whether the clean labels are trained on.
-      label_quality: (as `correct_labels`) -> `[B]` in [0, 1], how far the given label is believed;
+      label_quality: (as `correct_labels`) -> `[B]` in [0, 1], trust in the given label;
         None for the soft label's probability of it.
       learned_labels: state -> soft labels `[N, C]` of the noisy set, for methods that learn one for
-        each example; they stand for what `correct_labels` says of it.
-      evidence: what `correct_labels` and `label_quality` see of examples beside the logits.
+        each example; they replace the result of `correct_labels`.
+      evidence: what `correct_labels` and `label_quality` see in addition to the logits.
       classify: the classifier in evaluation mode; None is the model as it is, which `Method.bind`
         provides.
       on_host: the same where inputs are prepared on the host; None prepares them in each step.
@@ -246,7 +246,7 @@ class Method(abc.ABC):
 
     @property
     def stride(self) -> int:
-        """Inner steps that one `train_step` goes on by."""
+        """Number of inner steps of one `train_step`."""
         return self.num_inner_steps
 
     @property
@@ -273,7 +273,7 @@ class Method(abc.ABC):
           steps_per_epoch: inner steps of one pass over the noisy set.
           num_epochs: passes over the noisy set, of each phase that does not say otherwise.
           prepare: from inputs as stored to what the model takes; part of the step, on the device.
-            None leaves them as they are.
+            None does not change them.
           axis_name: the pmap axis that batches are spread over; None on one device.
           num_sources: S, of given labels; methods that know one take the vote of most.
 
@@ -310,7 +310,7 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def build(self, binding: Binding) -> BoundMethod:
-        """What a new method writes: `bind`, but for what all methods share."""
+        """What a new method implements: `bind` without the parts that all methods share."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -364,7 +364,7 @@ class BilevelMethod(Method):
 
     @property
     def goes_on(self) -> bool:
-        """Whether the paper's recursion goes on from update to update, without replay or reset."""
+        """Whether the paper's recursion accumulates over all updates, without replay or reset."""
         return self.estimator.name == "approximate" and self.stride < self.num_inner_steps
 
     @property

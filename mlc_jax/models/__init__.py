@@ -1,7 +1,7 @@
 """Classifiers and meta models.
 
-Every classifier maps `inputs [B, ...]` to `(logits [B, C], features [B, F])` and takes `train`. Any
-Flax module that does can be used in its place.
+Every classifier maps `inputs [B, ...]` to `(logits [B, C], features [B, F])` and has an argument
+`train`. Any Flax module like that can be used.
 """
 
 import numpy as np
@@ -55,9 +55,9 @@ def initial_params(model: nn.Module, source: str | None) -> dict[str, np.ndarray
 
 
 def frozen_paths(model: nn.Module) -> str | None:
-    """Which parameters an optimizer must leave alone: a regular expression of their paths.
+    """A regular expression of the paths of parameters that no optimizer may change.
 
-    A model says so by an attribute of this name; None is none. Without a gradient they would still
+    It is an attribute of the model; None is no such parameter. Without a gradient they would still
     be decayed.
     """
     pattern: str | None = getattr(model, "frozen_paths", None)
@@ -65,9 +65,9 @@ def frozen_paths(model: nn.Module) -> str | None:
 
 
 def over_axis(model: nn.Module, axis_name: str | None) -> nn.Module:
-    """The model with batch statistics averaged over a pmap axis, if it wants that.
+    """The model with batch statistics averaged over a pmap axis, if its `sync_batch_norm` is true.
 
-    It does by an attribute `sync_batch_norm` that is true; the axis goes into its `axis_name`.
+    The axis becomes its `axis_name`.
     """
     if axis_name is None or not getattr(model, "sync_batch_norm", False):
         return model

@@ -189,7 +189,7 @@ class Bert(nn.Module):
         """Maps a dict of `[B, T]` to logits `[B, C]` and features `[B, F]`.
 
         Raises:
-          InputError: the inputs or an attribute are not what they should be.
+          InputError: wrong inputs or a wrong attribute.
         """
         _, pooled = self.encoder(inputs, train=train)
         logits, features = self.head(pooled, train=train)

@@ -27,7 +27,7 @@ _PYTORCH = "pytorch_model.bin"
 
 
 class _Names(NamedTuple):
-    """What a checkpoint calls the parts of a layer, and what it may hold beside the encoder."""
+    """A checkpoint's names for the parts of a layer, and for parts outside the encoder."""
 
     layers: str
     parts: Mapping[str, str]
@@ -106,7 +106,7 @@ def load_bert(source: str | os.PathLike[str]) -> tuple[BertConfig, dict[str, np.
 
 
 def load_config(source: str | os.PathLike[str]) -> BertConfig:
-    """The shape alone; arguments and errors as for `load_bert`."""
+    """Only the shape; arguments and errors as for `load_bert`."""
     try:
         return BertConfig.from_json(_read_json(_directory(os.fspath(source)) / _CONFIG))
     except InputError as error:
@@ -136,7 +136,7 @@ def bert_params(model: Bert, weights: Mapping[str, np.ndarray]) -> dict[str, np.
       weights: as `load_bert` returns them.
 
     Raises:
-      InputError: the model wants a pooler, and there is none.
+      InputError: the model needs a pooler, and there is none.
     """
     has_pooler = any(name.startswith("pooler/") for name in weights)
     expect(

@@ -15,8 +15,8 @@ FORMS = ("network", "posterior", "both")
 # A transition's logits are this times the parameters: a matrix of a hundred numbers may move faster
 # than a network, by the same learning rate.
 _TRANSITION_SCALE = 30.0
-_TRANSITION_START = 2.0  # Logits of the diagonal: the identity, but for a doubt.
-_UNSEEN_PAIRS = 0.3  # Of every kind, beside those that were counted.
+_TRANSITION_START = 2.0  # Logits of the diagonal: nearly the identity.
+_UNSEEN_PAIRS = 0.3  # Pseudo-count of every kind of pair.
 
 
 class LabelCorrectionNetwork(nn.Module):
@@ -74,7 +74,7 @@ class LabelCorrectionNetwork(nn.Module):
         """Params whose matrix `T` is what pairs of labels say; a class without pairs keeps its row.
 
         Args:
-          params: of the network; without a matrix (`network`) they stay as they are.
+          params: of the network; unchanged without a matrix (`network`).
           labels: `[M]`, true.
           given: `[M]`, as given where that is known, negative elsewhere.
         """

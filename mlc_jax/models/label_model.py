@@ -1,4 +1,4 @@
-"""What given labels, classifiers and a few checks together say of a row's label.
+"""Combines given labels, classifiers and a few checks into the label of a row.
 
     q(y | n)  ~  exp( a log p(y | x_n) + l sum_s log( R_s[v_ns, y] / pi_y )
                       + b log p_given(y | x_n) + c log p_checked(y | x_n) )
@@ -42,9 +42,9 @@ def source_counts(
 
     Args:
       votes: `[N, S]` int16; -1 where a source said nothing.
-      q: `[N, C]`, what the labels are held to be; one-hot where a row is checked.
+      q: `[N, C]`, estimated labels; one-hot where a row is checked.
       weight: `[N]`, by which a row is counted: 1 if it is checked, less if it is doubtful.
-      checked_weight: `[N]`, the same of checked rows alone, 0 elsewhere.
+      checked_weight: `[N]`, the same for checked rows, 0 elsewhere.
       pi: `[C]`.
       prior_strength: pseudo-counts.
       trust: in given labels before any row is checked.

@@ -33,7 +33,7 @@ def load_params(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       The arrays by '/'-joined parameter path, in the file's dtypes.
 
     Raises:
-      InputError: there is no such file, or it cannot be read, or it is something else.
+      InputError: the file does not exist or cannot be read, or is of another kind.
     """
     try:
         paths.regular_file(_local(path))
@@ -76,7 +76,7 @@ def with_initial(params: Any, loaded: Mapping[str, np.ndarray]) -> Any:
     Args:
       params: pytree of arrays, such as a nested dict.
       loaded: arrays by '/'-joined path, of the parameters' shapes; they are cast to the
-        parameters' dtypes. Parameters without one stay as they are.
+        parameters' dtypes. Other parameters do not change.
 
     Raises:
       InputError: a name or a shape is no parameter's, or nothing was loaded.

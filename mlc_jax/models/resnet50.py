@@ -53,7 +53,7 @@ class ResNet50(nn.Module):
         """Maps images `[B, H, W, 3]` to logits `[B, C]` and features `[B, 32 width]`.
 
         Raises:
-          InputError: there is no such depth.
+          InputError: an unknown depth.
         """
         expect(self.depth in BLOCKS, "depth", self.depth, f"one of {[*BLOCKS]}")
         batch_statistics = train and not self.freeze_batch_norm

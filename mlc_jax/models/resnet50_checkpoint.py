@@ -1,4 +1,4 @@
-"""Pretrained weights of torchvision and timm for `ResNet50`. PyTorch is needed for `.pth` alone."""
+"""Pretrained weights of torchvision and timm for `ResNet50`. Only `.pth` needs PyTorch."""
 
 import os
 import pathlib
@@ -64,7 +64,7 @@ def _depth_or(value: Any) -> Any:
 
 
 def _load_pickle(path: str) -> dict[str, np.ndarray]:
-    """A `state_dict`; tensors alone are read of it, no code is run."""
+    """A `state_dict`; only tensors are read, no code is run."""
     if not pathlib.Path(path).expanduser().is_file():
         raise InputError(f"pretrained weights: no file {path!r}; expected .pth or .safetensors")
     try:

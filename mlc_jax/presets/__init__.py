@@ -6,7 +6,7 @@ import pkgutil
 
 
 def names() -> list[str]:
-    """Of all presets, in order."""
+    """Names of all presets, sorted."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
@@ -16,5 +16,5 @@ def path(name: str) -> pathlib.Path:
 
 
 def page(name: str) -> str:
-    """What a preset says of itself: its docstring."""
+    """The docstring of a preset."""
     return (importlib.import_module(f"{__name__}.{name}").__doc__ or "").strip()

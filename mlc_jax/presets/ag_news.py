@@ -7,7 +7,7 @@ r"""AG News (four classes) as in the paper: 100 clean labels per class, BERT bas
 
 DIR has the published train.csv and test.csv; --config.dataset.tfds_name=ag_news_subset reads
 TensorFlow Datasets' copy. `:frozen` trains a small head on the encoder's features: minutes on a
-CPU, see docs/results/ag_news.md. Fine-tuning was run at reduced size alone.
+CPU, see docs/results/ag_news.md. Fine-tuning was only run at reduced size.
 """
 
 from ml_collections import ConfigDict

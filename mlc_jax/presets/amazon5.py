@@ -4,8 +4,8 @@ r"""Amazon reviews, five classes (stars), as in the paper: 100 clean labels per 
         --config.model.bert.checkpoint=bert-base-uncased --workdir=DIR
 
 DIR has the published train.csv and test.csv. `--config=amazon5:frozen` trains a
-small head on the features of the encoder as it is. Not run in full yet, for want of the data: the
-reader was tested on files of their layout, and no accuracy is claimed.
+small head on the features of the fixed encoder. Not run in full yet, for want of the data: the
+reader was tested on files of their layout.
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,8 @@
 Human labels (CIFAR-10N): --config.noise.type=human --config.noise.file=cifar10n.npz
 --config.noise.key=worst.
 
-Not run to its end yet: no accuracy is claimed. 18 epochs of CIFAR-10 and the time of a step on a
-GPU: docs/results/gpu.md; one epoch is about 490 steps.
+Not run to its end yet. 18 epochs of CIFAR-10 and the time of a step on a GPU:
+docs/results/gpu.md; one epoch is about 490 steps.
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,8 @@
 
     mlc-jax train --config=cifar100 --workdir=DIR --config.dataset.download=True
 
-Not run to its end yet: no accuracy is claimed. 18 epochs of CIFAR-10 and the time of a step on a
-GPU: docs/results/gpu.md; one epoch is about 490 steps.
+Not run to its end yet. 18 epochs of CIFAR-10 and the time of a step on a GPU:
+docs/results/gpu.md; one epoch is about 490 steps.
 """
 
 from ml_collections import ConfigDict

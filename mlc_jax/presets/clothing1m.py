@@ -4,11 +4,10 @@ r"""Clothing1M as in the paper: ResNet-50 with ImageNet's weights, k = 5, skip l
         --config.model.resnet50.checkpoint=resnet50.safetensors --workdir=DIR
 
 DIR has images/, the two ..._label_kv.txt and the four ..._key_list.txt. Nothing is unpacked. With
-ten million small reads per pass, a disk or bucket that hates small files is better served by
+ten million small reads per pass, a slow disk or a bucket is better served by
 `python -m mlc_jax.files.pack --input=DIR --output=PACKED`, then --config.dataset.data_dir=PACKED.
 
-Not run in full yet, for want of the data: the reader was tested on a small replica of their layout,
-and no accuracy is claimed.
+Not run in full yet, for want of the data: the reader was tested on a small replica of their layout.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +18,7 @@ from mlc_jax.config import get_config as defaults
 def get_config() -> ConfigDict:
     config = defaults()
     config.dataset.name = "clothing1m"
-    config.noise.type = "none"  # Labels are what they are.
+    config.noise.type = "none"  # Its labels are noisy already.
     # The paper does not say how pictures are cropped. Of a shop's picture of one garment, 8 % of
     # the area may show nothing of its shape, which is what the classes differ by.
     config.dataset.random_crop = "plain"

@@ -5,13 +5,13 @@ r"""Your own tables (.csv, .jsonl, .parquet): labels to correct, and some that s
     mlc-jax train --config=table --config.dataset.noisy=noisy.csv \
         --config.dataset.clean=clean.csv --workdir=DIR
 
-Columns are `label`, and maybe `id` and `split` (`test` or `validation` for rows that only judge);
---config.dataset.columns=label=NAME says which column is meant. In one file, `checked_label` is
+Columns are `label`, optionally `id` and `split` (`test` or `validation` for rows that only judge);
+--config.dataset.columns=label=NAME gives another name. In one file, `checked_label` is
 empty where nobody looked. In two, the clean file's labels are the true ones, and its
 `given_label`, if there, the old ones. Every other column of numbers, dates, lists of numbers or few
-different texts is a feature; --config.dataset.features=age,city takes columns by name, and
-+city,-index adds and leaves out. A number that is missing (an empty field) becomes the column's
-median, and a feature more says where it was. docs/your_own_labels.md says more.
+different texts is a feature; --config.dataset.features=age,city chooses columns by name, and
++city,-index adds one and drops one. A missing number (an empty field) becomes the column's median,
+and one more feature marks it. docs/your_own_labels.md says more.
 """
 
 from ml_collections import ConfigDict

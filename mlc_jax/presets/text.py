@@ -6,9 +6,9 @@ r"""Your own texts (.csv, .jsonl, .parquet): labels to correct, and some that so
     mlc-jax train --config=text --config.dataset.noisy=weak.csv --config.dataset.clean=gold.csv \
         --config.dataset.test=test.csv --config.model.bert.checkpoint=DIR_OR_NAME --workdir=DIR
 
-Columns are `text` and `label`, and maybe `id`. In one file, `checked_label` is empty where nobody
+Columns are `text` and `label`, optionally `id`. In one file, `checked_label` is empty where nobody
 looked. In two, the clean file's labels are the true ones, and its `given_label`, if there, the old
-ones. The encoder stays as it is, and a small head is trained on its features;
+ones. The encoder is fixed, and a small head is trained on its features;
 --config=text:finetuned trains all of it, or with --config.model.bert.num_frozen_layers=N all but
 its embeddings and first N layers.
 """
@@ -46,7 +46,7 @@ def _trained(config: ConfigDict, kind: str) -> ConfigDict:
     if kind == "finetuned":
         # The paper does not publish its rates for BERT: these are the usual ones.
         config.model.mlp.hidden_sizes = ()
-        config.length_buckets = 2  # docs/results/ag_news.md says what it saves.
+        config.length_buckets = 2  # docs/results/ag_news.md has the savings.
         config.main_optimizer.name = "adamw"
         config.main_optimizer.learning_rate = 5e-5
         config.main_optimizer.weight_decay = 0.01

@@ -21,14 +21,14 @@ ADDED = ("corrected_label", "confidence", "label_quality", "is_label_issue")
 
 
 class Corrected(NamedTuple):
-    """What is said of N rows, checked ones among them.
+    """Labels of N rows, including checked ones.
 
     Attributes:
-      corrected_label: `[N]` int32, numbers of classes; UNKNOWN for a row that nothing is said of.
-      confidence: `[N]` float32 in the corrected label, in [0, 1]; NaN where there is none.
-      label_quality: `[N]` float32, how far the given label is believed; NaN where there is none.
+      corrected_label: `[N]` int32, numbers of classes; UNKNOWN for a row without a result.
+      confidence: `[N]` float32, probability of the corrected label; NaN if there is none.
+      label_quality: `[N]` float32, probability that the given label is right; NaN if there is none.
       is_label_issue: `[N]` bool, whether the given label is another than the corrected one.
-      soft_label: `[N, C]` float32, probabilities of the corrected label; NaN where there is none.
+      soft_label: `[N, C]` float32, probabilities of the classes; NaN if there are none.
     """
 
     corrected_label: np.ndarray
@@ -60,7 +60,7 @@ def of_all_rows(
     label_quality: np.ndarray,
     checked: Sequence[Subset] = (),
 ) -> Corrected:
-    """What is said of the rows of one source, in its order.
+    """Labels of all rows of one source, in its order.
 
     A checked row has its checked label, for sure; its given label is right or wrong.
 
@@ -68,7 +68,7 @@ def of_all_rows(
       size: N, rows of the source.
       exported: doubtful rows.
       soft_labels: `[n, C]`, of these.
-      label_quality: `[n]`, of their given labels; NaN where there is none.
+      label_quality: `[n]`, of their given labels; NaN if there is none.
       checked: rows that somebody checked: to learn from, to choose by, to judge by.
     """
     label = np.full(size, UNKNOWN, np.int32)
@@ -126,7 +126,7 @@ def add_to_table(path: str, rows: Mapping[str, Sequence[str]], identifier: str |
     write(header, raw, ours)
     for fields, raw in written:
         if not fields:
-            continue  # A blank line, which is no row.
+            continue  # A blank line is not a row.
         name = str(number) if place is None else fields[place]
         write(fields, raw, rows.get(name, nothing))
         number += 1
@@ -134,13 +134,13 @@ def add_to_table(path: str, rows: Mapping[str, Sequence[str]], identifier: str |
 
 
 def is_of_own_files(run: Run) -> bool:
-    """Whether a run is of a user's files, some of whose labels somebody checked."""
+    """Whether a run is on a user's files with some checked labels."""
     name = run.description.get("dataset", {}).get("name")  # Of the command; `fit` has none.
     return name in OWN_FILES and run.dataset.noise == "given"
 
 
 def of_run(run: Run, of_noisy: Prediction) -> bytes | None:
-    """The user's file with what a run says of its rows, as CSV; None for data of others.
+    """The user's file with corrected labels, as CSV; None for benchmarks.
 
     Of arrays and of directories of pictures it is their ids and `ADDED`; of two files, the doubtful
     one.

@@ -18,7 +18,7 @@ from mlc_jax.report.verdict import NAMES, Verdict
 from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.run import Run
 
-MOST_CLASSES = 20  # Of a matrix that can be read; with more, its largest entries are listed.
+MOST_CLASSES = 20  # More classes are not readable as a matrix; its largest entries are listed.
 NUM_CORRECTIONS = 100
 
 _NUM_PAIRS = 50
@@ -53,13 +53,13 @@ def render(
     by_source: Sequence[dict[str, Any]] = (),
     steps: Steps | None = None,
 ) -> bytes:
-    """The page, UTF-8. All text of the user is escaped; pictures are encoded anew, and small.
+    """The page, UTF-8. All text of the user is escaped; pictures are re-encoded, and small.
 
     Args:
       run: what was trained.
       results: as in `results.json`.
       table: for the terminal; its first line is the title.
-      of_noisy: what is said of the noisy examples that the run exports.
+      of_noisy: predictions for the noisy examples that the run exports.
       picture: a PNG of curves and labels.
       found: the verdict, if there is one.
       by_source: see `sources.of_sources`, where there are several.
@@ -83,7 +83,7 @@ def render(
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        # Whatever a text may say, a browser loads nothing for it.
+        # A browser loads nothing, whatever a text contains.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -113,7 +113,7 @@ def _summary(results: dict[str, Any]) -> str:
 
 
 def _verdict(found: Verdict) -> str:
-    """First of all: how good the labels are, as far as checks can tell."""
+    """The first section: how good the labels are, according to the checks."""
     text = f"<h2>Verdict</h2><p><b>{_text(found.sentence)}</b></p>"
     if not found.n:
         return text
@@ -129,7 +129,7 @@ def _verdict(found: Verdict) -> str:
 
 
 def _of_sources(rows: Sequence[dict[str, Any]]) -> str:
-    """Of each source how good its labels are; the most told first."""
+    """How good the labels of each source are; sources with most labels first."""
     if not rows:
         return ""
 
@@ -156,19 +156,19 @@ def _of_sources(rows: Sequence[dict[str, Any]]) -> str:
 def _what_to_do(results: dict[str, Any], steps: Steps | None) -> str:
     if results["corrected_label_accuracy"] is not None or steps is None:  # A benchmark.
         return ""
-    again = "and train again, into another directory, with dataset.checked=FILE beside the data."
+    again = "and train again, into another directory, adding dataset.checked=FILE."
     if steps.again:
         again = f"then {_command(steps.again)}"
     items = [
-        "Look through the corrections below. They are the ones that the method is surest of: if "
-        "many of these are wrong, so are more of the others.",
+        "Look through the corrections below. They are the surest ones: if many of these are "
+        "wrong, even more of the others are.",
         f"<code>{_text(steps.labels)}</code> has every row with its <code>corrected_label</code>, "
-        "how sure the method is of it (<code>confidence</code>), and how far it believes the label "
-        "that was given (<code>label_quality</code>).",
-        f"<code>{_text(steps.to_check)}</code> has rows to check. Those drawn at random tell how "
-        "good the labels are; the uncertain ones make them better. Fill in "
+        "the probability that it is right (<code>confidence</code>), and the probability that the "
+        "given label is right (<code>label_quality</code>).",
+        f"<code>{_text(steps.to_check)}</code> has rows to check. The random ones show how good "
+        "the labels are; the uncertain ones make them better. Fill in "
         f"<code>checked_label</code> of as many as you like, {again}",
-        f"New examples, in a file NEW like the one that was trained on: {_command(steps.predict)}",
+        f"For new examples, in a file NEW like the training file: {_command(steps.predict)}",
     ]
     listed = "".join(f"<li>{item}</li>" for item in items)
     return f"<h2>What to do with it</h2><ol>{listed}</ol>"
@@ -206,7 +206,7 @@ def _matrix(given: np.ndarray, corrected: np.ndarray, names: Sequence[str]) -> s
 
 
 def _cell(count: int, total: int, stays: bool) -> str:
-    """A count, the darker the larger its share of the row."""
+    """A count; the larger its share of the row, the darker."""
     share = count / total if total else 0.0
     colour = "76,120,168" if stays else "245,133,24"
     return f'<span style="background:rgba({colour},{share:.2f});padding:0 .3rem">{count:,}</span>'
@@ -246,9 +246,7 @@ def _corrections(exported: Subset, of_noisy: Prediction, names: Sequence[str]) -
         header.append("true")
         columns.append([_text(names[i]) for i in subset.truth])
     shown = [list(row) for row in zip(*columns, strict=True)]
-    return f"<h2>The {len(rows)} corrections it is surest of</h2>" + _table(
-        header, shown, numbers=[4]
-    )
+    return f"<h2>The {len(rows)} surest corrections</h2>" + _table(header, shown, numbers=[4])
 
 
 def _example(shown: str | np.ndarray) -> str:
@@ -259,7 +257,7 @@ def _example(shown: str | np.ndarray) -> str:
 
 
 def _thumbnail(pixels: np.ndarray) -> bytes:
-    """Encoded anew from pixels `[H, W, 3]`: nothing of a user's file is in the page."""
+    """Encodes pixels `[H, W, 3]`, so that no bytes of a user's file get into the page."""
     from PIL import Image
 
     image = Image.fromarray(pixels)

@@ -1,4 +1,4 @@
-"""The picture of a run: training curves, and what became of the labels."""
+"""The picture of a run: training curves, given and corrected labels."""
 
 import io
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.report.glyphs import drawable
 
 _MOST_CHARACTERS = 24  # Of a name; longer ones leave no room for the picture.
-_MAX_NAMED_CLASSES = 20  # More names than that cannot be read.
+_MAX_NAMED_CLASSES = 20  # More names are not readable.
 
 
 def training(
@@ -23,7 +23,7 @@ def training(
 ) -> bytes:
     """Draws a run.
 
-    Where truth is known, given and corrected labels are held against it; where it is not, the
+    If truth is known, given and corrected labels are compared with it; if not, the
     corrected labels against the given ones.
 
     Args:
@@ -60,7 +60,7 @@ def _training(
     has_norms = any("train/meta_grad_norm" in row for row in metrics)
     figure = Figure(figsize=(16 if has_norms else 13, 7.5), layout="constrained")
     if has_norms:
-        # Each row a figure of its own, or the colour bars below would push apart the panels above.
+        # A figure for each row, or the colour bars below would push apart the panels above.
         rows: Any = figure.subfigures(2, 1)
         losses_axes, accuracy_axes, norms_axes = rows[0].subplots(1, 3)
         label_axes = rows[1].subplots(1, 2)
@@ -102,7 +102,7 @@ def _draw_losses(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _draw_norms(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
-    """Whether the meta model still learns: its gradient as it is, and how far it is moved."""
+    """Whether the meta model still learns: norms of its gradient and of its updates."""
     for name, label in (
         ("train/meta_grad_norm", "meta-gradient"),
         ("train/meta_update_norm", "update of the meta model"),

@@ -1,4 +1,4 @@
-"""What a finished run leaves behind: results, corrected labels, a picture, a table."""
+"""Writes what a finished run leaves: results, corrected labels, a picture, a table."""
 
 import io
 import json
@@ -27,8 +27,8 @@ from mlc_jax.training.metrics import read_metrics
 from mlc_jax.training.run import Run
 
 RESULTS_FILE = "results.json"
-LABELS_FILE = "corrected_labels.csv"  # Of benchmarks, and of `fit`.
-CORRECTED_FILE = "corrected.csv"  # Of own files.
+LABELS_FILE = "corrected_labels.csv"  # For benchmarks, and for `fit`.
+CORRECTED_FILE = "corrected.csv"  # For own files.
 PREDICTED_FILE = "predicted_labels.csv"
 SOFT_LABELS_FILE = "corrected_labels.npz"
 PICTURE_FILE = "training.png"
@@ -63,13 +63,13 @@ def write(
     Args:
       run: what was trained.
       progress: of the loop.
-      of_noisy: what is said of the noisy examples that the run exports.
+      of_noisy: predictions for the noisy examples that the run exports.
       workdir: written to.
       picture: whether to draw `training.png` and write `report.html`.
       again: the command that trains the next round, once `to_check.csv` is filled in.
 
     Returns:
-      The results, with what the terminal is told under `table`. All processes get them, the first
+      The results, with the text for the terminal under `table`. All processes get them, the first
       one writes.
     """
     found, of_noisy = judged(run, of_noisy)
@@ -78,7 +78,7 @@ def write(
     if jax.process_index() == 0:
         _write_labels(run, of_noisy, workdir)
         _write_checked(run, of_noisy, workdir)
-        by_source = _by_source(run, of_noisy)
+        by_source = of_each_source(run, of_noisy)
         if by_source:
             columns = {name: [_number(row[name]) for row in by_source] for name in by_source[0]}
             paths.write(workdir / SOURCES_FILE, csv_of(columns))
@@ -121,7 +121,7 @@ def write_left_out(dataset: Dataset, workdir: epath.Path) -> None:
 def judged(run: Run, of_noisy: Prediction) -> tuple[Verdict | None, Prediction]:
     """The verdict of a cross-fitted run, and its labels with calibrated confidence.
 
-    Another run has none, and its labels stay as they are.
+    For other methods: None, and unchanged labels.
     """
     if of_noisy.out_of_fold is None:
         return None, of_noisy
@@ -146,7 +146,7 @@ def judged(run: Run, of_noisy: Prediction) -> tuple[Verdict | None, Prediction]:
 
 
 def next_steps(run: Run, workdir: epath.Path, again: str) -> Steps:
-    """Where a person goes from here."""
+    """The next steps for the user."""
     is_own = not run.exported.has_truth and run.dataset.noise == "given"
     labels = CORRECTED_FILE if corrected.is_of_own_files(run) else LABELS_FILE
     return Steps(
@@ -158,13 +158,13 @@ def next_steps(run: Run, workdir: epath.Path, again: str) -> Steps:
     )
 
 
-def _by_source(run: Run, of_noisy: Prediction) -> list[dict[str, Any]]:
-    """What is known of each source, where there are several."""
+def of_each_source(run: Run, of_noisy: Prediction) -> list[dict[str, Any]]:
+    """A row for each source of labels, see `sources.of_sources`; none if there is one source."""
     dataset = run.dataset
     if not dataset.source_names:
         return []
     checked = dataset.clean
-    if isinstance(run.pipeline, AllRows):  # Those that were looked up are no sample.
+    if isinstance(run.pipeline, AllRows):  # Rows that were looked up are no random sample.
         rows = run.pipeline.rows
         checked = checked.take(rows.judged[rows.counts > 0] - len(dataset.noisy))
     return of_sources(
@@ -180,7 +180,7 @@ def _number(value: Any) -> str:
 
 
 def _known_given(clean: Subset) -> np.ndarray:
-    """Labels as given; where none of several sources said anything, it is known that none is."""
+    """Given labels; rows without a label by any of several sources have a known NO_LABEL."""
     no_vote = NO_LABEL if clean.votes is not None and (clean.given != UNKNOWN).any() else UNKNOWN
     return np.where(clean.given == UNKNOWN, no_vote, clean.given)
 
@@ -188,7 +188,7 @@ def _known_given(clean: Subset) -> np.ndarray:
 def summarize(
     run: Run, progress: dict[str, Any], soft_labels: np.ndarray, found: Verdict | None = None
 ) -> dict[str, Any]:
-    """The figures of a run, JSON-like; None where what they need is not known.
+    """The figures of a run, JSON-like; None where truth or a test set is missing.
 
     Args:
       run: what was trained.
@@ -201,7 +201,7 @@ def summarize(
     corrects and predicts, of `step`: by `Settings.best`, `last` or `selected`.
     """
     dataset, exported = run.dataset, run.exported
-    # Of the classifier that is the method's: a first phase's makes way for it.
+    # The last phase has the classifier of the method.
     last_phase = progress["evals"][-1]["phase"]
     evals = [row for row in progress["evals"] if row["phase"] == last_phase]
     corrected = soft_labels.argmax(axis=-1)
@@ -226,7 +226,7 @@ def summarize(
         "corrected_label_accuracy": (
             float(np.mean(corrected == exported.truth))
             if exported.has_truth
-            else used.get("corrected_label_accuracy")  # Of what is judged by, if anything.
+            else used.get("corrected_label_accuracy")  # On rows that judge, if there are any.
         ),
         "labels_changed": int(np.sum(is_changed(corrected, exported.given))),
         "mean_confidence": float(np.mean(soft_labels.max(axis=-1), dtype=np.float64)),
@@ -266,7 +266,7 @@ def format_table(results: dict[str, Any]) -> str:
         ("noisy / test examples", f"{results['num_noisy']} / {results['num_test']}"),
         ("training time", f"{results['train_seconds']:.1f} s"),
     ]
-    if results["noise"] == "given":  # Where much is not known, and nobody asks.
+    if results["noise"] == "given":  # Lines without a value are of no use here.
         rows = [(name, value) for name, value in rows if not value.startswith("- ")]
     width = max(len(name) for name, _ in rows)
     lines = [_title(results), *(f"{name:<{width}}  {value}" for name, value in rows)]
@@ -299,7 +299,7 @@ def _most_changed(
 
 
 def label_columns(exported: Subset, of_noisy: Prediction) -> dict[str, np.ndarray]:
-    """What is said of each label, `[N]` each.
+    """The columns of labels, `[N]` each.
 
     `label_quality` and `annotator_agreement` (the share of a row's sources that gave it the
     corrected label) are NaN where there is no given label; that is no issue of a label.
@@ -319,7 +319,7 @@ def label_columns(exported: Subset, of_noisy: Prediction) -> dict[str, np.ndarra
     return columns
 
 
-# What of a cross-fitted run is in the tables beside the corrected label: column by prediction.
+# More columns of a cross-fitted run: from a prediction to its column.
 _PREDICTED = {
     "classifier": "predicted_label",
     "checked": "predicted_by_checked",
@@ -328,14 +328,14 @@ _PREDICTED = {
 
 
 def _predicted(probs: dict[str, np.ndarray] | None) -> dict[str, np.ndarray]:
-    """Columns `[N]` of labels that classifiers give rows they did not learn from."""
+    """Columns `[N]` of labels by classifiers that did not train on the row."""
     if probs is None:
         return {}
     return {column: probs[name].argmax(axis=-1) for name, column in _PREDICTED.items()}
 
 
 def _write_checked(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
-    """What is predicted of checked rows by classifiers that did not see the check."""
+    """Predictions for checked rows by classifiers that did not see the check."""
     if of_noisy.out_of_fold is None:
         return
     clean, probs = run.dataset.clean, of_noisy.out_of_fold[CHECKED_ROWS]
@@ -355,7 +355,7 @@ def _write_labels(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
     exported, columns = run.exported, label_columns(run.exported, of_noisy)
     own = corrected.of_run(run, of_noisy)
     if own is None:
-        # Some under the names of cleanlab, whose tools take them.
+        # Some have the names that cleanlab's tools use.
         written = _shown(run, columns | _predicted(of_noisy.out_of_fold))
         paths.write(workdir / LABELS_FILE, csv_of(written))
     else:
@@ -387,7 +387,7 @@ def no_labels(num_classes: int) -> dict[str, np.ndarray]:
 def _write_predicted(
     run: Run, of_noisy: Prediction, columns: dict[str, np.ndarray], workdir: epath.Path
 ) -> None:
-    """What else is known of a user's rows that nobody checked, if anything is."""
+    """More columns for a user's unchecked rows, if there are any."""
     agreeing = ("annotator_agreement", "num_annotations")
     known: dict[str, np.ndarray] = {x: columns[x] for x in agreeing if x in columns}
     known |= _predicted(of_noisy.out_of_fold)
@@ -403,7 +403,7 @@ def _shown(run: Run, columns: dict[str, np.ndarray]) -> dict[str, Any]:
     for name in columns.keys() & {
         "given_label", "corrected_label", "checked_label", *_PREDICTED.values()
     }:  # fmt: skip
-        if run.dataset.names_labels:  # The last one of these is that of UNKNOWN, -1.
+        if run.dataset.names_labels:  # The last one belongs to UNKNOWN, -1.
             names = np.asarray([*run.dataset.class_names, ""])
             shown[name] = names[columns[name]]
     for name in columns.keys() & {"confidence", "label_quality", "annotator_agreement"}:
@@ -425,7 +425,7 @@ def _to_check(run: Run, of_noisy: Prediction) -> bytes:
     shown = _shown(run, {name: column[rows] for name, column in columns.items()})
     del shown["is_label_issue"]
     source, of_source = run.exported.source, run.exported.rows[rows]
-    if hasattr(source, "show"):  # What one reads of a row, unless it is a picture.
+    if hasattr(source, "show"):  # The row as text, unless it is a picture.
         examples = [x for x in show(source, of_source) if isinstance(x, str)]
         if len(examples) == len(rows):
             shown["example"] = examples
@@ -433,5 +433,5 @@ def _to_check(run: Run, of_noisy: Prediction) -> bytes:
 
 
 def worth_a_look(of_noisy: Prediction) -> np.ndarray:
-    """Positions of all examples, those first whose label is least certain."""
+    """Positions of all examples, the least certain labels first."""
     return np.argsort(of_noisy.soft_labels.max(axis=-1), kind="stable")

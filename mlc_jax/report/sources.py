@@ -1,4 +1,4 @@
-"""What is known of each source of labels: annotators, rules, models."""
+"""How good each source of labels is: annotators, rules, models."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.report.verdict import share_right
 
-_NAMED = 0.5  # Labels that a confusion is, at least, to be told.
+_NAMED = 0.5  # Confusions of fewer labels are not named.
 
 
 def of_sources(
@@ -23,7 +23,7 @@ def of_sources(
     `labels`: how many it gave. `checked`, `checked_right`, `low`, `high`: of them on judged rows,
     how many are right, in percent, with its 95 % interval. `estimated_right`: of all its labels on
     doubtful rows, in percent, by the soft labels. `bits_per_label`: how much a label of it says
-    about the class, at most log2 C. `confuses_most`: what it takes for what.
+    about the class, at most log2 C. `confuses_most`: its most frequent confusion.
 
     Args:
       noisy: doubtful examples, N.

@@ -1,4 +1,4 @@
-"""Where a person goes from a finished run: files to open, commands to give."""
+"""The next steps after a run: files to open, commands to run."""
 
 import os
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from mlc_jax.errors import readable
 
 
 class Steps(NamedTuple):
-    """What comes next, as it is typed.
+    """Files and commands of the next steps.
 
     Attributes:
       report, labels: files to open.
-      to_check: the file to fill in; "" where nothing is to be checked.
-      again: the command that trains the next round; "" where it is not known.
+      to_check: the file to fill in; "" if there is nothing to check.
+      again: the command that trains the next round; "" if it is not known.
       predict: the command that predicts new examples, with NEW in place of their file.
     """
 
@@ -37,7 +37,7 @@ class Steps(NamedTuple):
 
 
 def shown_path(path: epath.PathLike) -> str:
-    """As short as it can be typed from here."""
+    """The shorter of the absolute and the relative path."""
     text = os.fspath(path)
     if paths.is_remote(text):
         return text

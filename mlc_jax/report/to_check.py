@@ -11,8 +11,8 @@ from etils import epath
 from mlc_jax.files.label_columns import for_spreadsheet, random_order
 
 FILE = "to_check.csv"
-NUM_FIRST = 60  # Rows where none is checked yet.
-NUM_RANDOM, NUM_UNCERTAIN = 30, 70  # Rows of a run.
+NUM_FIRST = 60  # Rows if none is checked yet.
+NUM_RANDOM, NUM_UNCERTAIN = 30, 70  # Rows after a run.
 UNCERTAIN = "uncertain"  # Why a row is there, if it was not drawn at random.
 
 

@@ -1,8 +1,8 @@
-"""How good labels are, by checks that were hidden from what predicts them, and what to do about it.
+"""Estimates how good labels are, on checks that the classifiers did not see, and recommends some.
 
-Everything here is of *judged* rows: rows that were checked, not because of what a run said of them,
-and that are predicted by classifiers that did not see the check. What is said of them is an
-estimate for the rows that nobody checked. NumPy and SciPy alone.
+Everything here is measured on *judged* rows: checked rows that were not chosen because of a run's
+predictions, and that are predicted by classifiers that did not see the check. It is an estimate
+for the rows that nobody checked. Uses NumPy and SciPy only.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from scipy import optimize, special, stats
 from mlc_jax.data.source import UNKNOWN
 from mlc_jax.errors import readable
 
-ENOUGH = 30  # Judged rows, below which there are intervals, but no sentence.
+ENOUGH = 30  # With fewer judged rows there are intervals, but no recommendation.
 AS_GIVEN, CORRECTED, CLASSIFIER, CHECKED, GIVEN = (
     "as_given", "corrected", "classifier", "checked", "given",
 )  # fmt: skip
@@ -29,12 +29,12 @@ NAMES = {
 SENTENCES = {
     CORRECTED: "Take the corrected labels.",
     CLASSIFIER: "Take the classifier's own predictions.",
-    CHECKED: "Take the predictions of the checked rows alone: they do better.",
+    CHECKED: "Take the predictions of the classifier of the checked rows: they are better.",
     AS_GIVEN: "The corrected labels are not shown to be better than the labels as given.",
 }
 
-# Variance of a share over judged rows in parts of what independent rows have: rows of a fold are
-# predicted by the same classifiers. A choice within what was measured, 0.9 to 1.7 by table.
+# Variance of a share over judged rows, divided by that of independent rows: rows of one fold are
+# predicted by the same classifiers. Between 0.9 and 1.7 was measured, depending on the table.
 _DEPENDENCE = 1.25
 _LEVEL = 0.95
 _POWER = 0.8
@@ -79,20 +79,20 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What the judged rows say.
+    """How good the labels are, and which to take. Print it.
 
     Attributes:
-      shares: right, by name in `NAMES`; `as_given` only where given labels are known.
-      comparisons: of each with the labels as given.
-      take: which of `SENTENCES`; None with fewer than `ENOUGH` rows, or no given labels.
-      more: further rows, checked at random, that would show a difference of this size with 80 %
-        power, where it is not shown; None if none would.
-      doubtful: rows that it is about.
-      unseen: names of classes of which no row was judged.
-      confidence, calibration_error: mean confidence in the corrected labels of judged rows, and how
-        far it is off, by a temperature that was fitted on other folds.
-      temperature: the one of all folds, by which exported probabilities are flattened.
-      per_class: whether so many rows of each class were drawn: shares are weighted then.
+      shares: shares of right labels, by name in `NAMES`; `as_given` only if given labels are known.
+      comparisons: each of them compared with the given labels.
+      take: a key of `SENTENCES`; None with fewer than `ENOUGH` rows, or no given labels.
+      more: if no difference is shown, how many more rows, checked at random, would show one of this
+        size with 80 % power; None if no number would.
+      doubtful: number of rows that nobody checked.
+      unseen: names of classes without a judged row.
+      confidence, calibration_error: mean confidence in the corrected labels of judged rows, and its
+        calibration error, with a temperature that was fitted on other folds.
+      temperature: fitted on all folds; exported probabilities are flattened by it.
+      per_class: whether a fixed number of rows per class was drawn. Shares are then weighted.
     """
 
     shares: dict[str, Share]
@@ -132,22 +132,22 @@ class Verdict:
         """What to do, in words."""
         if not self.n:
             return (
-                "No row was checked at random, so nothing is known of how good these labels are. "
-                "Check the random rows of to_check.csv."
+                "No row was checked at random, so there is no estimate of how good these labels "
+                "are. Check the random rows of to_check.csv."
             )
         if AS_GIVEN not in self.shares:
             return (
-                "The old labels of the checked rows are not known, so nothing is compared with "
-                "them: keep them, if there are any (given_label)."
+                "The given labels of the checked rows are not known, so there is no comparison "
+                "with them. Keep them, if you have them (given_label)."
             )
         if self.take is None:
-            return f"{self.n} rows are too few for more than these intervals: check {ENOUGH}."
+            return f"{self.n} judged rows are too few for a recommendation; check {ENOUGH} or more."
         text = SENTENCES[self.take]
         if self.take != AS_GIVEN:
             one = self.comparisons[self.take]
             return (
-                f"{text} Of the judged rows they are right in {one.better} where the given label "
-                f"is wrong, and wrong in {one.worse} where it is right (p = {one.p:.2g})."
+                f"{text} They are right on {one.better} judged rows where the given label is "
+                f"wrong, and wrong on {one.worse} where it is right (p = {one.p:.2g})."
             )
         if self.more is not None:
             text += (
@@ -159,10 +159,10 @@ class Verdict:
         """For the terminal; the last one says what to do."""
         if not self.n:
             return [f"Verdict: {self.sentence}"]
-        how = "so many per class, weighted" if self.per_class else "a random sample"
+        how = "a number per class, weighted" if self.per_class else "a random sample"
         head = (
-            f"Percent right of the {self.doubtful:,} rows that nobody checked, estimated by "
-            f"{self.n} checked ones ({how}) that were hidden from what predicts them:"
+            f"Percent of the {self.doubtful:,} unchecked labels that are right, estimated on "
+            f"{self.n} hidden checks ({how}):"
         )
         width = max(map(len, NAMES.values()))
         rows = [f"  {NAMES[name]:<{width}}  {_percent(x)}" for name, x in self.shares.items()]
@@ -175,8 +175,8 @@ class Verdict:
         if self.unseen:
             more = f" and {len(self.unseen) - 5} more" if len(self.unseen) > 5 else ""
             notes.append(
-                f"No judged row is of class {', '.join(self.unseen[:5])}{more}: nothing is known "
-                "of labels of that class."
+                f"No judged row has class {', '.join(self.unseen[:5])}{more}: there is no estimate "
+                "for labels of that class."
             )
         return [head, *rows, *map(readable, notes), f"Verdict: {self.sentence}"]
 
@@ -199,15 +199,15 @@ def judge(
     """The verdict on predictions.
 
     Args:
-      predictions: probabilities `[n, C]` by name, all of `NAMES` but `as_given`, each by
+      predictions: probabilities `[n, C]` by name, for all of `NAMES` except `as_given`, by
         classifiers that did not see the row's check.
-      checks: `[n]`, what the labels are.
-      given: `[n]`, what they were before; UNKNOWN where that is not known, NO_LABEL where there
-        was none, which is not right.
+      checks: `[n]`, the right labels.
+      given: `[n]`, the given labels; UNKNOWN if not known, NO_LABEL if there was none, which counts
+        as wrong.
       folds: `[n]`.
-      doubtful: rows that nobody checked.
+      doubtful: number of rows that nobody checked.
       class_names: C names.
-      class_shares: `[C]`, where so many rows of each class were drawn; None for a random sample.
+      class_shares: `[C]`, if a fixed number of rows per class was drawn; None for a random sample.
     """
     right = {
         name: predictions[name].argmax(axis=-1) == checks for name in NAMES if name != AS_GIVEN
@@ -246,7 +246,7 @@ def judge(
 def _choose(
     right: Mapping[str, np.ndarray], comparisons: Mapping[str, Comparison]
 ) -> tuple[str, int | None]:
-    """Which sentence, and how many more rows would settle it."""
+    """The recommendation, and how many more rows would settle it."""
     own = compare(right[CLASSIFIER], right[CORRECTED])
     alone = compare(right[CHECKED], right[CORRECTED])
     if alone.is_shown and comparisons[CHECKED].is_shown:
@@ -262,15 +262,15 @@ def _choose(
 
 
 def share_right(right: np.ndarray, doubtful: int, dependence: float = 1.0) -> Share:
-    """Wilson's interval for the share right among rows that were not drawn.
+    """Wilson's interval for the share of right labels among the rows that were not drawn.
 
-    The error of the estimate has variance `p (1 - p) (1 / n + 1 / doubtful)`, so n rows count for
-    fewer, and for fewer yet by the dependence of the folds.
+    The error of the estimate has variance `p (1 - p) (1 / n + 1 / doubtful)`, so n rows count as
+    fewer. The dependence within folds lowers their number further.
 
     Args:
       right: `[n]` bool.
-      doubtful: rows that the share is of.
-      dependence: variance in parts of that of independent rows.
+      doubtful: number of rows that the estimate is for.
+      dependence: variance, divided by that of independent rows.
     """
     n = len(right)
     if n == 0:
@@ -286,10 +286,10 @@ def weighted_share(
     right: np.ndarray, checks: np.ndarray, class_shares: np.ndarray, doubtful: int,
     dependence: float = 1.0,
 ) -> Share:  # fmt: skip
-    """The same where so many of each class were drawn: shares per class, weighted.
+    """The same if a fixed number per class was drawn: the weighted mean of shares per class.
 
-    A class without a row counts as the mean of the others. The variance of a class is that of two
-    rows right and two wrong beside its own.
+    A class without a row counts as the mean of the others. The variance of a class is computed with
+    two right and two wrong rows added.
     """
     if not len(checks):
         return Share(None, 0.0, 1.0, 0)
@@ -311,7 +311,7 @@ def weighted_share(
 
 
 def compare(first: np.ndarray, second: np.ndarray) -> Comparison:
-    """McNemar's exact test of two arrays `[n]` of what is right."""
+    """McNemar's exact test of two arrays `[n]` that say which rows are right."""
     better, worse = int(np.sum(first & ~second)), int(np.sum(second & ~first))
     if better + worse == 0:
         return Comparison(0, 0, 1.0)
@@ -319,7 +319,7 @@ def compare(first: np.ndarray, second: np.ndarray) -> Comparison:
 
 
 def power(n: int, better: float, worse: float) -> float:
-    """Of that test with n rows, where shares `better` and `worse` of all rows differ so."""
+    """Power of that test with n rows, if a share `better` of them is won and `worse` is lost."""
     odd = np.arange(n + 1)
     chance = stats.binom.pmf(odd, n, better + worse)
     odd, chance = odd[chance > 1e-7], chance[chance > 1e-7]
@@ -347,7 +347,7 @@ def calibrate(
 ) -> tuple[float | None, float | None, float]:
     """Mean confidence, its calibration error, and the temperature to export by.
 
-    Confidence and error are by temperatures that were fitted on other folds than they are of.
+    For confidence and error, the temperature of a fold is fitted on the other folds.
 
     Args:
       probs: `[n, C]`.

@@ -22,7 +22,7 @@ from mlc_jax.training.stack import AXIS_NAME, over_devices
 
 
 class Prediction(NamedTuple):
-    """What is said of N examples.
+    """Predictions for N examples.
 
     Attributes:
       logits: of the classifier, `[N, C]`.

@@ -66,7 +66,7 @@ class Loop:
         self._hooks: dict[int, Any] = {}
         self._pending: collections.deque[tuple[int, Any]] = collections.deque()
         self._last_save = time.monotonic()
-        # One process alone: TensorBoard shows one at a time.
+        # One process only: TensorBoard shows one at a time.
         steps = self._first.settings.profile if self._is_main_process else ""
         self._profiler = Profiler(steps, recorders[0].workdir)
         self._flop: float | None = None  # Of a step; None until there was a trace.
@@ -121,7 +121,7 @@ class Loop:
             self._compiling.append((numbers[0], compiling))
 
     def correct_labels(self, state: TrainState) -> list[evaluate.Prediction]:
-        """What each run says of the noisy examples whose labels it exports."""
+        """Predictions of each run for the noisy examples whose labels it exports."""
         return self._evaluator.predict(state, "exported")
 
     def _run_phase(
@@ -334,7 +334,7 @@ def train_runs(
 
     Returns:
       One recorder for each run; the stacked state, of the last step or the best one, None if all
-      diverged; and what each run says of the noisy examples that it exports.
+      diverged; and each run's predictions for the noisy examples that it exports.
     """
     check_memory(runs[0], len(runs))
     with contextlib.ExitStack() as contexts:

@@ -97,7 +97,7 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError):  # Of JSON, and of bytes that are no text.
+        except (ValueError, RecursionError):  # Not JSON, or not text.
             row = None
         if isinstance(row, dict) and type(row.get("step")) is int:
             rows.append(row)

@@ -27,7 +27,7 @@ def bar(run: Run, step: int, enabled: bool) -> tqdm:
 
 
 def show(bar: tqdm, recorders: Sequence[Recorder], examples_per_second: float) -> None:
-    """Loss and accuracies beside the bar, means over the runs that have not failed."""
+    """Loss and accuracies for the progress bar: means over runs that have not failed."""
     shown = {"loss": np.mean([recorder.newest["inner_loss"] for recorder in recorders])}
     if "clean_accuracy" in recorders[0].newest:
         shown["clean_acc"] = np.mean([r.newest["clean_accuracy"] for r in recorders])
@@ -67,7 +67,7 @@ def log_start(run: Run, state: TrainState, num_runs: int) -> None:
     if not isinstance(method, BilevelMethod) or method.num_inner_steps == 1:
         return
     if method.goes_on:
-        logging.info("The recursion goes on from update to update: num_inner_steps has no effect.")
+        logging.info("The recursion accumulates over all updates: num_inner_steps has no effect.")
         return
     if method.num_replayed:
         logging.info(

@@ -32,10 +32,10 @@ class Recorder:
 
     Attributes:
       run: what is trained.
-      progress: what is remembered beside the state: description, evaluations, seconds.
-      workdir: of this run alone; None keeps everything in memory.
+      progress: what is saved in addition to the state: description, evaluations, seconds.
+      workdir: of this run; None keeps everything in memory.
       checkpointer: of `workdir`.
-      failure: why the run was given up; the others of a stack go on.
+      failure: why the run was given up; others of a stack continue.
       newest: metrics of the newest step that is known.
     """
 
@@ -53,7 +53,7 @@ class Recorder:
         if self.workdir is None:
             return
         self._writer = MetricWriter(self.workdir, start_step=step)
-        # The checkpoint has said that the run is this one: what is damaged is written anew.
+        # The checkpoint belongs to this run, so damaged files are written again.
         if step == 0 or not self._has(CONFIG_FILE, "method"):
             text = json.dumps(self.run.description, indent=2, sort_keys=True) + "\n"
             paths.write(self.workdir / CONFIG_FILE, text.encode())

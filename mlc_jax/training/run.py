@@ -371,7 +371,7 @@ def restore_or_init(
     checkpointer: Checkpointer | None,
     formerly: Mapping[str, Any],
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state to go on from, and what the loop remembers beside it.
+    """The state to resume from, and what the loop saved with it.
 
     Args:
       run: for its description and data, which must be those of the checkpoint.
@@ -402,5 +402,5 @@ def restore_or_init(
             f"(fingerprint {progress['data']} then, {run.fingerprint} now).\n"
             "Use another workdir, or the data of the checkpoint."
         )
-    logging.info("Going on from the checkpoint of step %d.", int(state.step))
+    logging.info("Resuming from the checkpoint of step %d.", int(state.step))
     return state, progress | fresh

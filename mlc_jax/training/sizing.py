@@ -22,7 +22,7 @@ _MANY_CLASSES = 20
 def fill(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     """The config with a number for every setting that is 0 for "by the sizes of the data".
 
-    They do not depend on the devices, so a run may go on with more of them.
+    They do not depend on the devices, so a run may resume with more of them.
     """
     num_noisy, num_clean = len(dataset.noisy), len(dataset.clean)
     epochs = round(_EPOCHS * math.sqrt(_EPOCHS_AT / num_noisy))

@@ -77,7 +77,7 @@ def for_all_devices(trees: Sequence[Any]) -> Any:
 
 
 def on_all_devices(trees: Sequence[Any]) -> Any:
-    """The same, placed: for what every step reads anew."""
+    """The same, placed on the devices: for data that every step reads."""
     mesh = Mesh(np.asarray(jax.local_devices()), (AXIS_NAME,))
     return jax.device_put(for_all_devices(trees), NamedSharding(mesh, PartitionSpec(AXIS_NAME)))
 

@@ -26,9 +26,9 @@ from mlc_jax.workdir.workdir import check_held
 DIRECTORY = "checkpoints"
 CHECKSUMS = "checksums"  # Their place in what is saved of the progress.
 
-# Settings that a run may change when it goes on: they do not touch what is learned.
+# Settings that may change when a run resumes: they do not affect what is learned.
 FREE_FIELDS = frozenset({
-    "dataset.benchmark",  # What it makes of the data their fingerprint says.
+    "dataset.benchmark",  # The fingerprint of the data covers its effect.
     "dataset.data_dir",
     "dataset.download",
     "dataset.max_cached_gb",
@@ -48,7 +48,7 @@ FREE_FIELDS = frozenset({
 class Checkpointer:
     """Saves and restores `(TrainState, progress)` under `workdir/checkpoints/<step>`.
 
-    `progress` is a JSON-like dict kept beside the arrays: the config, and what the loop has to
+    `progress` is a JSON-like dict saved with the arrays: the config, and what the loop has to
     remember; a checksum of each array is added to it, since orbax reads flipped bytes as if they
     had been written so. Every process takes part; a checkpoint counts once all of it is on disk
     under its final name, and an older one is removed only after that.
@@ -95,7 +95,7 @@ class Checkpointer:
 
         Args:
           abstract_state: `jax.eval_shape` of the state.
-          config: of this run, nested; must equal the checkpoint's but for `FREE_FIELDS`.
+          config: of this run, nested; must equal the checkpoint's except `FREE_FIELDS`.
           formerly: see `differing_fields`.
           init: makes the state before the first step, on the devices; called only if the checkpoint
             lacks a part of the state.
@@ -155,7 +155,7 @@ class Checkpointer:
         self._kept.refers_to = refers_to
         with self._explained(f"of step {step} or the one before it cannot be written"):
             self._manager.check_for_errors()
-            # A copy: it is written in the background, while the loop goes on.
+            # A copy: it is written in the background, while the loop continues.
             progress = copy.deepcopy(progress)
             progress[CHECKSUMS] = {name: _checksum(x) for name, x in _by_path(state).items()}
             self._manager.save(
@@ -277,8 +277,8 @@ def differing_fields(
 
     Args:
       saved: nested config of what exists.
-      given: nested config of this run; must equal `saved` but for `FREE_FIELDS`.
-      where: what is said of the values of `saved`: `before`.
+      given: nested config of this run; must equal `saved` except `FREE_FIELDS`.
+      where: the word for values of `saved` in messages: `before`.
       formerly: `{'a.b': value}`, for each field that was added: what the runs without it were made
         with. A field that `saved` lacks counts as that.
       prefix: what a field's name begins with in the lines.
@@ -386,7 +386,7 @@ def _by_path(tree: Any) -> dict[str, Any]:
 def _subtrees(names: Iterable[str], others: Iterable[str]) -> list[str]:
     """The largest subtrees that hold leaves `names` and none of `others`, sorted."""
     kept = {prefix for name in others for prefix in _prefixes(name)}
-    # A leaf that has become a subtree, or a subtree that is a leaf now, is named as it is.
+    # A leaf that has become a subtree, or the reverse, is named as it is.
     tops = {next((p for p in _prefixes(name) if p not in kept), name) for name in names}
     return sorted(tops)
 
@@ -398,7 +398,7 @@ def _prefixes(name: str) -> list[str]:
 
 
 def _data(x: Any) -> Any:
-    """A typed key's data, of an array or of its description; all else as it is."""
+    """The data of a typed key, array or description; anything else unchanged."""
     if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return x
     if isinstance(x, jax.ShapeDtypeStruct):

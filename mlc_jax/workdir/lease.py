@@ -168,7 +168,7 @@ def _read(blob: Any) -> tuple[dict[str, Any], int] | None:
         return None
     try:
         return json.loads(text), generation
-    except ValueError:  # Somebody else's: as if nobody held it.
+    except ValueError:  # Not ours: treat it as free.
         return {"token": "", "holder": "", "job": "", "attempt": 0}, generation
 
 

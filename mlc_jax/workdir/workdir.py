@@ -16,7 +16,7 @@ from mlc_jax.workdir.lease import OBJECT, Lease
 
 LOCK_FILE = ".lock"
 CONFIG_FILE = "config.json"  # What the run is; written when it starts.
-DATASET_FILE = "dataset.json"  # What is needed of the data to use what it learned.
+DATASET_FILE = "dataset.json"  # What prediction needs to know about the data.
 
 # What is written before a run starts, or lies in any directory; all else says whose it is.
 _HARMLESS = re.compile(
@@ -81,7 +81,7 @@ def _check_ours(workdir: epath.Path) -> None:
         is_ours = (workdir / LOCK_FILE).exists() or (workdir / OBJECT).exists()
         if CONFIG_FILE in there and CONFIG_FILE not in clash and not is_ours:
             is_ours = has_key(config.read_bytes(), "method")
-    except OSError:  # Told where it is written to.
+    except OSError:  # Reported when it is written to.
         return
     for name in clash:
         if not _HARMLESS.fullmatch(name):
@@ -101,7 +101,7 @@ def check_held(workdir: epath.Path) -> None:
     """Before something is written that another run could be writing, too.
 
     Raises:
-      Lost: the directory's lease is no longer this process'.
+      Lost: this process no longer holds the directory's lease.
     """
     lease = _leases.get(str(workdir))
     if lease is not None:

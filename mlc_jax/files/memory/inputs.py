@@ -1,4 +1,4 @@
-"""What a user has in memory, beside its labels: a data frame, arrays, texts."""
+"""A user's inputs in memory: a data frame, arrays, texts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -46,7 +46,7 @@ def as_array(x: Any) -> np.ndarray:
     """Arrays, or lists of lists, `[N, ...]`; of objects floats are made.
 
     Raises:
-      InputError: they are no numbers, or not one row for each example.
+      InputError: they are not numbers, or not one row for each example.
     """
     if not (hasattr(x, "__len__") or hasattr(x, "__array__")):
         raise InputError(f"X: got {type(x).__name__}, expected an array or a list of lists")
@@ -86,14 +86,14 @@ def as_array(x: Any) -> np.ndarray:
 
 
 def inputs_of(x: Any, offsets: Offsets = ()) -> np.ndarray:
-    """The same as they are stored: float32, but for whole numbers without a sign.
+    """The same in the stored type: float32, or unsigned whole numbers.
 
     Args:
       x: see `as_array`.
       offsets: of features, see `offsets_of`.
 
     Raises:
-      InputError: they are no finite numbers.
+      InputError: they are not finite numbers.
     """
     stored = as_stored(_fail, as_array(x), offsets)
     # Whole numbers may be others in new rows; pixels, without a sign, may not.
