@@ -29,6 +29,7 @@ Any setting can be given: --dataset.features=age,city, --cross_fit.num_rounds=8.
 
   mlc-jax correct all.csv
   mlc-jax correct reviews.csv --text=body --encoder=sentence-transformers/all-MiniLM-L6-v2
+  mlc-jax correct photos/ --encoder=facebook/dinov2-small
   mlc-jax correct crowd.csv --label=anna,ben,carla
 """
 _PREDICT = """\
@@ -146,8 +147,8 @@ def _add_correct(parser: argparse.ArgumentParser) -> None:
         "--encoder",
         metavar="DIR_OR_NAME",
         default=None,
-        help="of texts: a directory or a name on the Hugging Face hub; of pictures: "
-        "weights of a ResNet-50",
+        help="of texts or pictures: a directory or a name on the Hugging Face hub; of pictures, "
+        "weights of a ResNet-50, too",
     )
     files.add_argument(
         "--out",

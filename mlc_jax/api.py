@@ -19,7 +19,7 @@ from mlc_jax.config.checks import whole
 from mlc_jax.core import TrainState
 from mlc_jax.data import UNKNOWN, Source
 from mlc_jax.data.dataset import Dataset
-from mlc_jax.encoders import encoding
+from mlc_jax.encoders import encoding, readers
 from mlc_jax.errors import InputError, expect, shown
 from mlc_jax.examples import Examples, create_dataset, create_source, is_description
 from mlc_jax.files import image_folder
@@ -34,7 +34,7 @@ from mlc_jax.training import stack
 from mlc_jax.workdir.workdir import CONFIG_FILE, DATASET_FILE, locked_workdir
 
 if TYPE_CHECKING:
-    from mlc_jax.encoders.encoding import TextReader
+    from mlc_jax.encoders.readers import Reader
     from mlc_jax.report.corrected import Corrected
     from mlc_jax.training.evaluate import Prediction
     from mlc_jax.training.run import Run, Settings
@@ -55,7 +55,7 @@ def fit(
     clean_batch_size: int | None = None,
     seed: int = 0,
     prepare: Callable[[Any], Any] | None = None,
-    reader: "TextReader | None" = None,
+    reader: "Reader | None" = None,
     workdir: str | pathlib.Path | None = None,
     progress: bool = True,
     **settings: Any,
@@ -76,7 +76,8 @@ def fit(
       seed: of everything that is drawn.
       prepare: from inputs as they are, `[B, ...]`, to what the model takes; part of the step. None
         makes whole numbers of a single array float32, and leaves everything else as it is.
-      reader: of inputs that are texts; None takes them as they are.
+      reader: of inputs that are texts, `mlc_jax.TextReader`, or paths of pictures,
+        `mlc_jax.PictureReader`; None takes them as they are.
       workdir: a directory for checkpoints, metrics and the report; the same call goes on from the
         newest checkpoint there. None keeps everything in memory.
       progress: whether to draw a progress bar.
@@ -106,14 +107,14 @@ def fit(
     read = create_source if reader is None else reader.cached
     dataset = create_dataset(method, noisy, clean, validation, test, prepare, read)
     run = _create_run(method, dataset, chosen, prepare, reader)
-    inputs = Inputs("arrays", read) if reader is None else Inputs("text", reader)
+    inputs = Inputs("arrays", read) if reader is None else Inputs(reader.kind, reader)
     formerly = {"method": description.defaults(method), "reader": None}
     return train(
         run,
         inputs,
         workdir=workdir,
         formerly=config.flatten(formerly | dataclasses.asdict(Settings())),
-        checkpoint=None if reader is None else reader.checkpoint,
+        reader=reader,
         progress=progress,
     )
 
@@ -123,7 +124,7 @@ def _create_run(
     dataset: Dataset,
     settings: "Settings",
     prepare: Callable[[Any], Any] | None,
-    reader: "TextReader | None",
+    reader: "Reader | None",
 ) -> "Run":
     from mlc_jax.training.run import create_run
 
@@ -162,7 +163,7 @@ def train(
     *,
     formerly: dict[str, Any],
     workdir: str | pathlib.Path | None = None,
-    checkpoint: str | None = None,
+    reader: "Reader | None" = None,
     progress: bool = True,
     classes: np.ndarray | None = None,
     frame: Any = None,
@@ -175,7 +176,7 @@ def train(
       inputs: how its inputs are read.
       formerly: what a description that lacks a field was made with.
       workdir: see `fit`.
-      checkpoint: of the encoder of texts, which a workdir keeps.
+      reader: of texts or pictures, whose encoder a workdir keeps.
       progress: whether to draw a bar.
       classes: `[C]`, the label of each class as the user wrote it; None goes by their names.
       frame: what `Result.to_frame` adds columns to.
@@ -190,8 +191,8 @@ def train(
 
     with contextlib.ExitStack() as contexts:
         path = None if workdir is None else contexts.enter_context(locked_workdir(str(workdir)))
-        if path is not None and checkpoint is not None and jax.process_index() == 0:
-            encoding.save(checkpoint, run.dataset, path)
+        if path is not None and jax.process_index() == 0:
+            readers.save(reader, run.dataset, path)
         recorders, state, predictions = loop.train_runs(
             [run], [path], formerly=formerly, show_progress=progress
         )
@@ -244,6 +245,7 @@ def load(
     *,
     method: Method | None = None,
     prepare: Callable[[Any], Any] | None = None,
+    reader: "Reader | None" = None,
 ) -> Result:
     """The result of a finished run, of `fit` or of the command.
 
@@ -251,6 +253,7 @@ def load(
       workdir: of the run.
       method: needed if it was made of a Flax module or an optax transformation of your own.
       prepare: needed if `fit` was given one.
+      reader: needed if pictures were encoded by a function of your own.
 
     Raises:
       InputError: there is no finished run, or it cannot be made again without `method`.
@@ -264,13 +267,13 @@ def load(
     )
     complete = None
     if described.get("made_by") != _FIT:
-        complete = encoding.from_workdir(config.complete(ConfigDict(described)), path)
+        complete = readers.from_workdir(config.complete(ConfigDict(described)), path)
     elif described["prepare"] is not None and prepare is None:
         raise InputError(
             f"prepare: {path} was made with {described['prepare']}; expected the same function "
             "again: mlc_jax.load(workdir, prepare=...)"
         )
-    inputs = _inputs_of(described, complete, sizes, path)
+    inputs = _inputs_of(described, complete, sizes, path, reader)
     method = method or _method_of(described, complete, sizes)
     method = dataclasses.replace(method, initial_params=None)  # The checkpoint has them all.
     prepare = prepare or stored_prepare(sizes)
@@ -298,21 +301,31 @@ def load(
 
 
 def _inputs_of(
-    described: dict[str, Any], complete: ConfigDict | None, sizes: dict[str, Any], path: epath.Path
+    described: dict[str, Any],
+    complete: ConfigDict | None,
+    sizes: dict[str, Any],
+    path: epath.Path,
+    reader: "Reader | None",
 ) -> Inputs:
     """Args: `complete`, the config, of a run of the command; the rest as `load` reads it."""
+    if reader is not None:
+        return Inputs(reader.kind, reader)
     if sizes.get("columns") is not None:
         columns = Columns.from_json(sizes["columns"])
         return Inputs("table", functools.partial(read_frame, columns), columns)
     if complete is None:
         if described.get("reader"):
-            return Inputs("text", encoding.reader_from_workdir(described["reader"], path))
-    elif complete.dataset.name in config.IMAGE_FILES:
+            reader = readers.of_fit(described["reader"], path)
+            return Inputs(reader.kind, reader)
+        return Inputs("arrays", create_source)
+    reader = readers.of_config(complete)
+    if reader is not None:
+        readers.check_function(complete.dataset.encoder or "")
+        return Inputs(reader.kind, reader)
+    if complete.dataset.name in config.IMAGE_FILES:
         options = image_options(complete)
         read = functools.partial(image_folder.unlabelled, options=options, field="x")
         return Inputs("image_folder", read)
-    elif complete.model.name == "bert":
-        return Inputs("text", encoding.text_reader(complete))
     return Inputs("arrays", create_source)
 
 

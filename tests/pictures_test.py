@@ -57,6 +57,9 @@ class _Memory:
     def fingerprint(self):
         return str(hash(self._encoded))
 
+    def __getitem__(self, row):
+        return self._encoded[row]
+
     def read(self, row):
         return tf.gather(tf.constant(self._encoded), row)
 

@@ -28,7 +28,7 @@ WORDS = {
     "dataset.label_columns": "--label",
     "dataset.votes": "--votes",
     "model.bert.checkpoint": "--encoder",
-    "model.resnet50.checkpoint": "--encoder",
+    "dataset.encoder": "--encoder",
 }
 _FIRST = """\
 No label of {file} is checked, so nothing tells which of them are wrong. Nothing was trained.
@@ -129,7 +129,7 @@ def create_config(options: Options) -> tuple[ConfigDict, str]:
         named["label"] = options.label[0]
     kind, columns = _kind(options, named)
     module = importlib.import_module(f"mlc_jax.presets.{kind}")
-    config = module.get_config("small") if _is_small(kind, options) else module.get_config()
+    config = module.get_config()
     c = config.dataset
     c.data = _whole(options.file)
     c.columns = ",".join(f"{ours}={theirs}" for ours, theirs in columns.items()) or None
@@ -139,7 +139,7 @@ def create_config(options: Options) -> tuple[ConfigDict, str]:
         if kind == "text":
             config.model.bert.checkpoint = options.encoder
         elif kind == "image_folder":
-            config.model.resnet50.checkpoint = options.encoder
+            c.encoder = options.encoder
         else:
             raise InputError(
                 f"--encoder: got {options.encoder!r}, expected none with {options.file!r}: it is "
@@ -176,11 +176,6 @@ def _kind(options: Options, named: dict[str, str]) -> tuple[str, dict[str, str]]
     if chosen and chosen[-1] in settings_.OWN_FILES:
         return chosen[-1], kind.columns if chosen[-1] == kind.name else named
     return kind.name, {ours: theirs for ours, theirs in kind.columns.items() if ours != theirs}
-
-
-def _is_small(kind: str, options: Options) -> bool:
-    """Whether pictures are learned by a small network, for want of a pretrained one."""
-    return kind == "image_folder" and options.encoder is None
 
 
 def _labels_of(kind: str, config: ConfigDict, options: Options) -> "LabelledFile":

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mlc_jax import config as settings
 from mlc_jax.benchmarks.datasets import is_scaled
-from mlc_jax.encoders import encoding
+from mlc_jax.encoders import readers
 from mlc_jax.errors import InputError, NonFiniteLossError
 from mlc_jax.report import report
 from mlc_jax.training.loop import train_runs
@@ -82,7 +82,7 @@ def train_together(
         for run, path, config in zip(built, paths, runs.values(), strict=True):
             report.write_left_out(run.dataset, path)
             if is_alone and jax.process_index() == 0:
-                encoding.save(config.model.bert.checkpoint, run.dataset, path)
+                readers.save(readers.of_config(config), run.dataset, path)
         recorders, _, predictions = train_runs(
             built, paths, formerly=settings.formerly(), show_progress=show_progress
         )

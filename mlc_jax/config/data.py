@@ -18,6 +18,7 @@ from mlc_jax.config.choices import (
     DRAWN,
     IMAGE_CROPS,
     NOISE_TYPES,
+    PICTURE_FEATURES,
 )
 
 # By section; a section's fields stand together in the config.
@@ -120,8 +121,8 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "cache_dir": Setting(
                 None,
                 text(),
-                "Texts: where tokens and what frozen layers make of them are kept. Pictures: which "
-                "files are known to be good. None is ~/.cache/mlc_jax.",
+                "Where is kept what frozen encoders make of texts and pictures, tokens of texts, "
+                "and which files of pictures are known to be good. None is ~/.cache/mlc_jax.",
             ),
             "max_cached_gb": Setting(
                 4.0,
@@ -160,6 +161,19 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "last; those between fall evenly by a factor. Clean and test set stay as they are.",
             ),
             "split_seed": Setting(0, SEED, "Who is clean, and who noisy."),
+            "encoder": Setting(
+                None,
+                text(),
+                "Pictures in files: a frozen image model, whose features are computed once: a "
+                "directory or a name on the Hugging Face hub of any that transformers loads (needs "
+                "PyTorch: the extra `pictures`), or weights of a ResNet-50 (.safetensors, .pth).",
+            ),
+            "encoder_feature": Setting(
+                None,
+                optional(one_of(*PICTURE_FEATURES)),
+                "What it says of a picture: image_features (of CLIP, SigLIP), pooler, mean of the "
+                "last layer, cls (its first token). None is the first of these that there is.",
+            ),
             "image_size": Setting(
                 224, whole(8), "Pictures in files: pixels of the square that a model sees."
             ),

@@ -72,7 +72,7 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 None,
                 text(),
                 "Pretrained weights, all but the last layer's: torchvision's .pth (needs PyTorch: "
-                "the extra `torch`), or timm's .safetensors of the same network. None starts at "
+                "the extra `pictures`), or timm's .safetensors of the same network. None starts at "
                 "random.",
             ),
             "freeze_batch_norm": Setting(

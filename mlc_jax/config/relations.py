@@ -208,7 +208,26 @@ def _texts(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
 def _images(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
     """What pictures in files need, and what is not for them."""
     size, resized = values["dataset.image_size"], values["dataset.resize_size"]
+    encoder, is_own = values["dataset.encoder"], values["dataset.name"] == "image_folder"
+    of_features = is_own and values["model.name"] == "mlp"
     return [
+        (
+            "dataset.encoder",
+            not encoder or of_features,
+            "None but for image_folder with model.name=mlp, which is trained on its features",
+        ),
+        (
+            "dataset.encoder",
+            bool(encoder) or not is_own or values["method"] != "cross_fit",
+            "a directory or a name on the Hugging Face hub, such as facebook/dinov2-small, or "
+            "weights of a ResNet-50; or --config=image_folder:finetuned, which trains a whole "
+            "network",
+        ),
+        (
+            "dataset.encoder_feature",
+            not values["dataset.encoder_feature"] or bool(encoder),
+            "None without dataset.encoder",
+        ),
         (
             "dataset.resize_size",
             not is_whole(size) or not is_whole(resized) or resized >= size,

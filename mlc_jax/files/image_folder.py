@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,9 @@ from absl import logging
 from mlc_jax import paths
 from mlc_jax.data.dataset import Benchmark
 from mlc_jax.data.prepare import Normalize
+from mlc_jax.data.source import ArraySource, Source
 from mlc_jax.errors import InputError
+from mlc_jax.files.arrays import scale
 from mlc_jax.files.label_columns import LabelColumns, Said, read_checks
 from mlc_jax.files.own import FIELD, LabelledFile, Labels, OwnData, combine
 from mlc_jax.files.packed import Packed, is_packed, local_directory
@@ -27,6 +29,10 @@ from mlc_jax.files.pictures import (
 )
 from mlc_jax.files.tables import Table
 
+# From pictures and their ids to a source of the features of those that can be decoded, and by row
+# what is wrong with the others.
+Encode = Callable[[Store, np.ndarray], tuple[Source, dict[int, str]]]
+
 _NAMED = 5  # Bad files in a message.
 
 
@@ -38,15 +44,19 @@ class Options(NamedTuple):
       bad: what is done with those that cannot be decoded: `refuse` or `leave_out`.
       cache_dir: see `check_pictures`.
       normalize: by ImageNet's mean and deviation; if not, pixels lie in [0, 1].
+      encode: to features that are trained on; None trains on pixels.
     """
 
     geometry: Geometry
     bad: str = "refuse"
     cache_dir: str | None = None
     normalize: bool = True
+    encode: Encode | None = None
 
     @property
     def prepare(self) -> Normalize:
+        if self.encode is not None:  # What scales features is known once they are.
+            return Normalize()
         return PREPARE if self.normalize else Normalize(255.0)
 
 
@@ -88,21 +98,17 @@ def load(
     }
 
     def combined() -> OwnData | Benchmark:
-        files = {name: part.labelled(options.geometry) for name, part in parts.items()}
+        files = {name: part.labelled() for name, part in parts.items()}
         checks = read_checks(checked, files["data"]) if checked else None
         return combine(files, options.prepare, checks=checks, drawn=drawn, benchmark=benchmark)
 
     combined()  # What is wrong with labels is said at once: looking at pictures takes long.
-    left_out = []
-    for name, part in parts.items():
-        left_out += part.check(options)
-        if not len(part.store):
-            raise InputError(
-                f"{FIELD}{name}: {part.file.path!r} has no picture that can be decoded"
-            )
+    left_out = [bad for part in parts.values() for bad in part.check(options)]
     own = combined()
     if isinstance(own, Benchmark):
         return dataclasses.replace(own, left_out=tuple(left_out))
+    if options.encode is not None:
+        own = own._replace(prepare=scale(own.noisy, True))
     return own._replace(left_out=tuple(left_out))
 
 
@@ -116,22 +122,47 @@ def unlabelled(
     options: Options,
     field: str,
     names: Mapping[str, str] | None = None,
-) -> Pictures:
-    """Pictures to predict: all below a directory, those of a table's column `path`, or a list.
-
-    Args:
-      path: of a directory or a table, or the paths of pictures.
-      options: see `Options`; bad pictures are refused, or left out and logged.
-      field: what messages call it.
-      names: of a table's columns, see `Table`.
+) -> Source:
+    """Pictures to predict; see `listed`, and `Options` for the rest.
 
     Raises:
       InputError: there is none, or it cannot be read.
     """
+    return looked_at(listed(path, field, names), options, field)
+
+
+class Listed(NamedTuple):
+    """Pictures that nobody has looked at yet.
+
+    Attributes:
+      path: where they were found, for messages.
+      root: the directory that names are relative to.
+      names: bytes `[N]`.
+    """
+
+    path: str
+    root: str
+    names: np.ndarray
+
+    def take(self, part: slice) -> "Listed":
+        return self._replace(names=self.names[part])
+
+
+def listed(path: str | Sequence[str], field: str, names: Mapping[str, str] | None = None) -> Listed:
+    """All pictures below a directory, those of a table's column `path`, or a list of paths.
+
+    Args:
+      path: of a directory or a table, or the paths of pictures.
+      field: what messages call it.
+      names: of a table's columns, see `Table`.
+
+    Raises:
+      InputError: there is none.
+    """
     root, files = "", [] if isinstance(path, str) else [os.fsencode(str(x)) for x in path]
     if isinstance(path, str) and paths.absolute(path, field).is_dir():
         root = local_directory(field, path)
-        files = sorted(os.fsencode(x) for x in pictures_below(field, root, ""))
+        files = [os.fsencode(x) for x in _below(field, root)]
     elif isinstance(path, str):
         root = local_directory(field, os.path.dirname(path))
         table = Table(field, path, names=names)
@@ -139,10 +170,36 @@ def unlabelled(
     path = path if isinstance(path, str) else "the list"
     if not files:
         raise InputError(f"{field}: {path!r} has no picture, expected some ({', '.join(ENDINGS)})")
-    store, problems = open_store(field, root, np.array(files), options)
-    ids = np.array([os.fsdecode(file) for file in files])
+    return Listed(path, root, np.array(files))
+
+
+def looked_at(pictures: Listed, options: Options, field: str) -> Source:
+    """The source of those that can be decoded; ids are their names.
+
+    Raises:
+      InputError: some cannot be, and `options` refuse them.
+    """
+    path, root, names = pictures
+    ids = np.array([os.fsdecode(bytes(name)) for name in names])
+    if options.encode is not None:
+        encoded, problems = _encoded(field, root, names, ids, options.encode)
+        kept(field, path, ids, problems, options)
+        return encoded
+    store, problems = open_store(field, root, names, options)
     keep = kept(field, path, ids, problems, options)
     return Pictures(store.take(keep), options.geometry, ids[keep])
+
+
+def _encoded(
+    field: str, root: str, names: np.ndarray, ids: np.ndarray, encode: Encode
+) -> tuple[Source, dict[int, str]]:
+    """The same as `encode`, of pictures by name, in files or packed."""
+    if not is_packed(root):
+        return encode(Files(root, names, np.zeros(len(names), np.int64)), ids)
+    packed = Packed(root, names, field)
+    good = np.setdiff1d(np.arange(len(names)), [*packed.problems])
+    source, problems = encode(packed.take(good), ids[good])
+    return source, packed.problems | {int(good[row]): x for row, x in problems.items()}
 
 
 def open_store(
@@ -198,28 +255,34 @@ class _Part:
     Attributes:
       file: its labels; its source is not made yet.
       root: what names are relative to.
-      store: of the pictures, which are looked at by `check`.
+      names: of the pictures, bytes `[N]`, which are looked at by `check`.
+      create_source: of what is trained on.
     """
 
     def __init__(self, file: LabelledFile, root: str, names: np.ndarray):
-        self.file, self.root = file, root
-        self.store: Store = Files(root, names, np.zeros(len(names), np.int64))
+        self.file, self.root, self.names = file, root, names
+        self.create_source: Callable[[], Source] = lambda: ArraySource(np.zeros(len(names)))
 
-    def labelled(self, geometry: Geometry) -> LabelledFile:
-        return dataclasses.replace(
-            self.file, create_source=lambda: Pictures(self.store, geometry, self.file.ids)
-        )
+    def labelled(self) -> LabelledFile:
+        return dataclasses.replace(self.file, create_source=self.create_source)
 
     def check(self, options: Options) -> list[tuple[str, str]]:
         """Looks at all pictures; returns (id, what is wrong) of those that are left out."""
-        file = self.file
-        self.store, problems = open_store(file.field, self.root, self.store.names, options)
-        assert file.ids is not None
-        keep = kept(file.field, file.path, file.ids, problems, options)
-        left_out = [(str(file.ids[row]), problem) for row, problem in problems.items()]
-        if not left_out:
+        file, ids = self.file, self.file.ids
+        assert ids is not None
+        if options.encode is not None:
+            encoded, problems = _encoded(file.field, self.root, self.names, ids, options.encode)
+            self.create_source = lambda: encoded
+        else:
+            store, problems = open_store(file.field, self.root, self.names, options)
+        keep = kept(file.field, file.path, ids, problems, options)
+        if not keep.any():
+            raise InputError(f"{file.field}: {file.path!r} has no picture that can be decoded")
+        if options.encode is None:
+            pictures = Pictures(store.take(keep), options.geometry, ids[keep])
+            self.create_source = lambda: pictures
+        if not problems:
             return []
-        self.store = self.store.take(keep)
 
         def of_kept(labels: Labels | None) -> Labels | None:
             return labels and labels._replace(numbers=labels.numbers[keep])
@@ -233,10 +296,10 @@ class _Part:
             split=of_kept(file.split),
             drawn=of_kept(file.drawn),
             votes=of_kept(file.votes),
-            ids=file.ids[keep],
+            ids=ids[keep],
             name_row=lambda row: name_row(int(rows[row])),
         )
-        return left_out
+        return [(str(ids[row]), problem) for row, problem in problems.items()]
 
 
 def _read(name: str, path: str, said: Said) -> _Part:
@@ -267,11 +330,8 @@ def _read_table(table: Table, said: Said) -> _Part:
 
 def _read_folder(field: str, path: str) -> _Part:
     root = local_directory(field, path)
-    if is_packed(root):
-        below = [os.fsdecode(bytes(name)) for name in Packed(root, field=field).names]
-    else:
-        below = list(pictures_below(field, root, ""))
-    names = sorted(name for name in below if os.sep in name)
+    below = _below(field, root)
+    names = [name for name in below if os.sep in name]
     labels = [name.split(os.sep)[0] for name in names]
     if len(names) < len(below):
         logging.warning(
@@ -306,5 +366,12 @@ def _read_folder(field: str, path: str) -> _Part:
     return _Part(file, root, np.array([os.fsencode(name) for name in names]))
 
 
-def _not_yet() -> Pictures:
+def _below(field: str, root: str) -> list[str]:
+    """Relative paths of all pictures, in order."""
+    if is_packed(root):
+        return sorted(os.fsdecode(bytes(name)) for name in Packed(root, field=field).names)
+    return sorted(pictures_below(field, root, ""))
+
+
+def _not_yet() -> Source:
     raise AssertionError("a part's source is made by `_Part.labelled`")

@@ -25,13 +25,13 @@ from tqdm import tqdm
 from mlc_jax import paths
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.errors import InputError
+from mlc_jax.files.decoding import pillow
 from mlc_jax.files.tokens import CACHE_DIR
 
 # Of the training pictures of ImageNet in [0, 1], which pretrained weights expect.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PREPARE = Normalize(255.0, IMAGENET_MEAN, IMAGENET_STD)
 CROPS = ("resized", "plain")
-THUMBNAIL_SIZE = 96
 
 # Of a random resized crop: share of the area, and width over height, as torchvision's.
 _AREAS, _RATIOS = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -39,6 +39,7 @@ _DRAWS = 5  # Area, shape, row, column, flip.
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
+_IGNORED = ("__MACOSX", "Thumbs.db")  # What programs leave in folders.
 _CHUNK = 256  # Files that the threads have before them.
 _GREY = b"".join(bytes([level, level, level, 0]) for level in range(256))
 
@@ -83,8 +84,16 @@ class Store(Protocol):
         """Those of a mask `[N]`, or of a slice."""
         ...
 
+    def __getitem__(self, row: int) -> bytes:
+        """The bytes of one picture.
+
+        Raises:
+          BadPicture: there are none to be had.
+        """
+        ...
+
     def read(self, row: Any) -> Any:
-        """The bytes of one picture, inside tf.data: int64 and string scalars."""
+        """The same inside tf.data: int64 and string scalars."""
         ...
 
 
@@ -107,6 +116,9 @@ class Files:
 
     def take(self, keep: Any) -> "Files":
         return Files(self.root, self.names[keep], self.sizes[keep])
+
+    def __getitem__(self, row: int) -> bytes:
+        return pillow.read_file(os.path.join(os.fsencode(self.root), bytes(self.names[row])))
 
     def fingerprint(self) -> str:
         # Neither the root nor times: a folder may be copied elsewhere.
@@ -169,17 +181,13 @@ class Pictures:
         return Pictures(self.store.take(keep), self.geometry, ids)
 
     def show(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Whole pictures made small, uint8 `[H, W, 3]` of `THUMBNAIL_SIZE` at most; see `show`."""
-        return [self._small(row) for row in rows]
+        """Whole pictures made small; see `pillow.thumbnail`."""
+        return show_pictures(self.store, rows)
 
-    def _small(self, row: int) -> np.ndarray:
-        from mlc_jax.data.streaming import tf
 
-        image = decode(self.store.read(tf.constant(row, tf.int64)))
-        size = [THUMBNAIL_SIZE, THUMBNAIL_SIZE]
-        small = tf.image.resize(image, size, preserve_aspect_ratio=True, antialias=True)
-        pixels: np.ndarray = to_uint8(small).numpy()
-        return pixels
+def show_pictures(store: Store, rows: np.ndarray) -> list[np.ndarray]:
+    """Pictures for a reader, uint8 `[H, W, 3]`; see `show`."""
+    return [pillow.thumbnail(store[row]) for row in rows.tolist()]
 
 
 def decode(data: Any) -> Any:
@@ -328,10 +336,10 @@ def problem_of(path: bytes) -> str:
     from mlc_jax.data.streaming import tf
 
     try:
-        data = pathlib.Path(os.fsdecode(path)).read_bytes()
+        data = pillow.read_file(path)
         decode(tf.constant(data))
-    except OSError as error:
-        return _reason(error)
+    except pillow.BadPicture as error:
+        return str(error)
     except (tf.errors.OpError, ValueError):
         if not data:
             return "is empty"
@@ -344,7 +352,7 @@ def problem_of(path: bytes) -> str:
 def pictures_below(
     field: str, root: str, folder: str, parents: tuple[str, ...] = ()
 ) -> Iterator[str]:
-    """Relative paths of pictures in a folder and below it."""
+    """Relative paths of pictures in a folder and below it; hidden files are ignored."""
     place = os.path.join(root, folder)
     real = os.path.realpath(place)
     if real in parents:
@@ -358,6 +366,8 @@ def pictures_below(
             f"{field}: {place!r} cannot be read ({error.strerror}); expected a directory"
         ) from error
     for entry in entries:
+        if entry.name.startswith(".") or entry.name in _IGNORED:
+            continue
         name = os.path.join(folder, entry.name)
         if _is_directory(entry):
             yield from pictures_below(field, root, name, (*parents, real))

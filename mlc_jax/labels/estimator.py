@@ -36,8 +36,9 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         These need checked rows.
     model : str or tuple, default="auto"
         "auto", "linear", "mlp", or the widths of hidden layers.
-    encoder : str, default=None
-        Of texts: a pretrained encoder's directory, or its name on the Hugging Face hub.
+    encoder : str or callable, default=None
+        Of texts or pictures: a pretrained encoder's directory, or its name on the Hugging Face
+        hub; of pictures any that `mlc_jax.PictureReader` takes, a function of your own, too.
     num_epochs : int, default=None
         Passes over the rows; of "cross_fit" rounds of training. None chooses by their number.
     random_state : int, RandomState instance or None, default=None
@@ -73,7 +74,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         self,
         method: str = "auto",
         model: Any = "auto",
-        encoder: str | None = None,
+        encoder: Any = None,
         num_epochs: int | None = None,
         random_state: Any = None,
         verbose: int = 0,
@@ -97,9 +98,9 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : data frame, array of shape (n_samples, ...), list of lists, or list of texts
+        X : data frame, array of shape (n_samples, ...), list of lists, of texts, or of paths
             Columns of a data frame may be numbers, booleans, dates, categories and texts, with
-            missing values. Arrays hold finite numbers.
+            missing values. Arrays hold finite numbers. Paths are those of pictures.
         y : array of shape (n_samples,)
             Labels as given: names, whole numbers or booleans. None and NaN are no label.
         checked : array of shape (n_samples,), default=None
@@ -141,12 +142,13 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
                 "No row is checked: how right the labels are is not known, and there is no "
                 "verdict. Check some at random, and pass them as checked=.", stacklevel=2,
             )  # fmt: skip
-        read_texts = correct.reader_of(settings) if kind == memory.TEXT else None
-        own = memory.from_memory(x, labels, read_texts=read_texts, drawn=_one_text(drawn))
+        reader = correct.reader_of(settings, self.encoder)
+        read = correct.read_of(settings, reader)
+        own = memory.from_memory(x, labels, read=read, drawn=_one_text(drawn))
         columns = [labels.columns[name] for name in labels.columns if name != "drawn"]
         result = correct.train(
             settings, own, kind, classes=correct.classes_of(own, columns),
-            progress=self.verbose > 0,
+            progress=self.verbose > 0, reader=reader,
         )  # fmt: skip
         assert result.rows is not None
         self._keep(result, x, kind)

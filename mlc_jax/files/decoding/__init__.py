@@ -1,0 +1,1 @@
+"""Encoded pictures -> pixels, by Pillow."""
