@@ -144,6 +144,12 @@ def _add_correct(parser: argparse.ArgumentParser) -> None:
         help="a table of labels by many annotators: id, source, label",
     )
     files.add_argument(
+        "--clean",
+        metavar="DIR",
+        default=None,
+        help="of pictures: a directory whose sub-directories are the right classes",
+    )
+    files.add_argument(
         "--encoder",
         metavar="DIR_OR_NAME",
         default=None,
@@ -171,6 +177,7 @@ def _correct(typed: argparse.Namespace, rest: Sequence[str], arguments: Sequence
                  "id": typed.id},
         checks=typed.checks,
         votes=typed.votes,
+        clean=typed.clean,
         encoder=typed.encoder,
         out=typed.out,
         again=shlex.join(["mlc-jax", *arguments]),

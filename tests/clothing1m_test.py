@@ -29,7 +29,7 @@ from mlc_jax.data.loader import Pipeline
 from mlc_jax.data.reading import EvaluationReader
 from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
-from mlc_jax.files.decoding.pillow import THUMBNAIL_SIZE
+from mlc_jax.files.images.pillow import THUMBNAIL_SIZE
 from mlc_jax.files.packed import pack
 from mlc_jax.files.pictures import Geometry, Pictures
 from mlc_jax.report import report

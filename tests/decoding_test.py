@@ -11,7 +11,7 @@ from PIL import Image
 
 from mlc_jax.errors import InputError
 from mlc_jax.files import image_folder, pictures
-from mlc_jax.files.decoding import pillow
+from mlc_jax.files.images import pillow
 
 
 def _image(width=48, height=32, seed=0):

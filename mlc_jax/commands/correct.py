@@ -4,15 +4,16 @@ import importlib
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
 from mlc_jax import config as settings_
 from mlc_jax import paths
-from mlc_jax.commands import kinds, overrides
+from mlc_jax.commands import kinds, overrides, unasked
 from mlc_jax.errors import ExitCode, InputError
 from mlc_jax.files.tables import ENDINGS, Table
 from mlc_jax.report.steps import shown_path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 WORDS = {
     "dataset.data": "FILE",
     "dataset.checked": "--checks",
+    "dataset.clean": "--clean",
     "dataset.label_columns": "--label",
     "dataset.votes": "--votes",
     "model.bert.checkpoint": "--encoder",
@@ -33,7 +35,7 @@ WORDS = {
 _FIRST = """\
 No label of {file} is checked, so nothing tells which of them are wrong. Nothing was trained.
 
-{number} rows, drawn at random, are in {to_check}. Fill in checked_label: what the label
+{see}{number} rows, drawn at random, are in {to_check}. Fill in checked_label: what the label
 should be, where the given one is right, too. Leave out what you cannot tell. Save the file where it
 lies, as CSV, and give the same command again:
 
@@ -50,6 +52,7 @@ class Options(NamedTuple):
       columns: what the file calls its other columns, by our names.
       checks: files of labels that were checked later.
       votes: a file of labels by source.
+      clean: a directory of pictures whose labels are right.
       encoder: of texts or pictures.
       out: directory; "" is beside the file.
       settings: further ones, `dataset.drawn=random`.
@@ -62,6 +65,7 @@ class Options(NamedTuple):
     columns: dict[str, str] = {}  # noqa: RUF012
     checks: str | None = None
     votes: str | None = None
+    clean: str | None = None
     encoder: str | None = None
     out: str = ""
     settings: tuple[str, ...] = ()
@@ -145,7 +149,16 @@ def create_config(options: Options) -> tuple[ConfigDict, str]:
                 f"--encoder: got {options.encoder!r}, expected none with {options.file!r}: it is "
                 "for texts and pictures"
             )
+    if options.clean is not None:
+        if kind != "image_folder":
+            raise InputError(
+                f"--clean: got {options.clean!r}, expected none with {options.file!r}: it is for "
+                "pictures; a table has a column checked_label"
+            )
+        c.clean = _whole(options.clean)
     config = overrides.applied(config, options.settings)
+    if kind == "image_folder" and not c.encoder and config.method == "cross_fit":
+        raise unasked.without_encoder(config)
     settings_.validate(config)
     return config, kind
 
@@ -190,7 +203,7 @@ def _labels_of(kind: str, config: ConfigDict, options: Options) -> "LabelledFile
     if kind == "arrays":
         return arrays.read_labels(path, said)
     if kind == "image_folder":
-        return image_folder.read_labels(path, said)
+        return image_folder.read_labels(path, said, config.dataset.clean)
     return read_labels(said.table(kinds.FIELD, path), said)
 
 
@@ -199,42 +212,64 @@ def _start(
 ) -> int:
     """Rows to check first of all."""
     from mlc_jax.commands import rounds
+    from mlc_jax.data.show import show
     from mlc_jax.report import to_check
 
     if not file.labels.names:
         file.fail("has no label in any row; expected some to correct")
     place = done.out / to_check.FILE
+    see = ""
+    if kind == "image_folder":
+        see = f"To see the pictures, open {shown_path(done.out / to_check.PAGE)}.\n"
     if not place.exists():
         done.out.mkdir(parents=True, exist_ok=True)
-        paths.write(place, rounds.first_to_check(file, lambda rows: _show(kind, config, rows)))
+        table, shown, rows = rounds.first_to_check(
+            file, lambda rows: _show(file, kind, config, rows)
+        )
+        if kind == "image_folder":
+            pictures = show(file.create_source(), np.array(rows))
+            paths.write(done.out / to_check.PAGE, to_check.page(shown, pictures))
+        paths.write(place, table)
     number = sum(1 for _ in Table("--out", str(place)).rows(["id"]))
     print(
         _FIRST.format(
-            file=options.file, number=number, to_check=shown_path(place), again=options.again
+            file=options.file,
+            number=number,
+            to_check=shown_path(place),
+            again=options.again,
+            see=see,
         ),
         end="",
     )
     return ExitCode.BAD_INPUT
 
 
-def _show(kind: str, config: ConfigDict, rows: Sequence[int]) -> list[str] | None:
-    """What a reader sees of rows of a table; of others their ids say it."""
+def _show(
+    file: "LabelledFile", kind: str, config: ConfigDict, rows: Sequence[int]
+) -> dict[str, list[str]]:
+    """Columns of what a reader sees of rows beside their ids."""
     from mlc_jax.files.label_columns import NAMES, WRITTEN
+    from mlc_jax.files.pictures import places_of
 
+    if kind == "image_folder":
+        source: Any = file.create_source()
+        found = places_of(source.store, np.array(rows))
+        return {} if found is None else {"path": found}
     c, names = config.dataset, settings_.column_names(config.dataset.columns)
     if not c.data.endswith(ENDINGS):
-        return None
+        return {}
     written = (fields for fields, _ in Table(kinds.FIELD, c.data).as_written() if fields)
     header = next(written)
     hidden = {*NAMES, *WRITTEN, *names.values(), *(c.label_columns or "").split(",")} - {"text"}
-    shown = {"text": [names.get("text", "text")], "image_folder": [names.get("path", "path")]}.get(
-        kind, [x for x in header if x not in hidden]
-    )
+    shown = [x for x in header if x not in hidden]
+    if kind == "text":
+        shown = [names.get("text", "text")]
     places = [header.index(name) for name in shown]
     wanted = {row: fields for row, fields in enumerate(written) if row in {*rows}}
     if len(shown) == 1:
-        return [wanted[row][places[0]] for row in rows]
-    return [", ".join(f"{header[i]}={wanted[row][i]}" for i in places) for row in rows]
+        return {"example": [wanted[row][places[0]] for row in rows]}
+    examples = [", ".join(f"{header[i]}={wanted[row][i]}" for i in places) for row in rows]
+    return {"example": examples}
 
 
 def _train(config: ConfigDict, directory: epath.Path, options: Options) -> int:

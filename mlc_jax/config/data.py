@@ -62,7 +62,7 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 None,
                 text(),
                 "arrays: .npz file of inputs and true labels; given_labels if known. text: columns "
-                "text and label; given_label if known.",
+                "text and label; given_label if known. image_folder: beside noisy or data.",
             ),
             "test": Setting(
                 None,

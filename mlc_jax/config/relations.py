@@ -128,12 +128,21 @@ def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
             *((f"dataset.{x}", not values[f"dataset.{x}"], expected) for x in names),
             *((field, values[field] != 0, whole(1).expected) for field in SIZED),
         ]
+    beside = values["dataset.name"] == "image_folder"  # Checked pictures beside doubtful ones.
     files = "dataset.data=FILE, or both dataset.noisy=FILE and dataset.clean=FILE"
     return [
         ("dataset.data", bool(data or noisy or clean), files),
         ("dataset.noisy", not (data and noisy), f"None beside dataset.data: either {files}"),
-        ("dataset.clean", not (data and clean), f"None beside dataset.data: either {files}"),
-        ("dataset.noisy", bool(noisy) or not clean, f"a file beside dataset.clean: {files}"),
+        (
+            "dataset.clean",
+            not (data and clean) or (beside and not values["dataset.benchmark"]),
+            f"None beside dataset.data: either {files}",
+        ),
+        (
+            "dataset.noisy",
+            bool(noisy or (data and beside)) or not clean,
+            f"a file beside dataset.clean: {files}",
+        ),
         (
             "dataset.checked",
             bool(data) or not values["dataset.checked"],

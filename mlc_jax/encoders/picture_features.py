@@ -20,7 +20,7 @@ from mlc_jax import paths
 from mlc_jax.data.source import ArraySource
 from mlc_jax.encoders.image_models import ImageModel, num_cores
 from mlc_jax.errors import InputError
-from mlc_jax.files.decoding import pillow
+from mlc_jax.files.images import pillow
 from mlc_jax.files.pictures import Store, show_pictures
 from mlc_jax.files.tokens import CACHE_DIR
 
@@ -143,6 +143,22 @@ class PictureEncoder:
             )  # fmt: skip
         pillow.log_notes(notes)
         return known
+
+
+def seconds(model: ImageModel, store: Store) -> float:
+    """What decoding and encoding a few pictures takes, once the model is loaded; 0 for none.
+
+    Raises:
+      InputError: it cannot be loaded.
+    """
+    model.load()
+    rows = list(range(len(store)))
+    keys = [str(row).encode() for row in rows]
+    started = time.monotonic()
+    for _ in range(2):  # The first time something is compiled, or allocated.
+        started = time.monotonic()
+        number = sum(len(batch.features) for batch in _encoded(model, store, keys, rows))
+    return (time.monotonic() - started) * bool(number)
 
 
 class _Batch(NamedTuple):

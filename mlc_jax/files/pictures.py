@@ -25,7 +25,7 @@ from tqdm import tqdm
 from mlc_jax import paths
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.errors import InputError
-from mlc_jax.files.decoding import pillow
+from mlc_jax.files.images import pillow
 from mlc_jax.files.tokens import CACHE_DIR
 
 # Of the training pictures of ImageNet in [0, 1], which pretrained weights expect.
@@ -120,6 +120,10 @@ class Files:
     def __getitem__(self, row: int) -> bytes:
         return pillow.read_file(os.path.join(os.fsencode(self.root), bytes(self.names[row])))
 
+    def place(self, row: int) -> str:
+        """The file of a row."""
+        return os.path.join(self.root, os.fsdecode(bytes(self.names[row])))
+
     def fingerprint(self) -> str:
         # Neither the root nor times: a folder may be copied elsewhere.
         digest = hashlib.blake2b(digest_size=8)
@@ -183,6 +187,11 @@ class Pictures:
     def show(self, rows: np.ndarray) -> list[np.ndarray]:
         """Whole pictures made small; see `pillow.thumbnail`."""
         return show_pictures(self.store, rows)
+
+
+def places_of(store: Store, rows: np.ndarray) -> list[str] | None:
+    """Where a reader finds the files of pictures; None where they are packed."""
+    return [store.place(row) for row in rows.tolist()] if isinstance(store, Files) else None
 
 
 def show_pictures(store: Store, rows: np.ndarray) -> list[np.ndarray]:

@@ -1,1 +1,0 @@
-"""Encoded pictures -> pixels, by Pillow."""
