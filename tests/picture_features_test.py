@@ -4,11 +4,15 @@ import csv
 import dataclasses
 import pathlib
 import shutil
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 import mlc_jax as mlc
 from mlc_jax.encoders import image_models, picture_features, pictures
@@ -391,3 +395,77 @@ def test_fit_takes_paths_with_a_reader(tmp_path, standard_promotion):
     noisy, clean = mlc.Examples(paths[30:], labels[30:]), mlc.Examples(paths[:30], labels[:30])
     result = mlc.fit(method, noisy, clean, reader=reader, progress=False)
     assert np.mean(result.predict(paths) == labels) > 0.9
+
+
+# --- The whole way.
+
+_PROGRAM = """
+import sys
+import time
+from mlc_jax import __main__
+from mlc_jax.encoders import picture_features
+picture_features.SHARD = 128
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+def _digits(folder, checks):
+    """scikit-learn's 1,797 digits as PNG files below folders of doubtful labels, 3 in 10 wrong.
+
+    Every tenth is checked. Returns the true labels by path below the folder.
+    """
+    digits = load_digits()
+    rng = np.random.default_rng(0)
+    wrong = rng.random(len(digits.target)) < 0.3
+    given = np.where(wrong, (digits.target + rng.integers(1, 10, len(wrong))) % 10, digits.target)
+    truth = {}
+    for i, (pixels, label) in enumerate(zip(digits.images, given, strict=True)):
+        place = folder / f"digit{label}" / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray((pixels * (255 / 16)).astype(np.uint8))
+        image.resize((32, 32), Image.Resampling.BILINEAR).save(place)
+        truth[str(place.relative_to(folder))] = f"digit{digits.target[i]}"
+    with checks.open("w", newline="") as file:
+        csv.writer(file).writerows([("id", "checked_label"), *[*truth.items()][::10]])
+    return truth
+
+
+# A process of its own, killed while it encodes, and the same command again: that no more than a
+# shard is lost, and that a folder of real pictures comes to a report and to predictions.
+@pytest.mark.slow
+def test_from_a_folder_to_predictions_though_it_was_killed(tiny_vit, tmp_path):
+    truth = _digits(tmp_path / "digits", tmp_path / "checks.csv")
+    cache = tmp_path / "cache"
+    command = [
+        sys.executable, "-c", _PROGRAM, "correct", "digits", "--checks=checks.csv",
+        f"--encoder={tiny_vit}", f"--dataset.cache_dir={cache}", "--noprogress",
+        "--dataset.drawn=random", *SHORT[:2], "--cross_fit.steps_per_round=300",
+    ]  # fmt: skip
+    first = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while len(list(cache.rglob("*.npz"))) < 3:
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    written = sum(len(np.load(x)["digests"]) for x in cache.rglob("*.npz"))
+    assert 3 * 128 <= written < len(truth)
+
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert f"; {written} were in the cache." in again.stderr
+    rows = _rows(tmp_path / "digits.mlc" / "corrected.csv")
+    assert {row["id"] for row in rows} == {*truth}
+    given = np.mean([row["id"].split("/")[0] == truth[row["id"]] for row in rows])
+    right = np.mean([row["corrected_label"] == truth[row["id"]] for row in rows])
+    assert given < 0.72 and right > 0.85
+    assert (tmp_path / "digits.mlc" / "report.html").stat().st_size > 100_000
+
+    # Where the encoder was is no matter, and neither is the cache.
+    predict = [sys.executable, "-m", "mlc_jax", "predict", "digits.mlc", "digits", "--noprogress"]
+    shutil.rmtree(cache)
+    done = subprocess.run(predict, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    predicted = _rows(tmp_path / "digits.mlc" / "predictions" / "digits.csv")
+    assert len(predicted) == len(truth)
+    assert np.mean([row["label"] == truth[row["id"]] for row in predicted]) > 0.85

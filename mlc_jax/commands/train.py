@@ -13,6 +13,7 @@ from mlc_jax.benchmarks.datasets import is_scaled
 from mlc_jax.encoders import readers
 from mlc_jax.errors import InputError, NonFiniteLossError
 from mlc_jax.report import report
+from mlc_jax.training import estimate
 from mlc_jax.training.loop import train_runs
 from mlc_jax.training.run import build_run
 from mlc_jax.workdir.workdir import locked_workdir
@@ -75,6 +76,9 @@ def train_together(
             + ", ".join(runs)
         )
     built = [build_run(config) for config in runs.values()]
+    first, *_ = runs.values()
+    if first.dataset.name == "image_folder" and first.model.name == "resnet50":
+        estimate.check_time(built[0], first.max_hours)
     results: dict[str, dict[str, Any] | NonFiniteLossError] = {}
     with contextlib.ExitStack() as contexts:
         paths = [contexts.enter_context(locked_workdir(workdir)) for workdir in runs]

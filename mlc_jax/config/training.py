@@ -286,6 +286,12 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "eval_every_epochs": Setting(1, whole(1), "Epochs between evaluations."),
             "log_every_steps": Setting(50, whole(1), "Inner steps between rows of metrics."),
             "checkpoint_every_steps": Setting(1000, whole(1), "Inner steps between checkpoints."),
+            "max_hours": Setting(
+                1.0,
+                positive(),
+                "Own pictures of which a whole network learns: how long that may take, by an "
+                "estimate before the first step.",
+            ),
             "checkpoint_every_minutes": Setting(10.0, positive(), "Whichever comes first."),
             "checkpoints_to_keep": Setting(2, whole(1), "The newest ones."),
             "profile": Setting(

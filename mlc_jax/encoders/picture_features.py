@@ -99,7 +99,7 @@ class PictureEncoder:
             features = np.stack([known[digests[row]] for row in places])
         of_good = np.frombuffer(b"".join(digests[row] for row in places), np.uint8)
         source = EncodedPictures(
-            features, store.take(places), of_good, str(self.model.fingerprint),
+            features, store.take(places), of_good, self.model.fingerprint or _hash(features),
             None if ids is None else ids[places],
         )  # fmt: skip
         return source, dict(sorted(problems.items()))
@@ -159,6 +159,11 @@ def seconds(model: ImageModel, store: Store) -> float:
         started = time.monotonic()
         number = sum(len(batch.features) for batch in _encoded(model, store, keys, rows))
     return (time.monotonic() - started) * bool(number)
+
+
+def _hash(features: np.ndarray) -> str:
+    """Of what an encoder made that does not say what it is."""
+    return hashlib.blake2b(features.tobytes(), digest_size=16).hexdigest()
 
 
 class _Batch(NamedTuple):
