@@ -21,7 +21,7 @@ from mlc_jax.data.source import ArraySource
 from mlc_jax.encoders.image_models import ImageModel, num_cores
 from mlc_jax.errors import InputError
 from mlc_jax.files.images import pillow
-from mlc_jax.files.pictures import Store, show_pictures
+from mlc_jax.files.pictures import Encoded, show_pictures
 from mlc_jax.files.tokens import CACHE_DIR
 
 SHARD = 1_024  # Pictures whose features are written at once.
@@ -42,7 +42,7 @@ class EncodedPictures(ArraySource):
     """
 
     def __init__(
-        self, features: np.ndarray, store: Store, digests: np.ndarray, encoder: str,
+        self, features: np.ndarray, store: Encoded, digests: np.ndarray, encoder: str,
         ids: np.ndarray | None = None,
     ):  # fmt: skip
         super().__init__(features, ids)
@@ -74,7 +74,7 @@ class PictureEncoder:
         self._cache_dir = cache_dir or CACHE_DIR
 
     def __call__(
-        self, store: Store, ids: np.ndarray | None = None
+        self, store: Encoded, ids: np.ndarray | None = None
     ) -> tuple["EncodedPictures", dict[int, str]]:
         """Features of all pictures that can be decoded.
 
@@ -105,7 +105,7 @@ class PictureEncoder:
         return source, dict(sorted(problems.items()))
 
     def _features(
-        self, store: Store, digests: Sequence[bytes], problems: dict[int, str]
+        self, store: Encoded, digests: Sequence[bytes], problems: dict[int, str]
     ) -> dict[bytes, np.ndarray]:
         """By digest; adds to `problems` the rows whose pictures cannot be decoded."""
         cache = None
@@ -145,7 +145,7 @@ class PictureEncoder:
         return known
 
 
-def seconds(model: ImageModel, store: Store) -> float:
+def seconds(model: ImageModel, store: Encoded) -> float:
     """What decoding and encoding a few pictures takes, once the model is loaded; 0 for none.
 
     Raises:
@@ -175,7 +175,7 @@ class _Batch(NamedTuple):
 
 
 def _encoded(
-    model: ImageModel, store: Store, digests: Sequence[bytes], rows: Sequence[int]
+    model: ImageModel, store: Encoded, digests: Sequence[bytes], rows: Sequence[int]
 ) -> Iterator[_Batch]:
     """Threads decode the next batches while one is encoded."""
 
@@ -210,7 +210,7 @@ def _one_batch(model: ImageModel, digests: Sequence[bytes], futures: list[Future
     return _Batch(dict(zip(good, features, strict=True)), problems, notes)
 
 
-def _digests(store: Store) -> tuple[list[bytes], dict[int, str]]:
+def _digests(store: Encoded) -> tuple[list[bytes], dict[int, str]]:
     """Of what the files hold; by row what is wrong with those that cannot be read."""
 
     def digest(row: int) -> bytes | str:

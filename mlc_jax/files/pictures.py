@@ -65,24 +65,10 @@ class Geometry:
         return self.resize_size or round(self.image_size * 8 / 7)
 
 
-class Store(Protocol):
-    """Encoded pictures by row number: files, or packed records.
-
-    Attributes:
-      names: bytes `[N]`, their paths below some directory.
-    """
-
-    names: np.ndarray
+class Encoded(Protocol):
+    """Encoded pictures by row number."""
 
     def __len__(self) -> int: ...
-
-    def fingerprint(self) -> str:
-        """See `Source`."""
-        ...
-
-    def take(self, keep: Any) -> "Store":
-        """Those of a mask `[N]`, or of a slice."""
-        ...
 
     def __getitem__(self, row: int) -> bytes:
         """The bytes of one picture.
@@ -91,6 +77,26 @@ class Store(Protocol):
           BadPicture: there are none to be had.
         """
         ...
+
+    def take(self, keep: Any) -> "Encoded":
+        """Those of a mask `[N]`, or of a slice."""
+        ...
+
+
+class Store(Encoded, Protocol):
+    """Files, or packed records.
+
+    Attributes:
+      names: bytes `[N]`, their paths below some directory.
+    """
+
+    names: np.ndarray
+
+    def fingerprint(self) -> str:
+        """See `Source`."""
+        ...
+
+    def take(self, keep: Any) -> "Store": ...
 
     def read(self, row: Any) -> Any:
         """The same inside tf.data: int64 and string scalars."""
@@ -189,12 +195,12 @@ class Pictures:
         return show_pictures(self.store, rows)
 
 
-def places_of(store: Store, rows: np.ndarray) -> list[str] | None:
+def places_of(store: Encoded, rows: np.ndarray) -> list[str] | None:
     """Where a reader finds the files of pictures; None where they are packed."""
     return [store.place(row) for row in rows.tolist()] if isinstance(store, Files) else None
 
 
-def show_pictures(store: Store, rows: np.ndarray) -> list[np.ndarray]:
+def show_pictures(store: Encoded, rows: np.ndarray) -> list[np.ndarray]:
     """Pictures for a reader, uint8 `[H, W, 3]`; see `show`."""
     return [pillow.thumbnail(store[row]) for row in rows.tolist()]
 
