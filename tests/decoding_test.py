@@ -189,3 +189,22 @@ def test_a_report_shows_grey_where_a_picture_cannot_be_decoded():
     assert (pillow.thumbnail(b"none") == 128).all()
     small = pillow.thumbnail(_encoded(_image(480, 240)))
     assert small.shape == (48, 96, 3) and small.dtype == np.uint8
+
+
+def test_pixels_that_are_trained_on_are_as_they_are_stored_but_packed_upright(tmp_path, caplog):
+    """Which is said; TensorFlow reads no orientation."""
+    from mlc_jax.files.packed import Packed, pack
+
+    upright = _image()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "a.jpg").write_bytes(_encoded(stored, "JPEG", exif=exif, quality=95))
+    names = np.array([b"a.jpg"])
+    with caplog.at_level("WARNING", "absl"):
+        pictures.check_pictures(str(tmp_path / "all"), names, str(tmp_path / "cache"))
+    assert "orientation, which is not applied to pixels that are trained on: 1." in caplog.text
+    pack(str(tmp_path / "all"), str(tmp_path / "packed"), size=64, quality=95, per_shard=4)
+    packed = pillow.decode(Packed(str(tmp_path / "packed"))[0])
+    assert _distance(packed.image, upright) < 40 and packed.notes == ()

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
 from mlc_jax import paths
@@ -394,14 +395,27 @@ def _look_at(files: dict[int, bytes]) -> dict[int, str]:
     """What is wrong with files by row, of those that are bad."""
     rows = list(files)
     problems: dict[int, str] = {}
+    num_turned = 0
     bar = tqdm(total=len(rows), desc="Looking at pictures", unit="", disable=None, delay=2)
     with bar, ThreadPoolExecutor(os.cpu_count()) as threads:
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
             found = threads.map(lambda row: problem_of(files[row]), chunk)
-            problems |= {row: x for row, x in zip(chunk, found, strict=True) if x}
+            of_chunk = {row: x for row, x in zip(chunk, found, strict=True) if x}
+            good = [row for row in chunk if row not in of_chunk]
+            num_turned += sum(threads.map(lambda row: _is_turned(files[row]), good))
+            problems |= of_chunk
             bar.update(len(chunk))
+    if num_turned:
+        logging.warning(
+            "Pictures with an EXIF orientation, which is not applied to pixels that are trained "
+            "on: %d. mlc_jax.files.pack applies it.", num_turned,
+        )  # fmt: skip
     return problems
+
+
+def _is_turned(path: bytes) -> bool:
+    return pillow.orientation(pillow.read_file(path)) != 1
 
 
 def _is_bmp_with_palette(data: bytes) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
-from PIL import Image, ImageOps
+from PIL import Image
 
 THUMBNAIL_SIZE = 96
 SHORTER_SIDE = 1024  # Pixels that are left of a large picture's shorter side, at least.
@@ -26,6 +26,11 @@ DEEP = "have 16-bit grey levels, each picture's from its darkest to its brightes
 _KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 _LARGE = 20_000_000  # Pixels; of pictures that have more one is decoded at a time.
 _ORIENTATION = 0x0112  # The EXIF tag.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 _PNG_DEPTH = 24  # The byte of a PNG that says how many bits a number has.
 _DARK = 16  # Of 256 levels: what 12 bits of 16 come to.
 _CANNOT = "is no JPEG, PNG, WebP or BMP that can be decoded to its end"
@@ -111,6 +116,11 @@ def orientation(data: bytes) -> int:
         return 1
 
 
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """A picture as it looks, of one as it is stored; see `orientation`."""
+    return image if orientation == 1 else image.transpose(_TURNS[orientation])
+
+
 def log_notes(notes: Iterable[str]) -> None:
     """Says what was done to pictures, once for all of them."""
     noted = list(notes)
@@ -163,10 +173,8 @@ def _decoded(image: Any, data: bytes, shorter_side: int) -> Decoded:
         notes.append(TRANSPARENT)
     image = image.convert("RGB")
     if turn != 1:
-        image.getexif()[_ORIENTATION] = turn
-        image = ImageOps.exif_transpose(image)
         notes.append(TURNED)
-    return Decoded(image, tuple(notes))
+    return Decoded(turned(image, turn), tuple(notes))
 
 
 def _orientation(image: Any) -> int:
