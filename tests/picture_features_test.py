@@ -147,6 +147,42 @@ def test_models_of_other_kinds(create, tmp_path):
     assert mean.inputs.shape == (3, 16) and len(np.unique(mean.inputs)) > 16
 
 
+def test_a_resnet_50_needs_no_pytorch(tmp_path, monkeypatch):
+    """A small one in its place, by JAX: the mean of its last layer of a picture's middle."""
+    import functools
+
+    import jax
+    import safetensors.numpy
+    from flax import traverse_util
+
+    from mlc_jax import models
+
+    small = functools.partial(models.ResNet50, depth=26, width=2)
+    monkeypatch.setattr(models, "ResNet50", small)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(image_models, "_RESNET50_SIZE", 32)
+    model = small(1)
+    trees = jax.jit(functools.partial(model.init, train=False))(
+        jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)
+    )
+    flat = {}
+    for tree in trees.values():
+        flat |= traverse_util.flatten_dict(jax.tree.map(np.asarray, tree), sep="/")
+    kept = {name: x for name, x in flat.items() if not name.startswith("fc/")}
+    safetensors.numpy.save_file(kept, tmp_path / "resnet.safetensors")
+    places = _pictures(tmp_path, 3)
+    got = _read(str(tmp_path / "resnet.safetensors"), places, tmp_path / "cache").inputs
+    pixels = np.stack([
+        np.asarray(Image.open(x).resize((36, 36), Image.Resampling.BILINEAR))[2:34, 2:34]
+        for x in places
+    ])  # fmt: skip
+    mean, deviation = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
+    want = model.apply(trees, ((pixels / np.float32(255)) - mean) / deviation, train=False)[1]
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
+    with pytest.raises(InputError, match=r"no file 'none\.pth'; expected weights of a ResNet-50"):
+        _read("none.pth", places, tmp_path / "cache")
+
+
 def test_a_pooler_without_weights_is_not_asked(tiny_vit, tmp_path, caplog):
     """It would be a random one, and another in each process."""
     import safetensors.numpy
@@ -176,7 +212,7 @@ def test_a_pooler_without_weights_is_not_asked(tiny_vit, tmp_path, caplog):
         ((), "has no model.safetensors or"),
         (("model.safetensors",), "has no preprocessor_config.json"),
         (("model.safetensors", "preprocessor_config.json"), "has no config.json"),
-        (("model.safetensors", "preprocessor_config.json", "config.json"), "cannot be loaded"),
+        (("model.safetensors", "preprocessor_config.json", "config.json"), "cannot be used"),
     ],
 )
 def test_directories_that_are_no_encoder(files, message, tmp_path):
@@ -279,6 +315,8 @@ def test_bad_pictures_are_refused_or_left_out(tmp_path):
     assert left.ids(np.arange(2)).tolist() == [str(places[0]), str(places[3])]
     shown = left.show(np.array([1]))[0]
     assert shown.shape == (24, 24, 3)
+    places[3].unlink()
+    assert (left.show(np.array([1]))[0] == 128).all()
 
 
 def test_packed_pictures_have_features_too(tmp_path):

@@ -4,12 +4,13 @@ Any that `transformers` loads, by PyTorch; a ResNet-50, which needs none; or a f
 own. PyTorch is imported when the first picture is encoded: what is in a cache needs none.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +19,6 @@ from PIL import Image
 
 from mlc_jax.errors import InputError
 
-FEATURES = ("image_features", "pooler", "mean", "cls")
 RESNET50_ENDINGS = (".pth", ".pt", ".safetensors")
 CONFIG = "config.json"
 
@@ -97,8 +97,8 @@ class Transformers:
 
     Args:
       directory: of config.json, preprocessor_config.json and weights.
-      feature: of FEATURES. None is `image_features` where the model has them (CLIP, SigLIP), else
-        `pooler` where the checkpoint has one, else `mean`.
+      feature: of `config.PICTURE_FEATURES`. None is `image_features` where the model has them
+        (CLIP, SigLIP), else `pooler` where the checkpoint has one, else `mean`.
       field: the setting that names it, for messages.
 
     Raises:
@@ -114,16 +114,17 @@ class Transformers:
         _ = self._processor, self._model
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        inputs = self._processor(images=image, return_tensors="np")
-        pixels: np.ndarray = inputs["pixel_values"][0]
+        with self._told():
+            inputs = self._processor(images=image, return_tensors="np")
+            pixels: np.ndarray = inputs["pixel_values"][0]
         return pixels
 
     def encode(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
         import torch
 
         model, read = self._model
-        pixels = torch.from_numpy(np.stack(prepared)).to(next(model.parameters()).device)
-        with torch.inference_mode():
+        with self._told(), torch.inference_mode():
+            pixels = torch.from_numpy(np.stack(prepared)).to(next(model.parameters()).device)
             features = read(pixels.contiguous(memory_format=torch.channels_last))
         array: np.ndarray = features.flatten(1).float().cpu().numpy()
         return array
@@ -170,7 +171,7 @@ class Transformers:
 
     def _reader(self, model: Any, has_pooler: bool) -> Callable[[Any], Any]:
         feature, has_image_features = self._feature, hasattr(model, "get_image_features")
-        vision = model.vision_model if has_image_features else model
+        vision = getattr(model, "vision_model", model)
 
         def of_state(reduce: Callable[[Any], Any]) -> Callable[[Any], Any]:
             return lambda pixels: reduce(vision(pixel_values=pixels).last_hidden_state)
@@ -209,8 +210,19 @@ class Transformers:
     def _fail(self, got: str, expected: str) -> None:
         raise InputError(f"{self._field}_feature: got {got!r}, expected {expected}")
 
-    def _told(self) -> "_Told":
-        return _Told(self._field, str(self._directory))
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Says which encoder cannot be used."""
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # Of transformers and PyTorch, any type.
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{self._field}: {str(self._directory)!r} cannot be used ({reason}); expected an "
+                "image model that transformers knows, and that needs pixels alone"
+            ) from error
 
     def _check_pytorch(self) -> None:
         try:
@@ -223,25 +235,6 @@ class Transformers:
             ) from error
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(num_cores())
-
-
-class _Told:
-    """Says which encoder cannot be loaded."""
-
-    def __init__(self, field: str, name: str):
-        self._field, self._name = field, name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if not isinstance(error, Exception) or isinstance(error, InputError):
-            return
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{self._field}: {self._name!r} cannot be loaded ({reason}); expected an image model "
-            "that transformers knows"
-        ) from error
 
 
 class ResNet50:
@@ -331,18 +324,27 @@ def open_model(encoder: Any, feature: str | None = None, field: str = "encoder")
 
 def is_at_hand(name: str) -> bool:
     """Whether a model of the Hugging Face hub was downloaded before."""
+    return _at_hand(name) is not None
+
+
+def _at_hand(name: str) -> pathlib.Path | None:
     import huggingface_hub
 
     try:
-        _files_of(pathlib.Path(huggingface_hub.snapshot_download(name, local_files_only=True)), "")
+        place = pathlib.Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+        _files_of(place, "")
     except Exception:  # Of many types, and for many reasons: it is not there.
-        return False
-    return True
+        return None
+    return place
 
 
 def _downloaded(name: str, field: str) -> pathlib.Path:
+    """A model of the hub; one that was downloaded before stays as it is."""
     import huggingface_hub
 
+    place = _at_hand(name)
+    if place is not None:
+        return place
     try:
         patterns = [CONFIG, *_PROCESSORS]
         files = huggingface_hub.HfApi().list_repo_files(name)
@@ -350,8 +352,6 @@ def _downloaded(name: str, field: str) -> pathlib.Path:
         patterns += [weights] + ([_SHARDS] if weights.endswith("index.json") else [])
         return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # Of many types, by what failed on the way.
-        if is_at_hand(name):
-            return pathlib.Path(huggingface_hub.snapshot_download(name, local_files_only=True))
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise InputError(
             f"{field}: got {name!r}, expected a directory, weights of a ResNet-50 "

@@ -203,7 +203,7 @@ def places_of(store: Encoded, rows: np.ndarray) -> list[str] | None:
 
 def show_pictures(store: Encoded, rows: np.ndarray) -> list[np.ndarray]:
     """Pictures for a reader, uint8 `[H, W, 3]`; see `show`."""
-    return [pillow.thumbnail(store[row]) for row in rows.tolist()]
+    return [pillow.thumbnail(functools.partial(store.__getitem__, row)) for row in rows.tolist()]
 
 
 def decode(data: Any) -> Any:

@@ -8,7 +8,7 @@ import io
 import os
 import stat
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,7 +85,7 @@ def decode(data: bytes, shorter_side: int = SHORTER_SIDE) -> Decoded:
         raise BadPicture("is empty")
     try:
         image = _opened(data)
-        if image.width * image.height <= _LARGE:
+        if image.width * image.height <= _LARGE or _is_made_smaller(image):
             return _decoded(image, data, shorter_side)
         with _one_at_a_time:
             return _decoded(image, data, shorter_side)
@@ -95,13 +95,13 @@ def decode(data: bytes, shorter_side: int = SHORTER_SIDE) -> Decoded:
         raise BadPicture(_CANNOT) from error
 
 
-def thumbnail(data: bytes) -> np.ndarray:
+def thumbnail(read: Callable[[], bytes]) -> np.ndarray:
     """A whole picture made small, uint8 `[H, W, 3]` of `THUMBNAIL_SIZE` at most.
 
-    Grey where it cannot be decoded: a report is no place to fail.
+    Grey where it cannot be read or decoded (any more): a report is no place to fail.
     """
     try:
-        image = decode(data, THUMBNAIL_SIZE).image
+        image = decode(read(), THUMBNAIL_SIZE).image
     except BadPicture:
         return np.full((THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3), 128, np.uint8)
     image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BILINEAR)
@@ -145,16 +145,14 @@ def _opened(data: bytes) -> Any:
 
 def _decoded(image: Any, data: bytes, shorter_side: int) -> Decoded:
     width, height = image.size
-    is_jpeg = image.format in ("JPEG", "MPO")
     # A photo with a preview in the same file is no animation.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise BadPicture(f"is an animation of {image.n_frames} pictures; expected one")
-    is_whole = not is_jpeg or image.info.get("progressive")
-    if is_whole and width * height > MAX_PIXELS:
+    if width * height > MAX_PIXELS and not _is_made_smaller(image):
         raise BadPicture(
             f"has {width:,} x {height:,} pixels; expected {MAX_PIXELS:,} at most: make it smaller"
         )
-    if is_jpeg and image.mode in ("RGB", "L"):
+    if _is_made_smaller(image):
         image.draft(image.mode, (shorter_side, shorter_side))
     turn = _orientation(image)
     image.load()
@@ -175,6 +173,12 @@ def _decoded(image: Any, data: bytes, shorter_side: int) -> Decoded:
     if turn != 1:
         notes.append(TURNED)
     return Decoded(turned(image, turn), tuple(notes))
+
+
+def _is_made_smaller(image: Any) -> bool:
+    """Whether it can be while it is decoded; libjpeg keeps all of a progressive one."""
+    is_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+    return is_jpeg and not image.info.get("progressive")
 
 
 def _orientation(image: Any) -> int:
