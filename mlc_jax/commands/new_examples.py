@@ -101,6 +101,8 @@ def _open_pictures(result: Result, path: str, names: Mapping[str, str]) -> Opene
         def encoded() -> Iterator[tuple[Sequence[str], Source]]:
             for start in range(0, len(listed.names), CHUNK):
                 part = read.read(listed.take(slice(start, start + CHUNK)), _FIELD)
+                if not len(part):  # All are bad, and left out.
+                    continue
                 yield part.ids(np.arange(len(part))).tolist(), part
 
         return Opened(len(listed.names), encoded())
