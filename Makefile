@@ -101,6 +101,6 @@ $(VENV)/installed-docs: $(VENV)/installed
 	@touch $@
 
 $(VENV)/installed-test-all: $(VENV)/installed-test
-	@echo "Installing the TPU's compiler and a bucket ..."
+	@echo "Installing the TPU's compiler, a bucket and PyTorch ..."
 	@$(PIP_INSTALL) --no-compile -e '.[test-all]'
 	@touch $@

@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "Examples": "mlc_jax.examples",
     "InnerLoss": "mlc_jax.core",
+    "PictureReader": "mlc_jax.encoders.pictures",
     "Result": "mlc_jax.result",
     "LabelCorrector": "mlc_jax.labels.estimator",
     "TextReader": "mlc_jax.encoders.encoding",
@@ -35,6 +36,7 @@ __all__ = [
     "Examples",
     "InnerLoss",
     "LabelCorrector",
+    "PictureReader",
     "Result",
     "TextReader",
     "__version__",
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from mlc_jax.core import InnerLoss
     from mlc_jax.core.optimizers import adam, adamw, amsgrad, sgd
     from mlc_jax.encoders.encoding import TextReader
+    from mlc_jax.encoders.pictures import PictureReader
     from mlc_jax.examples import Examples
     from mlc_jax.labels.correct import correct_labels
     from mlc_jax.labels.estimator import LabelCorrector

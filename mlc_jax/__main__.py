@@ -28,6 +28,7 @@ Any setting can be given: --dataset.features=age,city, --cross_fit.num_rounds=8.
 
   mlc-jax correct all.csv
   mlc-jax correct reviews.csv --text=body --encoder=sentence-transformers/all-MiniLM-L6-v2
+  mlc-jax correct photos/ --encoder=facebook/dinov2-small
   mlc-jax correct crowd.csv --label=anna,ben,carla
 """
 _PREDICT = """\
@@ -138,11 +139,17 @@ def _add_correct(parser: argparse.ArgumentParser) -> None:
         help="labels by many annotators: a table with columns id, source and label",
     )
     files.add_argument(
+        "--clean",
+        metavar="DIR",
+        default=None,
+        help="of pictures: a directory whose sub-directories are the right classes",
+    )
+    files.add_argument(
         "--encoder",
         metavar="DIR_OR_NAME",
         default=None,
-        help="for texts: a directory or a name on the Hugging Face hub; for pictures: "
-        "weights of a ResNet-50",
+        help="of texts or pictures: a directory or a name on the Hugging Face hub; of pictures, "
+        "weights of a ResNet-50, too",
     )
     files.add_argument(
         "--out",
@@ -165,6 +172,7 @@ def _correct(typed: argparse.Namespace, rest: Sequence[str], arguments: Sequence
                  "id": typed.id},
         checks=typed.checks,
         votes=typed.votes,
+        clean=typed.clean,
         encoder=typed.encoder,
         out=typed.out,
         again=shlex.join(["mlc-jax", *arguments]),

@@ -18,7 +18,7 @@ from mlc_jax.benchmarks.datasets import image_options
 from mlc_jax.core import TrainState
 from mlc_jax.data import UNKNOWN, Source
 from mlc_jax.data.dataset import Dataset
-from mlc_jax.encoders import encoding
+from mlc_jax.encoders import encoding, readers
 from mlc_jax.errors import InputError, expect, shown
 from mlc_jax.examples import Examples, create_dataset, create_source, is_description
 from mlc_jax.files import image_folder
@@ -34,7 +34,7 @@ from mlc_jax.training import stack
 from mlc_jax.workdir.workdir import CONFIG_FILE, DATASET_FILE, locked_workdir
 
 if TYPE_CHECKING:
-    from mlc_jax.encoders.encoding import TextReader
+    from mlc_jax.encoders.readers import Reader
     from mlc_jax.report.corrected import Corrected
     from mlc_jax.training.evaluate import Prediction
     from mlc_jax.training.run import Run, Settings
@@ -55,7 +55,7 @@ def fit(
     clean_batch_size: int | None = None,
     seed: int = 0,
     prepare: Callable[[Any], Any] | None = None,
-    reader: "TextReader | None" = None,
+    reader: "Reader | None" = None,
     workdir: str | pathlib.Path | None = None,
     progress: bool = True,
     **settings: Any,
@@ -76,7 +76,8 @@ def fit(
       seed: seed of all random numbers.
       prepare: maps inputs `[B, ...]` to what the model takes, inside the step. None converts whole
         numbers of a single array to float32, and leaves everything else as it is.
-      reader: reads inputs that are texts; None takes inputs as they are.
+      reader: reads inputs that are texts (`mlc_jax.TextReader`) or paths of pictures
+        (`mlc_jax.PictureReader`); None takes inputs as they are.
       workdir: a directory for checkpoints, metrics and the report; the same call resumes from the
         newest checkpoint there. None keeps everything in memory.
       progress: whether to show a progress bar.
@@ -106,14 +107,15 @@ def fit(
     read = create_source if reader is None else reader.cached
     dataset = create_dataset(method, noisy, clean, validation, test, prepare, read)
     run = _create_run(method, dataset, chosen, prepare, reader)
-    inputs = Inputs("text", reader) if reader else Inputs("arrays", _array_reader(run.offsets))
+    read_again = _array_reader(run.offsets)
+    inputs = Inputs("arrays", read_again) if reader is None else Inputs(reader.kind, reader)
     formerly = {"method": description.defaults(method), "reader": None}
     return train(
         run,
         inputs,
         workdir=workdir,
         formerly=config.flatten(formerly | dataclasses.asdict(Settings())),
-        checkpoint=None if reader is None else reader.checkpoint,
+        reader=reader,
         progress=progress,
     )
 
@@ -123,7 +125,7 @@ def _create_run(
     dataset: Dataset,
     settings: "Settings",
     prepare: Callable[[Any], Any] | None,
-    reader: "TextReader | None",
+    reader: "Reader | None",
 ) -> "Run":
     from mlc_jax.training.run import create_run
 
@@ -162,7 +164,7 @@ def train(
     *,
     formerly: dict[str, Any],
     workdir: str | pathlib.Path | None = None,
-    checkpoint: str | None = None,
+    reader: "Reader | None" = None,
     progress: bool = True,
     classes: np.ndarray | None = None,
     frame: Any = None,
@@ -175,7 +177,7 @@ def train(
       inputs: how to read its inputs.
       formerly: the value of a field that an older description lacks.
       workdir: see `fit`.
-      checkpoint: of the encoder of texts; a copy goes into the workdir.
+      reader: of texts or pictures; a workdir gets a copy of its encoder.
       progress: whether to show a progress bar.
       classes: `[C]`, the label of each class as the user wrote it; None uses their names.
       frame: the frame that `Result.to_frame` adds columns to.
@@ -189,8 +191,8 @@ def train(
 
     with contextlib.ExitStack() as contexts:
         path = None if workdir is None else contexts.enter_context(locked_workdir(str(workdir)))
-        if path is not None and checkpoint is not None and jax.process_index() == 0:
-            encoding.save(checkpoint, run.dataset, path)
+        if path is not None and jax.process_index() == 0:
+            readers.save(reader, run.dataset, path)
         recorders, state, predictions = loop.train_runs(
             [run], [path], formerly=formerly, show_progress=progress
         )
@@ -245,6 +247,7 @@ def load(
     method: Method | None = None,
     prepare: Callable[[Any], Any] | None = None,
     labels: bool = True,
+    reader: "Reader | None" = None,
 ) -> Result:
     """Loads the result of a finished run of `fit` or of the command.
 
@@ -252,6 +255,7 @@ def load(
       workdir: the directory of the run.
       method: needed if the method has a Flax module or an optax transformation of your own.
       prepare: needed if `fit` got one.
+      reader: needed if a function of your own encoded pictures.
       labels: whether to read the corrected labels, too; predictions need none of them.
 
     Raises:
@@ -266,13 +270,13 @@ def load(
     )
     complete = None
     if described.get("made_by") != _FIT:
-        complete = encoding.from_workdir(config.complete(ConfigDict(described)), path)
+        complete = readers.from_workdir(config.complete(ConfigDict(described)), path)
     elif described["prepare"] is not None and prepare is None:
         raise InputError(
             f"prepare: {path} was made with {described['prepare']}; expected the same function "
             "again: mlc_jax.load(workdir, prepare=...)"
         )
-    inputs = _inputs_of(described, complete, sizes, path)
+    inputs = _inputs_of(described, complete, sizes, path, reader)
     method = method or _method_of(described, complete, sizes)
     method = dataclasses.replace(method, initial_params=None)  # The checkpoint has them all.
     prepare = prepare or stored_prepare(sizes)
@@ -303,21 +307,31 @@ def load(
 
 
 def _inputs_of(
-    described: dict[str, Any], complete: ConfigDict | None, sizes: dict[str, Any], path: epath.Path
+    described: dict[str, Any],
+    complete: ConfigDict | None,
+    sizes: dict[str, Any],
+    path: epath.Path,
+    reader: "Reader | None",
 ) -> Inputs:
     """How to read inputs. `complete` is the config of a run of the command, else None."""
+    if reader is not None:
+        return Inputs(reader.kind, reader)
     if sizes.get("columns") is not None:
         columns = Columns.from_json(sizes["columns"])
         return Inputs("table", functools.partial(read_frame, columns), columns)
     if complete is None:
         if described.get("reader"):
-            return Inputs("text", encoding.reader_from_workdir(described["reader"], path))
-    elif complete.dataset.name in config.IMAGE_FILES:
+            reader = readers.of_fit(described["reader"], path)
+            return Inputs(reader.kind, reader)
+        return Inputs("arrays", _array_reader(tuple(sizes.get("offsets", ()))))
+    reader = readers.of_config(complete)
+    if reader is not None:
+        readers.check_function(complete.dataset.encoder or "")
+        return Inputs(reader.kind, reader)
+    if complete.dataset.name in config.IMAGE_FILES:
         options = image_options(complete)
         read = functools.partial(image_folder.unlabelled, options=options, field="x")
         return Inputs("image_folder", read)
-    elif complete.model.name == "bert":
-        return Inputs("text", encoding.text_reader(complete))
     return Inputs("arrays", _array_reader(tuple(sizes.get("offsets", ()))))
 
 

@@ -29,8 +29,9 @@ from mlc_jax.data.loader import Pipeline
 from mlc_jax.data.reading import EvaluationReader
 from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
+from mlc_jax.files.images.pillow import THUMBNAIL_SIZE
 from mlc_jax.files.packed import pack
-from mlc_jax.files.pictures import THUMBNAIL_SIZE, Geometry, Pictures
+from mlc_jax.files.pictures import Geometry, Pictures
 from mlc_jax.report import report
 from mlc_jax.training.recorder import Recorder
 from mlc_jax.workdir import checkpoint

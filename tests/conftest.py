@@ -270,6 +270,24 @@ def tiny_bert(tmp_path_factory, tiny_tokenizer):
 
 
 @pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory):
+    """A directory with a vision transformer of 2 layers of 32 units, never trained.
+
+    As Hugging Face stores it, of pictures of 32 pixels. Large weights separate what it sees.
+    """
+    torch = pytest.importorskip("torch", reason="the extra `pictures`")
+    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+
+    directory = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= {"intermediate_size": 64, "image_size": 32, "patch_size": 16}
+    ViTModel(ViTConfig(**shape, initializer_range=0.1)).save_pretrained(directory)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def bucket_server(tmp_path_factory):
     """The process of an emulated bucket, `gs://bucket`."""
     from emulated_bucket import serve

@@ -57,6 +57,9 @@ class _Memory:
     def fingerprint(self):
         return str(hash(self._encoded))
 
+    def __getitem__(self, row):
+        return self._encoded[row]
+
     def read(self, row):
         return tf.gather(tf.constant(self._encoded), row)
 
@@ -489,3 +492,22 @@ def test_a_run_from_end_to_end(create, tmp_path, run_command, standard_promotion
     probs = loaded.predict_proba(paths)
     want = [float(row["p_cat"]) for row in predicted if row["id"] in ("cat/0.png", "dog/2.png")]
     np.testing.assert_allclose(probs[:, 0], want, atol=1e-5)
+
+
+def test_a_network_that_takes_too_long_is_not_begun(
+    create, tmp_path, caplog, monkeypatch, standard_promotion
+):
+    """What its first step's compilation would hide for minutes: how many hours follow."""
+    path = _folder(tmp_path / "all", 20)
+    config = create(data=path, benchmark=True, clean_per_class=8)
+    fields = {"model.resnet50.width": 1, "noisy_batch_size": 8, "clean_batch_size": 16}
+    config.update_from_flattened_dict(fields | {"num_epochs": 3})
+    monkeypatch.setattr(train, "train_runs", None)
+    config.max_hours = 1e-9
+    message = r"config.max_hours: got 1e-09, expected .* or more: 9 steps of 24 pictures take less"
+    with caplog.at_level("INFO", "absl"), pytest.raises(InputError, match=message):
+        train.train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)
+    assert not (tmp_path / "run").exists() and "s a picture" in caplog.text
+    config.max_hours = 1.0
+    with pytest.raises(TypeError, match="not callable"):  # It would be trained.
+        train.train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)

@@ -187,7 +187,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, model, message):
 
 
 def test_a_pth_file_runs_no_code(tmp_path):
-    torch = pytest.importorskip("torch", reason="the extra `torch`")
+    torch = pytest.importorskip("torch", reason="the extra `pictures`")
     state = _state_dict(TINY)
     torch.save({name: torch.tensor(x) for name, x in state.items()}, tmp_path / "a.pth")
     params, _ = _init(TINY, str(tmp_path / "a.pth"))

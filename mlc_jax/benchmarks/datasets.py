@@ -19,7 +19,6 @@ from mlc_jax.files import arrays, image_folder, table_files, text_files
 from mlc_jax.files.label_columns import Said
 from mlc_jax.files.own import FIELD, OwnData
 from mlc_jax.files.pictures import Geometry
-from mlc_jax.files.tokens import TokenSource
 
 # Streams of the seeds, so that equal seeds for different purposes do not draw the same numbers.
 _SPLIT_STREAM, _MATRIX_STREAM, _SAMPLE_STREAM = 1, 2, 3
@@ -32,12 +31,14 @@ _OWN: dict[str, tuple[Callable[..., OwnData | Benchmark], str]] = {
 }
 
 
-def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = None) -> Dataset:
+def load(config: ConfigDict, encode: Any = None) -> Dataset:
     """Builds the dataset of `config.dataset` and `config.noise`; a pure function of the two.
 
     Args:
       config: see `mlc_jax.config`.
-      encode: from the tokens of texts to what is trained on; None keeps tokens.
+      encode: to the features of a frozen encoder, which are trained on: of texts from their tokens,
+        see `text_files.Settings`, of pictures from their files, see `image_folder.Options`. None
+        keeps tokens, or pixels.
 
     Raises:
       InputError: naming the field or file, what was given and what would be right.
@@ -71,7 +72,7 @@ def load(config: ConfigDict, encode: Callable[[TokenSource], Source] | None = No
     )
     options: Any = {
         "arrays": c.standardize,
-        "image_folder": image_options(config),
+        "image_folder": image_options(config, encode),
         "table": table_files.Options(_listed("features", c.features), c.standardize),
         "text": tokens,
     }[c.name]
@@ -126,17 +127,20 @@ def _clothing1m(data_dir: str, options: image_folder.Options, *, paired: bool) -
     )
 
 
-def image_options(config: ConfigDict) -> image_folder.Options:
-    """How pictures are read."""
+def image_options(
+    config: ConfigDict, encode: image_folder.Encode | None = None
+) -> image_folder.Options:
+    """How pictures are read; see `image_folder.Options`."""
     c = config.dataset
     geometry = Geometry(c.image_size, c.resize_size, c.random_crop)
-    return image_folder.Options(geometry, c.bad_images, c.cache_dir, c.standardize is None)
+    return image_folder.Options(geometry, c.bad_images, c.cache_dir, c.standardize is None, encode)
 
 
 def is_scaled(config: ConfigDict) -> bool:
     """Whether inputs are scaled by what is in the noisy set; published data are if asked to be."""
     c = config.dataset
-    return bool(c.standardize or (c.standardize is None and c.name in ("arrays", "table")))
+    by_data = c.name in ("arrays", "table") or bool(c.encoder)
+    return bool(c.standardize or (c.standardize is None and by_data))
 
 
 def _listed(setting: str, names: str | None) -> tuple[str, ...]:
@@ -178,7 +182,7 @@ def corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
     noisy, clean = subset(rows.noisy), subset(rows.clean)
     prepare = benchmark.prepare
     if is_scaled(config):  # CIFAR's may not be: `config.validate`.
-        prepare = arrays.scale(noisy, c.standardize)
+        prepare = arrays.scale(noisy, True if c.encoder else c.standardize)
     kind = config.noise.type
     level = {"human": config.noise.key, "none": ""}.get(kind, f"{config.noise.level:g}")
     return Dataset(

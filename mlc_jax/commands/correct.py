@@ -4,15 +4,16 @@ import importlib
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
 from mlc_jax import config as settings_
 from mlc_jax import paths
-from mlc_jax.commands import kinds, overrides
+from mlc_jax.commands import kinds, overrides, unasked
 from mlc_jax.config import starts
 from mlc_jax.errors import ExitCode, InputError
 from mlc_jax.files.tables import ENDINGS, Table
@@ -26,15 +27,16 @@ if TYPE_CHECKING:
 WORDS = {
     "dataset.data": "FILE",
     "dataset.checked": "--checks",
+    "dataset.clean": "--clean",
     "dataset.label_columns": "--label",
     "dataset.votes": "--votes",
     "model.bert.checkpoint": "--encoder",
-    "model.resnet50.checkpoint": "--encoder",
+    "dataset.encoder": "--encoder",
 }
 _FIRST = """\
 No label of {file} is checked, so nothing shows which of them are wrong. Nothing was trained.
 
-{number} rows, drawn at random, are in {to_check}. Fill in checked_label with the right
+{see}{number} rows, drawn at random, are in {to_check}. Fill in checked_label with the right
 label, also where the given one is right. Skip rows that you cannot tell. Save the file in place, as
 CSV, and run the same command again:
 
@@ -51,6 +53,7 @@ class Options(NamedTuple):
       columns: from our name of a column to the file's.
       checks: files with more checked labels.
       votes: a file of labels by source.
+      clean: a directory of pictures whose labels are right.
       encoder: for texts or pictures.
       out: output directory; "" is next to the file.
       settings: more settings, such as `dataset.drawn=random`.
@@ -63,6 +66,7 @@ class Options(NamedTuple):
     columns: dict[str, str] = {}  # noqa: RUF012
     checks: str | None = None
     votes: str | None = None
+    clean: str | None = None
     encoder: str | None = None
     out: str = ""
     settings: tuple[str, ...] = ()
@@ -130,7 +134,7 @@ def create_config(options: Options) -> tuple[ConfigDict, str]:
         named["label"] = options.label[0]
     kind, columns = _kind(options, named)
     module = importlib.import_module(f"mlc_jax.presets.{kind}")
-    config = module.get_config("small") if _is_small(kind, options) else module.get_config()
+    config = module.get_config()
     c = config.dataset
     c.data = _whole(options.file)
     c.columns = ",".join(f"{ours}={theirs}" for ours, theirs in columns.items()) or None
@@ -140,13 +144,22 @@ def create_config(options: Options) -> tuple[ConfigDict, str]:
         if kind == "text":
             config.model.bert.checkpoint = options.encoder
         elif kind == "image_folder":
-            config.model.resnet50.checkpoint = options.encoder
+            c.encoder = options.encoder
         else:
             raise InputError(
                 f"--encoder: got {options.encoder!r}, expected none with {options.file!r}: it is "
                 "for texts and pictures"
             )
+    if options.clean is not None:
+        if kind != "image_folder":
+            raise InputError(
+                f"--clean: got {options.clean!r}, expected none with {options.file!r}: it is for "
+                "pictures; a table has a column checked_label"
+            )
+        c.clean = _whole(options.clean)
     config = overrides.applied(config, options.settings)
+    if kind == "image_folder" and not c.encoder and config.method == "cross_fit":
+        raise unasked.without_encoder(config)
     settings_.validate(config)
     starts.check(config)
     return config, kind
@@ -180,11 +193,6 @@ def _kind(options: Options, named: dict[str, str]) -> tuple[str, dict[str, str]]
     return kind.name, {ours: theirs for ours, theirs in kind.columns.items() if ours != theirs}
 
 
-def _is_small(kind: str, options: Options) -> bool:
-    """Whether pictures are learned by a small network, because no pretrained one is given."""
-    return kind == "image_folder" and options.encoder is None
-
-
 def _labels_of(kind: str, config: ConfigDict, options: Options) -> "LabelledFile":
     from mlc_jax.files import arrays, image_folder
     from mlc_jax.files.label_columns import Said, read_labels
@@ -197,7 +205,7 @@ def _labels_of(kind: str, config: ConfigDict, options: Options) -> "LabelledFile
     if kind == "arrays":
         return arrays.read_labels(path, said)
     if kind == "image_folder":
-        return image_folder.read_labels(path, said)
+        return image_folder.read_labels(path, said, config.dataset.clean)
     return read_labels(said.table(kinds.FIELD, path), said)
 
 
@@ -206,42 +214,64 @@ def _start(
 ) -> int:
     """Writes the first rows to check."""
     from mlc_jax.commands import rounds
+    from mlc_jax.data.show import show
     from mlc_jax.report import to_check
 
     if not file.labels.names:
         file.fail("has no label in any row; expected some to correct")
     place = done.out / to_check.FILE
+    see = ""
+    if kind == "image_folder":
+        see = f"To see the pictures, open {shown_path(done.out / to_check.PAGE)}.\n"
     if not place.exists():
         rounds.make(done.out)
-        paths.write(place, rounds.first_to_check(file, lambda rows: _show(kind, config, rows)))
+        table, shown, rows = rounds.first_to_check(
+            file, lambda rows: _show(file, kind, config, rows)
+        )
+        if kind == "image_folder":
+            pictures = show(file.create_source(), np.array(rows))
+            paths.write(done.out / to_check.PAGE, to_check.page(shown, pictures))
+        paths.write(place, table)
     number = sum(1 for _ in Table("--out", str(place)).rows(["id"]))
     print(
         _FIRST.format(
-            file=options.file, number=number, to_check=shown_path(place), again=options.again
+            file=options.file,
+            number=number,
+            to_check=shown_path(place),
+            again=options.again,
+            see=see,
         ),
         end="",
     )
     return ExitCode.BAD_INPUT
 
 
-def _show(kind: str, config: ConfigDict, rows: Sequence[int]) -> list[str] | None:
-    """Rows of a table as text; None for other files, whose ids identify rows."""
+def _show(
+    file: "LabelledFile", kind: str, config: ConfigDict, rows: Sequence[int]
+) -> dict[str, list[str]]:
+    """Columns that show a row to a reader, in addition to its id."""
     from mlc_jax.files.label_columns import NAMES, WRITTEN
+    from mlc_jax.files.pictures import places_of
 
+    if kind == "image_folder":
+        source: Any = file.create_source()
+        found = places_of(source.store, np.array(rows))
+        return {} if found is None else {"path": found}
     c, names = config.dataset, settings_.column_names(config.dataset.columns)
     if not c.data.lower().endswith(ENDINGS):
-        return None
+        return {}
     written = (fields for fields, _ in Table(kinds.FIELD, c.data).as_written() if fields)
     header = next(written)
     hidden = {*NAMES, *WRITTEN, *names.values(), *(c.label_columns or "").split(",")} - {"text"}
-    shown = {"text": [names.get("text", "text")], "image_folder": [names.get("path", "path")]}.get(
-        kind, [x for x in header if x not in hidden]
-    )
+    shown = [x for x in header if x not in hidden]
+    if kind == "text":
+        shown = [names.get("text", "text")]
     places = [header.index(name) for name in shown]
     wanted = {row: fields for row, fields in enumerate(written) if row in {*rows}}
     if len(shown) == 1:
-        return [wanted[row][places[0]] for row in rows]
-    return [", ".join(f"{header[i]}={wanted[row][i]}" for i in places) for row in rows]
+        return {"example": [wanted[row][places[0]] for row in rows]}
+    examples = [", ".join(f"{header[i]}={wanted[row][i]}" for i in places) for row in rows]
+    return {"example": examples}
 
 
 def _train(config: ConfigDict, directory: epath.Path, options: Options) -> int:

@@ -8,9 +8,10 @@ import numpy as np
 
 from mlc_jax.api import Result
 from mlc_jax.data import Source
+from mlc_jax.encoders.pictures import PictureReader
 from mlc_jax.errors import InputError
 from mlc_jax.examples import create_source
-from mlc_jax.files import arrays
+from mlc_jax.files import arrays, image_folder
 from mlc_jax.files.table_files import TableSource
 from mlc_jax.files.tables import Table
 
@@ -23,7 +24,7 @@ class Opened(NamedTuple):
     """New examples.
 
     Attributes:
-      size: how many.
+      size: how many, with those that are left out.
       chunks: their ids and inputs, some at a time.
     """
 
@@ -98,6 +99,17 @@ def _open_texts(result: Result, path: str, names: Mapping[str, str]) -> Opened:
 def _open_pictures(result: Result, path: str, names: Mapping[str, str]) -> Opened:
     """All pictures below a directory, or those of a table's column `path`."""
     read: Any = result.read
+    if isinstance(read, PictureReader):
+        listed = image_folder.listed(path, _FIELD, names)
+
+        def encoded() -> Iterator[tuple[Sequence[str], Source]]:
+            for start in range(0, len(listed.names), CHUNK):
+                part = read.read(listed.take(slice(start, start + CHUNK)), _FIELD)
+                if not len(part):  # All are bad, and left out.
+                    continue
+                yield part.ids(np.arange(len(part))).tolist(), part
+
+        return Opened(len(listed.names), encoded())
     source = read(path, field=_FIELD, names=names)
 
     def chunks() -> Iterator[tuple[Sequence[str], Source]]:

@@ -62,8 +62,8 @@ def predict(
     opened = open_examples(result, str(examples), names)
     with _written_whole(place) as whole, whole.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        _write(result, opened, table, batch_size=batch_size, progress=progress)
-    print(f"{opened.size} predictions in {shown_path(place)}")
+        number = _write(result, opened, table, batch_size=batch_size, progress=progress)
+    print(f"{number} predictions in {shown_path(place)}")
 
 
 def _names(path: epath.Path, run: str) -> dict[str, str]:
@@ -124,13 +124,15 @@ def _written_whole(output: epath.Path) -> Iterator[pathlib.Path]:
 
 def _write(
     result: "Result", opened: "Opened", table: Any, *, batch_size: int, progress: bool
-) -> None:
+) -> int:
+    """Returns how many examples were predicted."""
     from tqdm import tqdm
 
     from mlc_jax.files.label_columns import for_spreadsheet
 
     names = [for_spreadsheet(str(name)) for name in result.classes]
     table.writerow(["id", "label", "confidence", *(f"p_{name}" for name in result.classes)])
+    number = 0
     with tqdm(total=opened.size, unit=" examples", disable=not progress) as bar:
         for ids, source in opened.chunks:
             probs = result.predict_source(source, batch_size=batch_size)
@@ -140,3 +142,5 @@ def _write(
                 for name, i, row in zip(ids, best.tolist(), probs.tolist(), strict=True)
             )
             bar.update(len(ids))
+            number += len(ids)
+    return number

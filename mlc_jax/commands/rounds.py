@@ -168,12 +168,14 @@ def is_checked(file: LabelledFile) -> bool:
     return bool(((file.checked.numbers != UNKNOWN) & ~file.judging).any())
 
 
-def first_to_check(file: LabelledFile, show: Callable[[Sequence[int]], list[str] | None]) -> bytes:
-    """Rows drawn at random where none is checked yet: a `to_check.csv`.
+def first_to_check(
+    file: LabelledFile, show: Callable[[Sequence[int]], dict[str, list[str]]]
+) -> tuple[bytes, dict[str, list[str]], list[int]]:
+    """Rows drawn at random where none is checked yet: a `to_check.csv`, its columns, and the rows.
 
     Args:
       file: the user's.
-      show: rows -> what a reader sees of them, if there is anything but the id.
+      show: rows -> columns of what a reader sees of them beside the id.
     """
     learned = np.flatnonzero(~file.judging)
     ids = np.arange(len(file.judging)).astype(str) if file.ids is None else file.ids
@@ -184,10 +186,8 @@ def first_to_check(file: LabelledFile, show: Callable[[Sequence[int]], list[str]
         "id": ids[rows].tolist(),
         "given_label": names[file.labels.numbers[rows]].tolist(),
     }
-    examples = show(rows.tolist())
-    if examples is not None:
-        shown["example"] = examples
-    return to_check.table(shown, [RANDOM] * number)
+    shown |= show(rows.tolist())
+    return to_check.table(shown, [RANDOM] * number), shown, rows.tolist()
 
 
 def _typed(place: epath.Path, name: str) -> list[Answer]:

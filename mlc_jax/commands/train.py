@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 
 from mlc_jax import config as settings
 from mlc_jax.benchmarks.datasets import is_scaled
-from mlc_jax.encoders import encoding
+from mlc_jax.encoders import readers
 from mlc_jax.errors import InputError, NonFiniteLossError
 from mlc_jax.report import report
+from mlc_jax.training import estimate
 from mlc_jax.training.loop import train_runs
 from mlc_jax.training.run import build_run
 from mlc_jax.workdir.workdir import locked_workdir
@@ -75,6 +76,9 @@ def train_together(
             + ", ".join(runs)
         )
     built = [build_run(config) for config in runs.values()]
+    first, *_ = runs.values()
+    if first.dataset.name == "image_folder" and first.model.name == "resnet50":
+        estimate.check_time(built[0], first.max_hours)
     results: dict[str, dict[str, Any] | NonFiniteLossError] = {}
     with contextlib.ExitStack() as contexts:
         paths = [contexts.enter_context(locked_workdir(workdir)) for workdir in runs]
@@ -82,7 +86,7 @@ def train_together(
         for run, path, config in zip(built, paths, runs.values(), strict=True):
             report.write_left_out(run.dataset, path)
             if is_alone and jax.process_index() == 0:
-                encoding.save(config.model.bert.checkpoint, run.dataset, path)
+                readers.save(readers.of_config(config), run.dataset, path)
         recorders, _, predictions = train_runs(
             built, paths, formerly=settings.formerly(), show_progress=show_progress
         )

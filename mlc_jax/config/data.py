@@ -19,6 +19,7 @@ from mlc_jax.config.choices import (
     DRAWN,
     IMAGE_CROPS,
     NOISE_TYPES,
+    PICTURE_FEATURES,
 )
 
 # By section.
@@ -62,7 +63,7 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 None,
                 text(),
                 "arrays: .npz file of inputs and true labels; given_labels if known. text: columns "
-                "text and label; given_label if known.",
+                "text and label; given_label if known. image_folder: beside noisy or data.",
             ),
             "test": Setting(
                 None,
@@ -120,8 +121,8 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "cache_dir": Setting(
                 None,
                 text(),
-                "Directory of caches. Texts: tokens and the output of frozen layers. Pictures: a "
-                "list of files known to be good. None is ~/.cache/mlc_jax.",
+                "Directory of caches: the output of frozen encoders and layers, tokens of texts, "
+                "and a list of pictures known to be good. None is ~/.cache/mlc_jax.",
             ),
             "max_cached_gb": Setting(
                 4.0,
@@ -164,6 +165,19 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "in between fall by a constant factor. Clean and test set are not changed.",
             ),
             "split_seed": Setting(0, SEED, "Seed of the split into clean and noisy examples."),
+            "encoder": Setting(
+                None,
+                text(),
+                "Pictures in files: a frozen image model, whose features are computed once: a "
+                "directory or a name on the Hugging Face hub of any that transformers loads (needs "
+                "PyTorch: the extra `pictures`), or weights of a ResNet-50 (.safetensors, .pth).",
+            ),
+            "encoder_feature": Setting(
+                None,
+                optional(one_of(*PICTURE_FEATURES)),
+                "Feature of a picture: image_features (CLIP, SigLIP), pooler, mean of the last "
+                "layer, cls (its first token). None is the first of these that the encoder has.",
+            ),
             "image_size": Setting(
                 224, whole(8, 2**13), "Pictures in files: side of the model's input, in pixels."
             ),

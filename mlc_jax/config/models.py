@@ -75,7 +75,8 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 None,
                 text(),
                 "Pretrained weights of all but the last layer: torchvision's .pth (needs PyTorch: "
-                "the extra `torch`), or timm's .safetensors of the same network. None is random.",
+                "the extra `pictures`), or timm's .safetensors of the same network. None starts at "
+                "random.",
             ),
             "freeze_batch_norm": Setting(
                 False, flag(), "Normalise by the checkpoint's statistics in training, too."

@@ -146,12 +146,21 @@ def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
             *((f"dataset.{x}", not values[f"dataset.{x}"], expected) for x in names),
             *((field, values[field] != 0, "1 or more: 0 is for own files") for field in SIZED),
         ]
+    beside = values["dataset.name"] == "image_folder"  # Checked pictures beside doubtful ones.
     files = "dataset.data=FILE, or both dataset.noisy=FILE and dataset.clean=FILE"
     return [
         ("dataset.data", bool(data or noisy or clean), files),
         ("dataset.noisy", not (data and noisy), f"None beside dataset.data: either {files}"),
-        ("dataset.clean", not (data and clean), f"None beside dataset.data: either {files}"),
-        ("dataset.noisy", bool(noisy) or not clean, f"a file beside dataset.clean: {files}"),
+        (
+            "dataset.clean",
+            not (data and clean) or (beside and not values["dataset.benchmark"]),
+            f"None beside dataset.data: either {files}",
+        ),
+        (
+            "dataset.noisy",
+            bool(noisy or (data and beside)) or not clean,
+            f"a file beside dataset.clean: {files}",
+        ),
         (
             "dataset.checked",
             bool(data) or not values["dataset.checked"],
@@ -231,7 +240,26 @@ def _texts(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
 def _images(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
     """What pictures in files need, and what is not for them."""
     size, resized = values["dataset.image_size"], values["dataset.resize_size"]
+    encoder, is_own = values["dataset.encoder"], values["dataset.name"] == "image_folder"
+    of_features = is_own and values["model.name"] == "mlp"
     return [
+        (
+            "dataset.encoder",
+            not encoder or of_features,
+            "None but for image_folder with model.name=mlp, which is trained on its features",
+        ),
+        (
+            "dataset.encoder",
+            bool(encoder) or not is_own or values["method"] != "cross_fit",
+            "a directory or a name on the Hugging Face hub, such as facebook/dinov2-small, or "
+            "weights of a ResNet-50; or --config=image_folder:finetuned, which trains a whole "
+            "network",
+        ),
+        (
+            "dataset.encoder_feature",
+            not values["dataset.encoder_feature"] or bool(encoder),
+            "None without dataset.encoder",
+        ),
         (
             "dataset.resize_size",
             not is_whole(size) or not is_whole(resized) or resized >= size,

@@ -333,6 +333,12 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "checkpoints_to_keep": Setting(
                 2, whole(1, MOST_STEPS), "Number of newest checkpoints to keep."
             ),
+            "max_hours": Setting(
+                1.0,
+                positive(LARGEST),
+                "Training a whole network on own pictures: longest time allowed, by an estimate "
+                "before the first step.",
+            ),
             "profile": Setting(
                 "",
                 STEPS,

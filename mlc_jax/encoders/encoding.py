@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import tempfile
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from absl import logging
@@ -47,6 +47,8 @@ class TextReader:
         `mlc_jax.models.Bert`): what they say of all texts is computed once and kept there, too, if
         it takes no more than this; otherwise in each step.
     """
+
+    kind: ClassVar[str] = "text"
 
     checkpoint: str
     frozen: bool = True

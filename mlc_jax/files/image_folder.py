@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +11,12 @@ from absl import logging
 from mlc_jax import paths
 from mlc_jax.data.dataset import Benchmark
 from mlc_jax.data.prepare import Normalize
+from mlc_jax.data.source import Source
 from mlc_jax.errors import InputError
-from mlc_jax.files.label_columns import LabelColumns, Said, read_checks
-from mlc_jax.files.own import FIELD, LabelledFile, Labels, OwnData, combine
+from mlc_jax.files.arrays import scale
+from mlc_jax.files.images import parts as parts_
+from mlc_jax.files.label_columns import Said, read_checks
+from mlc_jax.files.own import FIELD, LabelledFile, OwnData, combine
 from mlc_jax.files.packed import Packed, is_packed, local_directory
 from mlc_jax.files.pictures import (
     ENDINGS,
@@ -23,9 +26,12 @@ from mlc_jax.files.pictures import (
     Pictures,
     Store,
     check_pictures,
-    pictures_below,
 )
 from mlc_jax.files.tables import Table
+
+# From pictures and their ids to a source of the features of those that can be decoded, and by row
+# what is wrong with the others.
+Encode = Callable[[Store, np.ndarray], tuple[Source, dict[int, str]]]
 
 _NAMED = 5  # Bad files in a message.
 
@@ -38,15 +44,19 @@ class Options(NamedTuple):
       bad: what is done with those that cannot be decoded: `refuse` or `leave_out`.
       cache_dir: see `check_pictures`.
       normalize: by ImageNet's mean and deviation; if not, pixels lie in [0, 1].
+      encode: to features that are trained on; None trains on pixels.
     """
 
     geometry: Geometry
     bad: str = "refuse"
     cache_dir: str | None = None
     normalize: bool = True
+    encode: Encode | None = None
 
     @property
     def prepare(self) -> Normalize:
+        if self.encode is not None:  # What scales features is known once they are.
+            return Normalize()
         return PREPARE if self.normalize else Normalize(255.0)
 
 
@@ -70,8 +80,9 @@ def load(
     pictures are known by their paths as written.
 
     Args:
-      data: a table with `checked_label`, or anything if its labels are all true.
-      noisy, clean, test: see `text_files.load`; folders or tables.
+      data: a table with `checked_label`, or a folder; or anything if its labels are all true.
+      noisy, clean, test: see `text_files.load`; folders or tables. `clean` may stand beside `data`:
+        further pictures, or the same ones, whose labels are right.
       options: see `Options`.
       checked: see `read_checks`.
       drawn: see `how_drawn`.
@@ -82,33 +93,35 @@ def load(
       InputError: a file that cannot be read, or labels that do not fit together.
     """
     parts = {
-        name: _read(name, path, said if name == "data" else said.elsewhere)
+        name: parts_.read(name, path, said if name == "data" else said.elsewhere)
         for name, path in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
         if path
     }
+    if data and clean:
+        parts["data"] = parts_.joined(parts["data"], parts.pop("clean"))
 
-    def combined() -> OwnData | Benchmark:
-        files = {name: part.labelled(options.geometry) for name, part in parts.items()}
+    def combined(files: dict[str, LabelledFile]) -> OwnData | Benchmark:
         checks = read_checks(checked, files["data"]) if checked else None
         return combine(files, options.prepare, checks=checks, drawn=drawn, benchmark=benchmark)
 
-    combined()  # What is wrong with labels is said at once: looking at pictures takes long.
-    left_out = []
-    for name, part in parts.items():
-        left_out += part.check(options)
-        if not len(part.store):
-            raise InputError(
-                f"{FIELD}{name}: {part.file.path!r} has no picture that can be decoded"
-            )
-    own = combined()
+    # What is wrong with labels is said at once: looking at pictures takes long.
+    combined({name: part.file for name, part in parts.items()})
+    looked = {name: _looked_at(part, options) for name, part in parts.items()}
+    left_out = [bad for _, of_part in looked.values() for bad in of_part]
+    own = combined({name: file for name, (file, _) in looked.items()})
     if isinstance(own, Benchmark):
         return dataclasses.replace(own, left_out=tuple(left_out))
+    if options.encode is not None:
+        own = own._replace(prepare=scale(own.noisy, True))
     return own._replace(left_out=tuple(left_out))
 
 
-def read_labels(path: str, said: Said) -> LabelledFile:
-    """The labels of one folder or table alone, without a look at the pictures; see `load`."""
-    return _read("data", path, said).file
+def read_labels(data: str, said: Said, clean: str | None = None) -> LabelledFile:
+    """The labels of doubtful pictures alone, without a look at any; see `load`."""
+    part = parts_.read("data", data, said)
+    if clean:
+        part = parts_.joined(part, parts_.read("clean", clean, said.elsewhere))
+    return part.file
 
 
 def unlabelled(
@@ -116,22 +129,47 @@ def unlabelled(
     options: Options,
     field: str,
     names: Mapping[str, str] | None = None,
-) -> Pictures:
-    """Pictures to predict: all below a directory, those of a table's column `path`, or a list.
-
-    Args:
-      path: of a directory or a table, or the paths of pictures.
-      options: see `Options`; bad pictures are refused, or left out and logged.
-      field: what messages call it.
-      names: of a table's columns, see `Table`.
+) -> Source:
+    """Pictures to predict; see `listed`, and `Options` for the rest.
 
     Raises:
       InputError: there is none, or it cannot be read.
     """
+    return looked_at(listed(path, field, names), options, field)
+
+
+class Listed(NamedTuple):
+    """Pictures that nobody has looked at yet.
+
+    Attributes:
+      path: where they were found, for messages.
+      root: the directory that names are relative to.
+      names: bytes `[N]`.
+    """
+
+    path: str
+    root: str
+    names: np.ndarray
+
+    def take(self, part: slice) -> "Listed":
+        return self._replace(names=self.names[part])
+
+
+def listed(path: str | Sequence[str], field: str, names: Mapping[str, str] | None = None) -> Listed:
+    """All pictures below a directory, those of a table's column `path`, or a list of paths.
+
+    Args:
+      path: of a directory or a table, or the paths of pictures.
+      field: what messages call it.
+      names: of a table's columns, see `Table`.
+
+    Raises:
+      InputError: there is none.
+    """
     root, files = "", [] if isinstance(path, str) else [os.fsencode(str(x)) for x in path]
     if isinstance(path, str) and paths.absolute(path, field).is_dir():
         root = local_directory(field, path)
-        files = sorted(os.fsencode(x) for x in pictures_below(field, root, ""))
+        files = [os.fsencode(x) for x in parts_.below(field, root)]
     elif isinstance(path, str):
         root = local_directory(field, os.path.dirname(path))
         table = Table(field, path, names=names)
@@ -139,10 +177,36 @@ def unlabelled(
     path = path if isinstance(path, str) else "the list"
     if not files:
         raise InputError(f"{field}: {path!r} has no picture, expected some ({', '.join(ENDINGS)})")
-    store, problems = open_store(field, root, np.array(files), options)
-    ids = np.array([os.fsdecode(file) for file in files])
+    return Listed(path, root, np.array(files))
+
+
+def looked_at(pictures: Listed, options: Options, field: str) -> Source:
+    """The source of those that can be decoded; ids are their names.
+
+    Raises:
+      InputError: some cannot be, and `options` refuse them.
+    """
+    path, root, names = pictures
+    ids = np.array([os.fsdecode(bytes(name)) for name in names])
+    if options.encode is not None:
+        encoded, problems = _encoded(field, root, names, ids, options.encode)
+        kept(field, path, ids, problems, options)
+        return encoded
+    store, problems = open_store(field, root, names, options)
     keep = kept(field, path, ids, problems, options)
     return Pictures(store.take(keep), options.geometry, ids[keep])
+
+
+def _encoded(
+    field: str, root: str, names: np.ndarray, ids: np.ndarray, encode: Encode
+) -> tuple[Source, dict[int, str]]:
+    """The same as `encode`, of pictures by name, in files or packed."""
+    if not is_packed(root):
+        return encode(parts_.stored(root, names), ids)
+    packed = Packed(root, names, field)
+    good = np.setdiff1d(np.arange(len(names)), [*packed.problems])
+    source, problems = encode(packed.take(good), ids[good])
+    return source, packed.problems | {int(good[row]): x for row, x in problems.items()}
 
 
 def open_store(
@@ -192,119 +256,19 @@ def kept(
     return keep
 
 
-class _Part:
-    """One folder or table: labels, and the files that they are of.
-
-    Attributes:
-      file: its labels; its source is not made yet.
-      root: what names are relative to.
-      store: of the pictures, which are looked at by `check`.
-    """
-
-    def __init__(self, file: LabelledFile, root: str, names: np.ndarray):
-        self.file, self.root = file, root
-        self.store: Store = Files(root, names, np.zeros(len(names), np.int64))
-
-    def labelled(self, geometry: Geometry) -> LabelledFile:
-        return dataclasses.replace(
-            self.file, create_source=lambda: Pictures(self.store, geometry, self.file.ids)
-        )
-
-    def check(self, options: Options) -> list[tuple[str, str]]:
-        """Looks at all pictures; returns (id, what is wrong) of those that are left out."""
-        file = self.file
-        self.store, problems = open_store(file.field, self.root, self.store.names, options)
-        assert file.ids is not None
-        keep = kept(file.field, file.path, file.ids, problems, options)
-        left_out = [(str(file.ids[row]), problem) for row, problem in problems.items()]
-        if not left_out:
-            return []
-        self.store = self.store.take(keep)
-
-        def of_kept(labels: Labels | None) -> Labels | None:
-            return labels and labels._replace(numbers=labels.numbers[keep])
-
-        rows, name_row = np.flatnonzero(keep), file.name_row
-        self.file = dataclasses.replace(
-            file,
-            labels=file.labels._replace(numbers=file.labels.numbers[keep]),
-            checked=of_kept(file.checked),
-            given=of_kept(file.given),
-            split=of_kept(file.split),
-            drawn=of_kept(file.drawn),
-            votes=of_kept(file.votes),
-            ids=file.ids[keep],
-            name_row=lambda row: name_row(int(rows[row])),
-        )
-        return left_out
-
-
-def _read(name: str, path: str, said: Said) -> _Part:
-    place = paths.absolute(path, FIELD + name)
-    if place.is_dir():
-        return _read_folder(FIELD + name, path)
-    if not place.exists():
-        raise InputError(
-            f"{FIELD}{name}: no file or directory {path!r}; expected a directory with a "
-            "sub-directory for each class, or a table with columns path and label"
-        )
-    return _read_table(said.table(FIELD + name, path), said)
-
-
-def _read_table(table: Table, said: Said) -> _Part:
-    columns, names = LabelColumns(table, said), []
-    place = len(columns.required) + columns.optional.index("id")
-    for line, (path, *values) in table.rows(["path", *columns.required], columns.optional):
-        if not path or path.isspace():
-            table.fail("path is empty, expected that of a picture", line)
-        values[place] = path if values[place] is None else values[place]
-        columns.add(line, values)
-        names.append(os.fsencode(path))
-
-    root = local_directory(table.field, os.path.dirname(table.path))
-    return _Part(columns.finish(lambda ids: _not_yet()), root, np.array(names))
-
-
-def _read_folder(field: str, path: str) -> _Part:
-    root = local_directory(field, path)
-    if is_packed(root):
-        below = [os.fsdecode(bytes(name)) for name in Packed(root, field=field).names]
+def _looked_at(part: parts_.Part, options: Options) -> tuple[LabelledFile, list[tuple[str, str]]]:
+    """The pictures of a part that can be decoded, and (id, what is wrong) of the others."""
+    file, ids = part.file, part.file.ids
+    assert ids is not None
+    if options.encode is not None:
+        source, problems = _encoded(file.field, part.root, part.names, ids, options.encode)
     else:
-        below = list(pictures_below(field, root, ""))
-    names = sorted(name for name in below if os.sep in name)
-    labels = [name.split(os.sep)[0] for name in names]
-    if len(names) < len(below):
-        logging.warning(
-            "%d pictures in %r itself are left out: they are in no sub-directory of a class.",
-            len(below) - len(names), path,
-        )  # fmt: skip
-    if not names:
-        raise InputError(
-            f"{field}: {path!r} has no picture; expected a sub-directory for each class, with "
-            f"files that end in {', '.join(ENDINGS)}"
-        )
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise InputError(
-                f"{field}: {path!r} has a file whose name is not UTF-8 ({os.fsencode(name)!r}); "
-                "expected it renamed"
-            ) from None
-    ids = np.array([os.path.join(path, name) for name in names])
-    file = LabelledFile(
-        field=field,
-        path=path,
-        labels=Labels.of(np.array(labels)),
-        checked=None,
-        given=None,
-        split=None,
-        ids=ids,
-        name_row=lambda row: f"picture {names[row]!r}",
-        create_source=_not_yet,
-    )
-    return _Part(file, root, np.array([os.fsencode(name) for name in names]))
-
-
-def _not_yet() -> Pictures:
-    raise AssertionError("a part's source is made by `_Part.labelled`")
+        store, problems = open_store(file.field, part.root, part.names, options)
+    keep = kept(file.field, file.path, ids, problems, options)
+    if not keep.any():
+        file.fail("has no picture that can be decoded")
+    if options.encode is None:
+        source = Pictures(store.take(keep), options.geometry, ids[keep])
+    left_out = [(str(ids[row]), problem) for row, problem in problems.items()]
+    file = part.take(keep).file if left_out else file
+    return dataclasses.replace(file, create_source=lambda: source), left_out

@@ -65,6 +65,7 @@ class LabelledFile:
       drawn: of every row, one of `folds.DRAWN` or nothing; None if the file does not say.
       votes: `[N, S]`, of several sources; None if there is one, of `labels`.
       source_names: their S names.
+      aliases: rows by other names than their ids, which a file of checks may call them by.
       ids: text `[N]`, each once; None where rows are known by their numbers.
       name_row: what messages call a row: `line 3`.
       create_source: of its inputs. Called once all labels are known to be right: it may take long.
@@ -82,6 +83,7 @@ class LabelledFile:
     drawn: Labels | None = None
     votes: Labels | None = None
     source_names: tuple[str, ...] = ()
+    aliases: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Removes values of `checked` that mean that nobody looked."""
@@ -328,7 +330,7 @@ def _given(
         given, votes = prepared(
             classes.numbers(file, file.votes), truth, file.source_names, len(classes.names)
         )
-    unlabelled = int((given[~file.judging] == UNKNOWN).sum())
+    unlabelled = int(((given == UNKNOWN) & (truth == UNKNOWN) & ~file.judging).sum())
     if unlabelled:
         logging.info("Rows without a given label, labelled by prediction: %d.", unlabelled)
     return given, votes

@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from PIL import Image
 from tqdm import tqdm
 
 from mlc_jax import paths
 from mlc_jax.errors import InputError
+from mlc_jax.files.images import pillow
 from mlc_jax.files.pictures import pictures_below
 
 INFO_FILE, NAMES_FILE = "packed.json", "names.npy"
@@ -252,7 +254,11 @@ def _smaller(path: pathlib.Path, size: int, quality: int) -> tuple[bytes, str]:
     problem = problem_of(os.fsencode(path))
     if problem:
         return b"", problem
-    image = decode(tf.constant(path.read_bytes()))
+    data = path.read_bytes()
+    image, turn = decode(tf.constant(data)), pillow.orientation(data)
+    if turn != 1:
+        upright = pillow.turned(Image.fromarray(image.numpy()), turn)
+        image = tf.constant(np.asarray(upright))
     height, width, _ = image.shape
     if min(height, width) > size:
         shape = [size * x // min(height, width) for x in (height, width)]

@@ -20,18 +20,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
 from mlc_jax import paths
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.errors import InputError
+from mlc_jax.files.images import pillow
 from mlc_jax.files.tokens import CACHE_DIR
 
 # Of the training pictures of ImageNet in [0, 1], which pretrained weights expect.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PREPARE = Normalize(255.0, IMAGENET_MEAN, IMAGENET_STD)
 CROPS = ("resized", "plain")
-THUMBNAIL_SIZE = 96
 
 # Of a random resized crop: share of the area, and width over height, as torchvision's.
 _AREAS, _RATIOS = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -39,6 +40,7 @@ _DRAWS = 5  # Area, shape, row, column, flip.
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
+_IGNORED = ("__MACOSX", "Thumbs.db")  # What programs leave in folders.
 _CHUNK = 256  # Files that the threads have before them.
 _GREY = b"".join(bytes([level, level, level, 0]) for level in range(256))
 
@@ -64,8 +66,26 @@ class Geometry:
         return self.resize_size or round(self.image_size * 8 / 7)
 
 
-class Store(Protocol):
-    """Encoded pictures by row number: files, or packed records.
+class Encoded(Protocol):
+    """Encoded pictures by row number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> bytes:
+        """The bytes of one picture.
+
+        Raises:
+          BadPicture: there are none to be had.
+        """
+        ...
+
+    def take(self, keep: Any) -> "Encoded":
+        """Those of a mask `[N]`, or of a slice."""
+        ...
+
+
+class Store(Encoded, Protocol):
+    """Files, or packed records.
 
     Attributes:
       names: bytes `[N]`, their paths below some directory.
@@ -73,18 +93,14 @@ class Store(Protocol):
 
     names: np.ndarray
 
-    def __len__(self) -> int: ...
-
     def fingerprint(self) -> str:
         """See `Source`."""
         ...
 
-    def take(self, keep: Any) -> "Store":
-        """Those of a mask `[N]`, or of a slice."""
-        ...
+    def take(self, keep: Any) -> "Store": ...
 
     def read(self, row: Any) -> Any:
-        """The bytes of one picture, inside tf.data: int64 and string scalars."""
+        """The same inside tf.data: int64 and string scalars."""
         ...
 
 
@@ -107,6 +123,13 @@ class Files:
 
     def take(self, keep: Any) -> "Files":
         return Files(self.root, self.names[keep], self.sizes[keep])
+
+    def __getitem__(self, row: int) -> bytes:
+        return pillow.read_file(os.path.join(os.fsencode(self.root), bytes(self.names[row])))
+
+    def place(self, row: int) -> str:
+        """The file of a row."""
+        return os.path.join(self.root, os.fsdecode(bytes(self.names[row])))
 
     def fingerprint(self) -> str:
         # Neither the root nor times: a folder may be copied elsewhere.
@@ -169,17 +192,18 @@ class Pictures:
         return Pictures(self.store.take(keep), self.geometry, ids)
 
     def show(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Whole pictures made small, uint8 `[H, W, 3]` of `THUMBNAIL_SIZE` at most; see `show`."""
-        return [self._small(row) for row in rows]
+        """Whole pictures made small; see `pillow.thumbnail`."""
+        return show_pictures(self.store, rows)
 
-    def _small(self, row: int) -> np.ndarray:
-        from mlc_jax.data.streaming import tf
 
-        image = decode(self.store.read(tf.constant(row, tf.int64)))
-        size = [THUMBNAIL_SIZE, THUMBNAIL_SIZE]
-        small = tf.image.resize(image, size, preserve_aspect_ratio=True, antialias=True)
-        pixels: np.ndarray = to_uint8(small).numpy()
-        return pixels
+def places_of(store: Encoded, rows: np.ndarray) -> list[str] | None:
+    """Where a reader finds the files of pictures; None where they are packed."""
+    return [store.place(row) for row in rows.tolist()] if isinstance(store, Files) else None
+
+
+def show_pictures(store: Encoded, rows: np.ndarray) -> list[np.ndarray]:
+    """Pictures for a reader, uint8 `[H, W, 3]`; see `show`."""
+    return [pillow.thumbnail(functools.partial(store.__getitem__, row)) for row in rows.tolist()]
 
 
 def decode(data: Any) -> Any:
@@ -328,10 +352,10 @@ def problem_of(path: bytes) -> str:
     from mlc_jax.data.streaming import tf
 
     try:
-        data = pathlib.Path(os.fsdecode(path)).read_bytes()
+        data = pillow.read_file(path)
         decode(tf.constant(data))
-    except OSError as error:
-        return _reason(error)
+    except pillow.BadPicture as error:
+        return str(error)
     except (tf.errors.OpError, ValueError):
         if not data:
             return "is empty"
@@ -344,7 +368,7 @@ def problem_of(path: bytes) -> str:
 def pictures_below(
     field: str, root: str, folder: str, parents: tuple[str, ...] = ()
 ) -> Iterator[str]:
-    """Relative paths of pictures in a folder and below it."""
+    """Relative paths of pictures in a folder and below it; hidden files are ignored."""
     place = os.path.join(root, folder)
     real = os.path.realpath(place)
     if real in parents:
@@ -358,6 +382,8 @@ def pictures_below(
             f"{field}: {place!r} cannot be read ({error.strerror}); expected a directory"
         ) from error
     for entry in entries:
+        if entry.name.startswith(".") or entry.name in _IGNORED:
+            continue
         name = os.path.join(folder, entry.name)
         if _is_directory(entry):
             yield from pictures_below(field, root, name, (*parents, real))
@@ -369,14 +395,27 @@ def _look_at(files: dict[int, bytes]) -> dict[int, str]:
     """What is wrong with files by row, of those that are bad."""
     rows = list(files)
     problems: dict[int, str] = {}
+    num_turned = 0
     bar = tqdm(total=len(rows), desc="Looking at pictures", unit="", disable=None, delay=2)
     with bar, ThreadPoolExecutor(os.cpu_count()) as threads:
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
             found = threads.map(lambda row: problem_of(files[row]), chunk)
-            problems |= {row: x for row, x in zip(chunk, found, strict=True) if x}
+            of_chunk = {row: x for row, x in zip(chunk, found, strict=True) if x}
+            good = [row for row in chunk if row not in of_chunk]
+            num_turned += sum(threads.map(lambda row: _is_turned(files[row]), good))
+            problems |= of_chunk
             bar.update(len(chunk))
+    if num_turned:
+        logging.warning(
+            "Pictures with an EXIF orientation, which is not applied to pixels that are trained "
+            "on: %d. mlc_jax.files.pack applies it.", num_turned,
+        )  # fmt: skip
     return problems
+
+
+def _is_turned(path: bytes) -> bool:
+    return pillow.orientation(pillow.read_file(path)) != 1
 
 
 def _is_bmp_with_palette(data: bytes) -> bool:

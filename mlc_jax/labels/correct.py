@@ -15,7 +15,9 @@ from mlc_jax.benchmarks.datasets import of_own
 from mlc_jax.config import starts
 from mlc_jax.config.checks import is_whole
 from mlc_jax.data import ArraySource, Source
-from mlc_jax.encoders import encoding
+from mlc_jax.encoders import readers
+from mlc_jax.encoders.pictures import PictureReader, name_of
+from mlc_jax.encoders.readers import Reader
 from mlc_jax.errors import InputError, expect
 from mlc_jax.files import table_files, text_files
 from mlc_jax.files.label_columns import Said, check_near_misses
@@ -35,7 +37,8 @@ def correct_labels(
     *,
     checks: Any = None,
     text: str | None = None,
-    encoder: str | None = None,
+    image: str | None = None,
+    encoder: Any = None,
     features: Sequence[str] = (),
     method: str = "auto",
     model: Any = "auto",
@@ -64,8 +67,9 @@ def correct_labels(
       checks: later checks, with the columns `id` and `checked_label`, such as a `to_check.csv` that
         was filled in: a frame, a path, or a list of these.
       text: the column of texts. The classifier then learns from these alone.
-      encoder: for texts, the directory of a pretrained encoder, or its name on the Hugging Face
-        hub.
+      image: the column of paths of pictures. The classifier then learns from these alone.
+      encoder: for texts or pictures, the directory of a pretrained encoder, or its name on the
+        Hugging Face hub; for pictures also a function of your own, see `mlc_jax.PictureReader`.
       features: columns to learn from; by default all that can be used.
       method: `auto` is `cross_fit`, which also estimates how good its labels are; or the name of
         another method.
@@ -87,23 +91,30 @@ def correct_labels(
     expect(isinstance(checked, str), "checked", checked, "the name of a column")
     table = Frame("frame", _renamed(frame, labels, checked))
     said = Said(() if len(labels) == 1 else labels)
-    kind = memory.TABLE if text is None else memory.TEXT
-    if text is not None and text not in table.columns():
-        table.fail(f"has no column {text!r}, only {table.columns()}")
+    expect(text is None or image is None, "image", image, "None beside text")
+    for name in (text, image):
+        if name is not None and name not in table.columns():
+            table.fail(f"has no column {name!r}, only {table.columns()}")
+    kind = memory.TEXT if text is not None else memory.PICTURES if image else memory.TABLE
     settings = settings_of(kind, method, model, seed, encoder, num_epochs)
     tables = [
         str(one) if isinstance(one, str | pathlib.Path) else Frame("checks", one)
         for one in _listed(checks)
     ]
     own: OwnData
-    if text is None:
+    reader = reader_of(settings, encoder)
+    read = read_of(settings, reader)
+    if read is None:
         own = memory.of_frame(
             table, table_files.Options(tuple(features), None), said=said, checked=tables
         )
+    elif text is not None:
+        own = memory.of_texts(table, read, text=text, said=said, checked=tables)
     else:
-        own = memory.of_texts(table, reader_of(settings), text=text, said=said, checked=tables)
+        assert image is not None
+        own = memory.of_pictures(table, read, path=image, said=said, checked=tables)
     return train(
-        settings, own, kind,
+        settings, own, kind, reader=reader,
         classes=classes_of(own, [frame[name] for name in (*labels, checked) if name in frame]),
         frame=frame, workdir=workdir, progress=progress,
     )  # fmt: skip
@@ -114,7 +125,7 @@ def settings_of(
     method: str,
     model: Any,
     seed: int,
-    encoder: str | None,
+    encoder: Any,
     num_epochs: int | None = None,
 ) -> ConfigDict:
     """The config of a run on own data in memory: the preset of their kind, and what was chosen.
@@ -149,6 +160,10 @@ def settings_of(
     if kind == memory.TEXT:
         expect(encoder is not None, "encoder", encoder, "that of the texts: a directory or a name")
         settings.model.bert.checkpoint = encoder
+    if kind == memory.PICTURES:
+        expected = "that of the pictures: a directory, a name or a function"
+        expect(encoder is not None, "encoder", encoder, expected)
+        settings.dataset.encoder = name_of(encoder)
     try:
         config.validate(settings)
         starts.check(settings)
@@ -173,25 +188,33 @@ def widths(model: Any) -> tuple[int, ...] | None:
     return tuple(model)
 
 
-def reader_of(settings: ConfigDict) -> Callable[..., Source]:
-    """(texts, ids) -> what is trained on, of a run on texts."""
+def reader_of(settings: ConfigDict, encoder: Any) -> Reader | None:
+    """That of a run on texts or pictures; None of any other."""
+    reader = readers.of_config(settings)
+    if isinstance(reader, PictureReader):  # A config has a name of a function, and not itself.
+        return dataclasses.replace(reader, encoder=encoder)
+    return reader
+
+
+def read_of(settings: ConfigDict, reader: Reader | None) -> Callable[..., Source] | None:
+    """(texts or paths, ids) -> what is trained on, where there is a reader."""
+    if reader is None or isinstance(reader, PictureReader):
+        return None if reader is None else reader.cached
     c = settings.dataset
-    tokenizer = c.tokenizer or settings.model.bert.checkpoint
-    encode = encoding.frozen_encoder(settings)
+    tokenizer, encode = c.tokenizer or settings.model.bert.checkpoint, readers.encode_of(settings)
     return text_files.Settings(tokenizer, c.max_length, c.cache_dir, encode).source_maker()
 
 
 def train(
     settings: ConfigDict, own: OwnData, kind: str, *, classes: np.ndarray, progress: bool,
-    frame: Any = None, workdir: str | pathlib.Path | None = None,
+    frame: Any = None, workdir: str | pathlib.Path | None = None, reader: Reader | None = None,
 ) -> Result:  # fmt: skip
     """Trains on own data in memory; see `correct_labels`."""
     from mlc_jax.training.run import build_run
 
     run = build_run(settings, of_own(own, kind))
-    text = kind == memory.TEXT
-    if text:
-        inputs = api.Inputs("text", encoding.text_reader(settings))
+    if reader is not None:
+        inputs = api.Inputs(reader.kind, reader)
     elif own.columns is not None:
         inputs = api.Inputs("table", functools.partial(api.read_frame, own.columns), own.columns)
     else:
@@ -200,8 +223,7 @@ def train(
     run = dataclasses.replace(run, prefix="")
     return api.train(
         run, inputs, formerly=config.formerly(), workdir=workdir, progress=progress,
-        checkpoint=settings.model.bert.checkpoint if text else None, classes=classes, frame=frame,
-        of_all_rows=True,
+        reader=reader, classes=classes, frame=frame, of_all_rows=True,
     )  # fmt: skip
 
 

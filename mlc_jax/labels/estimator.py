@@ -38,8 +38,9 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         by name, and need checked rows.
     model : str or tuple, default="auto"
         "auto", "linear", "mlp", or the widths of hidden layers.
-    encoder : str, default=None
-        For texts: the directory of a pretrained encoder, or its name on the Hugging Face hub.
+    encoder : str or callable, default=None
+        For texts or pictures: the directory of a pretrained encoder, or its name on the Hugging
+        Face hub; for pictures also a function of your own, see `mlc_jax.PictureReader`.
     num_epochs : int, default=None
         Passes over the rows; for "cross_fit", rounds of training. None chooses a number by the
         number of rows.
@@ -77,7 +78,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         self,
         method: str = "auto",
         model: Any = "auto",
-        encoder: str | None = None,
+        encoder: Any = None,
         num_epochs: int | None = None,
         random_state: Any = None,
         verbose: int = 0,
@@ -101,9 +102,9 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : data frame, array of shape (n_samples, ...), list of lists, or list of texts
+        X : data frame, array of shape (n_samples, ...), list of lists, of texts, or of paths
             Columns of a data frame may be numbers, booleans, dates, categories and texts, with
-            missing values. Arrays hold finite numbers.
+            missing values. Arrays hold finite numbers. Paths are those of pictures.
         y : array of shape (n_samples,), default=None
             Labels as given: names, whole numbers or booleans. None and NaN are no label. With
             `votes`, y may be None.
@@ -147,12 +148,13 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
                 "No row is checked: how right the labels are is not known, and there is no "
                 "verdict. Check some at random, and pass them as checked=.", stacklevel=2,
             )  # fmt: skip
-        read_texts = correct.reader_of(settings) if kind == memory.TEXT else None
-        own = memory.from_memory(x, labels, read_texts=read_texts, drawn=_one_text(drawn))
+        reader = correct.reader_of(settings, self.encoder)
+        read = correct.read_of(settings, reader)
+        own = memory.from_memory(x, labels, read=read, drawn=_one_text(drawn))
         columns = [labels.columns[name] for name in labels.columns if name != "drawn"]
         result = correct.train(
             settings, own, kind, classes=correct.classes_of(own, columns),
-            progress=self.verbose > 0,
+            progress=self.verbose > 0, reader=reader,
         )  # fmt: skip
         assert result.rows is not None
         self._keep(result, x, kind)

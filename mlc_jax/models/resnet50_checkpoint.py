@@ -72,7 +72,7 @@ def _load_pickle(path: str) -> dict[str, np.ndarray]:
     except ImportError as error:
         raise InputError(
             f"pretrained weights: {path!r} is read by PyTorch, which is not installed: "
-            "pip install 'mlc_jax[torch]'; or take timm's .safetensors of the same network"
+            "pip install 'mlc_jax[pictures]'; or take timm's .safetensors of the same network"
         ) from error
     try:
         state = torch.load(pathlib.Path(path).expanduser(), map_location="cpu", weights_only=True)

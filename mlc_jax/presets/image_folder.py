@@ -1,19 +1,22 @@
 r"""Your own pictures: labels to correct, and some that somebody checked.
 
-    mlc-jax correct all.csv --encoder=resnet50.safetensors
+    mlc-jax correct all.csv --encoder=facebook/dinov2-small
     mlc-jax train --config=image_folder --config.dataset.data=all.csv \
-        --config.model.resnet50.checkpoint=resnet50.safetensors --workdir=DIR
+        --config.dataset.encoder=facebook/dinov2-small --workdir=DIR
     mlc-jax train --config=image_folder --config.dataset.noisy=noisy/ \
-        --config.dataset.clean=clean/ --config.dataset.test=test/ --workdir=DIR
+        --config.dataset.clean=clean/ --config.dataset.test=test/ \
+        --config.dataset.encoder=DIR_OR_NAME --workdir=DIR
 
 A table (.csv, .jsonl or .parquet) has columns `path`, relative to the table or absolute, and
 `label`; `checked_label` is empty where nobody looked; `id` and `split` (`test` or `validation` for
 rows that only judge) are optional. A directory has a sub-directory for each class. Pictures are
 JPEG, PNG, WebP or BMP of any size.
 
-ResNet-50 at 224 pixels wants an accelerator, and for few pictures pretrained weights: torchvision's
-resnet50 .pth, or timm's model.safetensors of resnet50.tv_in1k. --config=image_folder:small is for a
-CPU: 64 pixels, ResNet-26 of a quarter of the width, from random weights.
+The encoder stays as it is, and classifiers are trained on its features. --config=image_folder:
+finetuned trains a whole ResNet-50 at 224 pixels, which wants an accelerator and pretrained weights
+(model.resnet50.checkpoint): torchvision's resnet50 .pth, or timm's model.safetensors of
+resnet50.tv_in1k. --config=image_folder:small is ResNet-26 of a quarter of the width at 64 pixels,
+from random weights.
 """
 
 from ml_collections import ConfigDict
@@ -23,12 +26,19 @@ from mlc_jax.errors import expect
 from mlc_jax.presets import arrays
 
 
-def get_config(kind: str = "full") -> ConfigDict:
-    """Args: kind: full or small."""
-    expect(kind in ("full", "small"), "--config", f"...:{kind}", "...:full or ...:small")
-    config = defaults()
+def get_config(kind: str = "frozen") -> ConfigDict:
+    """Args: kind: frozen, finetuned or small."""
+    kinds = ("frozen", "finetuned", "small")
+    expect(kind in kinds, "--config", f"...:{kind}", " or ".join(f"...:{x}" for x in kinds))
+    config = arrays.get_config() if kind == "frozen" else _trained_whole(kind)
     config.dataset.name = "image_folder"
     config.dataset.clean_per_class = 10
+    return config
+
+
+def _trained_whole(kind: str) -> ConfigDict:
+    """A network of pixels."""
+    config = defaults()
     config.noise.type = "none"
     config.model.name = "resnet50"
     config.main_optimizer.schedule = "cosine"

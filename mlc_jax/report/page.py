@@ -1,8 +1,5 @@
 """The report of a run as one HTML page: it opens offline, loads nothing and runs nothing."""
 
-import base64
-import html
-import io
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +9,12 @@ import numpy as np
 from mlc_jax.data.show import show
 from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.data.votes import is_changed
-from mlc_jax.errors import readable
+from mlc_jax.report.contact_sheet import contact_sheet
+from mlc_jax.report.pieces import document
+from mlc_jax.report.pieces import example as _example
+from mlc_jax.report.pieces import image as _image
+from mlc_jax.report.pieces import table as _table
+from mlc_jax.report.pieces import text as _text
 from mlc_jax.report.steps import Steps
 from mlc_jax.report.verdict import NAMES, Verdict
 from mlc_jax.training.evaluate import Prediction
@@ -23,24 +25,6 @@ NUM_CORRECTIONS = 100
 
 _NUM_PAIRS = 50
 _NUM_SOURCES = 50
-_THUMBNAIL = 96  # Pixels of the longer side.
-_MOST_CHARACTERS = 400
-_OF_TEXTS = "\n\t\u200e\u200f"  # Lines; and marks of direction, which texts of some scripts need.
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1rem;
-  color: #1a1a1a; background: #fff; overflow-wrap: break-word; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-.wide { overflow-x: auto; } .wide > img { max-width: 100%; height: auto; }
-table { border-collapse: collapse; } td, th { padding: .2rem .6rem; text-align: left;
-  border-bottom: 1px solid #ddd; vertical-align: top; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.example { min-width: 12rem; max-width: 36rem; white-space: pre-wrap; }
-.example, code { overflow-wrap: anywhere; }
-.example img { width: 4rem; image-rendering: pixelated; }
-.bar { background: #4c78a8; height: .7rem; display: inline-block; } .after { background: #f58518; }
-code, pre { background: #f4f4f4; padding: .1rem .3rem; overflow-x: auto; } pre { padding: .6rem; }
-"""
 
 
 def render(
@@ -79,22 +63,10 @@ def render(
         "<h2>Training</h2>" + f'<div class="wide">{_image(picture, "curves and labels")}</div>',
         "<h2>From what to what</h2>" + _matrix(exported.given[had], corrected[had], names),
         "<h2>Classes before and after</h2>" + _sizes(exported.given[had], corrected, names),
+        contact_sheet(exported, of_noisy.soft_labels, names),
         _corrections(exported, of_noisy, names),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        # A browser loads nothing, whatever a text contains.
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>\n"
-        + "\n".join(sections)
-        + "\n</body></html>\n"
-    ).encode(errors="replace")
-
-
-def _text(text: Any, keep: str = "") -> str:
-    return html.escape(readable(str(text), keep))
+    return document(title, sections)
 
 
 def _summary(results: dict[str, Any]) -> str:
@@ -247,47 +219,3 @@ def _corrections(exported: Subset, of_noisy: Prediction, names: Sequence[str]) -
         columns.append([_text(names[i]) for i in subset.truth])
     shown = [list(row) for row in zip(*columns, strict=True)]
     return f"<h2>The {len(rows)} surest corrections</h2>" + _table(header, shown, numbers=[4])
-
-
-def _example(shown: str | np.ndarray) -> str:
-    if isinstance(shown, np.ndarray):
-        return _image(_thumbnail(shown), "example")
-    cut = shown if len(shown) <= _MOST_CHARACTERS else shown[:_MOST_CHARACTERS] + "…"
-    return _text(cut, keep=_OF_TEXTS)
-
-
-def _thumbnail(pixels: np.ndarray) -> bytes:
-    """Encodes pixels `[H, W, 3]`, so that no bytes of a user's file get into the page."""
-    from PIL import Image
-
-    image = Image.fromarray(pixels)
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    content = io.BytesIO()
-    if max(image.size) <= _THUMBNAIL // 2:
-        image.save(content, "PNG")
-    else:
-        image.save(content, "JPEG", quality=80)
-    return content.getvalue()
-
-
-def _image(content: bytes, name: str) -> str:
-    kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
-    data = base64.b64encode(content).decode()
-    return f'<img alt="{_text(name)}" src="data:image/{kind};base64,{data}">'
-
-
-def _table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()
-) -> str:
-    """HTML of cells that are HTML; columns `numbers` are aligned to the right."""
-    right = set(numbers)
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        marks = (' class="n"' if i in right else "" for i in range(len(cells)))
-        return "<tr>" + "".join(
-            f"<{tag}{mark}>{cell}</{tag}>" for cell, mark in zip(cells, marks, strict=True)
-        ) + "</tr>"  # fmt: skip
-
-    body = "\n".join(line(row, "td") for row in rows)
-    head = f"<thead>{line(header, 'th')}</thead>" if header else ""
-    return f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'

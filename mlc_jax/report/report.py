@@ -16,6 +16,7 @@ from mlc_jax.data.show import show
 from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.data.votes import NO_LABEL, agreement, is_changed, quality_of
 from mlc_jax.errors import readable
+from mlc_jax.files.pictures import places_of
 from mlc_jax.report import corrected, page, plots, to_check
 from mlc_jax.report.sources import of_sources
 from mlc_jax.report.steps import Steps, shown_path
@@ -429,6 +430,9 @@ def _to_check(run: Run, of_noisy: Prediction) -> bytes:
         examples = [x for x in show(source, of_source) if isinstance(x, str)]
         if len(examples) == len(rows):
             shown["example"] = examples
+    found = places_of(source.store, of_source) if hasattr(source, "store") else None
+    if found is not None:
+        shown["path"] = found
     return to_check.table(shown, why)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from etils import epath
 
 from mlc_jax.files.label_columns import for_spreadsheet, random_order
+from mlc_jax.report import pieces
 
-FILE = "to_check.csv"
+FILE, PAGE = "to_check.csv", "to_check.html"
 NUM_FIRST = 60  # Rows if none is checked yet.
 NUM_RANDOM, NUM_UNCERTAIN = 30, 70  # Rows after a run.
 UNCERTAIN = "uncertain"  # Why a row is there, if it was not drawn at random.
@@ -32,6 +33,22 @@ def table(shown: Mapping[str, Sequence[Any]], why: Sequence[str]) -> bytes:
       why: of each row: `random`, or another reason.
     """
     return csv_of({**shown, "why": why, "checked_label": [""] * len(why)})
+
+
+def page(shown: Mapping[str, Sequence[Any]], examples: Sequence[np.ndarray]) -> bytes:
+    """The same for a reader who wants to see the rows: HTML.
+
+    Args:
+      shown: as for `table`.
+      examples: pictures, see `show`.
+    """
+    columns = {"id": shown["id"], "given_label": shown["given_label"]}
+    pictures = [f'<div class="example">{pieces.example(x)}</div>' for x in examples]
+    rows = zip(pictures, *([*map(pieces.text, x)] for x in columns.values()), strict=True)
+    head = f"<h1>Rows to check</h1><p>Fill in checked_label in <code>{FILE}</code>.</p>"
+    return pieces.document(
+        "Rows to check", [head, pieces.table(["picture", *columns], [*map(list, rows)])]
+    )
 
 
 def is_filled_in(file: epath.Path) -> bool:

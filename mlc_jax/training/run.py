@@ -22,7 +22,7 @@ from mlc_jax.data.folds import RANDOM, AllRows
 from mlc_jax.data.loader import Pipeline
 from mlc_jax.data.prepare import Normalize
 from mlc_jax.data.source import UNKNOWN, ArraySource, IndexedSource, Subset, read_rows
-from mlc_jax.encoders import encoding
+from mlc_jax.encoders import encoding, readers
 from mlc_jax.encoders.frozen import StatesSource
 from mlc_jax.errors import CheckpointError, InputError
 from mlc_jax.methods import BoundMethod, Method
@@ -147,7 +147,7 @@ def build_run(config: ConfigDict, dataset: Dataset | None = None) -> Run:
       dataset: what is in memory; None reads what the config names.
     """
     if dataset is None:
-        dataset = datasets.load(config, encoding.frozen_encoder(config))
+        dataset = datasets.load(config, readers.encode_of(config))
     if config.model.name in ("resnet", "resnet50"):
         _check_pictures(config.model.name, dataset)
     if config.model.name == "bert":

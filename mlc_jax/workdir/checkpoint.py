@@ -31,6 +31,8 @@ FREE_FIELDS = frozenset({
     "dataset.benchmark",  # The fingerprint of the data covers its effect.
     "dataset.data_dir",
     "dataset.download",
+    "dataset.encoder",  # Whose features are part of the data's fingerprint.
+    "dataset.encoder_feature",
     "dataset.max_cached_gb",
     "meta_gradient.backward",
     "meta_gradient.diagnose_every",
@@ -38,6 +40,7 @@ FREE_FIELDS = frozenset({
     "eval_batch_size",
     "eval_every_epochs",
     "log_every_steps",
+    "max_hours",
     "checkpoint_every_steps",
     "checkpoint_every_minutes",
     "checkpoints_to_keep",

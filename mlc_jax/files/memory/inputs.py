@@ -1,5 +1,6 @@
 """A user's inputs in memory: a data frame, arrays, texts."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -13,14 +14,18 @@ from mlc_jax.files.arrays import scale
 from mlc_jax.files.label_columns import NAMES, LabelColumns, Said, read_checks
 from mlc_jax.files.memory.frames import Frame
 from mlc_jax.files.own import OwnData, combine
+from mlc_jax.files.pictures import ENDINGS
 from mlc_jax.files.tables import Table
 from mlc_jax.files.values.inputs import Offsets, as_stored, offsets_of
 
-ARRAYS, TABLE, TEXT = "arrays", "table", "text"  # As in `config.dataset.name`.
+# As in `config.dataset.name`.
+ARRAYS, TABLE, TEXT, PICTURES = "arrays", "table", "text", "image_folder"
+READ = (TEXT, PICTURES)  # Those that an encoder reads.
+COLUMNS = {TEXT: "text", PICTURES: "path"}
 
 
 def kind_of(x: Any) -> str:
-    """Which kind of data inputs are: `arrays`, `table` or `text`.
+    """Which kind of data inputs are: `arrays`, `table`, `text` or, of paths, `image_folder`.
 
     Raises:
       InputError: they are none of these.
@@ -35,11 +40,18 @@ def kind_of(x: Any) -> str:
     if isinstance(x, str) or not (hasattr(x, "__len__") or hasattr(x, "__array__")):
         raise InputError(f"X: got {type(x).__name__}, expected a data frame, an array or texts")
     array = np.asarray(x) if hasattr(x, "__array__") else None
-    if array is None and len(x) and all(isinstance(one, str) for one in x):
-        return TEXT
-    if array is not None and array.ndim == 1 and array.dtype.kind in "UTO":
-        return TEXT if all(isinstance(one, str) for one in array.tolist()) else ARRAYS
+    if array is None:
+        return _kind_of_list(x)
+    if array.ndim == 1 and array.dtype.kind in "UTO":
+        return _kind_of_list(array.tolist())
     return ARRAYS
+
+
+def _kind_of_list(x: Sequence[Any]) -> str:
+    if not len(x) or not all(isinstance(one, str | os.PathLike) for one in x):
+        return ARRAYS
+    are_pictures = all(isinstance(one, os.PathLike) or one.lower().endswith(ENDINGS) for one in x)
+    return PICTURES if are_pictures else TEXT
 
 
 def as_array(x: Any) -> np.ndarray:
@@ -121,7 +133,7 @@ def from_memory(
     x: Any,
     labels: LabelsInMemory,
     *,
-    read_texts: Callable[..., Source] | None = None,
+    read: Callable[..., Source] | None = None,
     drawn: str | None = None,
 ) -> OwnData:
     """Inputs and labels as a run takes them: no row need be checked.
@@ -129,7 +141,7 @@ def from_memory(
     Args:
       x: see `kind_of`.
       labels: of the same rows.
-      read_texts: (texts, ids) -> their source; where x is texts.
+      read: (texts or paths of pictures, ids) -> their source; where x is such.
       drawn: how checked rows were chosen, where `labels` do not say so.
 
     Raises:
@@ -144,11 +156,12 @@ def from_memory(
         everything = {name: x[name] for name in x} | labels.columns
         options = table_files.Options((), None)
         return of_frame(Frame("X", everything), options, said=labels.said, drawn=drawn)
-    if kind == TEXT:
-        if read_texts is None:
-            raise InputError("X: got texts, expected an encoder beside them: encoder=DIR_OR_NAME")
-        texts = Frame("X", {"text": [str(one) for one in x]} | labels.columns)
-        return of_texts(texts, read_texts, said=labels.said, drawn=drawn)
+    if kind in READ:
+        assert read is not None
+        column = COLUMNS[kind]
+        texts = Frame("X", {column: [os.fspath(one) for one in x]} | labels.columns)
+        of = of_texts if kind == TEXT else of_pictures
+        return of(texts, read, said=labels.said, drawn=drawn)
     inputs_of(x)  # Finite, before anything is told of them.
     offsets = offsets_of(_fail, as_array(x))
     inputs = inputs_of(x, offsets)
@@ -188,6 +201,28 @@ def of_texts(
     file = text_files.read_own(table, read_texts, said, text)
     checks = read_checks(checked, file) if checked else None
     return _doubtful(combine({"data": file}, identity, checks, drawn, needs_checks=False))
+
+
+def of_pictures(
+    table: Table,
+    read: Callable[..., Source],
+    *,
+    path: str = "path",
+    said: Said = Said(),  # noqa: B008
+    checked: Sequence[str | Table] = (),
+    drawn: str | None = None,
+) -> OwnData:
+    """The same of paths of pictures in a column `path`."""
+    columns, places = LabelColumns(table, said), []
+    for line, (place, *values) in table.rows([path, *columns.required], columns.optional):
+        if not place or place.isspace():
+            table.fail("path is empty, expected that of a picture", line)
+        columns.add(line, values)
+        places.append(place)
+    file = columns.finish(lambda ids: read(places, ids))
+    checks = read_checks(checked, file) if checked else None
+    own = _doubtful(combine({"data": file}, identity, checks, drawn, needs_checks=False))
+    return own._replace(prepare=scale(own.noisy, True))
 
 
 def _doubtful(own: Any) -> OwnData:
