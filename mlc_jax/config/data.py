@@ -46,8 +46,8 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 text(),
                 "One file. arrays: an .npz with inputs, labels and checked_labels, and maybe ids "
                 "and splits; or inputs in an .npy and the rest in a .csv of the same name. text: a "
-                ".csv, .jsonl or .parquet with columns text, label and checked_label, and maybe id "
-                "and split (test or validation for rows that only judge). image_folder: a "
+                ".csv, .tsv, .jsonl or .parquet with columns text, label and checked_label, and "
+                "maybe id and split (test or validation for rows that only judge). image_folder: a "
                 "directory with a sub-directory for each class, or such a table with path in place "
                 "of text.",
             ),
