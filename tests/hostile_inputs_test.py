@@ -28,15 +28,17 @@ from configs import table as table_config
 from mlc_jax import config as settings
 from mlc_jax.api import read_frame
 from mlc_jax.benchmarks import datasets
-from mlc_jax.commands import predict, train
+from mlc_jax.commands import predict, rounds, train
 from mlc_jax.config import starts
 from mlc_jax.config.file import ConfigFile, WrongFile
 from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
 from mlc_jax.examples import create_dataset, create_source
 from mlc_jax.files import table_files
+from mlc_jax.files.label_columns import Said, read_checks, read_labels
 from mlc_jax.files.memory import inputs as memory
 from mlc_jax.files.pictures import check_pictures
+from mlc_jax.files.tables import Table
 from mlc_jax.models.pretrained import load_params
 from mlc_jax.report import glyphs
 from mlc_jax.workdir.workdir import locked_workdir
@@ -819,6 +821,59 @@ def test_what_is_typed(run_command, tmp_path, arguments, expected):
     (line,) = [x for x in err.splitlines() if x.startswith("error: ")]
     assert (code, out) == (2, "") and re.search(expected, line), err
     assert path.read_bytes() == csv(table()) and os.listdir(tmp_path) == ["data.csv"]
+
+
+def _answered(fields=("id", "checked_label", "why"), encoding="utf-8", delimiter=",", **changes):
+    """A `to_check.csv` with the labels of ten rows, as a person or a program saves it."""
+    rows = [{"id": f"{i:04d}", "checked_label": TRUTH[i], "why": "random"} for i in range(10)]
+    columns = {name: [changes.get(name, str)(str(row[name])) for row in rows] for name in fields}
+    return pandas.DataFrame(columns).to_csv(index=False, sep=delimiter).encode(encoding)
+
+
+# (name, the file of rows to check as it is saved, how many answers there are or what is wrong)
+ANSWERS = [
+    ("A semicolons", _answered(delimiter=";"), 10),
+    ("A tabs, in UTF-16", _answered(delimiter="\t", encoding="utf-16"), 10),
+    ("A a byte order mark", _answered(encoding="utf-8-sig"), 10),
+    ("A blank lines", _answered().replace(b"\n", b"\r\n\r\n"), 10),
+    ("A columns are gone", _answered(fields=("id", "checked_label")), 10),
+    ("A ids lost their zeros", _answered(id=lambda x: x.lstrip("0") or "0"), 10),
+    ("A ids became floats", _answered(id=lambda x: f"{int(x)}.0"), 10),
+    ("A labels in capitals", _answered(checked_label=str.upper), 10),
+    ("A labels with a blank", _answered(checked_label=lambda x: f"{x} "), 10),
+    ("A labels in quotes", _answered(checked_label=lambda x: f'"{x}"'), 10),
+    ("A ids as powers of ten", _answered(id=lambda x: "1.0E+3"), r"id '1\.0E\+3' is not in"),
+    ("A an unknown id", _answered(id=lambda x: "zzz"), "id 'zzz' is not in"),
+    ("A another label", _answered(checked_label=lambda x: "emu"), "or nothing where nobody looked"),
+    ("A two labels of a row", _answered() + b"0000,emu,\n".replace(b"emu", OTHER[0].encode()),
+     "is checked as"),
+    ("A nothing", b"", "is empty, expected a first line"),
+    ("A a spreadsheet", b"PK\x03\x04" + b"\xff" * 40, "is a ZIP archive"),
+    ("A cut off", _answered() + b'"00', "is never closed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "expected"), _cases(ANSWERS))
+def test_answers_are_taken_up_as_they_are_saved(tmp_path, content, expected):
+    path = tmp_path / "data.csv"
+    path.write_bytes(csv(table(drop=["checked_label"], id=[f"{i:04d}" for i in ROWS])))
+    file = read_labels(Table("config.dataset.data", str(path)), Said())
+    out = epath.Path(tmp_path / "out")
+    out.mkdir()
+    (out / "to_check.csv").write_bytes(content)
+    if isinstance(expected, str):
+        with pytest.raises(InputError) as error:
+            rounds.Rounds(out).take_up(file)
+        assert re.search(expected, _line(error.value)), str(error.value)
+        assert os.listdir(out) == ["to_check.csv"]
+    else:
+        assert rounds.Rounds(out).take_up(file) == expected
+        checks = read_checks([str(out / "answers.csv")], file)
+        names = np.array([*checks.labels.names, ""])[checks.labels.numbers]
+        assert names.tolist() == [*TRUTH[:10], *[""] * (SIZE - 10)]
+        drawn = "random" if b"why" in content.replace(b"\0", b"") else "looked_up"
+        assert set(checks.drawn[:10]) == {drawn}
+    assert (out / "to_check.csv").read_bytes() == content
 
 
 HOSTILE = "\x1b[31m=cmd\u202e\nnew\u732b$\\frac$"  # A class that wants to be obeyed.
