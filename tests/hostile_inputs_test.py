@@ -1017,6 +1017,11 @@ def test_cut_off_labels_of_a_run(tmp_path, finished):
         predict.predict(str(place), finished[0].dataset.data, str(tmp_path / "new.csv"))
         predictions.append((tmp_path / "new.csv").read_bytes())
     assert predictions[0] == predictions[1] and predictions[0].count(b"\n") == 1 + SIZE
+    (tmp_path / "link.csv").symlink_to(tmp_path / "target.csv")
+    for _ in range(2):  # It is not there yet; then it is.
+        predict.predict(str(run), finished[0].dataset.data, str(tmp_path / "link.csv"))
+        assert (tmp_path / "link.csv").is_symlink()
+        assert (tmp_path / "target.csv").read_bytes() == predictions[0]
 
 
 # One of each letter by the real command: that what is refused above is one line there, too.

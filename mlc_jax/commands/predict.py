@@ -11,6 +11,7 @@ example: id, label, confidence, and the probability of each class. All three may
 import contextlib
 import csv
 import json
+import os
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -52,6 +53,7 @@ def predict(
         raise InputError(f"NEW: no file {new!r}; expected one of examples")
     place = paths.absolute(output, "--output") if output else None
     if place is not None and not paths.is_remote(place):
+        place = epath.Path(os.path.realpath(place))  # A link stays one.
         _check_place(pathlib.Path(place), examples)
     names = _names(paths.absolute(run, "RUN"), run)
     place = place or _beside(run, examples)
