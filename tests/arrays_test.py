@@ -440,8 +440,8 @@ def test_bad_memory_maps(refused, tmp_path, rows):
     table.unlink()
     stem = file.removesuffix(".npy")
     assert refused({"data": file}) == (
-        f"dataset.data: {file!r} has no labels beside it; expected {stem}.csv, {stem}.jsonl or "
-        f"{stem}.parquet"
+        f"dataset.data: {file!r} has no labels beside it; expected {stem}.csv, {stem}.tsv, "
+        f"{stem}.jsonl or {stem}.parquet"
     )
     np.save(file, rows[0].astype(object), allow_pickle=True)
     line = refused({"data": file})
@@ -637,7 +637,7 @@ NAN = GOOD["inputs"] + np.where(np.arange(8)[:, None] == 5, np.nan, 0)
         ),
         (
             {"inputs": np.zeros((0, 3))},
-            "['inputs'] has shape (0, 3), expected [N, ...] with N at least 1",
+            "['labels'] has shape (8,), expected (0,), one for each input",
         ),
         (
             {"inputs": NAN},
@@ -678,7 +678,7 @@ NAN = GOOD["inputs"] + np.where(np.arange(8)[:, None] == 5, np.nan, 0)
         ),
         (
             {"labels": np.full(8, b"a"), "checked_labels": np.full(8, b"")},
-            "['labels'] holds |S1, expected whole numbers or names",
+            "['labels'] holds |S1, expected whole numbers or names: labels.astype(str)",
         ),
     ],
 )  # fmt: skip

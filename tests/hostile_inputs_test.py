@@ -107,6 +107,13 @@ def told_apart(dataset):
     assert len(np.unique(ready(dataset)[:, column])) == len(dataset.noisy)
 
 
+def many(**columns):
+    """Fifty times as many rows."""
+    frame = pandas.concat([table()] * 50, ignore_index=True)
+    numbers = np.random.default_rng(1).normal(size=(2, len(frame)))
+    return frame.assign(a=numbers[0], b=numbers[1], **columns)
+
+
 def written(number):
     """A column of numbers as somebody writes them, `number(i)`."""
     return table(n=[number(int(i)) for i in ROWS])
@@ -339,6 +346,9 @@ TABLES = [
     ("C a list with inf", table(vector=[[float(i), np.inf if i == 3 else 0.5] for i in ROWS]),
      {"ending": "parquet"}, r"row 4: vector is '\[3.0, Infinity\]', expected finite numbers"),
     # D.
+    ("D more rows than a chunk", many(), AB),
+    ("D many ids of 1e18", many(t=[10**18 + i * 7919 % 6000 for i in range(50 * SIZE)]),
+     AB | {"t"}),
     ("D many columns", pandas.concat(
         [table(), pandas.DataFrame({f"c{i}": A + i for i in range(3_000)})], axis=1),
      lambda dataset: len(dataset.columns.names) == 3_002),
