@@ -347,6 +347,12 @@ TABLES = [
      {"ending": "parquet"}, r"row 4: vector is '\[3.0, Infinity\]', expected finite numbers"),
     # D.
     ("D more rows than a chunk", many(), AB),
+    ("D many dates of two forms", many(day=[f"{1 + i % 5}/{1 + i % 7}/2024" for i in range(6000)]),
+     AB),
+    ("D many dates of America", many(day=[f"{1 + i % 12}/{1 + i % 28}/2024" for i in range(6000)]),
+     feature("day", [19723, 19723 + 32])),
+    ("D many numbers with commas", many(n=[f"{1 + i % 9},{i % 1000:03d}" for i in range(6000)]),
+     feature("n", [1000, 2001])),
     ("D many ids of 1e18", many(t=[10**18 + i * 7919 % 6000 for i in range(50 * SIZE)]),
      AB | {"t"}),
     ("D many columns", pandas.concat(
