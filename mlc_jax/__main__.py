@@ -13,8 +13,8 @@ from mlc_jax.errors import ExitCode, closed_pipes_forgiven
 _CORRECT = """\
 Finds wrong labels in FILE and corrects them.
 
-FILE is a table (.csv, .jsonl, .parquet) with a column `label`, and columns of numbers, a column of
-texts, or a column of paths of pictures; arrays (.npz); or a directory of pictures with a
+FILE is a table (.csv, .tsv, .jsonl, .parquet) with a column `label`, and columns of numbers, a
+column of texts, or a column of paths of pictures; arrays (.npz); or a directory of pictures with a
 sub-directory for each class. Some labels must be checked: a column `checked_label`, empty where
 nobody looked. If there is none, the first call draws rows to check, and trains nothing.
 

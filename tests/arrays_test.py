@@ -330,7 +330,8 @@ def test_labels_that_are_checked_later(tmp_path, rows, has_ids):
     ("labels", "problem"),
     [
         ({"9": "a"}, "line 2: id '9' is not in FILE; expected one of its ids"),
-        ({"2": "A"}, "line 2: checked_label is 'A', which no row was given; expected one of a, b"),
+        ({"2": "c"}, "line 2: checked_label is 'c', which no row was given; expected one of a, b, "
+         "or nothing where nobody looked"),
         ({"0": "b"}, "line 2: id '0' is checked as 'b', and as 'a' in FILE row '0'; expected one "
          "label"),
         ({"7": "a"}, "line 2: id '7' is a row that judges; expected one to train with"),
@@ -439,8 +440,8 @@ def test_bad_memory_maps(refused, tmp_path, rows):
     table.unlink()
     stem = file.removesuffix(".npy")
     assert refused({"data": file}) == (
-        f"dataset.data: {file!r} has no labels beside it; expected {stem}.csv, {stem}.jsonl or "
-        f"{stem}.parquet"
+        f"dataset.data: {file!r} has no labels beside it; expected {stem}.csv, {stem}.tsv, "
+        f"{stem}.jsonl or {stem}.parquet"
     )
     np.save(file, rows[0].astype(object), allow_pickle=True)
     line = refused({"data": file})
@@ -636,7 +637,7 @@ NAN = GOOD["inputs"] + np.where(np.arange(8)[:, None] == 5, np.nan, 0)
         ),
         (
             {"inputs": np.zeros((0, 3))},
-            "['inputs'] has shape (0, 3), expected [N, ...] with N at least 1",
+            "['labels'] has shape (8,), expected (0,), one for each input",
         ),
         (
             {"inputs": NAN},
@@ -677,7 +678,7 @@ NAN = GOOD["inputs"] + np.where(np.arange(8)[:, None] == 5, np.nan, 0)
         ),
         (
             {"labels": np.full(8, b"a"), "checked_labels": np.full(8, b"")},
-            "['labels'] holds |S1, expected whole numbers or names",
+            "['labels'] holds |S1, expected whole numbers or names: labels.astype(str)",
         ),
     ],
 )  # fmt: skip

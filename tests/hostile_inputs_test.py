@@ -2,10 +2,12 @@
 
 A newcomer adds a case by a line in one of the tables: own tables (`TABLES`), arrays in files
 (`ARRAYS`), arrays in Python (`FITS`), new rows (`NEW_ROWS`), directories (`DIRECTORIES`). These
-train nothing; the marked ones at the end start the real command. Letters are kinds: A what somebody
+train nothing; the marked ones at the end start the real command. Frames in Python are in `FRAMES`,
+settings and config files in `SETTINGS` and `CONFIG_FILES`. Letters are kinds: A what somebody
 made is lost, B something is silently something else, C numbers, D bounds, E one line, F screens.
 """
 
+import decimal
 import json
 import os
 import pathlib
@@ -26,10 +28,19 @@ from configs import table as table_config
 from mlc_jax import config as settings
 from mlc_jax.api import read_frame
 from mlc_jax.benchmarks import datasets
-from mlc_jax.commands import predict, train
+from mlc_jax.commands import predict, rounds, train
+from mlc_jax.config import starts
+from mlc_jax.config.file import ConfigFile, WrongFile
 from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
 from mlc_jax.examples import create_dataset, create_source
+from mlc_jax.files import table_files
+from mlc_jax.files.label_columns import Said, read_checks, read_labels
+from mlc_jax.files.memory import inputs as memory
+from mlc_jax.files.pictures import check_pictures
+from mlc_jax.files.tables import Table
+from mlc_jax.models.pretrained import load_params
+from mlc_jax.report import glyphs
 from mlc_jax.workdir.workdir import locked_workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -94,6 +105,31 @@ def ready(dataset):
 def told_apart(dataset):
     column = dataset.columns.features.index("t")
     assert len(np.unique(ready(dataset)[:, column])) == len(dataset.noisy)
+
+
+def many(**columns):
+    """Fifty times as many rows."""
+    frame = pandas.concat([table()] * 50, ignore_index=True)
+    numbers = np.random.default_rng(1).normal(size=(2, len(frame)))
+    return frame.assign(a=numbers[0], b=numbers[1], **columns)
+
+
+def written(number):
+    """A column of numbers as somebody writes them, `number(i)`."""
+    return table(n=[number(int(i)) for i in ROWS])
+
+
+def days(form, **step):
+    moments = pandas.date_range("2024-01-01", periods=SIZE, **(step or {"freq": "31h"}))
+    return table(day=[moment.strftime(form) for moment in moments])
+
+
+def renamed(label, other, checked=None):
+    """Label `cat` under a name, and under another one in row 3, or in the checks."""
+    names = np.where(GIVEN == "cat", label, GIVEN).astype(object)
+    checks = np.where(CHECKED == "cat", checked or label, CHECKED)
+    names[3] = names[3] if checked else other
+    return table(label=names, checked_label=checks)
 
 
 NOTHING_CHECKED = "nobody knows how right its labels are"
@@ -237,6 +273,64 @@ TABLES = [
      {"ending": "parquet"}, feature("at", [19723, 19724.5])),
     ("B a date among numbers", with_cell("a", 3, "2024-01-01"),
      "line 5: a is '2024-01-01', expected a number"),
+    # B: as people export it.
+    ("B UTF-16", csv(table()).decode().encode("utf-16"), feature("a", A[:3])),
+    ("B UTF-16, cut off", csv(table()).decode().encode("utf-16")[:-3] + b"\0\xd8",
+     "is no UTF-16, as its first bytes say"),
+    ("B UTF-16 lines", json_lines(*json.loads(table().to_json(orient="records"))).decode()
+     .encode("utf-16"), {"ending": "jsonl"}, feature("a", A[:3])),
+    ("B Windows-1252", csv(table(city="Köln")).decode().encode("cp1252"), "iconv -f WINDOWS-1252"),
+    ("B CRLF", csv(table()).replace(b"\n", b"\r\n"), feature("a", A[:3])),
+    ("B CR", csv(table()).replace(b"\n", b"\r"), feature("a", A[:3])),
+    ("B blank lines", csv(table()).replace(b"\n", b"\n\n"), feature("a", A[:3])),
+    ("B pipes", csv(table(), sep="|"), feature("a", A[:3])),
+    ("B sep=;", b"sep=;\n" + csv(table(), sep=";"), feature("a", A[:3])),
+    ("B .tsv", csv(table(), sep="\t"), {"ending": "tsv"}, feature("a", A[:3])),
+    ("B a comma at the end", csv(table()).replace(b"\n", b",\n"), AB),
+    ("B a column twice", csv(table()).replace(b"a,b\n", b"a,a\n"), "has column 'a' 2 times"),
+    ("B a column without a name", table().rename(columns={"b": ""}), {"a", ""}),
+    ("B row numbers without a name", table(**{"": ROWS[::-1] * 3}), AB),
+    ("B a header alone", b"label,checked_label,a\n", "has no row, expected one"),
+    ("B gzip under another name", b"\x1f\x8b\x08" + b"\xff" * 50, "is packed by gzip"),
+    ("B .xlsx under another name", b"PK\x03\x04" + b"\xff" * 50, r"a ZIP archive, as spreadsheets"),
+    ("B .csv.gz", b"", {"ending": "csv.gz"}, "unpack it: gunzip FILE"),
+    ("B 1'234.50", written(lambda i: f"1'{i:03d}.50"), feature("n", [1000.5, 1001.5])),
+    ("B 1 234", written(lambda i: f"1\u202f{i * 7:03d}"), feature("n", [1000, 1007])),
+    ("B 1,00,234", written(lambda i: f"1,00,{i * 7:03d}"), feature("n", [100_000, 100_007])),
+    ("B USD 3.50", written(lambda i: f"USD {3 * i}.50"), feature("n", [0.5, 3.5])),
+    ("B (3)", written(lambda i: f"({3 * i})" if i % 2 else f"{i}"), feature("n", [0, -3, 2])),
+    ("B 3-", written(lambda i: f"{3 * i}-" if i % 2 else f"{i}"), feature("n", [0, -3, 2])),
+    ("B a long minus", written(lambda i: f"\u2212{3 * i}"), feature("n", [0, -3, -6])),
+    ("B 3,5E-2", written(lambda i: f"{3 * i},5E-2"), feature("n", [0.005, 0.035])),
+    ("B hexadecimal", written(lambda i: hex(i * 7919 % 1000)), AB),
+    ("B 05 Jan 2024", days("%d %b %Y"), feature("day", [19723, 19724])),
+    ("B January 05, 2024", days("%B %d, %Y"), feature("day", [19723, 19724])),
+    ("B 1:30 PM", days("%m/%d/%Y %I:%M %p", freq="36h"), feature("day", [19723, 19724.5])),
+    ("B zones by name", days("%Y-%m-%d %H:%M UTC", freq="36h"), feature("day", [19723, 19724.5])),
+    ("B dates of two forms", table(day=[f"{1 + i % 28}.1.2024" if i % 2 else x
+                                         for i, x in enumerate(DAYS)]), AB),
+    ("B spans of Parquet", table(t=pandas.to_timedelta(ROWS * ROWS, unit="h")),
+     {"ending": "parquet"}, feature("t", [0, 1 / 24, 4 / 24])),
+    ("B structs in Parquet", table(s=[{"x": 1}] * SIZE), {"ending": "parquet"}, AB),
+    ("B structs in Parquet, named", table(s=[{"x": 1}] * SIZE),
+     {"ending": "parquet", "features": "+s"}, "column 's' holds struct<x: int64>"),
+    ("B objects in JSON", table(s=[{"x": 1}] * SIZE), {"ending": "jsonl"},
+     "features=-s leaves it out"),
+    ("B yes and no", table(q=np.where(ROWS % 3, "ja", "nein")), AB | {"q"}),
+    ("B 007 and 7", renamed("007", None, checked="7"), ALIKE),
+    ("B 1 and 1e0", renamed("1", None, checked="1e0"), ALIKE),
+    ("B 007 alone", renamed("007", "007"), lambda dataset: dataset.class_names == ("007", "dog")),
+    ("B a blank of zero width", renamed("cat", "ca\u200bt"), ALIKE),
+    ("B a blank that does not break", renamed("cat", "cat\xa0"), ALIKE),
+    ("B a soft hyphen", renamed("cat", "ca\xadt"), ALIKE),
+    ("B a byte order mark", renamed("cat", "\ufeffcat"), ALIKE),
+    ("B a mark of direction", renamed("cat", "cat\u200f"), ALIKE),
+    ("B NUL", renamed("cat", "c\0at"), ALIKE),
+    ("B Cyrillic", renamed("cat", "c\u0430t"), ALIKE),
+    ("B dashes", renamed("a-b", "a\u2013b"), ALIKE),
+    ("B big_cat", renamed("big cat", "big_cat"), ALIKE),
+    ("B numbers for labels", table(label=A), "has 12. different labels in 120 rows"),
+    ("B a label per row", table(label=[f"c{i}" for i in ROWS]), "expected names of classes, each"),
     # C.
     ("C a constant", table(year=2024), AB),
     ("C a constant of texts", table(land="Italy"), AB),
@@ -252,6 +346,18 @@ TABLES = [
     ("C a list with inf", table(vector=[[float(i), np.inf if i == 3 else 0.5] for i in ROWS]),
      {"ending": "parquet"}, r"row 4: vector is '\[3.0, Infinity\]', expected finite numbers"),
     # D.
+    ("D more rows than a chunk", many(), AB),
+    ("D many dates of two forms", many(day=[f"{1 + i % 5}/{1 + i % 7}/2024" for i in range(6000)]),
+     AB),
+    ("D many dates of America", many(day=[f"{1 + i % 12}/{1 + i % 28}/2024" for i in range(6000)]),
+     feature("day", [19723, 19723 + 32])),
+    ("D many numbers with commas", many(n=[f"{1 + i % 9},{i % 1000:03d}" for i in range(6000)]),
+     feature("n", [1000, 2001])),
+    ("D many ids of 1e18", many(t=[10**18 + i * 7919 % 6000 for i in range(50 * SIZE)]),
+     AB | {"t"}),
+    ("D many columns", pandas.concat(
+        [table(), pandas.DataFrame({f"c{i}": A + i for i in range(3_000)})], axis=1),
+     lambda dataset: len(dataset.columns.names) == 3_002),
     ("D a long cell in an unused column", table(
         note=["x" * 10**6 if i == 3 else f"n{i}" for i in ROWS]), AB),
     ("D a long cell among numbers", with_cell("a", 3, "x" * 10**6), r"1,000,000 characters"),
@@ -403,6 +509,14 @@ ARRAYS = [
     ("C ids of 1e18", {"inputs": np.stack([ROWS, 10**18 + ROWS], axis=1)}, None),
     ("C whole numbers of 64 bits", {"inputs": (X * 1e12).astype(np.int64)}, None),
     ("B complex", {"inputs": X * 1j}, "holds complex128, expected real numbers"),
+    ("B one-hot", {
+        "labels": np.eye(2)[(GIVEN == "cat") * 1], "checked_labels": np.where(CHECKED == "", -1, 0)
+    }, "is one-hot, expected the classes"),
+    ("B bytes", {"labels": GIVEN.astype("S")}, r"labels\.astype\(str\)"),
+    ("B booleans", {"labels": GIVEN == "cat", "checked_labels": np.select(
+        [CHECKED == "cat", CHECKED == "dog"], ["True", "False"], "")}, None),
+    ("B bad names", {"inputs": None, "X": X}, r"has no array 'inputs', only \['X', 'checked"),
+    ("E labels for five rows", {"labels": GIVEN[:5]}, r"has shape \(5,\), expected \(120,\)"),
     ("E no features", {"inputs": X[:, :0]}, "expected one number at least for each example"),
     ("E one class", {"labels": np.full(SIZE, "cat"), "checked_labels": np.where(
         CHECKED == "", "", "cat")}, "has one class, 'cat'"),
@@ -480,6 +594,7 @@ FITS = [
     ("E a generator", (x for x in X), NUMBERS, "got generator, expected an array or a list"),
     ("E labels by a generator", X, (x for x in NUMBERS), "got generator, expected an array"),
     ("E ragged", [[1.0], *X[1:].tolist()], NUMBERS, "expected rows of equal length"),
+    ("B one-hot", X, np.eye(2)[NUMBERS], "one-hot, expected the classes"),
     ("E ragged labels", X, [[1], *NUMBERS[1:].tolist()], "expected one in each row"),
     ("E long double", X.astype(np.longdouble), NUMBERS, None),
     ("E tuples", tuple(map(tuple, X.tolist())), tuple(NUMBERS.tolist()), None),
@@ -514,6 +629,321 @@ def test_fit(x, labels, problem):
 def test_new_arrays(x):
     with pytest.raises(InputError, match=r"^x: "):
         create_source(x)
+
+
+# (name, columns of a data frame beside those of `table`, what is expected): a set is its features.
+FRAMES = [
+    ("B an interval", {"c": pandas.cut(A, 2, labels=None)}, None),
+    (
+        "B nullable whole numbers",
+        {"c": pandas.array([None, *ROWS[1:] ** 2], "Int64")},
+        {"c", "c is missing"},
+    ),
+    (
+        "B nullable booleans",
+        {"c": pandas.array([None, *(ROWS[1:] % 2 == 0)], "boolean")},
+        {"c", "c is missing"},
+    ),
+    (
+        "B strings of Arrow",
+        {"c": pandas.array(WORDS, "string[pyarrow]")},
+        {"c=Bonn", "c=Oslo", "c=Rome"},
+    ),
+    (
+        "B categories that no row has",
+        {"c": pandas.Categorical(WORDS, sorted({*WORDS, "x"}))},
+        {"c=Bonn", "c=Oslo", "c=Rome"},
+    ),
+    ("B decimals", {"c": [decimal.Decimal(int(i) * 3) / 2 for i in ROWS]}, {"c"}),
+    ("B periods", {"c": pandas.period_range("2000-01", periods=SIZE, freq="M")}, {"c"}),
+    ("B spans", {"c": pandas.to_timedelta(ROWS * ROWS, unit="h")}, {"c"}),
+    (
+        "B moments with a zone",
+        {"c": pandas.date_range("2024", periods=SIZE, freq="7h", tz="CET")},
+        {"c"},
+    ),
+    ("B a sparse column", {"c": pandas.arrays.SparseArray(np.where(ROWS % 9, 0, A))}, {"c"}),
+    ("B long doubles", {"c": A.astype(np.longdouble)}, {"c"}),
+    (
+        "B numbers and texts",
+        {"c": [str(i) if i % 2 else int(i * i) for i in ROWS]},
+        {"c"},
+    ),
+    ("B dicts", {"c": [{"x": 1}] * SIZE}, set()),
+    ("B bytes", {"c": [b"x"] * SIZE}, set()),
+    ("B objects", {"c": [object()] * SIZE}, set()),
+    ("B complex", {"c": A * 1j}, "holds complex128, expected numbers"),
+    ("B bytes for labels", {"label": [x.encode() for x in GIVEN]}, "column 'label' has bytes"),
+    ("B numbers for labels", {"label": A}, "expected names of classes"),
+    ("C inf", {"c": np.where(ROWS == 3, np.inf, A)}, "row 3: c is 'inf'"),
+]
+
+
+@pytest.mark.parametrize(("columns", "expected"), _cases(FRAMES))
+def test_frames(columns, expected):
+    frame = memory.Frame("frame", table().assign(**columns))
+    options = table_files.Options((), None)
+    if isinstance(expected, str):
+        with pytest.raises(InputError) as error:
+            memory.of_frame(frame, options)
+        assert re.search(expected, _line(error.value)), str(error.value)
+        return
+    own = memory.of_frame(frame, options)
+    names = {*own.columns.features}
+    assert len(names) == 4 if expected is None else names == AB | expected
+
+
+# (name, what is called, what is expected)
+CALLS = [
+    ("E a label by number", lambda x: mlc.correct_labels(x, label=3), "label: got 3, expected"),
+    ("E no such column", lambda x: mlc.correct_labels(x, label="y"), "has no column 'y'"),
+    ("E a broken seed", lambda x: mlc.correct_labels(x, seed=0.5), "seed: got 0.5, expected"),
+    ("E no such text", lambda x: mlc.correct_labels(x, text="t", encoder="/no"), "no column 't'"),
+    ("E an encoder of numbers", lambda x: mlc.correct_labels(x, encoder="/no"),
+     "encoder: got '/no', expected None"),
+    ("E no such encoder", lambda x: mlc.correct_labels(x.assign(t="a b"), text="t", encoder="/no"),
+     "no directory '/no'"),
+    ("E scalars", lambda x: mlc.correct_labels({"label": "cat", "a": 1}), "column 'label' is str"),
+    ("E a list", lambda x: mlc.correct_labels(x.to_dict("records")), "got list, expected a data"),
+    ("B texts and numbers", lambda x: _fitted(x, np.array(["cat", 1] * (SIZE // 2), object)),
+     "y: has texts and numbers"),
+    ("B complex labels", lambda x: _fitted(x, NUMBERS * 1j), "y: Complex data not supported"),
+    ("E a generator", lambda x: _fitted((x for _ in range(3)), GIVEN), "X: got generator"),
+    ("E all are checked", lambda x: _fitted(x[["a", "b"]], GIVEN, GIVEN), "no label to correct"),
+    ("D 10^9 rounds", lambda x: mlc.correct_labels(x, num_epochs=10**9), "expected a whole number"),
+    ("D a layer of 10^9", lambda x: mlc.correct_labels(x, model=(10**9,)), "expected widths"),
+]  # fmt: skip
+
+
+def _fitted(x, y, checked=None):
+    checked = np.where(ROWS % 2, None, np.asarray(y).astype(object)) if checked is None else checked
+    return mlc.LabelCorrector().fit(x, y, checked=checked)
+
+
+@pytest.mark.parametrize(("call", "expected"), _cases(CALLS))
+def test_calls(call, expected):
+    with pytest.raises(InputError) as error:
+        call(table())
+    assert re.search(expected, str(error.value)), str(error.value)
+
+
+def test_a_network_that_does_not_fit_is_refused_before_it_is_compiled():
+    """LCN and classifier of other classes; a state that no machine holds; pictures of a table."""
+    examples = mlc.Examples(X[:40], NUMBERS[:40]), mlc.Examples(X[40:80], NUMBERS[40:80])
+    lcn = mlc.models.LabelCorrectionNetwork(3, 4, 4)
+    optimizers = {"tx": mlc.sgd(0.1), "meta_tx": mlc.adam(1e-3)}
+    for method, expected in [
+        (mlc.methods.mlc(model=mlc.models.MLP(2, (4,)), lcn=lcn, **optimizers),
+         r"lcn\.num_classes: got 3, expected 2"),
+        (mlc.methods.cross_entropy(model=mlc.models.MLP(2, (200_000, 200_000)), tx=mlc.sgd(0.1)),
+         r"take 298\.\d\d GiB, and a device has"),
+    ]:  # fmt: skip
+        with pytest.raises(InputError, match=expected):
+            mlc.fit(method, *examples, progress=False)
+
+
+# (name, settings of a run on a table, what is expected)
+SETTINGS = [
+    ("D lcn.hidden_size", {"lcn.hidden_size": 10**9}, "expected a whole number from 1 to 65536"),
+    ("D joint.num_averaged", {"joint.num_averaged": 10**9}, "expected a whole number from 1 to"),
+    ("D num_steps", {"num_steps": 10**20}, "expected a whole number from 0 to 2147483647"),
+    ("D a large rate", {"main_optimizer.learning_rate": 1e39}, "expected a positive number"),
+    ("D a small rate", {"meta_optimizer.learning_rate": 1e-50}, "expected a positive number"),
+    ("D profile", {"profile": f"1:{10**30}"}, "expected START:STOP"),
+    ("E a picture's network", {"method": "mlc", "model.name": "resnet"},
+     "got 'resnet', expected mlp with a table"),
+    ("E a pattern", {"main_optimizer.groups": (("(", 1.0, None),)}, r"'\(' is none \(missing \)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "expected"), _cases(SETTINGS))
+def test_settings(fields, expected):
+    config = table_config.get_config()
+    config.update_from_flattened_dict({"dataset.data": "all.csv"} | fields)
+    with pytest.raises(InputError) as error:
+        settings.validate(config)
+    assert re.search(expected, _line(error.value)), str(error.value)
+
+
+_MINE = "from mlc_jax.config import get_config as defaults\ndef get_config():\n    c = defaults()\n"
+# (name, a config file of somebody's, what is expected)
+CONFIG_FILES = [
+    ("E a slip of syntax", _MINE + "    c.(\n", "line 4: SyntaxError"),
+    ("E indentation", "def get_config():\nreturn 1\n", "line 2: IndentationError"),
+    ("E an exception", _MINE + "    1 / 0\n", "line 4: ZeroDivisionError"),
+    ("E of several lines", _MINE + "    raise ValueError('a\\nb')\n", "line 4: ValueError: a b$"),
+    ("E no such module", "import nosuchmodule\n", "line 1: ModuleNotFoundError"),
+    ("E a file that is missing", "open('/nope')\n", "line 1: FileNotFoundError"),
+    ("E a dict", "def get_config():\n    return {}\n", "line 1: get_config returns dict"),
+    ("E nothing", _MINE, "line 2: get_config returns nothing"),
+    ("E no section", _MINE + "    c.unlock()\n    del c.lcn\n    return c\n",
+     "line 2: config.lcn.hidden_size: is not there"),
+    ("E a key of its own", _MINE + "    c.unlock()\n    c.nois = 1\n    return c\n",
+     "line 2: config.nois: there is no such setting"),
+    ("E a misspelt key", _MINE + "    c.nois = 1\n", 'line 4: .*Did you mean "noise"'),
+    ("E another type", _MINE + "    c.seed = 'a'\n", "line 4: TypeError"),
+    ("E no function", "", "has no function get_config"),
+    ("E no arguments", "def get_config(a, b):\n    pass\n", "line 1: TypeError"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "expected"), _cases(CONFIG_FILES))
+def test_config_files(tmp_path, content, expected):
+    path = tmp_path / "mine.py"
+    path.write_text(content)
+    with pytest.raises(WrongFile) as error:
+        ConfigFile().parse(str(path))
+    assert re.search(expected, _line(error.value)), str(error.value)
+    assert _line(error.value).startswith(f"--config: {str(path)!r}")
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    os.mkfifo(tmp_path / "x.safetensors")
+    for name, kind in (("x.png", "FIFO"), ("/dev/zero", "device")):
+        _, problems = check_pictures(str(tmp_path), np.array([name.encode()]), str(tmp_path / "c"))
+        assert problems == {0: f"cannot be read (a {kind}, no regular file)"}
+    for name in (tmp_path / "x.safetensors", "/dev/zero", tmp_path):
+        with pytest.raises(InputError, match=r"cannot be read \(a .*, no regular file\)"):
+            load_params(name)
+    for field in ("initial_params", "resnet50.checkpoint"):
+        config = table_config.get_config()
+        config.model.name = "resnet50"
+        config.update_from_flattened_dict({f"model.{field}": str(tmp_path / "x.safetensors")})
+        with pytest.raises(InputError, match=rf"model\.{field}: .*a FIFO, no regular file"):
+            starts.check(config)
+
+
+# (name, arguments of `mlc-jax correct` beside the file, what is expected)
+TYPED = [
+    ("A --out is a device", ["--out=/dev/full"], "is there with other files in it"),
+    ("A --out below a device", ["--out=/dev/full/x"], r"--out: cannot write to '/dev/full/x'"),
+    (
+        "E --out in another cloud",
+        ["--out=s3://a/b"],
+        "--out: got 's3://a/b', expected a local",
+    ),
+    ("E no such checks", ["--checks=/nope.csv"], "--checks: no file '/nope.csv'"),
+    ("E no such encoder", ["--encoder=/nope"], "--encoder: got '/nope', expected none with"),
+    ("E no such setting", ["--lcn.hiden_size=3"], "such as --lcn.hidden_size"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), _cases(TYPED))
+def test_what_is_typed(run_command, tmp_path, arguments, expected):
+    path = tmp_path / "data.csv"
+    path.write_bytes(csv(table()))
+    code, out, err = run_command("correct", str(path), *arguments)
+    (line,) = [x for x in err.splitlines() if x.startswith("error: ")]
+    assert (code, out) == (2, "") and re.search(expected, line), err
+    assert path.read_bytes() == csv(table()) and os.listdir(tmp_path) == ["data.csv"]
+
+
+def _answered(fields=("id", "checked_label", "why"), encoding="utf-8", delimiter=",", **changes):
+    """A `to_check.csv` with the labels of ten rows, as a person or a program saves it."""
+    rows = [{"id": f"{i:04d}", "checked_label": TRUTH[i], "why": "random"} for i in range(10)]
+    columns = {name: [changes.get(name, str)(str(row[name])) for row in rows] for name in fields}
+    return pandas.DataFrame(columns).to_csv(index=False, sep=delimiter).encode(encoding)
+
+
+# (name, the file of rows to check as it is saved, how many answers there are or what is wrong)
+ANSWERS = [
+    ("A semicolons", _answered(delimiter=";"), 10),
+    ("A tabs, in UTF-16", _answered(delimiter="\t", encoding="utf-16"), 10),
+    ("A a byte order mark", _answered(encoding="utf-8-sig"), 10),
+    ("A blank lines", _answered().replace(b"\n", b"\r\n\r\n"), 10),
+    ("A columns are gone", _answered(fields=("id", "checked_label")), 10),
+    ("A ids lost their zeros", _answered(id=lambda x: x.lstrip("0") or "0"), 10),
+    ("A ids became floats", _answered(id=lambda x: f"{int(x)}.0"), 10),
+    ("A labels in capitals", _answered(checked_label=str.upper), 10),
+    ("A labels with a blank", _answered(checked_label=lambda x: f"{x} "), 10),
+    ("A labels in quotes", _answered(checked_label=lambda x: f'"{x}"'), 10),
+    ("A ids as powers of ten", _answered(id=lambda x: "1.0E+3"), r"id '1\.0E\+3' is not in"),
+    ("A an unknown id", _answered(id=lambda x: "zzz"), "id 'zzz' is not in"),
+    ("A another label", _answered(checked_label=lambda x: "emu"), "or nothing where nobody looked"),
+    ("A two labels of a row", _answered() + b"0000,emu,\n".replace(b"emu", OTHER[0].encode()),
+     "is checked as"),
+    ("A nothing", b"", "is empty, expected a first line"),
+    ("A a spreadsheet", b"PK\x03\x04" + b"\xff" * 40, "is a ZIP archive"),
+    ("A cut off", _answered() + b'"00', "is never closed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "expected"), _cases(ANSWERS))
+def test_answers_are_taken_up_as_they_are_saved(tmp_path, content, expected):
+    path = tmp_path / "data.csv"
+    path.write_bytes(csv(table(drop=["checked_label"], id=[f"{i:04d}" for i in ROWS])))
+    file = read_labels(Table("config.dataset.data", str(path)), Said())
+    out = epath.Path(tmp_path / "out")
+    out.mkdir()
+    (out / "to_check.csv").write_bytes(content)
+    if isinstance(expected, str):
+        with pytest.raises(InputError) as error:
+            rounds.Rounds(out).take_up(file)
+        assert re.search(expected, _line(error.value)), str(error.value)
+        assert os.listdir(out) == ["to_check.csv"]
+    else:
+        assert rounds.Rounds(out).take_up(file) == expected
+        checks = read_checks([str(out / "answers.csv")], file)
+        names = np.array([*checks.labels.names, ""])[checks.labels.numbers]
+        assert names.tolist() == [*TRUTH[:10], *[""] * (SIZE - 10)]
+        drawn = "random" if b"why" in content.replace(b"\0", b"") else "looked_up"
+        assert set(checks.drawn[:10]) == {drawn}
+    assert (out / "to_check.csv").read_bytes() == content
+
+
+HOSTILE = "\x1b[31m=cmd\u202e\nnew\u732b$\\frac$"  # A class that wants to be obeyed.
+
+
+def test_what_is_shown_is_not_obeyed(run_command, tmp_path):
+    """F: in the terminal, the page, the picture's names and the tables for a spreadsheet."""
+    other = "\uff1ddog"
+    given = np.where(GIVEN == "cat", HOSTILE, other)
+    checks = np.select([CHECKED == "cat", CHECKED == "dog"], [HOSTILE, other], "")
+    ids = [f"=id{i}\x1b[2J" for i in ROWS]
+    path = tmp_path / "data.csv"
+    path.write_bytes(csv(table(id=ids, label=given, checked_label=checks)))
+    code, out, err = run_command(
+        "correct", str(path), "--method=cross_entropy", "--num_steps=4", "--noprogress",
+        "--model.mlp.hidden_sizes=(4,)", "--noisy_batch_size=8", "--clean_batch_size=16",
+    )  # fmt: skip
+    assert code == 0, err
+    run = tmp_path / "data.mlc"
+    page = (run / "report.html").read_text(encoding="utf-8")
+    for text in (out, err, page):
+        assert not {*"\x1b\u202e"} & {*text}
+    assert r"\x1b[31m=cmd\u202e\nnew" in page
+    written = (run / "to_check.csv").read_text(encoding="utf-8")
+    assert f"'{other}" in written and f"\n{other}" not in written and f",{other}" not in written
+    assert re.search(r"^'=id\d+", written, re.MULTILINE)
+    assert not re.search(r"^=id", written, re.MULTILINE)
+
+
+def test_letters_without_a_glyph_are_escapes(caplog, monkeypatch):
+    monkeypatch.setattr(glyphs, "_others", lambda usual: [])
+    with caplog.at_level("WARNING"):
+        names = glyphs.drawable(["\u732b", "caf\u00e9", HOSTILE]).names
+    assert names == [r"\u732b", "caf\u00e9", r"\x1b[31m=cmd\u202e\nnew\u732b$\frac$"]
+    assert "No font of this machine has glyphs for \u732b" in caplog.text
+
+
+def test_a_closed_pipe_ends_nothing():
+    """`| head`: what is printed goes nowhere, and what is left to do is done."""
+    code = (
+        "import sys; from mlc_jax.errors import closed_pipes_forgiven as f\n"
+        "with f():\n"
+        "    for i in range(99_999): print(i)\n"
+        "    print('x', file=sys.stderr)\n"
+    )
+    programs = [["-m", "mlc_jax.config"], ["-c", code], ["-m", "mlc_jax", "settings"]]
+    for program in programs:
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(
+            [sys.executable, *program], stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        os.close(write)
+        assert (done.returncode, done.stderr) == (0, "x\n" if program[0] == "-c" else "")
 
 
 # (name, file -> content, what is expected)
@@ -603,6 +1033,11 @@ def test_cut_off_labels_of_a_run(tmp_path, finished):
         predict.predict(str(place), finished[0].dataset.data, str(tmp_path / "new.csv"))
         predictions.append((tmp_path / "new.csv").read_bytes())
     assert predictions[0] == predictions[1] and predictions[0].count(b"\n") == 1 + SIZE
+    (tmp_path / "link.csv").symlink_to(tmp_path / "target.csv")
+    for _ in range(2):  # It is not there yet; then it is.
+        predict.predict(str(run), finished[0].dataset.data, str(tmp_path / "link.csv"))
+        assert (tmp_path / "link.csv").is_symlink()
+        assert (tmp_path / "target.csv").read_bytes() == predictions[0]
 
 
 # One of each letter by the real command: that what is refused above is one line there, too.

@@ -3,6 +3,7 @@
 import pickle
 
 import jax
+import joblib
 import numpy as np
 import pandas
 import pytest
@@ -227,3 +228,23 @@ def test_scikit_learn_accepts_it():
     results = check_estimator(mlc.LabelCorrector(num_epochs=1), on_fail=None)
     failed = {x["check_name"]: x["exception"] for x in results if x["status"] == "failed"}
     assert not failed
+
+
+@pytest.mark.slow  # Two processes that import JAX and train, beside two folds in this one.
+def test_processes_of_joblib_score_as_this_one_does():
+    """JAX must not be forked, and loky's processes are not; the estimator goes there by pickle."""
+    x, y, checked, _ = _iris()
+    scores = []
+    for n_jobs in (1, 2):
+        with (
+            sklearn.config_context(enable_metadata_routing=True),
+            joblib.parallel_config("loky", n_jobs=n_jobs),
+        ):
+            corrector = mlc.LabelCorrector(num_epochs=1).set_fit_request(checked=True)
+            corrector.set_score_request(checked=True)
+            scores.append(
+                cross_val_score(
+                    corrector, x, y, cv=2, params={"checked": checked}, error_score="raise"
+                )
+            )
+    np.testing.assert_array_equal(*scores)

@@ -193,7 +193,7 @@ def test_bad_files_are_found(tmp_path):
     expected = _bad_files(tmp_path)
     _save(tmp_path / "good.jpg")
     (tmp_path / "folder.jpg").mkdir()
-    expected["folder.jpg"] = "cannot be read (Is a directory)"
+    expected["folder.jpg"] = "cannot be read (a directory, no regular file)"
     names = [*expected, "good.jpg"]
     found = pictures.check_pictures(
         str(tmp_path), np.array([os.fsencode(x) for x in names]), str(tmp_path / "cache")

@@ -362,7 +362,7 @@ def test_bad_file(load, tmp_path, name, content, problem):
 
 def test_files_that_are_not_there_or_of_another_kind(load, tmp_path):
     absent = str(tmp_path / "absent.csv")
-    kinds = "one that ends in .csv, .jsonl or .parquet"
+    kinds = "one that ends in .csv, .tsv, .jsonl or .parquet"
     for path in (absent, str(tmp_path)):
         with pytest.raises(InputError) as error:
             load(data=path)

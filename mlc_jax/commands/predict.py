@@ -1,16 +1,17 @@
 """`mlc-jax predict RUN NEW`: labels of new examples, by what a run has learned.
 
 The run is one that has ended; nothing of its training data is needed. NEW is like the run's own
-files, without labels: an .npz or .npy of inputs, a .csv, .jsonl or .parquet with the columns of the
-features, or with the texts, and maybe an `id`; or a directory of pictures, or a table with their
-`path`. Of all but an .npz, a part is in memory at a time. The output has a row for each example:
-id, label, confidence, and the probability of each class. All three may be in a bucket
+files, without labels: an .npz or .npy of inputs, a .csv, .tsv, .jsonl or .parquet with the columns
+of the features, or with the texts, and maybe an `id`; or a directory of pictures, or a table with
+their `path`. Of all but an .npz, a part is in memory at a time. The output has a row for each
+example: id, label, confidence, and the probability of each class. All three may be in a bucket
 (gs://BUCKET/NAME).
 """
 
 import contextlib
 import csv
 import json
+import os
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -52,6 +53,7 @@ def predict(
         raise InputError(f"NEW: no file {new!r}; expected one of examples")
     place = paths.absolute(output, "--output") if output else None
     if place is not None and not paths.is_remote(place):
+        place = epath.Path(os.path.realpath(place))  # A link stays one.
         _check_place(pathlib.Path(place), examples)
     names = _names(paths.absolute(run, "RUN"), run)
     place = place or _beside(run, examples)

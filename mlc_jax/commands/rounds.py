@@ -141,10 +141,11 @@ class Rounds:
     def begin(self, number: int, file: LabelledFile, checks: Sequence[str]) -> None:
         """Makes the directory of a round, with the answers that it learns from; see `is_known`."""
         directory, answers = self.directory(number), self._newest()
+        key = self._key(file, checks).encode()
         make(directory)
         if answers:
             paths.write(directory / USED_FILE, _csv(answers))
-        paths.write(directory / _KEY_FILE, self._key(file, checks).encode())
+        paths.write(directory / _KEY_FILE, key)
         filled_in = self.out / to_check.FILE
         if number == 1 and filled_in.exists():  # The run writes another one in its place.
             filled_in.replace(self.out / FIRST_FILE)

@@ -47,10 +47,10 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 text(),
                 "One file. arrays: an .npz with inputs, labels and checked_labels, optionally ids "
                 "and splits; or inputs in an .npy and the rest in a .csv of the same name. text: a "
-                ".csv, .jsonl or .parquet with columns text, label and checked_label, optionally "
-                "id and split (test or validation for rows that only judge). image_folder: a "
-                "directory with a sub-directory for each class, or such a table with path instead "
-                "of text.",
+                ".csv, .tsv, .jsonl or .parquet with columns text, label and checked_label, "
+                "optionally id and split (test or validation for rows that only judge). "
+                "image_folder: a directory with a sub-directory for each class, or such a table "
+                "with path instead of text.",
             ),
             "benchmark": Setting(False, flag(), "With data: all of its labels are true."),
             "noisy": Setting(

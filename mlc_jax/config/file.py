@@ -23,7 +23,7 @@ class WrongFile(Exception):
     """A config file that is none; absl would make something else of a ValueError."""
 
 
-class ConfigFile(flags.ArgumentParser):  # type: ignore[type-arg]
+class ConfigFile(flags.ArgumentParser):
     """Of a flag: `FILE.py`, or `FILE.py:KIND`, whose `get_config` takes the kind."""
 
     def parse(self, path: str) -> ConfigDict:
@@ -58,8 +58,8 @@ def _load(file: str) -> types.ModuleType:
 def _problem(config: Any) -> str:
     """What is wrong with what `get_config` returned; empty if nothing is."""
     if not isinstance(config, ConfigDict):
-        there = "nothing" if config is None else type(config).__name__
-        return f"get_config returns {there}, expected {_SOURCE}"
+        kind = "nothing" if config is None else type(config).__name__
+        return f"get_config returns {kind}, expected {_SOURCE}"
     there = flatten(config.to_dict())
     for name in [x for x in there if x not in SETTINGS]:
         near = difflib.get_close_matches(name, SETTINGS, n=1)

@@ -332,7 +332,7 @@ def _check_kinds(files: dict[str, _File]) -> None:
         if key in file.arrays
     ]
     columns += [(x.table.path, np.dtype(np.str_)) for x in files.values() if x.table is not None]
-    named = {np.issubdtype(dtype, np.str_) for _, dtype in columns}
+    named = {dtype.kind in "USb" for _, dtype in columns}
     if len(named) > 1:
         kinds = ", ".join(f"{name} {dtype}" for name, dtype in columns)
         raise InputError(f"{FIELD}data: labels are numbers here and names there ({kinds})")

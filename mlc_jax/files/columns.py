@@ -143,9 +143,10 @@ def left_out(one: Survey, rows: np.ndarray, *, unnamed: bool = False) -> str | N
 def is_constant(one: Survey, rows: np.ndarray) -> bool:
     """Whether all rows that are learned from, `[N]` bool, have one value."""
     values = one.values()
-    if values is None or (one.is_numeric and len(np.unique(one.codes[: len(rows)][rows])) > 1
-                          and np.nanmax(np.abs(values)) >= 2**53):  # fmt: skip
+    if values is None:
         return False
+    if one.is_numeric and np.nanmax(np.abs(values)) >= 2**53:  # Where float64 is not exact.
+        return one.texts is not None and len(np.unique(one.codes[rows])) == 1
     values = values[rows]
     return bool(np.isnan(values).all()) or bool((values == values[0]).all())
 

@@ -1,11 +1,12 @@
 """The columns of a user's table that are not inputs: labels, ids, and which rows only judge."""
 
 import difflib
+import functools
 import hashlib
 import os
 import re
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from mlc_jax.data.source import UNKNOWN, Source
 from mlc_jax.errors import InputError
 from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, Checks, LabelledFile, Labels
 from mlc_jax.files.tables import Table
-from mlc_jax.files.values.names import MAX_LENGTH
+from mlc_jax.files.values.names import MAX_LENGTH, bare, bare_id
 from mlc_jax.files.values.together import NOBODY_LOOKED
 
 # Columns other than labels. The rest are inputs, or ignored.
@@ -327,9 +328,11 @@ def read_checks(checks: Sequence[str | Table], file: LabelledFile) -> Checks:
     Args:
       checks: tables, or their paths, with columns `id` and `checked_label`, which is empty where
         nobody looked; ids are those of the file, or numbers of its rows, from 0, where it has none.
-        `why` says, as in a `to_check.csv`, which rows were drawn at random; without it all were
-        looked up. Random rows of a `to_check.csv` are the next ones of one order (`random_order`),
-        so a row that was looked up counts as drawn at random, too, once that order has passed it.
+        What a spreadsheet or a hand makes of ids and labels is found, where it can be one alone:
+        `29` for `00029`, `DOG` for `dog`. `why` says, as in a `to_check.csv`, which rows were drawn
+        at random; without it all were looked up. Random rows of a `to_check.csv` are the next ones
+        of one order (`random_order`), so a row that was looked up counts as drawn at random, too,
+        once that order has passed it.
       file: `config.dataset.data`.
 
     Raises:
@@ -344,6 +347,7 @@ def read_checks(checks: Sequence[str | Table], file: LabelledFile) -> Checks:
     numbers = np.full(len(rows), UNKNOWN, np.int32)
     drawn = np.full(len(rows), "", "U9")
     places: dict[int, str] = {}
+    known_rows, known_names = _Known(rows, bare_id), _Known(names, bare)
     if file.checked is not None:
         for row in np.flatnonzero(file.checked.numbers != UNKNOWN).tolist():
             numbers[row] = names[file.checked.names[file.checked.numbers[row]]]
@@ -354,7 +358,9 @@ def read_checks(checks: Sequence[str | Table], file: LabelledFile) -> Checks:
             if not label or label.isspace() or (label in NOBODY_LOOKED and label not in names):
                 continue
             found = True
-            row, number = _checked_row(table, line, written or "", label, file, rows, names)
+            row, number = _checked_row(
+                table, line, written or "", label, file, known_rows, known_names
+            )
             if row in places and numbers[row] != number:
                 table.fail(
                     f"id {written!r} is checked as {label!r}, and as "
@@ -391,25 +397,53 @@ def _checked_row(
     written: str,
     label: str,
     file: LabelledFile,
-    rows: dict[str, int],
-    names: dict[str, int],
+    rows: "_Known",
+    names: "_Known",
 ) -> tuple[int, int]:
     """Of one row of a file of checked labels: a row of the data, and the number of its label."""
-    row = rows.get(from_spreadsheet(written), rows.get(written))
+    row = rows.find(written)
     if row is None and file.aliases:
         row = file.aliases.get(os.path.normpath(from_spreadsheet(written)))
     if row is None:
         table.fail(f"id {written!r} is not in {file.path!r}; expected one of its ids", line)
     if file.judging[row]:
         table.fail(f"id {written!r} is a row that judges; expected one to train with", line)
-    number = names.get(from_spreadsheet(label), names.get(label))
+    number = names.find(label)
     if number is None:
+        listed = list(names.numbers)
         table.fail(
             f"checked_label is {label!r}, which no row was given; expected one of "
-            f"{', '.join(list(names)[:10])}{', ...' if len(names) > 10 else ''}",
+            f"{', '.join(listed[:10])}{', ...' if len(listed) > 10 else ''}, or nothing where "
+            "nobody looked",
             line,
         )
     return row, number
+
+
+class _Known:
+    """Names in a user's file, found by what a person or a spreadsheet makes of them.
+
+    Args:
+      numbers: by name.
+      form: what a name has in common with other forms of it.
+    """
+
+    def __init__(self, numbers: Mapping[str, int], form: Callable[[str], str]):
+        self.numbers, self._form = numbers, form
+
+    def find(self, written: str) -> int | None:
+        """The number of a name; None if there is none, or if it could be several."""
+        text = from_spreadsheet(written)
+        number = self.numbers.get(text, self.numbers.get(written))
+        return self._alike.get(self._form(text)) if number is None else number
+
+    @functools.cached_property
+    def _alike(self) -> dict[str, int | None]:
+        found: dict[str, int | None] = {}
+        for name, number in self.numbers.items():
+            form = self._form(name)
+            found[form] = None if form in found else number
+        return found
 
 
 def for_spreadsheet(text: str) -> str:

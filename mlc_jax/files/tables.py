@@ -177,7 +177,8 @@ class Table:
                 self.fail(f"has {len(fields)} field{plural}, expected {expected}", line)
             yield line, [None if i is None else fields[i] for i in columns]
         if columns is None:
-            self.fail(f"is empty, expected a first line that names {_names(required)}")
+            named = _names([*required, *values])
+            self.fail(f"is empty, expected a first line that names {named}")
 
     def _csv_rows(self) -> Iterator[tuple[int, list[str]]]:
         """All lines, including the header."""

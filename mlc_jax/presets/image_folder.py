@@ -7,7 +7,7 @@ r"""Your own pictures: labels to correct, and some that somebody checked.
         --config.dataset.clean=clean/ --config.dataset.test=test/ \
         --config.dataset.encoder=DIR_OR_NAME --workdir=DIR
 
-A table (.csv, .jsonl or .parquet) has columns `path`, relative to the table or absolute, and
+A table (.csv, .tsv, .jsonl or .parquet) has columns `path`, relative to the table or absolute, and
 `label`; `checked_label` is empty where nobody looked; `id` and `split` (`test` or `validation` for
 rows that only judge) are optional. A directory has a sub-directory for each class. Pictures are
 JPEG, PNG, WebP or BMP of any size.

@@ -1,4 +1,4 @@
-r"""Your own tables (.csv, .jsonl, .parquet): labels to correct, and some that somebody checked.
+r"""Your own tables (.csv, .tsv, .jsonl, .parquet): labels to correct, some of them checked.
 
     mlc-jax correct all.csv
     mlc-jax train --config=table --config.dataset.data=all.csv --workdir=DIR

@@ -1,4 +1,4 @@
-r"""Your own texts (.csv, .jsonl, .parquet): labels to correct, and some that somebody checked.
+r"""Your own texts (.csv, .tsv, .jsonl, .parquet): labels to correct, some of them checked.
 
     mlc-jax correct all.csv --encoder=DIR_OR_NAME
     mlc-jax train --config=text --config.dataset.data=all.csv \

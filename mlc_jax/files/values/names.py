@@ -43,6 +43,12 @@ def bare(name: str) -> str:
     return _BETWEEN.sub(" ", text).casefold().translate(_ALIKE)
 
 
+def bare_id(name: str) -> str:
+    """What an id has in common with what a spreadsheet saves of it: `00029`, `29` and `29.0`."""
+    text = whole(name.strip())
+    return text.lstrip("0") or "0" if text.isdigit() else text
+
+
 def is_one_hot(labels: np.ndarray) -> bool:
     """Whether `[N, S]` are a one in each row, and zeros: no labels by S sources, but of S classes.
 

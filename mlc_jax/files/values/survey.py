@@ -36,7 +36,7 @@ class Survey:
         self._sizes: set[int] = set()
 
     def add(self, lines: Sequence[int], texts: list[str]) -> None:
-        num_there = 0
+        num_there, point_alone = 0, False
         for form, chunks in self._read.items():
             numbers, bad = forms.read(texts, form)
             chunks.append(numbers)
@@ -45,9 +45,9 @@ class Survey:
                 self._first_bad.setdefault(form, (texts[row], lines[row]))
             num_there = int(bad.sum()) + int(np.isfinite(numbers).sum())
             if form == "point" and num_there and not bad.any() and not self._is_decided:
-                self._is_decided = True
+                point_alone = True  # Others are not even tried.
                 break
-        self._forget(num_there)
+        self._forget(num_there, point_alone=point_alone)
         if "list" in self._read:
             self._sizes |= {len(x) for text in texts if (x := forms.read_list(text)) is not None}
         if len(self._categories) <= MAX_CATEGORIES + 1:
@@ -55,14 +55,12 @@ class Survey:
                 value = forms.category(text)
                 self._codes.append(self._categories.setdefault(value, len(self._categories)))
 
-    def _forget(self, num_there: int) -> None:
-        """Forms that do not read what is there are not tried again."""
-        if not num_there or len(self._read) == 1:
+    def _forget(self, num_there: int, *, point_alone: bool) -> None:
+        """Forms that do not read what is there, in the first rows, are not tried again."""
+        if not num_there or self._is_decided:
             return
-        if self._is_decided:
-            kept = ["point"]
-        else:
-            self._is_decided = True
+        self._is_decided, kept = True, ["point"]
+        if not point_alone:
             read = {form: np.isfinite(x[-1]).sum() for form, x in self._read.items()}
             kept = [form for form in self._read if read[form] >= max(1, _READ * num_there)]
         self._read = {form: self._read[form] for form in kept or ["point"]}
