@@ -51,6 +51,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
+        The classes, sorted.
     labels_ : ndarray of shape (n_samples,)
         Corrected labels, in the order of X. A checked row keeps its checked label. With
         "cross_fit", the label of a row comes from classifiers that were not trained on the row.
