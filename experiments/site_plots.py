@@ -1,4 +1,4 @@
-"""The plots of the site, drawn from the numbers that stand in its pages.
+"""The plots of the site, drawn from the numbers in its pages.
 
     python -m experiments.site_plots                  # all of them, into docs/images
     python -m experiments.site_plots --only=suite     # or method, verdict, rounds, estimators

@@ -291,6 +291,6 @@ def bind(method: Method, sizes: Mapping[str, Any], prepare: Callable[[Any], Any]
 
 
 def stored_prepare(sizes: Mapping[str, Any]) -> Callable[[Any], Any]:
-    """What a workdir says of it; only `fit` takes functions of a user's own."""
+    """`prepare` as stored in a workdir; only `fit` takes a user's own functions."""
     stored = sizes["prepare"]
     return Normalize(**stored) if stored else prepare_for(sizes["example"])

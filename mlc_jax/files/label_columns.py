@@ -52,7 +52,7 @@ class Said(NamedTuple):
 
     @property
     def elsewhere(self) -> "Said":
-        """Of other files than `data`."""
+        """The same for other files than `data`."""
         return Said(names=self.names)
 
     def table(self, field: str, path: str) -> Table:
@@ -393,7 +393,7 @@ def _checked_row(
     rows: dict[str, int],
     names: dict[str, int],
 ) -> tuple[int, int]:
-    """Of one row of a file of checked labels: a row of the data, and the number of its label."""
+    """Row of the data and number of the label, for one row of a file of checked labels."""
     row = rows.get(from_spreadsheet(written), rows.get(written))
     if row is None:
         table.fail(f"id {written!r} is not in {file.path!r}; expected one of its ids", line)
@@ -421,5 +421,5 @@ def for_spreadsheet(text: str) -> str:
 
 
 def from_spreadsheet(text: str) -> str:
-    """What `for_spreadsheet` was given."""
+    """The inverse of `for_spreadsheet`."""
     return text[1:] if text.startswith("'") and _RUNS.match(text) else text

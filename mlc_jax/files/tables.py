@@ -156,7 +156,7 @@ class Table:
         raise InputError(f"{self.field}: {self.path!r}{where} {problem}")
 
     def place(self, number: int) -> str:
-        """What an editor calls the place of a row: its first line; of Parquet its row, from 1."""
+        """Where a row is, as an editor counts: its first line; in Parquet its number, from 1."""
         return f"{'row' if self._kind == '.parquet' else 'line'} {number}"
 
     @contextlib.contextmanager
@@ -225,7 +225,7 @@ class Table:
 
     @functools.cached_property
     def _json_names(self) -> dict[str, None]:
-        """Of all objects, in the order in which they are first seen."""
+        """Keys of all objects, in order of appearance."""
         return dict.fromkeys(name for _, row in self._json_rows() for name in row)
 
     def _json(self, required: list[str], optional: list[str], values: list[str]) -> Iterator[Row]:
@@ -377,7 +377,7 @@ class Table:
 
 
 def _text(value: Any) -> str:
-    """Of JSON."""
+    """A value of JSON as text."""
     if isinstance(value, str):
         return value
     return "" if value is None else json.dumps(value, ensure_ascii=False)
@@ -405,7 +405,7 @@ def _is_list(stored: Any) -> bool:
 
 
 def _csv_problem(error: str) -> str:
-    """What Python's csv module means."""
+    """A message of Python's csv module in plain words."""
     if "unexpected end" in error:
         return 'a quote " in this row is never closed; expected one at the end of the field'
     if "field limit" in error:

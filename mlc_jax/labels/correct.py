@@ -1,4 +1,4 @@
-"""A data frame in, the same frame with corrected labels out; and what the estimator trains by."""
+"""A data frame in, the same frame with corrected labels out; also used by the estimator."""
 
 import dataclasses
 import functools
@@ -108,7 +108,7 @@ def settings_of(
     encoder: str | None,
     num_epochs: int | None = None,
 ) -> ConfigDict:
-    """The config of a run on own data in memory: the preset of their kind, and what was chosen.
+    """The config of a run on own data in memory: a preset with the chosen settings.
 
     Args:
       kind: of the data, see `memory.kind_of`.
@@ -141,7 +141,7 @@ def settings_of(
 
 
 def widths(model: Any) -> tuple[int, ...] | None:
-    """Of hidden layers; None leaves the choice to the preset.
+    """Widths of hidden layers; None leaves the choice to the preset.
 
     Raises:
       InputError: no such model.
@@ -157,7 +157,7 @@ def widths(model: Any) -> tuple[int, ...] | None:
 
 
 def reader_of(settings: ConfigDict) -> Callable[..., Source]:
-    """(texts, ids) -> what is trained on, of a run on texts."""
+    """A function (texts, ids) -> source, for a run on texts."""
     c = settings.dataset
     tokenizer = c.tokenizer or settings.model.bert.checkpoint
     encode = encoding.frozen_encoder(settings)
@@ -203,7 +203,7 @@ def _read_arrays(x: Any) -> Source:
 
 
 def _renamed(frame: Any, labels: Sequence[str], checked: str) -> dict[str, Any]:
-    """Columns by the names that a file has them under."""
+    """Columns, renamed as in a file."""
     original = Frame("frame", frame)
     for name in labels:
         if name not in original.columns():

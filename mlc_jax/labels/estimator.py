@@ -1,4 +1,4 @@
-"""The project as a scikit-learn estimator."""
+"""An estimator for scikit-learn."""
 
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -218,10 +218,10 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
 
 
 def _labels(y: Any, checked: Any, drawn: Any, votes: Any, num_rows: int) -> memory.LabelsInMemory:
-    """Columns of labels, as a file has them; they are of one length.
+    """Columns of labels, as in a file, all of one length.
 
     Raises:
-      InputError: other lengths, or labels of no kind that there is.
+      InputError: different lengths, or labels of an unknown type.
     """
     if y is None and votes is not None:
         y = np.full(num_rows, None)

@@ -52,14 +52,14 @@ def load_resnet50(model: ResNet50, source: str | os.PathLike[str]) -> dict[str, 
 
 
 def _num_blocks(weights: Mapping[str, Any]) -> tuple[int, ...]:
-    """Of each stage."""
+    """Number of blocks of each stage."""
     blocks = {tuple(name.split(".")[:2]) for name in weights if name.startswith("layer")}
     stages = [stage for stage, _ in sorted(blocks)]
     return tuple(stages.count(stage) for stage in dict.fromkeys(stages))
 
 
 def _depth_or(value: Any) -> Any:
-    """What a depth of such blocks is called."""
+    """The depth of a network with these blocks, or the blocks if there is none."""
     return next((depth for depth, blocks in BLOCKS.items() if blocks == value), value)
 
 
