@@ -224,7 +224,7 @@ def _sources(table: Table, said: Said) -> list[str]:
         return ["label"]
     found = [x for x in there if x.startswith(ONE_EACH) and x not in WRITTEN]
     if found and not said.votes:
-        logging.info("Labels as given, one column for each source: %s.", ", ".join(found))
+        logging.info("Given labels, one column per source: %s.", ", ".join(found))
         return found
     return [] if said.votes else ["label"]  # Which is missed where the file is read.
 
@@ -240,7 +240,7 @@ def _that_say_something(
     ]
     silent = [name for name in names if name not in [x for x, _ in kept]]
     if silent and kept:
-        logging.warning("Left out, for they label no row: %s.", ", ".join(silent))
+        logging.warning("Left out, because they label no row: %s.", ", ".join(silent))
     return [name for name, _ in kept], [column for _, column in kept]
 
 

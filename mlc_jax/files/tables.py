@@ -259,7 +259,7 @@ class Table:
                 try:
                     row = json.loads(text)
                 except (ValueError, RecursionError) as error:
-                    self.fail(f"is no JSON ({error}); expected one object per line", line)
+                    self.fail(f"is not JSON ({error}); expected one object per line", line)
                 if not isinstance(row, dict):
                     self.fail(f"is {type(row).__name__}, expected an object with columns", line)
                 yield line, row
@@ -308,7 +308,7 @@ class Table:
                         number += 1
                         yield number, [None if x is None else x[row] or "" for x in columns]
         except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-            self.fail(f"is no readable Parquet file ({_line(error)})")
+            self.fail(f"is not a readable Parquet file ({_line(error)})")
 
     def _schema(self) -> Any:
         import pyarrow
@@ -317,7 +317,7 @@ class Table:
         try:
             return pyarrow.parquet.read_schema(self._file)
         except pyarrow.ArrowException as error:
-            return self.fail(f"is no readable Parquet file ({_line(error)})")
+            return self.fail(f"is not a readable Parquet file ({_line(error)})")
 
     def _texts(self, column: Any, name: str, number: int, *, whole: bool) -> list[str | None]:
         """The values of rows from `number` + 1 on."""

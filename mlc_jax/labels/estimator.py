@@ -145,7 +145,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
                     "or method='auto'"
                 )
             warnings.warn(
-                "No row is checked: how right the labels are is not known, and there is no "
+                "No row is checked: there is no estimate of how good the labels are, and no "
                 "verdict. Check some at random, and pass them as checked=.", stacklevel=2,
             )  # fmt: skip
         read_texts = correct.reader_of(settings) if kind == memory.TEXT else None

@@ -80,6 +80,6 @@ def _load_pickle(path: str) -> dict[str, np.ndarray]:
     except Exception as error:  # Of pickle, zipfile and PyTorch, a dozen types.
         reason = " ".join(str(error).split())
         raise InputError(
-            f"pretrained weights: {path!r} is no readable state_dict ({reason[:200]}); expected "
+            f"pretrained weights: {path!r} is not a readable state_dict ({reason[:200]}); expected "
             "torchvision's .pth, or timm's .safetensors"
         ) from error
