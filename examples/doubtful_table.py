@@ -2,7 +2,7 @@
 
 scikit-learn's breast cancer data: 569 tumours, 30 measurements of each. Three labels in ten are
 made wrong; 57 rows, drawn at random, have a checked one. Called again once DIR/tumours.csv is
-corrected, it says how many labels are right, which nobody could say of data of their own.
+corrected, it prints how many labels are right, since the truth is known here.
 """
 
 import pathlib

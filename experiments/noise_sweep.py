@@ -4,7 +4,7 @@
         --noise=uniform,flip --levels=0:1:0.1 --seeds=5 --batch_runs=55 --workdir=DIR
 
 Every run has a workdir of its own, DIR/<noise>/<level>/<method>/seed<n>; one that is finished is
-not run again, one that was interrupted goes on. In DIR: `runs.csv`, `sweep.csv`, `sweep.md` and
+not run again, one that was interrupted resumes. In DIR: `runs.csv`, `sweep.csv`, `sweep.md` and
 `sweep.png` (`experiments.paper.noise_tables`).
 
 --batch_runs=N trains up to N runs of a method, which differ in seed and noise alone, as one

@@ -60,7 +60,7 @@ def run_grid(
 ) -> dict[str, dict[str, Any]]:
     """Trains what is missing of a grid.
 
-    A run that is finished is not run again; one that was interrupted goes on. From the first run on
+    A run that is finished is not run again; one that was interrupted resumes. From the first run on
     the process keeps its compiled programs in `workdir/compilation_cache`. A run that diverges is
     logged and skipped; the others go on.
 
@@ -76,7 +76,7 @@ def run_grid(
       InputError: a config that cannot be run, or a directory that holds a run of another config;
         found for all runs before the first is started.
       CheckpointError, Preempted: of the run that the message names. Those before it are finished,
-        and the same call goes on from there.
+        and the same call resumes from there.
       NonFiniteLossError: all runs diverged.
     """
     check(runs, workdir)

@@ -1,4 +1,4 @@
-"""The plots of the site, drawn from the numbers that stand in its pages.
+"""The plots of the site, drawn from the numbers in its pages.
 
     python -m experiments.site_plots                  # all of them, into docs/images
     python -m experiments.site_plots --only=suite     # or method, verdict, rounds, estimators
@@ -65,8 +65,8 @@ def method() -> Figure:
     _arrow(axes, (9.9, 5.2), (8.4, 2.85), "to learn", (9.35, 4.2))
     _arrow(axes, (7.8, 2.7), (9.3, 2.7))
     _arrow(axes, (12.2, 2.7), (13.2, 2.7))
-    way = {"color": ORANGE, "linestyle": "--", "linewidth": 1.6}
-    axes.plot([14.5, 14.5, 3.9, 3.9], [1.9, 1.0, 1.0, 5.6], **way)
+    way = [14.5, 14.5, 3.9, 3.9], [1.9, 1.0, 1.0, 5.6]
+    axes.plot(*way, color=ORANGE, linestyle="--", linewidth=1.6)
     axes.annotate("", (4.6, 5.6), (3.9, 5.6), arrowprops={"arrowstyle": "-|>", "color": ORANGE})
     text = "meta-gradient: back through the k updates to the label correction network"
     axes.text(9.2, 0.25, text, ha="center", color=ORANGE, fontsize=9)

@@ -419,7 +419,8 @@ def _read_json(path: epath.Path, name: str) -> dict[str, Any]:
         content = json.loads(file.read_text())
     except (ValueError, OSError) as error:
         raise InputError(
-            f"workdir: {str(file)!r} cannot be read ({error}); the run's own command writes it anew"
+            f"workdir: {str(file)!r} cannot be read ({error}); rerun the run's command to write it "
+            "again"
         ) from error
     if not isinstance(content, dict) or not content:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What was learned: labels, how good they are, and a classifier."""
+"""The result of a run: labels, how good they are, and a classifier."""
 
 import dataclasses
 import functools
@@ -32,16 +32,17 @@ if TYPE_CHECKING:
     from mlc_jax.training.run import Run
 
 _SHOWN = 10  # Rows of a notebook's table.
+_ADDED = 4  # Columns that `to_frame` adds to the user's.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """What wrote, or would write, the files of a workdir.
+    """What the files of a workdir are written from.
 
     Attributes:
-      run: what was trained.
+      run: the run.
       progress: of the loop.
-      of_noisy: what is said of the noisy examples.
+      of_noisy: predictions for the noisy examples.
     """
 
     run: "Run"
@@ -51,26 +52,26 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Result:
-    """What was learned. It can be pickled, but for methods with parts that cannot.
+    """Corrected labels, how good they are, and a classifier. It can be pickled if its method can.
 
     Attributes:
       labels: `[N]`, corrected labels of the noisy examples, in their order; numbers or names, as
         they were given.
-      label_quality: `[N]` in [0, 1], how far each given label is believed; NaN where there is none.
-      soft_labels: `[N, C]`, probabilities of the corrected labels.
-      given_labels: `[N]`; of several sources the vote of most. -1 or "" where there is none.
+      label_quality: `[N]`, probability that each given label is right; NaN if there is none.
+      soft_labels: `[N, C]`, probabilities of the classes.
+      given_labels: `[N]`; with several sources the majority vote. -1 or "" if there is none.
       ids: `[N]`, text.
       classes: `[C]`, the label of each column of `soft_labels` and `predict_proba`.
-      figures: of the run, as in `results.json`; None where truth or a test set is not there.
+      figures: as in `results.json`; None where truth or a test set is missing.
       state: the trained state.
-      method: with its settings.
-      sizes: what of the data the method is bound to; see `Run.sizes`.
-      prepare: from inputs as stored to what the model takes.
-      read: inputs as a user has them -> a source of what the classifier was trained on.
-      kind: what those are: arrays, a table, text, or image_folder.
+      method: the method with its settings.
+      sizes: the sizes of the data that the method is bound to; see `Run.sizes`.
+      prepare: maps stored inputs to what the model takes.
+      read: maps a user's inputs to a source like the training data.
+      kind: the kind of inputs: arrays, table, text or image_folder.
       columns: of a table.
-      frame: the data frame that `correct_labels` was given.
-      rows: of `correct_labels` and `LabelCorrector`, what is said of each row.
+      frame: the data frame that was passed to `correct_labels`.
+      rows: the labels of all rows, from `correct_labels` and `LabelCorrector`.
       sources: with several labels per row, a dict for each source: how many labels it gave, how
         many are right, what it confuses. `pandas.DataFrame(result.sources)` is the table of
         `sources.csv`; empty in a result that was loaded.
@@ -103,7 +104,7 @@ class Result:
 
     @property
     def verdict(self) -> "Verdict | None":
-        """How good the labels are, by checks that were hidden; `print` it. Of `cross_fit` alone."""
+        """How good the labels are, measured on hidden checks; print it. Only from `cross_fit`."""
         from mlc_jax.report.verdict import Verdict
 
         stored = self.figures.get("verdict")
@@ -119,7 +120,7 @@ class Result:
           batch_size: over all devices.
 
         Raises:
-          InputError: inputs that are not like those.
+          InputError: inputs of other shapes, types or columns.
         """
         return self.predict_source(self.read(x), batch_size=batch_size)
 
@@ -152,9 +153,9 @@ class Result:
     def to_frame(self) -> "pandas.DataFrame":
         """A row for each example, under cleanlab's names.
 
-        Of `correct_labels` the frame that it was given, with four columns more: `corrected_label`;
-        `confidence` in it; `label_quality`, how far the given label is believed; `is_label_issue`,
-        whether it was corrected.
+        After `correct_labels` it is the frame with four more columns: `corrected_label`;
+        `confidence`, the probability that it is right; `label_quality`, the probability that the
+        given label is right; `is_label_issue`, whether it was corrected.
 
         Otherwise a row for each noisy example: `id`, `is_label_issue`, `label_quality`,
         `given_label`, `predicted_label` (the corrected one), `confidence`. That table goes into
@@ -236,13 +237,15 @@ class Result:
         return f"{head}>" if verdict is None else f"{head}. {verdict.sentence}>"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the verdict, what became what, and the rows that are least believed."""
+        """For notebooks: the verdict, the most frequent changes, and the least trusted rows."""
         verdict = self.verdict
         lines = [repr(self)] if verdict is None else verdict.lines()
         told = [html.escape(line) for line in lines]
         changes = ", ".join(f"{name}: {n}" for name, n in self.figures["most_changed"].items())
         frame = self.to_frame()
         worst = frame.iloc[np.argsort(frame["label_quality"].to_numpy(), kind="stable")[:_SHOWN]]
+        if self.rows is not None and self.frame is not None:  # Ours first: wide frames are cut.
+            worst = worst[[*frame.columns[-_ADDED:], *frame.columns[:-_ADDED]]]
         return (
             f"<pre>{chr(10).join(told)}</pre>"
             f"<p>Most often changed: {html.escape(readable(changes) or '-')}</p>"
@@ -289,6 +292,6 @@ def bind(method: Method, sizes: Mapping[str, Any], prepare: Callable[[Any], Any]
 
 
 def stored_prepare(sizes: Mapping[str, Any]) -> Callable[[Any], Any]:
-    """What a workdir says of it; only `fit` takes functions of a user's own."""
+    """`prepare` as stored in a workdir; only `fit` takes a user's own functions."""
     stored = sizes["prepare"]
     return Normalize(**stored) if stored else prepare_for(sizes["example"])

@@ -440,7 +440,7 @@ def test_bad_memory_maps(refused, tmp_path, rows):
     table.unlink()
     stem = file.removesuffix(".npy")
     assert refused({"data": file}) == (
-        f"dataset.data: {file!r} has no labels beside it; expected {stem}.csv, {stem}.tsv, "
+        f"dataset.data: {file!r} has no labels next to it; expected {stem}.csv, {stem}.tsv, "
         f"{stem}.jsonl or {stem}.parquet"
     )
     np.save(file, rows[0].astype(object), allow_pickle=True)

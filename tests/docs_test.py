@@ -11,6 +11,7 @@ import sys
 import pytest
 
 import mlc_jax
+from experiments import site_plots
 from mlc_jax import config
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -66,6 +67,19 @@ def test_the_reference_has_the_whole_public_face():
     for name in set(mlc_jax.__all__) - {"__version__"}:
         kind = "module" if name in ("estimators", "methods", "models") else "(class|function)"
         assert re.search(rf"auto{kind}:: (mlc_jax\.)?{name}$", text, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("name", site_plots.PLOTS)
+def test_plots_are_drawn_from_tables_that_pages_have(name):
+    file, draw = site_plots.PLOTS[name]
+    command = f"python -m experiments.site_plots --only={name}"
+    pages = [page for page in PAGES if f"images/{file})" in page.read_text()]
+    assert pages and all(command in page.read_text() for page in pages)
+    (axes,) = draw().axes
+    marks = {"method": len(axes.patches), "suite": len(axes.containers)}
+    assert marks.get(name, len(axes.lines)) == {
+        "method": 13, "verdict": 10, "rounds": 2, "suite": 30, "estimators": 3,
+    }[name]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def test_a_class_that_nobody_checked_is_said(tmp_path, kind, caplog):
     assert len(datasets.load(config).clean) == 9
     with caplog.at_level("WARNING"):
         datasets.load(_config(kind, tmp_path, np.where(CHECKED == "bee", "", CHECKED)))
-    assert "No checked row is of class bee" in caplog.text
+    assert "No checked row has class bee" in caplog.text
 
 
 def test_a_class_that_nobody_checked_in_two_files_and_in_python(tmp_path, caplog):
@@ -97,7 +97,7 @@ def test_a_class_that_nobody_checked_in_two_files_and_in_python(tmp_path, caplog
         config.dataset[name] = str(tmp_path / f"{name}.npz")
     with caplog.at_level("WARNING"):
         assert datasets.load(config).class_names == ("ant", "bee", "cow")
-    assert "No checked row is of class bee" in caplog.text
+    assert "No checked row has class bee" in caplog.text
     caplog.clear()
     inputs = np.arange(30, dtype=np.float32)[:, None]
     method = mlc.methods.cross_entropy(model=mlc.models.MLP(3, (4,)), tx=mlc.sgd(0.1))
@@ -105,7 +105,7 @@ def test_a_class_that_nobody_checked_in_two_files_and_in_python(tmp_path, caplog
     clean = mlc.Examples(inputs[[0, 3, 6]], LABELS[[0, 3, 6]])
     with caplog.at_level("WARNING"):
         create_dataset(method, noisy, clean, None, None, None)
-    assert "No checked row is of class bee" in caplog.text
+    assert "No checked row has class bee" in caplog.text
 
 
 def test_a_class_that_only_checked_rows_have(tmp_path):

@@ -130,5 +130,5 @@ def test_bad_inputs(directories, tmp_path):
     names = np.array([b"images/none.jpg", os.fsencode(keys["clean_val"][0])])
     assert Packed(str(output), names).problems == {0: "is not among the packed"}
     (tmp_path / "packed.json").write_text(json.dumps({"per_shard": 3}))
-    with pytest.raises(InputError, match=r"^here: .* is no whole set of packed pictures"):
+    with pytest.raises(InputError, match=r"^here: .* is not a complete set of packed pictures"):
         Packed(str(tmp_path), field="here")

@@ -126,7 +126,7 @@ def test_an_unknown_name_is_an_error():
     with pytest.raises(InputError) as error:
         pretrained.with_initial(_init(), loaded)
     message = str(error.value)
-    assert "'hidden1/kernl' (4, 5), which is no parameter" in message
+    assert "'hidden1/kernl' (4, 5), which is not a parameter" in message
     assert "are hidden1/kernel, hidden2/kernel," in message
     assert "(6 in all)" in message
     assert "\n" not in message

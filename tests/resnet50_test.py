@@ -193,7 +193,7 @@ def test_a_pth_file_runs_no_code(tmp_path):
     params, _ = _init(TINY, str(tmp_path / "a.pth"))
     np.testing.assert_array_equal(params["bn1"]["scale"], state["bn1.weight"])
     torch.save({"conv1.weight": print}, tmp_path / "bad.pth")
-    with pytest.raises(InputError, match="no readable state_dict"):
+    with pytest.raises(InputError, match="not a readable state_dict"):
         initial_params(TINY, str(tmp_path / "bad.pth"))
 
 

@@ -299,7 +299,7 @@ BAD = {
         ),
         (
             b'{"text": "a", "label": "b"}\n{"text": \n',
-            "line 2: is no JSON (Expecting value: line 2 column 1 (char 10)); expected one object "
+            "line 2: is not JSON (Expecting value: line 2 column 1 (char 10)); expected one object "
             "per line",
         ),
         (
@@ -339,7 +339,7 @@ BAD = {
         ),
         (pandas.DataFrame({"text": [], "label": []}).astype(str), "has no row, expected one for "
          "each example"),
-        (b"text,label\na,b\n", "is no readable Parquet file (Parquet magic bytes not found in "
+        (b"text,label\na,b\n", "is not a readable Parquet file (Parquet magic bytes not found in "
          "footer. Either the file is corrupted or this is not a parquet file.)"),
     ],
 }  # fmt: skip

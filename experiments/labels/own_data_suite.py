@@ -1,4 +1,4 @@
-"""Cross-fitting on real tables of other people, beside what one would do instead.
+"""Cross-fitting on real tables of other people, compared with simple alternatives.
 
     python -m experiments.labels.own_data_suite --workdir=DIR
     python -m experiments.labels.own_data_suite --workdir=DIR --quick
@@ -13,7 +13,7 @@ draw; `own_data.md`, the tables.
 Columns are percent right of the doubtful rows: labels as given, scikit-learn's
 `LogisticRegression(C=1)` on the checked rows and on all given labels, gradient boosting on the
 same two, and of `cross_fit` the corrected labels and the classifier's own predictions. The
-verdict's estimate stands beside the truth.
+verdict's estimate is compared with the truth.
 """
 
 import collections

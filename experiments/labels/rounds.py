@@ -1,11 +1,11 @@
-"""Rounds of `to_check.csv`, filled in truthfully, beside as many rows checked at random.
+"""Rounds of `to_check.csv`, filled in truthfully, compared with random rows.
 
     python -m experiments.labels.rounds --workdir=DIR
 
 Labels of a table are FLIP 0.35; some rows are checked at random. Then, round by round, the rows
 that `to_check.csv` would ask for are checked: the next thirty of one random order, and the seventy
 least certain. The same is done with the next hundred of the random order. Printed is the share
-right among all rows, in percent, where a checked row is right, and what is said of it beforehand.
+of right labels among all rows, in percent, where checked rows count as right, and its estimate.
 """
 
 import functools

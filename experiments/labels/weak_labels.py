@@ -1,4 +1,4 @@
-"""Labels that nobody gave: AG News by keyword rules, and by likeness to a sentence on each class.
+"""Labels without annotators: AG News by keyword rules, and by similarity to a sentence per class.
 
     python -m experiments.labels.weak_labels --config=configs/ag_news.py:frozen \
         --config.dataset.data_dir=DIR --config.model.bert.checkpoint=NAME --workdir=runs/weak

@@ -1,4 +1,4 @@
-"""Labels of many sources: rules and annotators, beside what else is done with them.
+"""Labels of many sources: rules and annotators, compared with other tools.
 
     pip install crowd-kit cleanlab
     python -m experiments.labels.weak_supervision --data=DIR --checkpoint=MINILM --workdir=OUT
@@ -165,7 +165,7 @@ def draw(data: VoteSet, checked: str, number: int) -> Draw:
 
 
 def _by_crowdkit(name: str, votes: np.ndarray, num_classes: int) -> np.ndarray:
-    """Soft labels `[n, C]` of an aggregator; NaN where nobody said anything."""
+    """Soft labels `[n, C]` of an aggregator; NaN without any label."""
     import pandas
     from crowdkit.aggregation import GLAD, MACE, DawidSkene
 

@@ -1,7 +1,7 @@
 """What the paper's tables have in common here: its numbers, and what it costs to get one's own.
 
-Costs are estimates, to be read before a week of work is begun: XLA counts a forward pass, and what
-a method does beside a plain step is taken from docs/results/benchmark.md.
+Costs are estimates, to be read before a week of work: XLA counts a forward pass, and a method's
+cost relative to a plain step is taken from docs/results/benchmark.md.
 """
 
 import functools

@@ -5,7 +5,7 @@
 
 says first what it will cost, then runs every dataset with its own config (configs/<name>.py), in
 DIR3/<dataset>/<noise>/<level>/<method>/seed<n>, and writes `table2.md` and `table2.csv` with the
-published numbers in a column of their own; the same command goes on where it was stopped.
+published numbers in a column of their own; the same command resumes where it was stopped.
 --override=num_epochs=1 --override=model.resnet.depth=8 changes settings of all runs: a table of
 smaller runs is another one, and says so. --cost_only stops after the cost. --shard=i/n trains a
 share of the runs on one of n machines, --collect then makes the table (`experiments.shards`).

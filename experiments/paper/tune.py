@@ -18,7 +18,7 @@ runs that end. What validates is counted among the clean labels spent.
 In DIR: `trials.csv`, a row per trial; `chosen.csv` and `chosen.md`, the setting of each method; of
 the final runs `runs.csv`, `sweep.csv`, `sweep.md`, `sweep.png` (`noise_tables`). Every
 run has a workdir of its own, `<noise>/<level>/<method>/trial<n>/seed<n>` in DIR/tuning or
-DIR/final; one that is finished is not run again, one that was interrupted goes on, and one that
+DIR/final; one that is finished is not run again, one that was interrupted resumes, and one that
 diverged is tried again.
 
 Learning rates are constants of a program: --batch_runs trains runs of one trial together, and each

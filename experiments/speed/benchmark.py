@@ -1,4 +1,4 @@
-"""What an MLC step costs beside a plain one: time, memory, FLOPs, and waiting for data.
+"""What an MLC step costs, compared with a plain one: time, memory, FLOPs, waiting for data.
 
     python -m experiments.speed.benchmark --config=configs/digits.py --workdir=DIR \
         --num_inner_steps=1,5 --estimators=exact,exact:store,approximate --repeats=10
@@ -8,7 +8,7 @@ of k steps is held against a window of k plain ones. `exact:store` is exact with
 `meta_gradient.backward=store`; without a colon the config's is taken. Steps are timed in turn
 (plain, exact, approximate, plain, ...), so that whatever else the machine does weighs on all of
 them alike: on a shared machine the ratios are the message. Each k is written to `benchmark.jsonl`
-as soon as it is measured, and the same command goes on from there.
+as soon as it is measured, and the same command resumes from there.
 Only the wait for pictures needs TensorFlow.
 """
 

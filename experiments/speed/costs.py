@@ -1,4 +1,4 @@
-"""What a window of MLC costs beside a plain one: time, FLOPs, memory. No flags, no TensorFlow.
+"""What a window of MLC costs, compared with a plain one: time, FLOPs, memory. No TensorFlow.
 
 On CPU, what XLA says of a program needs care:
 

@@ -1,4 +1,4 @@
-"""What steps cost on an accelerator, beside PyTorch's and the released code's; needs no TensorFlow.
+"""What steps cost on an accelerator, compared with PyTorch and the released code; no TensorFlow.
 
     python -m experiments.speed.device_benchmark --workdir=DIR --parts=equality,lengths
     python -m experiments.speed.device_benchmark --workdir=DIR --parts=released \
@@ -12,7 +12,7 @@ clone, and ours; `bert` a classifier of texts and PyTorch's plain step of the sa
 `--config` the model is ResNet-32 for CIFAR-10, with batches as published: 100 noisy and 100 clean.
 
 Steps are timed in calls of `MIN_SECONDS` and more, three times each; a row has the median. Every
-row is written to `device_benchmark.jsonl` at once; the same command goes on, and with `--seconds`
+row is written to `device_benchmark.jsonl` at once; the same command resumes, and with `--seconds`
 none is begun after so long.
 """
 

@@ -1,4 +1,4 @@
-"""How fast pictures are read, from files and packed, beside bare tf.data and torch's DataLoader.
+"""How fast pictures are read, compared with bare tf.data and torch's DataLoader.
 
     python -m experiments.speed.loader_benchmark --workdir=DIR --image_size=224 --rounds=5 \
         --torch_python=PYTHON

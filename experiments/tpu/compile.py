@@ -10,7 +10,7 @@ timed but the compiler; TensorFlow is not needed, nor CIFAR.
 
 Compiled is the step of the config; with `--estimators=all --num_inner_steps=1,5` that of every
 estimator at both k, which are twenty. A ResNet-32 takes two to four minutes each. The tables are
-written anew after every step, and the same command goes on where it was stopped.
+written anew after every step, and the same command resumes where it was stopped.
 
 Figures are a chip's. Temporary memory is what XLA sets aside in HBM: none at all, maybe, for a
 small model, whose arrays fit into the chip's fast memory. The peak is as XLA simulates it. FLOPs

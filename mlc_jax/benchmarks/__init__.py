@@ -1,1 +1,1 @@
-"""What is published: digits, CIFAR, texts, Clothing1M; splits, and noise on their labels."""
+"""Published data: digits, CIFAR, texts, Clothing1M; splits, and noise on their labels."""

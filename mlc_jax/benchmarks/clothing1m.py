@@ -54,7 +54,7 @@ class Clothing1M(NamedTuple):
 
     @property
     def judged(self) -> Subset | None:
-        """Of validation and test, what has both labels."""
+        """Validation and test pictures with both labels."""
         held_out = Subset(
             self.test.source,
             *(

@@ -62,9 +62,9 @@ def load(config: ConfigDict, encode: Any = None) -> Dataset:
     said = Said(_listed("label_columns", c.label_columns), c.votes, tuple(columns))
     if (said.columns or said.votes) and not c.data:
         name = "label_columns" if c.label_columns else "votes"
-        raise InputError(f"{FIELD}{name}: got {c[name]!r}, expected none beside dataset.noisy")
+        raise InputError(f"{FIELD}{name}: got {c[name]!r}, expected none with dataset.noisy")
     if c.benchmark and not c.data:
-        raise InputError(f"{FIELD}benchmark: got True, expected False beside dataset.noisy")
+        raise InputError(f"{FIELD}benchmark: got True, expected False with dataset.noisy")
     names = ["data", "noisy", "clean", "test", "votes", *("checked" for _ in checked)]
     stamps = tuple(
         paths.version(file, FIELD + name) if file else None

@@ -145,7 +145,7 @@ def labels_from_file(path: str, key: str, *, num_labels: int, num_classes: int) 
     if not path or not paths.local(path, "config.noise.file").is_file():
         raise InputError(
             f"config.noise.file: got {path!r}, expected the path of an .npz file of labels "
-            "(for CIFAR-10N / CIFAR-100N see README, 'Human labels')"
+            "(for CIFAR-10N and CIFAR-100N see docs/methods.md)"
         )
     arrays = read_npz("config.noise.file", path)
     if key not in arrays:

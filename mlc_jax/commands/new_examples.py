@@ -1,4 +1,4 @@
-"""Files of new examples, like those that a run was trained on, read a part at a time."""
+"""Files of new examples, in the form of a run's training data, read in parts."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -123,7 +123,7 @@ def _open_pictures(result: Result, path: str, names: Mapping[str, str]) -> Opene
 def _open_rows(
     table: Any, names: Sequence[str], create: Callable[[list[tuple[int, list[Any]]]], Source]
 ) -> Opened:
-    """Rows of a table, read once to see whether they can be, and how many there are."""
+    """Rows of a table, read once to check and count them."""
 
     def read() -> Iterator[tuple[int, list[Any]]]:
         rows: Iterator[tuple[int, list[Any]]] = table.rows([], ["id"], names)

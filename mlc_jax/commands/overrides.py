@@ -1,4 +1,4 @@
-"""Settings as they are typed, and what is wrong with them in the same words."""
+"""Settings on the command line, and error messages in the words that were typed."""
 
 import difflib
 import re
@@ -56,7 +56,7 @@ def _fail_at(name: str, typed: str) -> NoReturn:
 
 
 def applied(config: ConfigDict, settings: Sequence[str]) -> ConfigDict:
-    """A config with settings, whose values are read as those of `python -m mlc_jax.main` are.
+    """A config with typed settings, whose values are read as by `python -m mlc_jax.main`.
 
     Args:
       config: may change.
@@ -83,7 +83,7 @@ def applied(config: ConfigDict, settings: Sequence[str]) -> ConfigDict:
 
 
 def listed(names: str | None) -> list[str]:
-    """Of a setting that is NAME[,NAME...]."""
+    """The names in a setting NAME[,NAME...]."""
     return [name for name in (names or "").split(",") if name]
 
 

@@ -1,4 +1,4 @@
-"""`mlc-jax predict RUN NEW`: labels of new examples, by what a run has learned.
+"""`mlc-jax predict RUN NEW`: labels new examples with a trained run.
 
 The run is one that has ended; nothing of its training data is needed. NEW is like the run's own
 files, without labels: an .npz or .npy of inputs, a .csv, .tsv, .jsonl or .parquet with the columns
@@ -69,7 +69,7 @@ def predict(
 
 
 def _names(path: epath.Path, run: str) -> dict[str, str]:
-    """What the run's files call their columns, by our names.
+    """From our names of columns to those of the run's files.
 
     Raises:
       InputError: it is no run that has ended.
@@ -88,14 +88,14 @@ def _names(path: epath.Path, run: str) -> dict[str, str]:
 
 
 def _beside(run: str, examples: pathlib.Path) -> epath.Path:
-    """Where predictions go if nothing is said."""
+    """The default file of predictions."""
     directory = paths.absolute(run, "RUN") / "predictions"
     directory.mkdir(parents=True, exist_ok=True)
     return directory / f"{examples.stem}.csv"
 
 
 def _check_place(output: pathlib.Path, examples: pathlib.Path) -> None:
-    """Raises InputError unless writing `output` loses nothing but predictions of before."""
+    """Raises InputError if writing `output` would overwrite anything but older predictions."""
     if not output.parent.is_dir():
         raise InputError(
             f"--output: no directory {str(output.parent)!r}; expected one to write {output.name} to"
@@ -110,7 +110,7 @@ def _check_place(output: pathlib.Path, examples: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _written_whole(output: epath.Path) -> Iterator[pathlib.Path]:
-    """A file of this machine that becomes `output` at the end."""
+    """A local file that becomes `output` at the end."""
     if paths.is_remote(output):
         with tempfile.TemporaryDirectory() as directory:
             place = pathlib.Path(directory) / output.name

@@ -1,4 +1,4 @@
-"""Rounds of a file: rows are checked, a run learns from them, and says which rows to check next.
+"""Rounds of a file: rows are checked, a run learns from them and proposes more.
 
 The first round is a run in OUT, the next ones are in OUT/round_2, OUT/round_3, ... What a person
 typed into a `to_check.csv` is added to `OUT/answers.csv` before anything else is written.
@@ -46,7 +46,7 @@ class Answer(NamedTuple):
 
 
 class Rounds:
-    """What has been done so far with a file, below its directory OUT.
+    """The rounds of a file so far, in its directory OUT.
 
     Args:
       out: that directory; it need not be there yet.
@@ -66,7 +66,7 @@ class Rounds:
                 )
 
     def directory(self, number: int) -> epath.Path:
-        """Of a round, from 1."""
+        """The directory of a round; rounds count from 1."""
         return self.out if number == 1 else self.out / f"round_{number}"
 
     @property
@@ -81,11 +81,11 @@ class Rounds:
         return (self.directory(number) / "results.json").exists()
 
     def answers(self) -> list[Answer]:
-        """All that was ever taken up, in the order of time."""
+        """All answers, in order of time."""
         return _read(self.out / ANSWERS_FILE)
 
     def is_known(self, number: int, file: LabelledFile, checks: Sequence[str]) -> bool:
-        """Whether a round learned from all checks that there are now.
+        """Whether a round learned from all present checks.
 
         Args:
           number: of the round.
@@ -96,7 +96,7 @@ class Rounds:
         return place.exists() and place.read_text() == self._key(file, checks)
 
     def _key(self, file: LabelledFile, checks: Sequence[str]) -> str:
-        """Differs where other rows are checked, or are checked as something else."""
+        """A hash of the checked rows and their labels."""
         digest = hashlib.blake2b(digest_size=8)
         for labels in (file.checked, file.split, file.drawn):
             if labels is not None:
@@ -109,7 +109,7 @@ class Rounds:
         return digest.hexdigest()
 
     def _newest(self) -> list[Answer]:
-        """Of several answers about a row the newest one counts."""
+        """The newest answer for each row."""
         return [*{answer.id: answer for answer in self.answers()}.values()]
 
     def take_up(self, file: LabelledFile) -> int:
@@ -139,7 +139,7 @@ class Rounds:
         return len(new)
 
     def begin(self, number: int, file: LabelledFile, checks: Sequence[str]) -> None:
-        """Makes the directory of a round, with the answers that it learns from; see `is_known`."""
+        """Creates the directory of a round and saves the answers that it uses; see `is_known`."""
         directory, answers = self.directory(number), self._newest()
         key = self._key(file, checks).encode()
         make(directory)
@@ -163,7 +163,7 @@ def make(directory: epath.Path) -> None:
 
 
 def is_checked(file: LabelledFile) -> bool:
-    """Whether the user's file itself has a checked label to learn from."""
+    """Whether the user's file has a checked label to learn from."""
     if file.checked is None:
         return False
     return bool(((file.checked.numbers != UNKNOWN) & ~file.judging).any())
@@ -172,11 +172,11 @@ def is_checked(file: LabelledFile) -> bool:
 def first_to_check(
     file: LabelledFile, show: Callable[[Sequence[int]], dict[str, list[str]]]
 ) -> tuple[bytes, dict[str, list[str]], list[int]]:
-    """Rows drawn at random where none is checked yet: a `to_check.csv`, its columns, and the rows.
+    """A `to_check.csv` of random rows, if none is checked yet; its columns, and the rows.
 
     Args:
       file: the user's.
-      show: rows -> columns of what a reader sees of them beside the id.
+      show: rows -> columns that show them to a reader, in addition to the id.
     """
     learned = np.flatnonzero(~file.judging)
     ids = np.arange(len(file.judging)).astype(str) if file.ids is None else file.ids

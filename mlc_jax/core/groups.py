@@ -88,7 +88,7 @@ def _group_of(path: Any, groups: tuple[Group, ...]) -> Group:
 
 
 def path_name(path: Any) -> str:
-    """What a leaf of a tree is called in messages and files: `main/opt_state/0/trace`.
+    """The path of a leaf in messages and files: `main/opt_state/0/trace`.
 
     A dataclass or a named tuple gives the same names as the dict that it is stored as.
     """

@@ -1,4 +1,4 @@
-"""What a classifier learns in an inner step, given its outputs and what the gradient holds fixed.
+"""The inner loss, from a classifier's outputs and what the gradient holds fixed.
 
 The plain form is cross-entropy on targets. `InnerLoss` adds to it, steered by one number, how far
 the clean labels are fitted, so that no schedule and no further labels are needed.
@@ -20,7 +20,7 @@ PRIORS = ("uniform", "targets")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InnerLoss:
-    """What is added to plain cross-entropy on the targets; nothing by default.
+    """Additions to plain cross-entropy on the targets; none by default.
 
     `f = clip(1 - L / log C, 0, 1)` says how far the clean labels are fitted, where `L` is the
     cross-entropy of the step's clean inner half before the update; the regularisers' strength is
@@ -83,7 +83,7 @@ class InnerLoss:
 
 
 class Output(NamedTuple):
-    """Of one pass of the classifier: logits `[B, C]` and features `[B, F]`."""
+    """Output of one pass of the classifier: logits `[B, C]` and features `[B, F]`."""
 
     logits: jax.Array
     features: jax.Array
@@ -94,7 +94,7 @@ Outputs = dict[str, Output]
 
 
 class Held(NamedTuple):
-    """What the inner gradient holds fixed, though it depends on the classifier.
+    """Values that the inner gradient holds fixed, though they depend on the classifier.
 
     Attributes:
       targets: `[B, C]` for the noisy examples; None without any.

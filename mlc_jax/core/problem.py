@@ -142,12 +142,12 @@ def add_trees(trees: Sequence[Any]) -> Any:
 
 
 def evidence_of(problem: Problem, output: Output, inputs: Inputs, rng: chex.PRNGKey) -> Any:
-    """What is seen of examples in training, with a key that no pass of the classifier uses."""
+    """The evidence in training, with a key that no pass of the classifier uses."""
     return problem.evidence(output, inputs, jax.random.fold_in(rng, _EVIDENCE_STREAM))
 
 
 def hold(problem: Problem, belief: Any, outputs: Outputs, batch: Batch, rng: chex.PRNGKey) -> Held:
-    """What an inner gradient holds fixed, from the outputs of the unmixed passes."""
+    """The values that an inner gradient holds fixed, from outputs of the unmixed passes."""
     rule, targets, fitted = problem.rule, None, None
     if rule.needs_fit and batch.clean_inner is not None:
         logits = outputs["clean"].logits

@@ -116,7 +116,7 @@ def inner_grads_vjp(
 def _with_tangents(
     problem: Problem, main: MainState, v: Params, name: str, made: Pass, params: Params
 ) -> tuple[Output, Output | None]:
-    """What a pass says, and how that moves with the params along `v` if the inner loss reads it."""
+    """The output of a pass, and its tangent along `v` if the inner loss reads it."""
 
     def outputs(params: Params) -> Output:
         return made(params, main.batch_stats)[0]  # Without the statistics: nothing is trained here.
@@ -130,7 +130,7 @@ def _slope(
     outputs: Outputs, tangents: Outputs, held: Held, problem: Problem, batch: Batch,
     mixing: Mixing | None,
 ) -> jax.Array:  # fmt: skip
-    """Of the inner loss, where the outputs that it reads move along `tangents`."""
+    """The slope of the inner loss, as the outputs that it reads move along `tangents`."""
 
     def loss(moved: Outputs) -> jax.Array:
         every = outputs | moved

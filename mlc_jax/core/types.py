@@ -1,4 +1,4 @@
-"""What the step works on: batches, and the training state, a pytree without functions."""
+"""Batches, and the training state, a pytree without functions."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""What all estimators of the meta-gradient share: their settings, their result, their pieces."""
+"""Shared by all estimators of the meta-gradient: settings, result, pieces."""
 
 import dataclasses
 from collections.abc import Callable
@@ -57,7 +57,7 @@ class EstimatorSpec:
 
 
 class Window(NamedTuple):
-    """What an estimator returns.
+    """The result of an estimator.
 
     Attributes:
       meta_grads: shaped like the meta parameters, averaged over devices.

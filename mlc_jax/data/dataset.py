@@ -1,4 +1,4 @@
-"""What a run is made from: a labelled benchmark, and rows with what is known of their labels."""
+"""The data of a run: a labelled benchmark, or rows with given and true labels."""
 
 import dataclasses
 import hashlib
@@ -56,7 +56,7 @@ class Benchmark:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """What a run trains and is evaluated on: rows of sources, and what is known of their labels.
+    """The data that a run trains and is evaluated on: rows of sources, and their labels.
 
     Attributes:
       name: for a reader.

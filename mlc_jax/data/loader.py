@@ -313,7 +313,7 @@ class _Side:
                     yield {k: self._labelled([x[block] for x in part], bucket) for k, part in pairs}
 
     def _requests(self, start_step: int, num_steps: int, share: np.ndarray) -> Iterator[Request]:
-        """Of `share` of the batches, `num_steps` steps at a time.
+        """Requests for a `share` of the batches, `num_steps` steps at a time.
 
         Each is about the positions in the subsets, `[steps, runs, len(share)]`, and the buckets
         `[steps]`, see `Order.longest`.
@@ -342,7 +342,7 @@ class _Side:
             skipped = 0
 
     def _labelled(self, arrays: Sequence[np.ndarray], bucket: int) -> Labelled:
-        """Of leaves of inputs, labels, positions and labels as given, if there are any."""
+        """Examples from arrays: leaves of inputs, labels, positions and given labels, if any."""
         number = len(self.layout.shapes)
         leaves, (labels, rows, *given) = arrays[:number], arrays[number:]
         if self.padded is not None:

@@ -69,7 +69,7 @@ class Order:
         return longest
 
     def _buckets_of(self, positions: np.ndarray) -> np.ndarray:
-        """Of positions `[runs, ...]`."""
+        """Length buckets of examples at positions `[runs, ...]`."""
         assert self.buckets is not None
         pairs = zip(self.buckets, positions, strict=True)
         return np.stack([buckets[of_run] for buckets, of_run in pairs])
@@ -106,7 +106,7 @@ def bucket_lengths(lengths: np.ndarray, num_buckets: int, most: int) -> np.ndarr
     below = np.searchsorted(np.sort(lengths), ends, side="right").tolist()
 
     def cost(i: int, j: int) -> int:
-        """Of all examples above ends[i] up to ends[j], padded to ends[j]."""
+        """The cost of all examples above ends[i] up to ends[j], padded to ends[j]."""
         return int(ends[j] * (below[j] - below[i]))
 
     # Of the examples up to each end: what they cost, and the lengths that do it.

@@ -32,7 +32,7 @@ class Normalize:
         return (inputs.astype(np.float32) * scale - mean) / std
 
     def to_json(self) -> dict[str, Any]:
-        """What `Normalize(**...)` makes the same of."""
+        """Arguments for `Normalize(**...)`."""
         return {
             "scale": self.scale,
             "mean": np.asarray(self.mean).tolist(),
@@ -41,7 +41,7 @@ class Normalize:
 
 
 def identity(inputs: Any) -> Any:
-    """Of inputs that are stored as a model takes them."""
+    """For inputs that are stored as a model takes them."""
     return inputs
 
 

@@ -85,7 +85,7 @@ def create_reader(
 
 
 class _Gathering:
-    """Of a source that NumPy gathers: in another thread, which is idle most of the time."""
+    """Reads a source that NumPy gathers, in another thread."""
 
     def __init__(self, source: GatheredSource, requests: Callable[[], Iterator[Request]]):
         self._source, self._requests = source, requests
@@ -107,7 +107,7 @@ class _Gathering:
 
 
 class _Streaming:
-    """Of a source that TensorFlow reads."""
+    """Reads a source by TensorFlow."""
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ _one_at_a_time = threading.Lock()  # Objects of one process may share a file.
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What one example of a source is: its tree, and shapes and types of the leaves."""
+    """The form of one example: its tree, and shapes and types of the leaves."""
 
     structure: Any
     shapes: tuple[tuple[int, ...], ...]
@@ -37,7 +37,7 @@ class Layout:
 
     @classmethod
     def of(cls, inputs: Tree) -> "Layout":
-        """That of arrays `[N, ...]`."""
+        """The layout of arrays `[N, ...]`."""
         leaves, structure = trees.flatten(inputs)
         return cls(structure, tuple(x.shape[1:] for x in leaves), tuple(x.dtype for x in leaves))
 
@@ -164,7 +164,7 @@ class Subset:
         )
 
     def fingerprint(self) -> str:
-        """Of inputs, choice of rows and labels."""
+        """Fingerprint of inputs, choice of rows and labels."""
         digest = hashlib.blake2b(self.source.fingerprint().encode(), digest_size=8)
         for array in (self.rows, self.given, self.truth, self.votes):
             if array is not None:
@@ -291,7 +291,7 @@ class IndexedSource:
 
 
 def layout_of(source: Source) -> Layout:
-    """What one example is; reads nothing.
+    """The layout of one example; reads nothing.
 
     Raises:
       InputError: shapes of examples are not known beforehand.

@@ -1,4 +1,4 @@
-"""What TensorFlow Datasets has prepared, and what is said where it has not."""
+"""Datasets of TensorFlow Datasets, and clear errors where one is missing."""
 
 import importlib
 import re

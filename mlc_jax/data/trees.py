@@ -9,7 +9,7 @@ Tree = Any  # A pytree of arrays with one leading axis of examples.
 
 
 class Structure:
-    """What is around the leaves of a tree: nothing around a lone array."""
+    """A tree without its leaves; a single array has none around it."""
 
     def __init__(self, treedef: Any = None):
         self._treedef = treedef

@@ -1,1 +1,1 @@
-"""What people bring: tables, arrays, texts and pictures, with their labels."""
+"""A user's files: tables, arrays, texts and pictures, with their labels."""

@@ -290,7 +290,7 @@ class _File:
         for place in places:
             if paths.local(place, self.field).is_file():
                 return place
-        self.fail(f"has no labels beside it; expected {', '.join(places[:-1])} or {places[-1]}")
+        self.fail(f"has no labels next to it; expected {', '.join(places[:-1])} or {places[-1]}")
 
     def _texts(self, key: str, known: Sequence[str], described: str) -> Labels | None:
         values = self.arrays.get(key)

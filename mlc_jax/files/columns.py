@@ -82,7 +82,7 @@ class Columns:
         return ", ".join(parts)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """What `from_json` makes the same of."""
+        """JSON-like; the inverse of `from_json`."""
         return [column._asdict() for column in self.columns]
 
     @classmethod

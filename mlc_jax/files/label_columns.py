@@ -54,7 +54,7 @@ class Said(NamedTuple):
 
     @property
     def elsewhere(self) -> "Said":
-        """Of other files than `data`."""
+        """The same for other files than `data`."""
         return Said(names=self.names)
 
     def table(self, field: str, path: str) -> Table:
@@ -226,7 +226,7 @@ def _sources(table: Table, said: Said) -> list[str]:
         return ["label"]
     found = [x for x in there if x.startswith(ONE_EACH) and x not in WRITTEN]
     if found and not said.votes:
-        logging.info("Labels as given, one column for each source: %s.", ", ".join(found))
+        logging.info("Given labels, one column per source: %s.", ", ".join(found))
         return found
     return [] if said.votes else ["label"]  # Which is missed where the file is read.
 
@@ -242,7 +242,7 @@ def _that_say_something(
     ]
     silent = [name for name in names if name not in [x for x, _ in kept]]
     if silent and kept:
-        logging.warning("Left out, for they label no row: %s.", ", ".join(silent))
+        logging.warning("Left out, because they label no row: %s.", ", ".join(silent))
     return [name for name, _ in kept], [column for _, column in kept]
 
 
@@ -400,7 +400,7 @@ def _checked_row(
     rows: "_Known",
     names: "_Known",
 ) -> tuple[int, int]:
-    """Of one row of a file of checked labels: a row of the data, and the number of its label."""
+    """Row of the data and number of the label, for one row of a file of checked labels."""
     row = rows.find(written)
     if row is None and file.aliases:
         row = file.aliases.get(os.path.normpath(from_spreadsheet(written)))
@@ -458,5 +458,5 @@ def for_spreadsheet(text: str) -> str:
 
 
 def from_spreadsheet(text: str) -> str:
-    """What `for_spreadsheet` was given."""
+    """The inverse of `for_spreadsheet`."""
     return text[1:] if text.startswith("'") and _RUNS.match(text) else text

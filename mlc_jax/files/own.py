@@ -129,7 +129,7 @@ class Checks(NamedTuple):
 
 
 class OwnData(NamedTuple):
-    """What a run on own data is built from; the truth of noisy rows is not known.
+    """The data of a run on own files; the truth of noisy rows is not known.
 
     Attributes:
       class_names, noisy, clean, test, validation, prepare: as in `Dataset`.
@@ -337,7 +337,7 @@ def _given(
 
 
 def _said(file: LabelledFile) -> np.ndarray:
-    """What rows say themselves of how they were drawn, text `[N]`."""
+    """The column `drawn` of rows, text `[N]`."""
     if file.drawn is None:
         return np.full(len(file.labels.numbers), "", "U9")
     return np.array([*file.drawn.names, ""], "U9")[file.drawn.numbers]

@@ -87,8 +87,8 @@ class Packed:
             self._stamp = json.dumps(info, sort_keys=True)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{field}: {str(root)!r} is no whole set of packed pictures ({error}); expected "
-                "what mlc_jax.files.pack writes"
+                f"{field}: {str(root)!r} is not a complete set of packed pictures ({error}); "
+                "expected what mlc_jax.files.pack writes"
             ) from error
         self.names = every if names is None else names
         places = np.searchsorted(every, self.names)

@@ -32,7 +32,7 @@ _VOUCHED = "--config.dataset.features=+NAME takes a column, -NAME leaves one out
 
 
 class Options(NamedTuple):
-    """What of a table is used, and how.
+    """Which columns of a table are used, and how.
 
     Attributes:
       features: names of columns; none of them is all that `columns.left_out` leaves. `+name` adds a
@@ -117,7 +117,7 @@ class TableSource(ArraySource):
 
 
 class _Chosen(NamedTuple):
-    """What `dataset.features` says.
+    """Parses `dataset.features`.
 
     Attributes:
       named: columns that are taken; empty for all that `columns.left_out` leaves.

@@ -150,7 +150,7 @@ class Table:
         raise InputError(f"{self.field}: {self.path!r}{where} {readable(problem)}")
 
     def place(self, number: int) -> str:
-        """What an editor calls the place of a row: its first line; of Parquet its row, from 1."""
+        """Where a row is, as an editor counts: its first line; in Parquet its number, from 1."""
         return f"{'row' if self._kind == '.parquet' else 'line'} {number}"
 
     @contextlib.contextmanager
@@ -234,7 +234,7 @@ class Table:
 
     @functools.cached_property
     def _json_names(self) -> dict[str, None]:
-        """Of all objects, in the order in which they are first seen."""
+        """Keys of all objects, in order of appearance."""
         return dict.fromkeys(name for _, row in self._json_rows() for name in row)
 
     def _json(self, required: list[str], optional: list[str], values: list[str]) -> Iterator[Row]:
@@ -269,7 +269,7 @@ class Table:
                 try:
                     row = json.loads(text)
                 except (ValueError, RecursionError) as error:
-                    self.fail(f"is no JSON ({error}); expected one object per line", line)
+                    self.fail(f"is not JSON ({error}); expected one object per line", line)
                 if not isinstance(row, dict):
                     self.fail(f"is {type(row).__name__}, expected an object with columns", line)
                 yield line, row
@@ -320,7 +320,7 @@ class Table:
                         number += 1
                         yield number, [None if x is None else x[row] or "" for x in columns]
         except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-            self.fail(f"is no readable Parquet file ({_line(error)})")
+            self.fail(f"is not a readable Parquet file ({_line(error)})")
 
     def _schema(self) -> Any:
         import pyarrow
@@ -329,7 +329,7 @@ class Table:
         try:
             return pyarrow.parquet.read_schema(self._file)
         except pyarrow.ArrowException as error:
-            return self.fail(f"is no readable Parquet file ({_line(error)})")
+            return self.fail(f"is not a readable Parquet file ({_line(error)})")
 
     def _texts(self, column: Any, name: str, number: int, *, whole: bool) -> list[str | None]:
         """The values of rows from `number` + 1 on."""
@@ -401,7 +401,7 @@ class Table:
 
 
 def _text(value: Any) -> str:
-    """Of JSON."""
+    """A value of JSON as text."""
     if isinstance(value, str):
         return value
     return "" if value is None else json.dumps(value, ensure_ascii=False)
@@ -429,7 +429,7 @@ def _is_list(stored: Any) -> bool:
 
 
 def _csv_problem(error: str) -> str:
-    """What Python's csv module means."""
+    """A message of Python's csv module in plain words."""
     if "unexpected end" in error:
         return 'a quote " in this row is never closed; expected one at the end of the field'
     if "field limit" in error:

@@ -1,4 +1,4 @@
-"""A data frame in, the same frame with corrected labels out; and what the estimator trains by."""
+"""A data frame in, the same frame with corrected labels out; also used by the estimator."""
 
 import dataclasses
 import functools
@@ -128,7 +128,7 @@ def settings_of(
     encoder: Any,
     num_epochs: int | None = None,
 ) -> ConfigDict:
-    """The config of a run on own data in memory: the preset of their kind, and what was chosen.
+    """The config of a run on own data in memory: a preset with the chosen settings.
 
     Args:
       kind: of the data, see `memory.kind_of`.
@@ -173,7 +173,7 @@ def settings_of(
 
 
 def widths(model: Any) -> tuple[int, ...] | None:
-    """Of hidden layers; None leaves the choice to the preset.
+    """Widths of hidden layers; None leaves the choice to the preset.
 
     Raises:
       InputError: no such model.
@@ -189,7 +189,7 @@ def widths(model: Any) -> tuple[int, ...] | None:
 
 
 def reader_of(settings: ConfigDict, encoder: Any) -> Reader | None:
-    """That of a run on texts or pictures; None of any other."""
+    """The reader of a run on texts or pictures; None for any other run."""
     reader = readers.of_config(settings)
     if isinstance(reader, PictureReader):  # A config has a name of a function, and not itself.
         return dataclasses.replace(reader, encoder=encoder)
@@ -243,7 +243,7 @@ def _read_arrays(x: Any, *, offsets: Offsets) -> Source:
 
 
 def _renamed(frame: Any, labels: Sequence[str], checked: str) -> dict[str, Any]:
-    """Columns by the names that a file has them under."""
+    """Columns, renamed as in a file."""
     original = Frame("frame", frame)
     for name in labels:
         if name not in original.columns():

@@ -1,4 +1,4 @@
-"""The project as a scikit-learn estimator."""
+"""An estimator for scikit-learn."""
 
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
+        The classes, sorted.
     labels_ : ndarray of shape (n_samples,)
         Corrected labels, in the order of X. A checked row keeps its checked label. With
         "cross_fit", the label of a row comes from classifiers that were not trained on the row.
@@ -145,7 +146,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
                     "or method='auto'"
                 )
             warnings.warn(
-                "No row is checked: how right the labels are is not known, and there is no "
+                "No row is checked: there is no estimate of how good the labels are, and no "
                 "verdict. Check some at random, and pass them as checked=.", stacklevel=2,
             )  # fmt: skip
         reader = correct.reader_of(settings, self.encoder)
@@ -219,10 +220,10 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
 
 
 def _labels(y: Any, checked: Any, drawn: Any, votes: Any, num_rows: int) -> memory.LabelsInMemory:
-    """Columns of labels, as a file has them; they are of one length.
+    """Columns of labels, as in a file, all of one length.
 
     Raises:
-      InputError: other lengths, or labels of no kind that there is.
+      InputError: different lengths, or labels of an unknown type.
     """
     if y is None and votes is not None:
         y = np.full(num_rows, None)

@@ -1,4 +1,4 @@
-"""What methods are built from."""
+"""Building blocks of methods."""
 
 import dataclasses
 from collections.abc import Callable
@@ -329,11 +329,11 @@ class _Bilevel:
         return state.replace(meta=meta, extra=extra, past=past)
 
     def window(self, estimator: Estimator, state: TrainState, batches: Batch) -> Window:
-        """What an estimator makes of these batches; see `BoundMethod`."""
+        """An estimator's window on these batches; see `BoundMethod`."""
         return self.look(estimator, state, batches)[0]
 
     def look(self, estimator: Estimator, state: TrainState, batches: Batch) -> tuple[Window, Any]:
-        """What comes of these batches, and `state.past` after them."""
+        """The window on these batches, and `state.past` after it."""
         problem, replayed = self.problem, self.method.num_replayed
         length = num_steps_of(batches)
         turns = self.binding.scan_unroll(state.main.params, length)

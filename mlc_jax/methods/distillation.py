@@ -58,7 +58,7 @@ class Distillation(TwoPhaseMethod):
 
 
 def pseudo_labels(probs: jax.Array, labels: jax.Array, label_weight: float) -> jax.Array:
-    """What the second classifier learns: `lambda y + (1 - lambda) s`, `[N, C]`.
+    """Targets of the second classifier: `lambda y + (1 - lambda) s`, `[N, C]`.
 
     Args:
       probs: s, the teacher's, `[N, C]`.

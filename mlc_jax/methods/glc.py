@@ -95,7 +95,7 @@ def corrected_by_matrix(
 def posterior(
     matrix: jax.Array, features: jax.Array, logits: jax.Array, labels: jax.Array
 ) -> jax.Array:
-    """What the true label is, by Bayes' rule: `P(i | x, given j)`, prior `softmax(logits)`.
+    """The true label by Bayes' rule: `P(i | x, given j)`, prior `softmax(logits)`.
 
     This is the forward-corrected loss, `-log sum_i p_i T[i, j]`, as a target: its gradient in the
     logits is `softmax(logits) - posterior`, which is the gradient of the cross-entropy against the

@@ -74,7 +74,7 @@ class MLC(BilevelMethod):
             meta_params: Params, extra: None, features: jax.Array, logits: jax.Array,
             clean: Labelled,
         ) -> tuple[jax.Array, tuple[None, Metrics]]:  # fmt: skip
-            """Of this device's slice; the mean over devices is that over all pairs."""
+            """On this device's slice; the mean over devices is that over all pairs."""
             if clean.given is None:
                 return jnp.zeros(()), (extra, {})
             said = targets(meta_params, features, logits, jnp.maximum(clean.given, 0))

@@ -1,4 +1,4 @@
-"""What the training loop knows of a method.
+"""The interface between the training loop and methods.
 
 Two stages, because a method's settings and the data's sizes are known at different times: a
 `Method` is settings alone, and `Method.bind` makes pure functions of them, a `BoundMethod`.
@@ -48,7 +48,7 @@ InnerStep = Callable[[TrainState, Batch, chex.PRNGKey], tuple[TrainState, Metric
 
 
 class Seen(NamedTuple):
-    """What a hook is given.
+    """The argument of a hook.
 
     Attributes:
       example: one input `[1, ...]`, as stored, to initialise a model by.
@@ -65,7 +65,7 @@ class Seen(NamedTuple):
 
 
 class Hook(NamedTuple):
-    """What a method does between two epochs.
+    """A method's work between two epochs.
 
     Attributes:
       examples: the set that the classifier is run on first, `noisy` or `clean`; None for no set.
@@ -155,7 +155,7 @@ class BoundMethod(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """What a method's functions are made from: its shared settings, and the data's sizes.
+    """Shared settings and sizes of the data, from which a method makes its functions.
 
     Attributes:
       model: the classifier.

@@ -128,7 +128,7 @@ def copy_checkpoint(
 
 
 def bert_params(model: Bert, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What `load_bert` read, by the parameter paths of a model, for `with_initial`.
+    """Parameters from `load_bert`, keyed by a model's parameter paths, for `with_initial`.
 
     Args:
       model: its `num_frozen_layers` layers have other paths than the rest, and its pooler is there

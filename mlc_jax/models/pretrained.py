@@ -90,8 +90,8 @@ def with_initial(params: Any, loaded: Mapping[str, np.ndarray]) -> Any:
     for name, value in loaded.items():
         if name not in fresh:
             raise InputError(
-                f"pretrained weights: got {name!r} {value.shape}, which is no parameter; the names "
-                f"most like it are {_some(list(fresh), like=name)}"
+                f"pretrained weights: got {name!r} {value.shape}, which is not a parameter; the "
+                f"most similar names are {_some(list(fresh), like=name)}"
             )
         if value.shape != fresh[name].shape:
             raise InputError(

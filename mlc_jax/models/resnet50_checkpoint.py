@@ -52,14 +52,14 @@ def load_resnet50(model: ResNet50, source: str | os.PathLike[str]) -> dict[str, 
 
 
 def _num_blocks(weights: Mapping[str, Any]) -> tuple[int, ...]:
-    """Of each stage."""
+    """Number of blocks of each stage."""
     blocks = {tuple(name.split(".")[:2]) for name in weights if name.startswith("layer")}
     stages = [stage for stage, _ in sorted(blocks)]
     return tuple(stages.count(stage) for stage in dict.fromkeys(stages))
 
 
 def _depth_or(value: Any) -> Any:
-    """What a depth of such blocks is called."""
+    """The depth of a network with these blocks, or the blocks if there is none."""
     return next((depth for depth, blocks in BLOCKS.items() if blocks == value), value)
 
 
@@ -80,6 +80,6 @@ def _load_pickle(path: str) -> dict[str, np.ndarray]:
     except Exception as error:  # Of pickle, zipfile and PyTorch, a dozen types.
         reason = " ".join(str(error).split())
         raise InputError(
-            f"pretrained weights: {path!r} is no readable state_dict ({reason[:200]}); expected "
+            f"pretrained weights: {path!r} is not a readable state_dict ({reason[:200]}); expected "
             "torchvision's .pth, or timm's .safetensors"
         ) from error

@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
 
 
 def own(config: ConfigDict) -> ConfigDict:
-    """What all own files have in common."""
+    """Settings that all own files share."""
     config.method = "cross_fit"
     # By the sizes of the data; the log says what they are.
     config.lcn.hidden_size = 0

@@ -1,1 +1,1 @@
-"""What a finished run leaves behind: results, corrected labels, figures, a page."""
+"""Reports of finished runs: results, corrected labels, figures, a page."""

@@ -181,7 +181,7 @@ def _number(value: Any) -> str:
 
 
 def _known_given(clean: Subset) -> np.ndarray:
-    """Given labels; rows without a label by any of several sources have a known NO_LABEL."""
+    """Given labels; with several sources, NO_LABEL in rows that none of them labelled."""
     no_vote = NO_LABEL if clean.votes is not None and (clean.given != UNKNOWN).any() else UNKNOWN
     return np.where(clean.given == UNKNOWN, no_vote, clean.given)
 

@@ -37,7 +37,7 @@ class Steps(NamedTuple):
 
 
 def shown_path(path: epath.PathLike) -> str:
-    """The shorter of the absolute and the relative path."""
+    """The relative path if it is below the current directory, else the absolute one."""
     text = os.fspath(path)
     if paths.is_remote(text):
         return text

@@ -129,7 +129,7 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """What to do, in words."""
+        """The recommendation."""
         if not self.n:
             return (
                 "No row was checked at random, so there is no estimate of how good these labels "

@@ -92,7 +92,7 @@ class Evaluator:
         ]
 
     def _of_rows(self, state: TrainState, name: str) -> list[Prediction]:
-        """Of noisy examples, by classifiers that did not learn from them."""
+        """Predictions for noisy examples by classifiers that did not train on them."""
         assert self.out_of_fold is not None
         together = jax.device_get(self.out_of_fold(state, rows_on_devices(tuple(self._runs))))
         return [

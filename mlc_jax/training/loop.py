@@ -190,7 +190,7 @@ class Loop:
         return state
 
     def _batches(self, step: int) -> Iterator[Any]:
-        """What the steps read from here on."""
+        """The batches of the following steps."""
         runs = tuple(recorder.run for recorder in self._recorders)
         if isinstance(self._first.pipeline, AllRows):
             return itertools.repeat(evaluate.rows_on_devices(runs))

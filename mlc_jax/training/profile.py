@@ -1,4 +1,4 @@
-"""What the training loop's time goes into, and a trace of some steps for TensorBoard or XProf."""
+"""Where the training loop spends its time, and a trace of steps for TensorBoard or XProf."""
 
 import contextlib
 import pathlib

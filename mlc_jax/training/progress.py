@@ -1,4 +1,4 @@
-"""What the person who watches a run sees: one line at its start, and a bar."""
+"""What a run shows: one line at its start, and a progress bar."""
 
 import sys
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def show(bar: tqdm, recorders: Sequence[Recorder], examples_per_second: float) -
 
 
 def log_start(run: Run, state: TrainState, num_runs: int) -> None:
-    """What is about to be trained, on what.
+    """Describes what is trained, and on what.
 
     Args:
       run: the first of a stack.

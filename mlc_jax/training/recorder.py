@@ -1,4 +1,4 @@
-"""What one run of the loop leaves behind while it trains: metrics, checkpoints, or its failure."""
+"""Records one run while it trains: metrics, checkpoints, or its failure."""
 
 import contextlib
 import dataclasses
@@ -95,7 +95,7 @@ class Recorder:
         logging.warning("%s is given up: %s", self.workdir, self.failure)
 
     def _advice(self) -> str:
-        """What most likely mends it: where inputs are not scaled no learning rate does."""
+        """The most likely remedy: if inputs are not scaled, no learning rate helps."""
         dataset = self.run.dataset
         rows = dataset.noisy.rows[:: max(1, len(dataset.noisy) // _PROBED)]
         inputs = jax.tree.map(np.asarray, dataset.prepare(read_rows(dataset.noisy.source, rows)))
@@ -144,7 +144,7 @@ class Recorder:
         )
 
     def _selected(self, step: int) -> int | None:
-        """That of the state to end with, of those that were evaluated up to a step."""
+        """The step of the best state among those evaluated up to a step."""
         if self.run.settings.best == "last":
             return None
         row = evaluate.selected([row for row in self.progress["evals"] if row["step"] <= step])

@@ -59,7 +59,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """What is trained.
+    """One training run.
 
     Attributes:
       description: JSON-like; all that made the run. A checkpoint of another one is refused.
@@ -102,14 +102,14 @@ class Run:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of the data, and of how checked rows were drawn where that makes a difference."""
+        """Fingerprint of the data, and of how checked rows were drawn if that matters."""
         of_data = self.dataset.fingerprint()
         if not isinstance(self.pipeline, AllRows):
             return of_data
         return f"{of_data} {zlib.crc32(','.join(self.pipeline.drawn).encode()):08x}"
 
     def sizes(self) -> dict[str, Any]:
-        """What `mlc_jax.load` needs of the data; JSON-like."""
+        """The sizes of the data that `mlc_jax.load` needs; JSON-like."""
         prepare, columns = self.dataset.prepare, self.dataset.columns
         leaf = lambda x: {"shape": list(x.shape), "dtype": str(x.dtype)}  # noqa: E731
         return (
@@ -227,7 +227,7 @@ def create_run(
 def _create_pipeline(
     prefix: str, dataset: Dataset, method: Method, settings: Settings, *, augment: bool
 ) -> Pipeline | AllRows:
-    """What the method's steps read, in sizes that the data allow."""
+    """The batches or rows for the method, in sizes that the data allow."""
     if isinstance(method, CrossFit):
         drawn = dataset.drawn
         if drawn is None:
@@ -349,7 +349,7 @@ def _gib(size: int) -> str:
 
 
 def _num_bytes(tree: Any) -> int:
-    """Of all arrays but keys, which are few."""
+    """Bytes of all arrays except keys, which are few."""
     is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if not is_key(x))
 

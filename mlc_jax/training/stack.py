@@ -83,7 +83,7 @@ def on_all_devices(trees: Sequence[Any]) -> Any:
 
 
 def per_run(fun: Callable[[Any], Any], state: Any, num_runs: int) -> list[Any]:
-    """What `fun` makes of each run's state."""
+    """`fun` of each run's state."""
     return split((fun if num_runs == 1 else jax.vmap(fun))(state), num_runs)
 
 

@@ -1,1 +1,1 @@
-"""What a run keeps on disk: checkpoints, the lock that it holds, and what SIGTERM makes of it."""
+"""A run's directory: checkpoints, its lock, and saving at SIGTERM."""

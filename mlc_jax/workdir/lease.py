@@ -156,7 +156,7 @@ def _is_earlier_attempt(held: dict[str, Any], record: dict[str, Any]) -> bool:
 
 
 def _read(blob: Any) -> tuple[dict[str, Any], int] | None:
-    """What the object holds, and its generation."""
+    """The content of the object, and its generation."""
     blob = blob.bucket.blob(blob.name)  # One that knows a generation reads no other.
     try:
         blob.reload(timeout=_TIMEOUT)

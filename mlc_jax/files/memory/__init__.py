@@ -1,1 +1,1 @@
-"""What people have in memory, as files of the same content."""
+"""A user's data in memory, treated as files of the same content."""

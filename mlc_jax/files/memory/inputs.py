@@ -152,7 +152,9 @@ def from_memory(
         frame = Frame("X", x)
         for name in frame.columns():
             if name in labels.columns or (name in NAMES and name != "id"):
-                frame.fail(f"has a column {name!r}, which is no feature; expected it beside X")
+                frame.fail(
+                    f"has a column {name!r}, which is not a feature; expected it outside of X"
+                )
         everything = {name: x[name] for name in x} | labels.columns
         options = table_files.Options((), None)
         return of_frame(Frame("X", everything), options, said=labels.said, drawn=drawn)
