@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 
 @pytest.fixture
@@ -53,6 +54,23 @@ def test_a_linear_model_is_as_good_as_its_labels(program, data):
     }
     assert right["linear_true"] > right["linear_given"] > 50
     assert right["linear_true"] > right["linear_checked"] > 50
+
+
+def test_lite0_tells_pictures_apart():
+    """A picture's features are its own, whatever comes with it."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("torch")
+    from experiments.labels.efficientnet_lite import EfficientNetLite0
+
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (32, 40, 3), dtype=np.uint8) for _ in range(3)]
+    images = [Image.fromarray(x) for x in noise]
+    encoder = EfficientNetLite0(64)
+    all_, last = encoder(images), encoder(images[2:])
+    assert all_.shape == (3, 1280) and all_.dtype == np.float32
+    np.testing.assert_allclose(all_[2:], last, rtol=1e-3, atol=1e-4)
+    assert np.abs(all_[0] - all_[1]).max() > 0.1
+    assert encoder.fingerprint != EfficientNetLite0(128).fingerprint
 
 
 # Three trainings: what three people say together is worth more than what one says.

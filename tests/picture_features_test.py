@@ -305,6 +305,14 @@ def test_what_was_stopped_goes_on(tmp_path, monkeypatch):
     assert 14 < encoder.seen <= 22
 
 
+def test_the_cache_may_be_in_a_bucket(place, tmp_path):
+    places, encoder = _pictures(tmp_path, 3), Counted()
+    first = mlc.PictureReader(encoder, cache_dir=place)([str(x) for x in places])
+    again = mlc.PictureReader(encoder, cache_dir=place)([str(x) for x in places[::-1]])
+    assert encoder.seen == 3
+    np.testing.assert_array_equal(again.inputs, first.inputs[::-1])
+
+
 def test_bad_pictures_are_refused_or_left_out(tmp_path):
     places, cache = _pictures(tmp_path, 4), tmp_path / "cache"
     places[1].write_bytes(b"no picture")

@@ -201,7 +201,8 @@ def _whole(part: Part) -> list[bytes]:
 
 
 def _read_table(table: Table, said: Said) -> Part:
-    columns, names = LabelColumns(table, said), []
+    columns = LabelColumns(table, said)
+    names: list[bytes] = []
     place = len(columns.required) + columns.optional.index("id")
     lines: dict[str, int] = {}
     aliases: dict[str, int] = {}
