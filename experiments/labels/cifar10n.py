@@ -54,8 +54,8 @@ FIRST = ("worst", 50)
 FEW = ("cross_fit", "robust_mlc", "cross_entropy", "clean_only")
 LINEAR = ("linear_checked", "linear_given", "linear_true")
 SOURCE = (
-    "Published: cross-entropy on the whole training set, ResNet-34 on all pixels, no checked label, "
-    "best epoch, five runs (Wei et al. 2022, Learning with Noisy Labels Revisited).\n\n"
+    "Published: cross-entropy on the whole training set, ResNet-34 on all pixels, no checked "
+    "label, best epoch, five runs (Wei et al. 2022, Learning with Noisy Labels Revisited).\n\n"
 )
 PUBLISHED = {"worst": "77.69 ± 1.55", "aggregate": "87.77 ± 0.38", "random1": "85.02 ± 0.65"}
 
