@@ -15,10 +15,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import mlc_jax as mlc
-from mlc_jax.encoders import image_models, picture_features, pictures
+from mlc_jax.benchmarks import datasets
+from mlc_jax.encoders import image_models, picture_features, pictures, readers
 from mlc_jax.errors import InputError
 from mlc_jax.files import image_folder
+from mlc_jax.files.label_columns import Said, read_checks
 from mlc_jax.files.packed import pack
+from mlc_jax.presets import image_folder as preset
 
 NAMES = ("dark", "light")
 SHORT = ("--cross_fit.num_folds=2", "--cross_fit.num_rounds=1", "--cross_fit.steps_per_round=30",
@@ -441,6 +444,168 @@ def test_fit_takes_paths_with_a_reader(tmp_path, standard_promotion):
     noisy, clean = mlc.Examples(paths[30:], labels[30:]), mlc.Examples(paths[:30], labels[:30])
     result = mlc.fit(method, noisy, clean, reader=reader, progress=False)
     assert np.mean(result.predict(paths) == labels) > 0.9
+
+
+# --- Folders, by the command.
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What `correct` would train: configs."""
+    configs = []
+
+    def train_and_evaluate(config, workdir, **_):
+        configs.append(config)
+        return {"table": "the table"}
+
+    monkeypatch.setattr("mlc_jax.commands.train.train_and_evaluate", train_and_evaluate)
+    return configs
+
+
+def _loaded(config, tmp_path):
+    config.dataset.cache_dir = str(tmp_path / "cache")
+    return datasets.load(config, readers.encode_of(config))
+
+
+def _given(subset, dataset):
+    """Of each row its given label, and the right one, if these are known."""
+    names = np.array([*dataset.class_names, ""])
+    return {
+        str(x): (str(names[given]), str(names[truth]))
+        for x, given, truth in zip(subset.ids, subset.given, subset.truth, strict=True)
+    }
+
+
+def test_without_an_encoder_none_is_downloaded(run_command, trained, tmp_path, monkeypatch):
+    """Two are named, with the time that one of them takes which is here."""
+    _pictures(tmp_path / "all", 40, 2)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(image_models, "is_at_hand", lambda name: False)
+    monkeypatch.setattr(image_models, "_downloaded", None)
+    code, out, err = run_command("correct", "all")
+    assert code == 2 and not trained and not out
+    (line,) = (x for x in err.splitlines() if x.startswith("error: "))
+    assert line.startswith("error: --encoder: got None, expected a pretrained image model, such as")
+    assert "=facebook/dinov2-small" in line and "=microsoft/resnet-18" in line
+    assert "takes" not in line
+
+    pytest.importorskip("torch", reason="the extra `pictures`")
+    slow = Counted()
+    monkeypatch.setattr(image_models, "is_at_hand", lambda name: "resnet" in name)
+    monkeypatch.setattr(image_models, "open_model", lambda *_: image_models.Function(slow))
+    line = run_command("correct", "all")[2]
+    assert "microsoft/resnet-18 is here, and takes 1 s for these 40 pictures" in line
+    assert "going by 16 of them" in line and slow.seen == 32 and not trained
+
+
+def test_a_folder_begins_with_pictures_to_check(
+    run_command, trained, tiny_vit, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    _pictures(tmp_path / "all", 80, 2)
+    command = ("correct", "all", f"--encoder={tiny_vit}")
+    code, out, _ = run_command(*command)
+    assert code == 2 and not trained
+    assert "To see the pictures, open all.mlc/to_check.html." in out
+    rows = _rows("all.mlc/to_check.csv")
+    assert len(rows) == 40
+    assert list(rows[0]) == ["id", "given_label", "path", "why", "checked_label"]
+    assert all(row["path"] == str(tmp_path / "all" / row["id"]) for row in rows)
+    page = pathlib.Path("all.mlc/to_check.html").read_text()
+    assert page.count("<img") == 40 and rows[0]["id"] in page
+    for row in rows[:20]:
+        row["checked_label"] = "light"
+    with open("all.mlc/to_check.csv", "w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    assert run_command(*command)[0] == 0
+    dataset = _loaded(trained[0], tmp_path)
+    assert _given(dataset.clean, dataset) == {
+        row["id"]: (row["given_label"], "light") for row in rows[:20]
+    }
+    assert set(dataset.drawn) == {"random"} and len(dataset.noisy) == 60
+
+
+def test_checks_of_a_folder_name_pictures_below_it(
+    run_command, trained, tiny_vit, tmp_path, monkeypatch
+):
+    """In any way that means the same file; older ids were whole paths."""
+    monkeypatch.chdir(tmp_path)
+    _pictures(tmp_path / "all", 20, 2)
+    names = ["dark/0.png", "./dark/2.png", f"{tmp_path}/all/dark/4.png", "light/../light/1.png"]
+    checks = [(name, "light") for name in names]
+    with open("checks.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("id", "checked_label"), *checks])
+    args = (f"--encoder={tiny_vit}", "--checks=checks.csv")
+    assert run_command("correct", "all", *args)[0] == 0
+    dataset = _loaded(trained[0], tmp_path)
+    right = {"dark/0.png": "dark", "dark/2.png": "dark", "dark/4.png": "dark"}
+    right |= {"light/1.png": "light"}
+    assert _given(dataset.clean, dataset) == {x: (y, "light") for x, y in right.items()}
+
+
+def test_a_folder_of_checked_pictures_beside_it(
+    run_command, trained, tiny_vit, tmp_path, monkeypatch
+):
+    """What is in both, by what it holds, is one row, whose two labels are known."""
+    monkeypatch.chdir(tmp_path)
+    _pictures(tmp_path / "all", 20, 2)
+    right = tmp_path / "right"
+    for source, target in (("light/1.png", "light/1.png"), ("light/3.png", "dark/copy.png")):
+        (right / target).parent.mkdir(parents=True)
+        shutil.copy(tmp_path / "all" / source, right / target)
+    for i in range(5):
+        _save(right / "dark" / f"new{i}.png", 20, 100 + i)
+    args = (f"--encoder={tiny_vit}", "--clean=right")
+    code, _, err = run_command("correct", "all", *args)
+    assert code == 0, err
+    dataset = _loaded(trained[0], tmp_path)
+    new = {f"{right}/dark/new{i}.png": ("", "dark") for i in range(5)}
+    both = {"light/1.png": ("light", "light"), "light/3.png": ("light", "dark")}
+    assert _given(dataset.clean, dataset) == both | new
+    assert len(dataset.noisy) == 18
+    shown = dataset.clean.source.show(dataset.clean.rows)
+    assert len(shown) == 7 and all(x.shape == (24, 24, 3) for x in shown)
+    shutil.copy(right / "dark" / "copy.png", right / "light" / "3.png")
+    code, _, err = run_command("correct", "all", *args)
+    assert code == 2 and "is checked as 'light', and as 'dark'" in err
+
+
+def test_a_folder_of_right_labels_is_a_benchmark(tiny_vit, tmp_path):
+    _pictures(tmp_path / "all", 40, 2)
+    config = preset.get_config()
+    fields = {"data": str(tmp_path / "all"), "benchmark": True, "encoder": str(tiny_vit)}
+    fields |= {"clean_per_class": 5}
+    config.update_from_flattened_dict({f"dataset.{x}": y for x, y in fields.items()})
+    config.noise.type = "uniform"
+    dataset = _loaded(config, tmp_path)
+    assert len(dataset.clean) == 10 and 0 < dataset.noise_rate < 1
+    prepared = dataset.prepare(dataset.noisy.source.inputs[dataset.noisy.rows])
+    np.testing.assert_allclose(prepared.mean(axis=0), 0, atol=1e-3)
+    np.testing.assert_allclose(prepared.std(axis=0), 1, atol=1e-2)
+
+
+def test_a_picture_has_one_name_in_a_table(tmp_path):
+    _pictures(tmp_path / "all", 4, 2)
+    (tmp_path / "all.csv").write_text(
+        "path,label\nall/dark/0.png,dark\n./all/light/1.png,light\nall/dark/2.png,light\n"
+    )
+    file = image_folder.read_labels(str(tmp_path / "all.csv"), Said())
+    (tmp_path / "checks.csv").write_text("id,checked_label\nall/light/1.png,dark\n")
+    checks = read_checks([str(tmp_path / "checks.csv")], file)
+    assert checks.labels.numbers.tolist() == [-1, file.labels.names.index("dark"), -1]
+    with (tmp_path / "all.csv").open("a") as table:
+        table.write("all/./light/1.png,dark\n")
+    with pytest.raises(InputError, match=r"line 5: id 'all/\./light/1\.png' is that of line 3"):
+        image_folder.read_labels(str(tmp_path / "all.csv"), Said())
+
+
+def test_checked_pictures_are_for_pictures(run_command, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.csv").write_text("a,label\n1,x\n2,y\n")
+    code, _, err = run_command("correct", "x.csv", "--clean=right")
+    assert code == 2 and "--clean: got 'right', expected none with 'x.csv'" in err and not trained
 
 
 # --- The whole way.

@@ -397,7 +397,8 @@ def _checked_row(
     """Of one row of a file of checked labels: a row of the data, and the number of its label."""
     row = rows.get(from_spreadsheet(written), rows.get(written))
     if row is None and file.aliases:
-        row = file.aliases.get(os.path.normpath(from_spreadsheet(written)))
+        plain = os.path.normpath(from_spreadsheet(written))
+        row = rows.get(plain, file.aliases.get(plain))
     if row is None:
         table.fail(f"id {written!r} is not in {file.path!r}; expected one of its ids", line)
     if file.judging[row]:
