@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 
 @pytest.fixture
@@ -55,17 +56,36 @@ def test_a_linear_model_is_as_good_as_its_labels(program, data):
     assert right["linear_true"] > right["linear_checked"] > 50
 
 
+def test_lite0_tells_pictures_apart():
+    """A picture's features are its own, whatever comes with it."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("torch")
+    from experiments.labels.efficientnet_lite import EfficientNetLite0
+
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (32, 40, 3), dtype=np.uint8) for _ in range(3)]
+    images = [Image.fromarray(x) for x in noise]
+    encoder = EfficientNetLite0(64)
+    all_, last = encoder(images), encoder(images[2:])
+    assert all_.shape == (3, 1280) and all_.dtype == np.float32
+    np.testing.assert_allclose(all_[2:], last, rtol=1e-3, atol=1e-4)
+    assert np.abs(all_[0] - all_[1]).max() > 0.1
+    assert encoder.fingerprint != EfficientNetLite0(128).fingerprint
+
+
 # Three trainings: what three people say together is worth more than what one says.
 @pytest.mark.slow
 def test_a_cell_is_measured_and_told(program, data, standard_promotion):
     rows = []
     for labels, method in (
-        ("random1", "cross_fit"), (program.TOGETHER, "cross_fit"), ("random1", "emlc"),
-    ):  # fmt: skip
+        ("random1", "cross_fit"),
+        (program.TOGETHER, "cross_fit"),
+        ("random1", "cross_entropy"),
+    ):
         place = {"labels": labels, "per_class": 10, "draw": 0, "method": method}
         rows.append(place | program.measure(data, **place)[0])
     one, three, _ = rows
     assert three["corrected"] >= one["corrected"] > 85 and one["test"] > 85
     text = program.tables(rows, lambda name: 100 * np.mean(data.given[name] == data.truth))
     assert "## random1, 10 checked per class" in text and "85.02 ± 0.65" in text
-    assert f"| cross_fit | {one['corrected']:.1f} ± 0.0 | {one['test']:.1f} ± 0.0 |" in text
+    assert f"| cross_fit | {one['corrected']:.1f} ± 0.0 | {one['test']:.1f} ± 0.0 |  |" in text

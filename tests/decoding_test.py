@@ -11,7 +11,7 @@ from PIL import Image
 
 from mlc_jax.errors import InputError
 from mlc_jax.files import image_folder, pictures
-from mlc_jax.files.images import pillow
+from mlc_jax.files.images import listing, pillow
 
 
 def _image(width=48, height=32, seed=0):
@@ -179,7 +179,7 @@ def test_what_programs_leave_in_folders_is_no_picture(tmp_path):
     for name in ("a.png", ".b.png", "._a.png", "__MACOSX/c.png", ".git/d.png", "deep/e.PNG"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(_encoded(_image()))
-    found = pictures.pictures_below("x", str(tmp_path), "")
+    found = listing.pictures_below("x", str(tmp_path), "")
     assert sorted(found) == ["a.png", "deep/e.PNG"]
     (tmp_path / "deep" / "e.PNG").unlink()
     (tmp_path / "a.png").unlink()

@@ -46,9 +46,9 @@ def dinov2_small(folder: pathlib.Path) -> str:
     from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6}
+    shape: Any = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6}
     Dinov2Model(Dinov2Config(**shape, image_size=518, patch_size=14)).save_pretrained(folder)
-    sizes = {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}
+    sizes: Any = {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}
     BitImageProcessorPil(**sizes).save_pretrained(folder)
     return str(folder)
 
@@ -80,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, required=[])

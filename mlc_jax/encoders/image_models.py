@@ -148,16 +148,11 @@ class Transformers:
         self._check_pytorch()
         import torch
         from transformers import AutoModel
-        from transformers.utils import logging as theirs
 
-        theirs.disable_progress_bar()
-        level = theirs.get_verbosity()
-        theirs.set_verbosity_error()  # What is missing is told below.
-        with self._told():
+        with self._told(), _quiet():  # What is missing is told below.
             model, info = AutoModel.from_pretrained(
                 self._directory, output_loading_info=True, dtype=torch.float32
             )
-        theirs.set_verbosity(level)
         missing = sorted(info["missing_keys"])
         has_pooler = not any("pooler" in name for name in missing)
         if others := [name for name in missing if "pooler" not in name]:
@@ -235,6 +230,22 @@ class Transformers:
             ) from error
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(num_cores())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers tells nothing, and draws no bar."""
+    from transformers.utils import logging as theirs
+
+    level, had_bar = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
+        if had_bar:
+            theirs.enable_progress_bar()
 
 
 class ResNet50:

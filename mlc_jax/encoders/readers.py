@@ -67,7 +67,7 @@ def of_fit(described: dict[str, Any], workdir: epath.Path) -> Reader:
 def check_function(encoder: str) -> None:
     """Raises InputError for what stands for a function of a user's own, see `pictures.name_of`."""
     expect(
-        not encoder.startswith(pictures.FUNCTION), "reader", None,
+        not encoder.startswith(f"{pictures.FUNCTION} "), "reader", None,
         f"the pictures' {encoder} again: mlc_jax.load(workdir, "
         "reader=mlc_jax.PictureReader(function))",
     )  # fmt: skip

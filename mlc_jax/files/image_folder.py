@@ -15,11 +15,11 @@ from mlc_jax.data.source import Source
 from mlc_jax.errors import InputError
 from mlc_jax.files.arrays import scale
 from mlc_jax.files.images import parts as parts_
+from mlc_jax.files.images.listing import ENDINGS
 from mlc_jax.files.label_columns import Said, read_checks
 from mlc_jax.files.own import FIELD, LabelledFile, OwnData, combine
 from mlc_jax.files.packed import Packed, is_packed, local_directory
 from mlc_jax.files.pictures import (
-    ENDINGS,
     PREPARE,
     Files,
     Geometry,

@@ -403,7 +403,8 @@ def _checked_row(
     """Row of the data and number of the label, for one row of a file of checked labels."""
     row = rows.find(written)
     if row is None and file.aliases:
-        row = file.aliases.get(os.path.normpath(from_spreadsheet(written)))
+        plain = os.path.normpath(from_spreadsheet(written))
+        row = rows.get(plain, file.aliases.get(plain))
     if row is None:
         table.fail(f"id {written!r} is not in {file.path!r}; expected one of its ids", line)
     if file.judging[row]:

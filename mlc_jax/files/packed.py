@@ -25,7 +25,7 @@ from tqdm import tqdm
 from mlc_jax import paths
 from mlc_jax.errors import InputError
 from mlc_jax.files.images import pillow
-from mlc_jax.files.pictures import pictures_below
+from mlc_jax.files.images.listing import pictures_below
 
 INFO_FILE, NAMES_FILE = "packed.json", "names.npy"
 # For random access, and for no threads and buffers of each of a hundred open shards.

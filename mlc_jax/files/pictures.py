@@ -15,7 +15,6 @@ import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -25,7 +24,6 @@ from tqdm import tqdm
 
 from mlc_jax import paths
 from mlc_jax.data.prepare import Normalize
-from mlc_jax.errors import InputError
 from mlc_jax.files.images import pillow
 from mlc_jax.files.tokens import CACHE_DIR
 
@@ -38,9 +36,6 @@ CROPS = ("resized", "plain")
 _AREAS, _RATIOS = (0.08, 1.0), (3 / 4, 4 / 3)
 _DRAWS = 5  # Area, shape, row, column, flip.
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-
-_IGNORED = ("__MACOSX", "Thumbs.db")  # What programs leave in folders.
 _CHUNK = 256  # Files that the threads have before them.
 _GREY = b"".join(bytes([level, level, level, 0]) for level in range(256))
 
@@ -365,32 +360,6 @@ def problem_of(path: bytes) -> str:
     return ""
 
 
-def pictures_below(
-    field: str, root: str, folder: str, parents: tuple[str, ...] = ()
-) -> Iterator[str]:
-    """Relative paths of pictures in a folder and below it; hidden files are ignored."""
-    place = os.path.join(root, folder)
-    real = os.path.realpath(place)
-    if real in parents:
-        raise InputError(
-            f"{field}: {place!r} is a link to a directory that it lies in; expected none"
-        )
-    try:
-        entries = list(os.scandir(place))
-    except OSError as error:
-        raise InputError(
-            f"{field}: {place!r} cannot be read ({error.strerror}); expected a directory"
-        ) from error
-    for entry in entries:
-        if entry.name.startswith(".") or entry.name in _IGNORED:
-            continue
-        name = os.path.join(folder, entry.name)
-        if _is_directory(entry):
-            yield from pictures_below(field, root, name, (*parents, real))
-        elif entry.name.lower().endswith(ENDINGS):
-            yield name
-
-
 def _look_at(files: dict[int, bytes]) -> dict[int, str]:
     """What is wrong with files by row, of those that are bad."""
     rows = list(files)
@@ -437,10 +406,3 @@ def _read(cache: pathlib.Path) -> np.ndarray:
     except (OSError, ValueError, EOFError):  # Not there, or damaged: it is made again.
         return np.zeros(0, np.uint64)
     return good if good.dtype == np.uint64 else np.zeros(0, np.uint64)
-
-
-def _is_directory(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # A link that leads to itself.
-        return False

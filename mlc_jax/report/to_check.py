@@ -35,7 +35,7 @@ def table(shown: Mapping[str, Sequence[Any]], why: Sequence[str]) -> bytes:
     return csv_of({**shown, "why": why, "checked_label": [""] * len(why)})
 
 
-def page(shown: Mapping[str, Sequence[Any]], examples: Sequence[np.ndarray]) -> bytes:
+def page(shown: Mapping[str, Sequence[Any]], examples: Sequence[str | np.ndarray]) -> bytes:
     """The same for a reader who wants to see the rows: HTML.
 
     Args:

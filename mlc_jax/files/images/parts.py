@@ -12,17 +12,11 @@ from mlc_jax import paths
 from mlc_jax.data.source import UNKNOWN, Source
 from mlc_jax.errors import InputError
 from mlc_jax.files.images import pillow
+from mlc_jax.files.images.listing import ENDINGS, pictures_below
 from mlc_jax.files.label_columns import LabelColumns, Said
 from mlc_jax.files.own import FIELD, LabelledFile, Labels
 from mlc_jax.files.packed import Packed, is_packed, local_directory
-from mlc_jax.files.pictures import (
-    ENDINGS,
-    Files,
-    Geometry,
-    Pictures,
-    Store,
-    pictures_below,
-)
+from mlc_jax.files.pictures import Files, Geometry, Pictures, Store
 from mlc_jax.files.tables import Table
 
 
@@ -201,7 +195,8 @@ def _whole(part: Part) -> list[bytes]:
 
 
 def _read_table(table: Table, said: Said) -> Part:
-    columns, names = LabelColumns(table, said), []
+    columns = LabelColumns(table, said)
+    names: list[bytes] = []
     place = len(columns.required) + columns.optional.index("id")
     lines: dict[str, int] = {}
     aliases: dict[str, int] = {}
