@@ -65,8 +65,8 @@ def _open_arrays(result: Result, path: str, names: Mapping[str, str]) -> Opened:
     else:
         raise InputError(f"{_FIELD}: got {path!r}, expected an .npz or .npy file, as trained on")
     offsets = tuple(result.sizes.get("offsets", ()))
-    stored = arrays.checked_inputs(_FIELD, path, key, inputs)
-    inputs = inputs if offsets else stored
+    checked = arrays.checked_inputs(_FIELD, path, key, inputs)
+    inputs = inputs if offsets else checked
 
     def chunks() -> Iterator[tuple[Sequence[str], Source]]:
         for start in range(0, len(inputs), CHUNK):

@@ -404,7 +404,8 @@ def _checked_row(
     row = rows.find(written)
     if row is None and file.aliases:
         plain = os.path.normpath(from_spreadsheet(written))
-        row = rows.get(plain, file.aliases.get(plain))
+        row = rows.find(plain)
+        row = file.aliases.get(plain) if row is None else row
     if row is None:
         table.fail(f"id {written!r} is not in {file.path!r}; expected one of its ids", line)
     if file.judging[row]:

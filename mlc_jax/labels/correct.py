@@ -144,9 +144,12 @@ def settings_of(
     whole = {"seed": seed, "num_epochs": 1 if num_epochs is None else num_epochs}
     for name, value in whole.items():
         expect(is_whole(value) or isinstance(value, np.integer), name, value, "a whole number")
-    expect(encoder is None or isinstance(encoder, str), "encoder", encoder, "a directory or a name")
-    is_used = encoder is None or kind == memory.TEXT
-    expect(is_used, "encoder", encoder, "None: only texts are read by one")
+    is_named = encoder is None or isinstance(encoder, str)
+    if kind == memory.PICTURES:
+        is_named = is_named or callable(encoder)
+    expect(is_named, "encoder", encoder, "a directory or a name")
+    is_used = encoder is None or kind in memory.READ
+    expect(is_used, "encoder", encoder, "None: only texts and pictures are read by one")
     settings.method = settings.method if method == "auto" else method
     settings.seed = int(seed)
     sizes = widths(model)
