@@ -200,7 +200,7 @@ def test_a_pth_file_runs_no_code(tmp_path):
 def test_a_pth_file_without_pytorch_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     (tmp_path / "a.pth").write_bytes(b"")
-    with pytest.raises(InputError, match=r"a\.pth' is read by PyTorch, .*mlc_jax\[torch\]"):
+    with pytest.raises(InputError, match=r"a\.pth' is read by PyTorch, .*mlc_jax\[pictures\]"):
         initial_params(TINY, str(tmp_path / "a.pth"))
     with pytest.raises(InputError, match="no file"):
         initial_params(TINY, str(tmp_path / "b.pth"))
