@@ -366,7 +366,7 @@ class Table:
     ) -> list[int | None]:
         """Where columns stand; None for an optional one that is not there."""
         names = [*required, *optional, *values]
-        counts, places = collections.Counter(header), {}
+        counts, places = collections.Counter(header), dict[str, int]()
         for place, name in enumerate(header):
             places.setdefault(name, place)
         for name in (*required, *values):
