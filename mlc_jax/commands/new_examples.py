@@ -66,17 +66,17 @@ def _open_arrays(result: Result, path: str, names: Mapping[str, str]) -> Opened:
         raise InputError(f"{_FIELD}: got {path!r}, expected an .npz or .npy file, as trained on")
     offsets = tuple(result.sizes.get("offsets", ()))
     checked = arrays.checked_inputs(_FIELD, path, key, inputs)
-    inputs = inputs if offsets else checked
+    whole = inputs if offsets else checked
 
     def chunks() -> Iterator[tuple[Sequence[str], Source]]:
-        for start in range(0, len(inputs), CHUNK):
-            part = inputs[start : start + CHUNK]
+        for start in range(0, len(whole), CHUNK):
+            part = whole[start : start + CHUNK]
             if offsets:
                 part = arrays.checked_inputs(_FIELD, path, key, np.asarray(part), offsets)
             known = range(start, start + len(part)) if ids is None else ids[start : start + CHUNK]
             yield [str(name) for name in known], create_source(part)
 
-    return Opened(len(inputs), chunks())
+    return Opened(len(whole), chunks())
 
 
 def _open_table(result: Result, path: str, names: Mapping[str, str]) -> Opened:
