@@ -224,6 +224,7 @@ def train(
         columns=inputs.columns,
         frame=frame,
         rows=_of_rows(run.dataset, of_noisy) if of_all_rows else None,
+        predictions={x: classes[y] for x, y in report.predicted(of_noisy.out_of_fold).items()},
         sources=report.of_each_source(run, of_noisy),
         trained=trained,
     )

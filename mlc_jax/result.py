@@ -72,6 +72,10 @@ class Result:
       columns: of a table.
       frame: the data frame that was passed to `correct_labels`.
       rows: the labels of all rows, from `correct_labels` and `LabelCorrector`.
+      predictions: of `cross_fit`: `[N]` labels of the same examples by `predicted_label`, the
+        classifier alone, without the given label; `predicted_by_checked`, a classifier of the
+        checked rows; `predicted_by_given`, one of the labels as given. None of them learned from
+        the row. They are the columns of `predicted_labels.csv`; empty in a result that was loaded.
       sources: with several labels per row, a dict for each source: how many labels it gave, how
         many are right, what it confuses. `pandas.DataFrame(result.sources)` is the table of
         `sources.csv`; empty in a result that was loaded.
@@ -94,6 +98,7 @@ class Result:
     columns: Columns | None = None
     frame: Any = None
     rows: "Corrected | None" = None
+    predictions: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     sources: Sequence[dict[str, Any]] = ()
     trained: Trained | None = None
 

@@ -1,5 +1,6 @@
 """The estimator: what people of scikit-learn expect, and what stands in README."""
 
+import csv
 import pickle
 
 import jax
@@ -61,6 +62,21 @@ def test_labels_are_corrected_and_checked_rows_stay(fitted):
     assert fitted.soft_labels_.shape == (150, 3)
     np.testing.assert_allclose(fitted.soft_labels_.sum(axis=1), 1, rtol=1e-5)
     assert fitted.result_.verdict.n == 40
+
+
+def test_what_a_verdict_may_recommend_is_at_hand(fitted, tmp_path):
+    """Predictions of other classifiers, in Python as in the file of a workdir."""
+    _, y, checked, truth = _iris()
+    seen = checked != None  # noqa: E711
+    predictions = fitted.result_.predictions
+    assert predictions.keys() == {"predicted_label", "predicted_by_checked", "predicted_by_given"}
+    for labels in predictions.values():
+        assert (labels == truth[~seen]).mean() > (y[~seen] == truth[~seen]).mean()
+    fitted.result_.save(tmp_path / "run")
+    with (tmp_path / "run/predicted_labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name, labels in predictions.items():
+        assert [row[name] for row in rows] == labels.tolist()
 
 
 def test_prediction(fitted):

@@ -209,8 +209,9 @@ def _texts(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
         (
             "model.bert.checkpoint",
             bool(values["model.bert.checkpoint"]) or not is_bert,
-            "a directory with config.json, model.safetensors and tokenizer.json, or a name on the "
-            "Hugging Face hub",
+            "a pretrained encoder of texts: a name on the Hugging Face hub, such as "
+            "sentence-transformers/all-MiniLM-L6-v2 (90 MB, downloaded once), or a directory with "
+            "config.json, model.safetensors and tokenizer.json",
         ),
         (
             "inner_loss.mixup",

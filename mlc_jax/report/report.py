@@ -328,7 +328,7 @@ _PREDICTED = {
 }
 
 
-def _predicted(probs: dict[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+def predicted(probs: dict[str, np.ndarray] | None) -> dict[str, np.ndarray]:
     """Columns `[N]` of labels by classifiers that did not train on the row."""
     if probs is None:
         return {}
@@ -347,7 +347,7 @@ def _write_checked(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
         "given_label": clean.given,
         "checked_label": clean.truth,
         "corrected_label": probs["corrected"].argmax(axis=-1),
-        **_predicted(probs),
+        **predicted(probs),
     }
     paths.write(workdir / CHECKED_FILE, csv_of(_shown(run, columns)))
 
@@ -357,7 +357,7 @@ def _write_labels(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
     own = corrected.of_run(run, of_noisy)
     if own is None:
         # Some have the names that cleanlab's tools use.
-        written = _shown(run, columns | _predicted(of_noisy.out_of_fold))
+        written = _shown(run, columns | predicted(of_noisy.out_of_fold))
         paths.write(workdir / LABELS_FILE, csv_of(written))
     else:
         paths.write(workdir / CORRECTED_FILE, own)
@@ -391,7 +391,7 @@ def _write_predicted(
     """More columns for a user's unchecked rows, if there are any."""
     agreeing = ("annotator_agreement", "num_annotations")
     known: dict[str, np.ndarray] = {x: columns[x] for x in agreeing if x in columns}
-    known |= _predicted(of_noisy.out_of_fold)
+    known |= predicted(of_noisy.out_of_fold)
     if known:
         beside = {x: columns[x] for x in ("id", "given_label", "corrected_label")}
         paths.write(workdir / PREDICTED_FILE, csv_of(_shown(run, beside | known)))

@@ -28,8 +28,9 @@ NAMES = {
 }
 SENTENCES = {
     CORRECTED: "Take the corrected labels.",
-    CLASSIFIER: "Take the classifier's own predictions.",
-    CHECKED: "Take the predictions of the classifier of the checked rows: they are better.",
+    CLASSIFIER: "Take the classifier's own predictions (predicted_label in predicted_labels.csv).",
+    CHECKED: "Take the predictions of the classifier of the checked rows (predicted_by_checked in "
+    "predicted_labels.csv).",
     AS_GIVEN: "The corrected labels are not shown to be better than the labels as given.",
 }
 
