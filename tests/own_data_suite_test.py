@@ -1,0 +1,60 @@
+"""The suite of people's tables: how labels are made wrong, and what is said of the cells."""
+
+import numpy as np
+import pytest
+
+from experiments.labels import own_data_suite, tables_of_people
+from experiments.labels.tables_of_people import TABLES, draw
+
+
+@pytest.mark.parametrize(("noise", "right"), [("flip", 0.65), ("unif", 2 / 3), ("hard", 0.7)])
+def test_labels_are_wrong_as_often_as_said(noise, right):
+    table = TABLES["iris"]()
+    shares = []
+    for number in range(20):
+        cell = draw("iris", table, noise, "random:30", number)
+        assert np.array_equal(cell.truth, table.labels[cell.rows])
+        shares.append(np.mean(cell.given == cell.truth))
+        wrong = cell.given != cell.truth
+        if noise == "flip":
+            assert np.array_equal(cell.given[wrong], (cell.truth[wrong] + 1) % 3)
+    assert np.mean(shares) == pytest.approx(right, abs=0.03)
+
+
+def test_the_same_rows_are_checked_whatever_the_noise():
+    table = TABLES["wine"]()
+    cells = [draw("wine", table, noise, "random:30", 4) for noise in ("flip", "unif", "hard")]
+    for cell in cells:
+        assert np.array_equal(cell.rows, cells[0].rows)
+        assert np.array_equal(cell.checked, cells[0].checked)
+        assert cell.checked.sum() == 30
+        assert not {*cell.rows} & {*cell.unseen}
+        assert len(cell.rows) + len(cell.unseen) == len(table.labels)
+    of_each = draw("wine", table, "flip", "per_class:5", 4)
+    assert np.bincount(of_each.truth[of_each.checked]).tolist() == [5, 5, 5]
+
+
+def test_a_gap_is_to_the_best_baseline_of_the_cell():
+    one = {"given": 60.0, "lr_checked": 80.0, "lr_given": 70.0}
+    other = {"given": 60.0, "lr_checked": 60.0, "lr_given": 90.0}
+    cell = [one | {"corrected": 82.0}, other | {"corrected": 84.0}]
+    gap, error = own_data_suite._gap(cell)  # The means are 60, 70 and 80: lr_given.
+    assert gap == pytest.approx((12 - 6) / 2)
+    assert error == pytest.approx(9.0)
+
+
+def test_a_column_of_many_texts_is_left_out_and_rows_with_gaps(monkeypatch):
+    rows = [
+        {"a": str(i), "name": f"n{i}", "colour": "red" if i % 2 else "blue", "label": "xy"[i % 2]}
+        for i in range(20)
+    ]
+    rows[3]["a"] = "NA"
+    table = tables_of_people._encoded(rows, ["label"], ("a", "name", "colour"), 0)
+    assert table.features.shape == (19, 3)  # The number and two colours.
+    np.testing.assert_allclose(table.features.mean(axis=0), 0, atol=1e-6)
+
+
+def test_the_many_are_none_of_those_that_something_was_chosen_on():
+    assert len(tables_of_people.MANY) == 52
+    first = [name for name in TABLES if name not in tables_of_people.MANY]
+    assert len(first) == 13
