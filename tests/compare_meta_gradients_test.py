@@ -257,7 +257,7 @@ def _counted(function, counts):
         ("--estimators=truncated:0", "--estimators: got 'truncated:0', expected some of"),
         ("--estimators=one_step:2", "--estimators: got 'one_step:2', expected some of"),
         ("--config.method=clean_only", "config.method: got 'clean_only', expected one with a"),
-        ("--config.noisy_batch_size=0", "config.noisy_batch_size: got 0, expected a whole number"),
+        ("--config.noisy_batch_size=0", "config.noisy_batch_size: got 0, expected 1 or more"),
     ],
 )
 def test_bad_input_gets_one_line_and_leaves_nothing_behind(flag, message, run_program, tmp_path):
