@@ -203,7 +203,7 @@ def test_run_that_diverges_does_not_stop_the_others(tiny_config, tmp_path, monke
 
 @pytest.mark.slow
 def test_all_runs_of_a_program_may_diverge(tiny_config, tmp_path):
-    exploding = {"main_optimizer.learning_rate": 1e6}
+    exploding = {"main_optimizer.learning_rate": 1e6, "main_optimizer.weight_decay": 1e9}
     configs = {
         str(tmp_path / name): _config(tiny_config, "cross_entropy", seed, **exploding)
         for seed, name in enumerate("ab")
