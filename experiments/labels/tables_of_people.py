@@ -127,8 +127,8 @@ TABLES: dict[str, Callable[[], LabelledTable]] = {
 }
 
 # Nothing was chosen on these either. Of pydataset: tables of 400 rows and more, at most 32 features
-# and a column of texts, or of two values, with 2 to 10 classes that a linear model tells at least ten
-# points better than the largest class alone would, and not to 99.5 %. Near copies are left out.
+# and a column of texts, or of two values, with 2 to 10 classes that a linear model tells at least
+# ten points better than the largest class alone would, and not to 99.5 %; without near copies.
 _MANY = {
     "MASS/Aids2": "status",
     "Ecdat/Benefits": "dkids",
