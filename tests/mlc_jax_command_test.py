@@ -286,7 +286,7 @@ BAD = [
     (["all.csv", "--label=kind", "--encoder=x"], "--encoder: got 'x', expected none with"),
     (["all.csv", "--label=kind", "--out=."], "--out: "),
     (["all.csv", "--label=kind", "--votes=no.csv"], "--votes: no file 'no.csv'"),
-    (["texts.csv"], "--encoder: got None, expected a directory with config.json"),
+    (["texts.csv"], "--encoder: got None, expected a pretrained encoder of texts"),
     (["all.csv", "--lable=kind"], "unknown: --lable=kind"),
     ([], "the following arguments are required: FILE"),
     (["empty.csv"], "FILE: 'empty.csv' is empty, expected a first line that names its columns"),

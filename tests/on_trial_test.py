@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 
-from experiments.labels import on_trial
 from experiments.labels.tables_of_people import TABLES, draw
 
 
-@pytest.fixture(scope="module")
-def arrays():
+@pytest.fixture
+def on_trial(load_program):
+    return load_program("experiments.labels.on_trial")
+
+
+@pytest.fixture
+def arrays(on_trial):
     table = TABLES["iris"]()
     cell = draw("iris", table, "flip", "random:30", 3)
     return table, cell, on_trial._arrays(table, cell, 3)
@@ -29,7 +33,7 @@ def test_two_folds_are_hidden_and_a_part_is_left_out(arrays):
 
 
 @pytest.mark.slow  # It compiles an arm of each kind.
-def test_labels_of_every_arm_are_better_than_given(monkeypatch, standard_promotion):
+def test_labels_of_every_arm_are_better_than_given(on_trial, monkeypatch, standard_promotion):
     arms = [on_trial.Arm("fixed"), on_trial.Arm("likelihood"), on_trial.Arm("meta", 5)]
     monkeypatch.setattr(on_trial, "ARMS", arms)
     monkeypatch.setattr(on_trial, "_ROUNDS", 2)

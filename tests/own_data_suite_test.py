@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.labels import own_data_suite, tables_of_people
+from experiments.labels import tables_of_people
 from experiments.labels.tables_of_people import TABLES, draw
 
 
@@ -34,7 +34,8 @@ def test_the_same_rows_are_checked_whatever_the_noise():
     assert np.bincount(of_each.truth[of_each.checked]).tolist() == [5, 5, 5]
 
 
-def test_a_gap_is_to_the_best_baseline_of_the_cell():
+def test_a_gap_is_to_the_best_baseline_of_the_cell(load_program):
+    own_data_suite = load_program("experiments.labels.own_data_suite")
     one = {"given": 60.0, "lr_checked": 80.0, "lr_given": 70.0}
     other = {"given": 60.0, "lr_checked": 60.0, "lr_given": 90.0}
     cell = [one | {"corrected": 82.0}, other | {"corrected": 84.0}]
