@@ -54,6 +54,11 @@ class Records:
             self._write()
         return self._rows[key]
 
+    @property
+    def rows(self) -> list[Row]:
+        """All that the file holds, in the order they were measured."""
+        return [row for rows in self._rows.values() for row in rows]
+
     def _read(self) -> None:
         name = str(self._path)
         try:

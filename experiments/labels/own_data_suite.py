@@ -7,8 +7,8 @@ Labels of a table are made wrong: FLIP 0.35 (the next class), UNIF 0.5 (any clas
 30 % of rows where a linear model is least sure get its second choice). Some rows are checked:
 `random:30` at random, `per_class:5` so many of each class. 30 % of the rows are kept away from
 everything. All draws of a table are trained as one program; the same command goes on where it
-was stopped, and --shard=i/n takes a share of the tables. In DIR: `cells.csv`, a row for each
-draw; `own_data.md`, the tables.
+was stopped. With --shard=i/n, n commands share the tables; the last one to end writes all of
+them. In DIR: `cells.csv`, a row for each draw; `own_data.md`, the tables.
 
 Columns are percent right of the doubtful rows: labels as given, scikit-learn's
 `LogisticRegression(C=1)` on the checked rows and on all given labels, gradient boosting on the
@@ -252,17 +252,17 @@ def main() -> None:
     expect(ok, "--shard", _SHARD.value, "i/n with i from 0 to n - 1")
     workdir = epath.Path(paths.absolute(_WORKDIR.value, "--workdir"))
     workdir.mkdir(parents=True, exist_ok=True)
-    records = Records(
-        workdir / f"cells_{index}.jsonl",
-        {"noise": noises, "draws": list(draws), "shard": _SHARD.value},
-    )
-    rows: list[Row] = []
+    settings = {"noise": noises, "draws": list(draws)}
+
+    def records_of(name: str) -> Records:
+        return Records(workdir / f"{name}.jsonl", settings)
+
     for name in tqdm(sets[int(index) :: int(of)], disable=None, unit="table"):
+        records = records_of(name)
         for choice in checked:
             place = {"set": name, "checked": choice}
-            rows += records.get(
-                place, functools.partial(measure, name, choice, noises, list(draws))
-            )
+            records.get(place, functools.partial(measure, name, choice, noises, list(draws)))
+    rows = [row for name in sets for row in records_of(name).rows if row["checked"] in checked]
     paths.write(workdir / "cells.csv", to_csv(rows).encode())
     text = tables(rows)
     paths.write(workdir / "own_data.md", text.encode())

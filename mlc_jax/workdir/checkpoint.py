@@ -11,9 +11,8 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
+from etils import epath, epy
 from jax.sharding import NamedSharding
 
 from mlc_jax import paths
@@ -22,6 +21,9 @@ from mlc_jax.core import TrainState
 from mlc_jax.core.groups import path_name
 from mlc_jax.errors import CheckpointError, Lost
 from mlc_jax.workdir.workdir import check_held
+
+with epy.lazy_imports():  # It takes a quarter of a second, and runs in memory save nothing.
+    import orbax.checkpoint as ocp
 
 DIRECTORY = "checkpoints"
 CHECKSUMS = "checksums"  # Their place in what is saved of the progress.
