@@ -239,6 +239,34 @@ def test_a_check_has_no_part_in_what_predicts_its_row(example):
         assert not np.array_equal(before, after)  # Others saw it.
 
 
+@pytest.mark.slow  # A program of its own: one weight decay, which no check chooses.
+def test_a_row_is_judged_by_weights_that_its_check_did_not_fit(example):
+    """Predictions stay as they are; a check is another one when the weights are fitted to them."""
+    *_, rows, _, state = example
+    machine = _bound(weight_decays=(1e-3,)).out_of_fold.__self__
+    params = state.main.params | {
+        "runs": jax.tree.map(lambda leaf: leaf[:, 1:2], state.main.params["runs"])
+    }
+    row, fold = int(rows.judged[0]), int(rows.fold[0])
+    checks = rows.checks.copy()
+    checks[row] = (checks[row] + 1) % CLASSES
+
+    @jax.jit
+    def fitted(checks):
+        known = machine._known(params, rows)
+        meta = state.meta.params | {"decay_weights": np.ones(1, np.float32)}
+        labels = machine._labels(params, meta, known, False)
+        said, _ = machine._said_anew(
+            params, labels, known._replace(rows=rows._replace(checks=checks))
+        )
+        return said
+
+    one, other = jax.device_get((fitted(rows.checks), fitted(checks)))
+    changes = np.abs(one["judging_weights"] - other["judging_weights"]).max(axis=1)
+    assert changes[fold] == 0 and np.delete(changes, fold).min() > 1e-3
+    assert np.abs(one["weights"] - other["weights"]).max() > 1e-3
+
+
 def test_new_rows_are_predicted_by_the_mean_of_all_runs(example):
     x, _, _, _, bound, state = example
     logits, _ = jax.jit(bound.classify)(state, x[:7])
