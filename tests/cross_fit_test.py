@@ -243,7 +243,7 @@ def test_a_check_has_no_part_in_what_predicts_its_row(example):
 def test_a_row_is_judged_by_weights_that_its_check_did_not_fit(example):
     """Predictions stay as they are; a check is another one when the weights are fitted to them."""
     *_, rows, _, state = example
-    machine = _bound(weight_decays=(1e-3,)).out_of_fold.__self__
+    steps = _bound(weight_decays=(1e-3,)).out_of_fold.__self__.label_steps
     params = state.main.params | {
         "runs": jax.tree.map(lambda leaf: leaf[:, 1:2], state.main.params["runs"])
     }
@@ -253,13 +253,11 @@ def test_a_row_is_judged_by_weights_that_its_check_did_not_fit(example):
 
     @jax.jit
     def fitted(checks):
-        known = machine._known(params, rows)
+        known = steps.known(params, rows)
         meta = state.meta.params | {"decay_weights": np.ones(1, np.float32)}
-        labels = machine._labels(params, meta, known, False)
-        said, _ = machine._said_anew(
-            params, labels, known._replace(rows=rows._replace(checks=checks))
-        )
-        return said
+        labels = steps.labels(params, meta, known, False)
+        changed = known._replace(rows=rows._replace(checks=checks))
+        return steps.said_anew(params, labels, changed)
 
     one, other = jax.device_get((fitted(rows.checks), fitted(checks)))
     changes = np.abs(one["judging_weights"] - other["judging_weights"]).max(axis=1)

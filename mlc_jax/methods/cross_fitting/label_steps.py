@@ -1,0 +1,336 @@
+"""The label model of cross-fitting, between rounds: what every row's label is held to be.
+
+Each fold K has its own, which does not see the checks of that fold. Letters in shapes: K folds, N
+rows, M judged rows, S sources, V votes, C classes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mlc_jax.core import Inputs, Params, Rows
+from mlc_jax.methods.cross_fitting.members import Members
+from mlc_jax.models.label_model import (
+    NUM_TERMS,
+    class_shares,
+    fit_weights,
+    label_term,
+    pool,
+    shifted_shares,
+    source_counts,
+)
+
+# In the classifier on the checked rows alone, where class shares are estimated.
+_CHECKED_TRUST = 0.5
+_BLOCK = 16_384  # Rows at a time, of which all classifiers' predictions are in memory.
+_SOURCES_WIDTH = 0.5  # Of the prior of l, where there are several sources.
+_UNCHECKED = -1
+_SWEEPS = 2  # Of the label model between two rounds.
+
+
+class Known(NamedTuple):
+    """What stays the same from round to round.
+
+    Attributes:
+      x: `[N, ...]`, as the model takes them.
+      one_hot: `[N, C]`, of checks.
+      given: `[N, C]`, log-probabilities of the classifier on labels as given, out of part.
+      checked: `[K, N, C]`, of those on the checked rows alone.
+      trust: in given labels before any row is checked, see `source_counts`.
+    """
+
+    rows: Rows
+    x: Inputs
+    one_hot: jax.Array
+    given: jax.Array
+    checked: jax.Array
+    trust: jax.Array
+
+
+class Labels(NamedTuple):
+    """What labels are held to be.
+
+    Attributes:
+      q: `[K, N, C]`.
+      matrices: R, `[K, S, V, C]`.
+      pi: `[K, C]`.
+    """
+
+    q: jax.Array
+    matrices: jax.Array
+    pi: jax.Array
+
+
+def _by_blocks(fun: Callable[..., jax.Array], *arrays: Any) -> jax.Array:
+    """`fun` of trees of arrays `[N, ...]` -> `[K, N, C]`, a block of rows at a time."""
+    size = jax.tree.leaves(arrays)[0].shape[0]
+    if size <= _BLOCK:
+        return fun(*arrays)
+    num_blocks = -(-size // _BLOCK)
+    more = num_blocks * _BLOCK - size
+
+    def cut(leaf: jax.Array) -> jax.Array:
+        filled = jnp.pad(leaf, [(0, more)] + [(0, 0)] * (leaf.ndim - 1))
+        return filled.reshape(num_blocks, _BLOCK, *leaf.shape[1:])
+
+    blocks = jax.lax.map(lambda block: fun(*block), jax.tree.map(cut, arrays))
+    together = jnp.moveaxis(blocks, 0, 1)
+    return together.reshape(together.shape[0], -1, together.shape[-1])[:, :size]
+
+
+def _trust(rows: Rows, given: jax.Array) -> jax.Array:
+    """How far given labels are trusted before any row is checked.
+
+    An even chance where rows are checked, which then say it. Where none is, how often a classifier
+    of the labels as given, out of part, says the same: noise and what it cannot know lower it.
+    """
+    said = rows.votes >= 0
+    same = (rows.votes == jnp.argmax(given, axis=-1)[:, None]) & said
+    agreement = (jnp.sum(same) + 1) / (jnp.sum(said) + 2)
+    return jnp.where(jnp.any(rows.checks >= 0), 0.5, jnp.clip(agreement, 0.5, 0.95))
+
+
+def _doubtful(rows: Rows, is_visible: jax.Array) -> jax.Array:
+    """`[N]`, 1 for the rows whose label is not known where checks `is_visible` `[N]` are."""
+    unchecked = rows.checks == _UNCHECKED  # What fills up has another number.
+    return (~is_visible & (rows.is_judged | unchecked)).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelSteps:
+    """The steps between rounds; all are pure.
+
+    Attributes:
+      members: the classifiers.
+      num_classes: C.
+      prior_strength, expected_weight, trust_width, rival_width: see `CrossFit`.
+    """
+
+    members: Members
+    num_classes: int
+    prior_strength: float
+    expected_weight: float
+    trust_width: float
+    rival_width: float
+
+    def known(self, params: dict[str, Params], rows: Rows) -> Known:
+        """What the rivals, trained once, say of all rows; see `Known`."""
+        x, num_parts = rows.inputs, self.members.num_parts
+        unsure = -jnp.log(jnp.asarray(self.num_classes, jnp.float32))
+
+        def of_block(x: Inputs, part: jax.Array) -> jax.Array:
+            """`[1 + K, B, C]`: given, and checked."""
+            rivals = self.members.log_probs(params["rivals"], x)[:, 0]
+            rivals = jnp.where(rows.rival_lengths[:, None, None] > 0, rivals, unsure)
+            given = jnp.take_along_axis(rivals[:num_parts], part[None, :, None], axis=0)
+            return jnp.concatenate([given, rivals[num_parts:]])
+
+        rivals = _by_blocks(of_block, x, rows.part)
+        one_hot = jax.nn.one_hot(rows.checks, self.num_classes)
+        return Known(rows, x, one_hot, rivals[0], rivals[1:], _trust(rows, rivals[0]))
+
+    def mixed(self, runs: Params, decay_weights: jax.Array, known: Known) -> jax.Array:
+        """`log p` `[K, N, C]`."""
+
+        def of_block(x: Inputs, part: jax.Array) -> jax.Array:
+            log_probs = self.members.over_decays(self.members.log_probs(runs, x), decay_weights)
+            return self.members.out_of_part(log_probs, part)
+
+        return _by_blocks(of_block, known.x, known.rows.part)
+
+    def says(self, matrices: jax.Array, pi: jax.Array, rows: Rows) -> jax.Array:
+        """The label's term of all folds, `[K, N, C]`."""
+        return jax.vmap(label_term, in_axes=(None, 0, 0))(rows.votes, matrices, pi)
+
+    def terms(self, mixed: jax.Array, says: jax.Array, known: Known) -> tuple[jax.Array, ...]:
+        """Those of `pool`, in its order, each `[K or 1, N, C]`."""
+        return mixed, says, known.given[None], known.checked
+
+    def _check_weights(self, clean: jax.Array, pi: jax.Array, known: Known) -> jax.Array:
+        """`[N]`, mean 1 on `clean`: where so many per class were drawn, a class counts by pi."""
+        shares = jnp.sum(known.one_hot * clean[:, None], axis=0)
+        weight = clean * (known.one_hot @ (pi / jnp.maximum(shares, 1e-9)))
+        weight = weight * jnp.sum(clean) / jnp.maximum(jnp.sum(weight), 1e-9)
+        return jnp.where(known.rows.is_random, clean, weight)
+
+    def start(self, known: Known) -> Labels:
+        """Before the first round: from the given labels and the checks alone."""
+        rows, num_classes = known.rows, self.num_classes
+        flat = jnp.full(num_classes, 1 / num_classes)
+
+        def shares(is_visible: jax.Array, checked: jax.Array) -> jax.Array:
+            """From what never saw a `pi`, so that nothing feeds itself."""
+            clean = (is_visible & rows.is_judged).astype(jnp.float32)
+            per_class = jnp.maximum(jnp.sum(known.one_hot * clean[:, None], axis=0), 1)
+            balanced = clean * (known.one_hot @ (jnp.mean(per_class) / per_class))
+            matrices = source_counts(
+                rows.votes, known.one_hot, balanced, balanced, flat, self.prior_strength / 2,
+                known.trust,
+            )  # fmt: skip
+            evidence = label_term(rows.votes, matrices, flat) + _CHECKED_TRUST * checked
+            doubtful = _doubtful(rows, is_visible)
+            return shifted_shares(evidence, doubtful, 0.2)
+
+        pi = jax.vmap(shares)(rows.is_visible, known.checked)
+        q = jnp.where(rows.is_visible[..., None], known.one_hot, pi[:, None, :])
+        return self._sweep(None, q, pi, jnp.ones(NUM_TERMS), known)
+
+    def labels(
+        self, params: dict[str, Params], meta: dict[str, jax.Array], known: Known, is_first: Any
+    ) -> Labels:
+        """What the newest label model says; before the first round the classifiers know nothing."""
+        rows, matrices, pi = known.rows, meta["matrices"], meta["class_shares"]
+        says = self.says(matrices, pi, rows)
+        mixed = self.mixed(params["runs"], meta["decay_weights"], known)
+        log_q = jnp.where(
+            is_first,
+            jax.nn.log_softmax(jnp.log(pi)[:, None] + says),
+            pool(meta["weights"], *self.terms(mixed, says, known)),
+        )
+        q = jnp.where(rows.is_visible[..., None], known.one_hot, jnp.exp(log_q))
+        return Labels(q, matrices, pi)
+
+    def _sweep(
+        self,
+        mixed: jax.Array | None,
+        q: jax.Array,
+        pi: jax.Array,
+        weights: jax.Array,
+        known: Known,
+    ) -> Labels:
+        """R, pi and q of all folds, one after the other; without `mixed`, from the labels alone."""
+        rows = known.rows
+
+        def of_fold(
+            log_p: jax.Array | None, is_visible: jax.Array, q: jax.Array, pi: jax.Array,
+            checked: jax.Array,
+        ) -> Labels:  # fmt: skip
+            doubtful = _doubtful(rows, is_visible)
+            doubtful = doubtful * (0.0 if log_p is None else self.expected_weight)
+            seen = (is_visible & rows.is_judged).astype(jnp.float32)
+            # Where nobody looked, labels would teach how good they are themselves.
+            counted = jnp.where(jnp.any(rows.checks >= 0), doubtful, 0.0)
+
+            def sweep(labels: Labels, _: None) -> tuple[Labels, None]:
+                clean = self._check_weights(seen, labels.pi, known)
+                shares = class_shares(labels.q, clean + doubtful)
+                pi = jnp.where(rows.is_random, shares, labels.pi)
+                matrices = source_counts(
+                    rows.votes, labels.q, clean + counted, clean, pi, self.prior_strength,
+                    known.trust,
+                )  # fmt: skip
+                says = label_term(rows.votes, matrices, pi)
+                if log_p is None:
+                    log_q = jax.nn.log_softmax(jnp.log(pi) + says)
+                else:
+                    log_q = pool(weights, log_p, says, known.given, checked)
+                q = jnp.where(is_visible[:, None], known.one_hot, jnp.exp(log_q))
+                return Labels(q, matrices, pi), None
+
+            num_classes = self.num_classes
+            nothing = jnp.zeros((rows.votes.shape[1], num_classes, num_classes), q.dtype)
+            return jax.lax.scan(sweep, Labels(q, nothing, pi), None, length=_SWEEPS)[0]
+
+        axes = (None if mixed is None else 0, 0, 0, 0, 0)
+        folds = jax.vmap(of_fold, in_axes=axes)
+        result: Labels = folds(mixed, rows.is_visible, q, pi, known.checked)
+        return result
+
+    def said_anew(
+        self, params: dict[str, Params], labels: Labels, known: Known
+    ) -> dict[str, jax.Array]:
+        """Between rounds: weights by the likelihood of hidden checks, then R, pi and q."""
+        says = self.says(labels.matrices, labels.pi, known.rows)
+        fitted = self._fitted(params["runs"], says, labels.pi, known)
+        weights = fitted["weights"]
+        mixed = self.mixed(params["runs"], fitted["decay_weights"], known)
+        pi = self._shares_of_predictions(mixed, says, weights, known)
+        pi = jnp.where(known.rows.is_random, labels.pi, pi)
+        said = self._sweep(mixed, labels.q, pi, weights, known)
+        return fitted | {"matrices": said.matrices, "class_shares": said.pi}
+
+    def _fitted(
+        self, runs: Params, says: jax.Array, pi: jax.Array, known: Known
+    ) -> dict[str, jax.Array]:
+        """Weights by the likelihood of hidden checks: of the pool, and of the decays.
+
+        Returns:
+          `weights` `[4]`; `judging_weights` `[K, 4]`, fitted without the checks of fold k;
+          `decay_weights` `[E]`.
+        """
+        members, rows = self.members, known.rows
+        hidden = jnp.zeros(rows.checks.shape, jnp.float32).at[rows.judged].add(rows.counts)
+        weight = self._check_weights(hidden, jnp.mean(pi, axis=0), known)
+        counts = weight[rows.judged] * rows.counts
+        others = jnp.stack(
+            [says[rows.fold, rows.judged], known.given[rows.judged],
+             known.checked[rows.fold, rows.judged]], axis=1,
+        )  # fmt: skip
+
+        # The term of several sources is right as it is, but for what they have in common. Where
+        # it is right in all of a few checks, a wide prior would let it overrule everything.
+        several = rows.votes.shape[1] > 1
+        widths = (
+            self.trust_width,
+            min(self.trust_width, _SOURCES_WIDTH if several else math.inf),
+        )
+
+        def fitted(log_p: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+            """Args: log_p: `[K, M, C]`, of the judged rows. counts: `[M]`."""
+            own = log_p[rows.fold, jnp.arange(len(rows.judged))]
+            terms = jnp.concatenate([own[:, None], others], axis=1)
+            checks = jnp.maximum(rows.checks[rows.judged], 0)
+            return fit_weights(terms, checks, counts, widths, self.rival_width)
+
+        x = jax.tree.map(lambda leaf: leaf[rows.judged], known.x)
+        log_probs, part = members.log_probs(runs, x), rows.part[rows.judged]
+        of_decays = jax.vmap(members.out_of_part, in_axes=(1, None))(log_probs, part)
+        # Fits side by side. First of each decay alone, by all checks; then of all decays together,
+        # by all checks, and by those of all folds but one. One loop compiles in half the time.
+        num_decays, num_folds = of_decays.shape[0], members.num_folds
+        lanes = jnp.arange(max(num_decays, 1 + num_folds))
+        kept = counts * (rows.fold != lanes[:, None] - 1)
+
+        def turn(fits: Any, _: None) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+            """The weights of each fit, `[L, 4]`, and those of the decays, `[E]`."""
+            weights, likelihoods = jax.vmap(fitted)(*fits)
+            decay_weights = jax.nn.softmax(likelihoods[:num_decays])
+            judged = members.out_of_part(members.over_decays(log_probs, decay_weights), part)
+            return (jnp.broadcast_to(judged, fits[0].shape), kept), (weights, decay_weights)
+
+        fits = of_decays[lanes % num_decays], jnp.broadcast_to(counts, kept.shape)
+        _, (weights, decay_weights) = jax.lax.scan(turn, fits, None, length=2)
+        return {
+            "weights": weights[1, 0],
+            "judging_weights": weights[1, 1 : 1 + num_folds],
+            "decay_weights": decay_weights[0],
+        }
+
+    def _shares_of_predictions(
+        self, mixed: jax.Array, says: jax.Array, weights: jax.Array, known: Known
+    ) -> jax.Array:
+        """`pi` `[K, C]` where so many checks per class were drawn: those say no shares.
+
+        How often each class is predicted, and what each is taken for by hidden checks: the shares
+        that explain the one by the other. No prediction feeds itself so, as the mean of q would.
+        """
+        rows, num_classes = known.rows, self.num_classes
+        predicted = jnp.argmax(pool(weights, *self.terms(mixed, says, known)), axis=-1)
+        own = predicted[rows.fold, rows.judged]
+        checks = jnp.maximum(rows.checks[rows.judged], 0)
+        eye = jnp.eye(num_classes)
+
+        def of_fold(fold: jax.Array, predicted: jax.Array, is_visible: jax.Array) -> jax.Array:
+            seen = rows.counts * (rows.fold != fold)
+            rho = (jnp.sum(seen * (own == checks)) + 1) / (jnp.sum(seen) + 2)
+            prior = rho * eye + (1 - rho) * (1 - eye) / max(1, num_classes - 1)
+            taken = (eye[checks] * seen[:, None]).T @ eye[own] + self.prior_strength / 2 * prior
+            likelihood = taken / jnp.sum(taken, axis=1, keepdims=True)
+            doubtful = _doubtful(rows, is_visible)
+            return shifted_shares(jnp.log(likelihood).T, doubtful @ eye[predicted], 0.2)
+
+        return jax.vmap(of_fold)(jnp.arange(self.members.num_folds), predicted, rows.is_visible)
