@@ -190,6 +190,31 @@ def test_weights_follow_what_can_be_trusted():
         assert (weights[2:] < 0.2).all() and (weights >= 0).all()
 
 
+def test_weights_are_where_the_posterior_is_highest():
+    """By its gradient as JAX takes it, of a random problem."""
+    rng = np.random.default_rng(1)
+    terms = jnp.asarray(np.log(rng.dirichlet(np.ones(3), (80, 4))), jnp.float32)
+    shares = np.asarray(jax.nn.softmax(terms[:, 0] + terms[:, 1]), np.float64)
+    checks = jnp.asarray([rng.choice(3, p=p / p.sum()) for p in shares])
+    counts = jnp.asarray(rng.uniform(0.5, 1.5, 80), jnp.float32)
+
+    def likelihood(weights):
+        log_q = label_model.pool(weights, *jnp.moveaxis(terms, 1, 0))[jnp.arange(80), checks]
+        return jnp.sum(counts * jnp.maximum(log_q, label_model.LOG_FLOOR))
+
+    def loss(theta):
+        weights = jnp.concatenate([jnp.exp(theta[:2]), theta[2:]])
+        prior = jnp.sum(jnp.square(theta / jnp.array([2.0, 0.7, 0.5, 0.5]))) / 2
+        return prior - likelihood(weights)
+
+    weights, found = label_model.fit_weights(terms, checks, counts, (2.0, 0.7), 0.5)
+    np.testing.assert_allclose(found, likelihood(weights), rtol=1e-5)
+    slope = jax.grad(loss)(jnp.concatenate([jnp.log(weights[:2]), weights[2:]]))
+    assert (jnp.abs(slope[:2]) < 0.05).all()
+    for weight, x in zip(weights[2:], slope[2:], strict=True):  # At the bound it may push.
+        assert abs(x) < 0.05 or (weight == 0 and x > 0)
+
+
 def test_class_shares_do_not_run_away():
     """A rare class, of which nothing much is known, keeps a floor."""
     evidence = jnp.asarray(np.random.default_rng(0).normal(size=(500, 2)) + np.array([0.5, 0]))
