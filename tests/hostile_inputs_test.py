@@ -211,6 +211,18 @@ TABLES = [
     ("B who labels follows slips", table(rater=[
         f"{label}{i % 4}" if i % 10 else "x" for i, label in enumerate(GIVEN)
     ]), "agrees with label also where checked_label says that it is wrong"),
+    ("B rows that are there five times", pandas.concat([table()] * 5), AB),
+    ("B the label in numbers, in such rows", pandas.concat(
+        [table(code=np.where(GIVEN == "cat", 17, 4), many=ROWS * 7 % 50)] * 5
+    ), "column 'code' determines label"),
+    ("B the wrong labels alone are written down", table(
+        checked_label=np.where(GIVEN != TRUTH, TRUTH, "")
+    ), lambda dataset: set(dataset.drawn) == {"looked_up"}),
+    ("B the same of a random sample", table(checked_label=np.where(GIVEN != TRUTH, TRUTH, "")),
+     {"drawn": "random"}, lambda dataset: set(dataset.drawn) == {"random"}),
+    ("B a few wrong ones", table(
+        checked_label=np.where((GIVEN != TRUTH) & (ROWS < 36), TRUTH, "")
+    ), lambda dataset: set(dataset.drawn) == {"random"}),
     ("B a good feature", table(size=np.where(TRUTH == "cat", 1, 5) + ROWS % 3 * 2), AB | {"size"}),
     ("B row numbers", table(index=ROWS, **{"Unnamed: 0": ROWS + 5, "row": ROWS * 1.0}), AB),
     ("B row numbers, wanted", table(row=ROWS), {"features": "+row"}, AB | {"row"}),

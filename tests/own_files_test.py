@@ -158,6 +158,25 @@ def test_random_rows_of_later_checks_are_one_random_sample(tmp_path):
     assert [drawn[i] for i, _ in rows] == ["random", "looked_up", "random", "random"]
 
 
+def test_rows_to_check_of_which_the_wrong_ones_alone_were_filled_in(tmp_path, caplog):
+    """They were drawn at random, and those that were filled in are no random sample."""
+    given = np.where(np.arange(30) < 12, np.roll(LABELS, 1), LABELS)
+    wrong = np.flatnonzero(given != LABELS).tolist()
+    assert len(wrong) >= 9
+    checks = tmp_path / "to_check.csv"
+    for rows, drawn in ((wrong, "looked_up"), ([*wrong, 20], "random"), (wrong[:7], "random")):
+        text = "".join(f"{i},random,{LABELS[i]}\n" for i in rows)
+        checks.write_text("id,why,checked_label\n" + text)
+        (tmp_path / "all.csv").write_text(
+            "\n".join(["a,b,label", *(f"{i % 5},{i % 3},{x}" for i, x in enumerate(given))])
+        )
+        config = _config_of(tmp_path / "all.csv")
+        config.dataset.checked = str(checks)
+        caplog.clear()
+        assert set(datasets.load(config).drawn) == {drawn}
+        assert ("Check rows whose label is right, too" in caplog.text) == (drawn == "looked_up")
+
+
 @contextlib.contextmanager
 def _somebody_else():
     """Root may read everything."""
