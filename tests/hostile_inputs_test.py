@@ -132,6 +132,14 @@ def renamed(label, other, checked=None):
     return table(label=names, checked_label=checks)
 
 
+def _of_sources(said, checked):
+    """Labels by two sources, and checks, that take these values in turn."""
+    columns = {"x": np.resize(said, SIZE), "y": np.resize(said[::-1], SIZE)}
+    return table(
+        drop=["label"], checked_label=np.resize(np.array(checked, object), SIZE), **columns
+    )
+
+
 NOTHING_CHECKED = "nobody knows how right its labels are"
 MISSPELT = "and none named 'checked_label'"
 ALIKE = "which looks like it; expected one name for each class"
@@ -185,6 +193,14 @@ TABLES = [
     ("B a class of test rows alone", table(
         split=np.where(ROWS == 0, "test", ""), checked_label=np.where(ROWS == 0, "emu", CHECKED)
     ), "line 2 has label 'emu', which no row to train with has"),
+    ("B -1 of several sources", _of_sources([1, 0, -1], checked=["", 0, 1]),
+     {"label_columns": "x,y"}, lambda dataset: dataset.class_names == ("0", "1")),
+    ("B -1 where nobody looked, either", _of_sources([1, 0, -1], checked=[-1, 0, 1]),
+     {"label_columns": "x,y"}, lambda dataset: len(dataset.clean) == 2 * SIZE // 3),
+    ("B -1 that somebody checked", _of_sources([1, 0, -1], checked=["", -1, 1]),
+     {"label_columns": "x,y"}, lambda dataset: dataset.class_names == ("-1", "0", "1")),
+    ("B -1 and 1", _of_sources([1, -1], checked=["", 1, -1]),
+     {"label_columns": "x,y"}, lambda dataset: dataset.class_names == ("-1", "1")),
     # B: which columns are features.
     ("B features=a,checked_label", table(), {"features": "a,checked_label"},
      "'checked_label' says something of the label"),
@@ -708,6 +724,8 @@ def test_frames(columns, expected):
 # (name, what is called, what is expected)
 CALLS = [
     ("E a label by number", lambda x: mlc.correct_labels(x, label=3), "label: got 3, expected"),
+    ("B labels are the checks", lambda x: mlc.correct_labels(x, label="checked_label"),
+     "label: got 'checked_label', expected another column"),
     ("E no such column", lambda x: mlc.correct_labels(x, label="y"), "has no column 'y'"),
     ("E a broken seed", lambda x: mlc.correct_labels(x, seed=0.5), "seed: got 0.5, expected"),
     ("E no such text", lambda x: mlc.correct_labels(x, text="t", encoder="/no"), "no column 't'"),
@@ -835,6 +853,12 @@ TYPED = [
         ["--out=s3://a/b"],
         "--out: got 's3://a/b', expected a local",
     ),
+    (
+        "B labels are the checks",
+        ["--label=checked_label"],
+        "--label: 'checked_label' is the column",
+    ),
+    ("B checks are the labels", ["--checked=label"], "--label: 'label' is the column of checked"),
     ("E no such checks", ["--checks=/nope.csv"], "--checks: no file '/nope.csv'"),
     ("E no such encoder", ["--encoder=/nope"], "--encoder: got '/nope', expected none with"),
     ("E no such setting", ["--lcn.hiden_size=3"], "such as --lcn.hidden_size"),
@@ -937,6 +961,17 @@ def _shuffled(frame):
 
 def _nothing(out):
     pass
+
+
+def test_votes_by_ids_that_lost_their_zeros(tmp_path):
+    """As in a file of checks; a blank after a source's name makes no second source."""
+    path, votes = tmp_path / "data.csv", tmp_path / "votes.csv"
+    path.write_bytes(csv(NAMED.drop(columns="label")))
+    rows = [(i, f"{name} " if i % 2 else name, GIVEN[i]) for i in ROWS for name in ("anna", "ben")]
+    votes.write_bytes(csv(pandas.DataFrame(rows, columns=["id", "source", "label"])))
+    file = read_labels(Table("config.dataset.data", str(path)), Said(votes=str(votes)))
+    assert file.source_names == ("anna", "ben")
+    assert np.array(file.votes.names)[file.votes.numbers].tolist() == [[x, x] for x in GIVEN]
 
 
 # (name, the table, what it is for the next round, what is done to the files of the first one,

@@ -190,6 +190,12 @@ def _kind(options: Options, named: dict[str, str]) -> tuple[str, dict[str, str]]
             raise InputError(
                 f"--{kinds.option(ours)}: got {theirs!r}, expected a name without , and ="
             )
+    checked = named.get("checked_label", "checked_label")
+    if checked in (named.get("label", "label"), *options.label):
+        raise InputError(
+            f"--label: {checked!r} is the column of checked labels; expected that of the labels as "
+            "given"
+        )
     kind = kinds.kind_of(_whole(options.file), named)
     if pathlib.Path(options.file).suffix.lower() in ENDINGS:
         kinds.check_labels(_whole(options.file), named, options.label, bool(options.votes))

@@ -136,6 +136,7 @@ class LabelColumns:
         if self._said.votes:
             more, votes = _read_votes(self._said.votes, table, ids, len(lines))
             names, columns = names + more, columns + votes
+        columns = _without_silence(table, columns, self._checked.labels())
         names, said = _that_say_something(names, columns)
         several = len(names) > 1 or names[:1] not in ([], ["label"])
         return LabelledFile(
@@ -227,6 +228,26 @@ def _sources(table: Table, said: Said) -> list[str]:
     return [] if said.votes else ["label"]  # Which is missed where the file is read.
 
 
+def _without_silence(
+    table: Table, columns: list[Labels | None], checked: Labels | None
+) -> list[Labels | None]:
+    """Columns of several sources in which -1 is nothing said, as many tools write it.
+
+    It is a class where it is one of two, or where somebody checked it and left other rows empty.
+    """
+    there = {name for column in columns if column is not None for name in column.names}
+    is_checked = checked is not None and bool({*checked.names} & {*NOBODY_LOOKED})
+    if is_checked and checked is not None and (checked.numbers == UNKNOWN).any():
+        return columns
+    if len(columns) < 2 or not there & {*NOBODY_LOOKED} or len(there - {*NOBODY_LOOKED}) < 2:
+        return columns
+    logging.warning(
+        "-1 counts as no label of the sources of %s; if it is a class, give it another name.",
+        table.path,
+    )
+    return [None if column is None else column.without(NOBODY_LOOKED) for column in columns]
+
+
 def _that_say_something(
     names: list[str], columns: list[Labels | None]
 ) -> tuple[list[str], list[Labels]]:
@@ -272,15 +293,15 @@ def _read_votes(
     """Sources in the order of the file, and their labels of the rows of `data`."""
     table = Table(f"{FIELD}votes", path)
     names = [str(i) for i in range(num_rows)] if ids is None else ids.tolist()
-    rows = {name: row for row, name in enumerate(names)}
+    rows = Known({name: row for row, name in enumerate(names)}, bare_id)
     columns: dict[str, dict[int, str]] = {}
     for line, (identifier, source, label) in table.rows(["id", "source", "label"]):
-        row = rows.get(from_spreadsheet(identifier or ""), rows.get(identifier or ""))
+        row = rows.find(identifier or "")
         if row is None:
             table.fail(f"id {identifier!r} is not in {data.path!r}; expected one of its ids", line)
         if not source or source.isspace():
             table.fail("source is empty, expected who gave the label", line)
-        said = columns.setdefault(source, {})
+        said = columns.setdefault(source.strip(), {})
         if row in said and said[row] != label:
             table.fail(
                 f"source {source!r} labels id {identifier!r} as {said[row]!r} and as {label!r}; "
