@@ -205,7 +205,7 @@ def create_dataset(
         prepare=prepare,
         noise="given",
         names_labels=names is not None,
-        drawn=how_drawn(clean_part.truth, drawn, None),
+        drawn=how_drawn(clean_part.truth, drawn, None, clean_part.given, noisy_part.given),
         source_names=source_names,
     )
 

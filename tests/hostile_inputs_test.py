@@ -132,6 +132,14 @@ def renamed(label, other, checked=None):
     return table(label=names, checked_label=checks)
 
 
+def _of_sources(said, checked):
+    """Labels by two sources, and checks, that take these values in turn."""
+    columns = {"x": np.resize(said, SIZE), "y": np.resize(said[::-1], SIZE)}
+    return table(
+        drop=["label"], checked_label=np.resize(np.array(checked, object), SIZE), **columns
+    )
+
+
 NOTHING_CHECKED = "nobody knows how right its labels are"
 MISSPELT = "and none named 'checked_label'"
 ALIKE = "which looks like it; expected one name for each class"
@@ -185,6 +193,14 @@ TABLES = [
     ("B a class of test rows alone", table(
         split=np.where(ROWS == 0, "test", ""), checked_label=np.where(ROWS == 0, "emu", CHECKED)
     ), "line 2 has label 'emu', which no row to train with has"),
+    ("B -1 of several sources", _of_sources([1, 0, -1], checked=["", 0, 1]),
+     {"label_columns": "x,y"}, lambda dataset: dataset.class_names == ("0", "1")),
+    ("B -1 where nobody looked, either", _of_sources([1, 0, -1], checked=[-1, 0, 1]),
+     {"label_columns": "x,y"}, lambda dataset: len(dataset.clean) == 2 * SIZE // 3),
+    ("B -1 that somebody checked", _of_sources([1, 0, -1], checked=["", -1, 1]),
+     {"label_columns": "x,y"}, lambda dataset: dataset.class_names == ("-1", "0", "1")),
+    ("B -1 and 1", _of_sources([1, -1], checked=["", 1, -1]),
+     {"label_columns": "x,y"}, lambda dataset: dataset.class_names == ("-1", "1")),
     # B: which columns are features.
     ("B features=a,checked_label", table(), {"features": "a,checked_label"},
      "'checked_label' says something of the label"),
@@ -211,6 +227,18 @@ TABLES = [
     ("B who labels follows slips", table(rater=[
         f"{label}{i % 4}" if i % 10 else "x" for i, label in enumerate(GIVEN)
     ]), "agrees with label also where checked_label says that it is wrong"),
+    ("B rows that are there five times", pandas.concat([table()] * 5), AB),
+    ("B the label in numbers, in such rows", pandas.concat(
+        [table(code=np.where(GIVEN == "cat", 17, 4), many=ROWS * 7 % 50)] * 5
+    ), "column 'code' determines label"),
+    ("B the wrong labels alone are written down", table(
+        checked_label=np.where(GIVEN != TRUTH, TRUTH, "")
+    ), lambda dataset: set(dataset.drawn) == {"looked_up"}),
+    ("B the same of a random sample", table(checked_label=np.where(GIVEN != TRUTH, TRUTH, "")),
+     {"drawn": "random"}, lambda dataset: set(dataset.drawn) == {"random"}),
+    ("B a few wrong ones", table(
+        checked_label=np.where((GIVEN != TRUTH) & (ROWS < 36), TRUTH, "")
+    ), lambda dataset: set(dataset.drawn) == {"random"}),
     ("B a good feature", table(size=np.where(TRUTH == "cat", 1, 5) + ROWS % 3 * 2), AB | {"size"}),
     ("B row numbers", table(index=ROWS, **{"Unnamed: 0": ROWS + 5, "row": ROWS * 1.0}), AB),
     ("B row numbers, wanted", table(row=ROWS), {"features": "+row"}, AB | {"row"}),
@@ -696,6 +724,8 @@ def test_frames(columns, expected):
 # (name, what is called, what is expected)
 CALLS = [
     ("E a label by number", lambda x: mlc.correct_labels(x, label=3), "label: got 3, expected"),
+    ("B labels are the checks", lambda x: mlc.correct_labels(x, label="checked_label"),
+     "label: got 'checked_label', expected another column"),
     ("E no such column", lambda x: mlc.correct_labels(x, label="y"), "has no column 'y'"),
     ("E a broken seed", lambda x: mlc.correct_labels(x, seed=0.5), "seed: got 0.5, expected"),
     ("E no such text", lambda x: mlc.correct_labels(x, text="t", encoder="/no"), "no column 't'"),
@@ -823,6 +853,12 @@ TYPED = [
         ["--out=s3://a/b"],
         "--out: got 's3://a/b', expected a local",
     ),
+    (
+        "B labels are the checks",
+        ["--label=checked_label"],
+        "--label: 'checked_label' is the column",
+    ),
+    ("B checks are the labels", ["--checked=label"], "--label: 'label' is the column of checked"),
     ("E no such checks", ["--checks=/nope.csv"], "--checks: no file '/nope.csv'"),
     ("E no such encoder", ["--encoder=/nope"], "--encoder: got '/nope', expected none with"),
     ("E no such setting", ["--lcn.hiden_size=3"], "such as --lcn.hidden_size"),
@@ -846,6 +882,10 @@ def _answered(fields=("id", "checked_label", "why"), encoding="utf-8", delimiter
     return pandas.DataFrame(columns).to_csv(index=False, sep=delimiter).encode(encoding)
 
 
+def _no_cells(rows):
+    raise AssertionError("rows with ids are known by them")
+
+
 # (name, the file of rows to check as it is saved, how many answers there are or what is wrong)
 ANSWERS = [
     ("A semicolons", _answered(delimiter=";"), 10),
@@ -863,6 +903,8 @@ ANSWERS = [
     ("A another label", _answered(checked_label=lambda x: "emu"), "or nothing where nobody looked"),
     ("A two labels of a row", _answered() + b"0000,emu,\n".replace(b"emu", OTHER[0].encode()),
      "is checked as"),
+    ("A nothing filled in", _answered(delimiter=";", checked_label=lambda x: ""), 0),
+    ("A -1 is none", _answered(checked_label=lambda x: "-1"), 0),
     ("A nothing", b"", "is empty, expected a first line"),
     ("A a spreadsheet", b"PK\x03\x04" + b"\xff" * 40, "is a ZIP archive"),
     ("A cut off", _answered() + b'"00', "is never closed"),
@@ -879,17 +921,161 @@ def test_answers_are_taken_up_as_they_are_saved(tmp_path, content, expected):
     (out / "to_check.csv").write_bytes(content)
     if isinstance(expected, str):
         with pytest.raises(InputError) as error:
-            rounds.Rounds(out).take_up(file)
+            rounds.Rounds(out).take_up(file, _no_cells)
         assert re.search(expected, _line(error.value)), str(error.value)
         assert os.listdir(out) == ["to_check.csv"]
     else:
-        assert rounds.Rounds(out).take_up(file) == expected
+        assert rounds.Rounds(out).take_up(file, _no_cells) == expected
+        assert rounds.Rounds(out).take_up(file, _no_cells) == 0  # All are known now.
+    if expected == 10:
         checks = read_checks([str(out / "answers.csv")], file)
         names = np.array([*checks.labels.names, ""])[checks.labels.numbers]
         assert names.tolist() == [*TRUTH[:10], *[""] * (SIZE - 10)]
         drawn = "random" if b"why" in content.replace(b"\0", b"") else "looked_up"
         assert set(checks.drawn[:10]) == {drawn}
     assert (out / "to_check.csv").read_bytes() == content
+
+
+NAMED = table(drop=["checked_label"], id=[f"{i:04d}" for i in ROWS])
+NAMELESS = NAMED.drop(columns="id")
+
+
+def _relabelled(row, name="to_check.csv", **forms):
+    """In a file of answers, another label of a row, and everything in other forms."""
+
+    def change(out):
+        # An editor that was open all the time saves the first rows in the place of the next ones.
+        source = "to_check_first.csv" if name == "to_check.csv" else name
+        frame = pandas.read_csv(out / source, dtype=str, keep_default_na=False)
+        frame.loc[row, "checked_label"] = OTHER[row]
+        for column, form in forms.items():
+            frame[column] = frame[column].map(form)
+        frame.to_csv(out / name, index=False)
+
+    return change
+
+
+def _shuffled(frame):
+    return frame.sample(frac=1, random_state=0)
+
+
+def _nothing(out):
+    pass
+
+
+def test_votes_by_ids_that_lost_their_zeros(tmp_path):
+    """As in a file of checks; a blank after a source's name makes no second source."""
+    path, votes = tmp_path / "data.csv", tmp_path / "votes.csv"
+    path.write_bytes(csv(NAMED.drop(columns="label")))
+    rows = [(i, f"{name} " if i % 2 else name, GIVEN[i]) for i in ROWS for name in ("anna", "ben")]
+    votes.write_bytes(csv(pandas.DataFrame(rows, columns=["id", "source", "label"])))
+    file = read_labels(Table("config.dataset.data", str(path)), Said(votes=str(votes)))
+    assert file.source_names == ("anna", "ben")
+    assert np.array(file.votes.names)[file.votes.numbers].tolist() == [[x, x] for x in GIVEN]
+
+
+# (name, the table, what it is for the next round, what is done to the files of the first one,
+# how many answers are new and all answers of that round, by row, or what is wrong)
+LABELS = dict(enumerate(TRUTH[:10]))
+CHANGES = [
+    ("A nothing", NAMED, lambda x: x, _nothing, (0, LABELS, True)),
+    ("A an answer changes its mind", NAMED, lambda x: x, _relabelled(3),
+     (1, LABELS | {3: OTHER[3]}, False)),
+    ("A a spreadsheet took the zeros of ids", NAMED, lambda x: x,
+     _relabelled(3, id=lambda x: f"{int(x)}", checked_label=str.upper),
+     (1, LABELS | {3: OTHER[3]}, False)),
+    ("A answers.csv is edited", NAMED, lambda x: x, _relabelled(3, "answers.csv"),
+     (0, LABELS | {3: OTHER[3]}, False)),
+    ("A the first rows are edited", NAMED, lambda x: x, _relabelled(3, "to_check_first.csv"),
+     (1, LABELS | {3: OTHER[3]}, False)),
+    ("B rows move, with ids", NAMED, _shuffled, _nothing, (0, LABELS, False)),
+    ("B rows come", NAMED, lambda x: pandas.concat([x, x.assign(id=x["id"] + "b")]), _nothing,
+     (0, LABELS, False)),
+    ("B rows go", NAMED, lambda x: x.drop(index=[2, 4]), _nothing,
+     (0, {i: x for i, x in LABELS.items() if i not in (2, 4)}, False)),
+    ("B a column comes", NAMED, lambda x: x.assign(c=B), _nothing, (0, LABELS, True)),
+    ("B other ids", NAMED, lambda x: x.assign(id="q" + x["id"]), _nothing,
+     "no id of .*answers.csv', such as '0000', is in"),
+    ("B other classes", NAMED, lambda x: x.assign(label=x["label"] + "s"), _nothing,
+     "says that id '0000' is '...', which no row of .* was given"),
+    ("B rows without ids move", NAMELESS, _shuffled, _nothing, "is another one than when to_check"),
+    ("B a row without an id goes", NAMELESS, lambda x: x.drop(index=5), _nothing,
+     "line 7 of .* is another one than when to_check"),
+    ("B a row without an id comes first", NAMELESS, lambda x: pandas.concat([x[7:8], x]), _nothing,
+     "is another one than when to_check"),
+    ("B rows without ids come last", NAMELESS, lambda x: pandas.concat([x, x]), _nothing,
+     (0, LABELS, False)),
+    ("B a cell of rows without ids", NAMELESS, lambda x: x.assign(b=1.0), _nothing,
+     (0, LABELS, True)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("frame", "change", "edit", "expected"), _cases(CHANGES))
+def test_what_changes_between_rounds(tmp_path, frame, change, edit, expected):
+    path, out = tmp_path / "data.csv", epath.Path(tmp_path / "out")
+    out.mkdir()
+
+    def read(frame):
+        path.write_bytes(csv(frame))
+        cells = frame.drop(columns=["label"]).astype(str).to_dict("records")
+        file = read_labels(Table("config.dataset.data", str(path)), Said())
+        return file, lambda rows: [cells[row] for row in rows]
+
+    file, cells = read(frame)
+    done = rounds.Rounds(out)
+    (out / "to_check.csv").write_bytes(
+        _answered(id=str if "id" in frame else lambda x: f"{int(x)}")
+    )
+    done.remember(1, file, cells)
+    assert done.take_up(file, cells) == 10
+    done.begin(1, file, [])
+    (out / "config.json").touch()
+    edit(out)
+
+    file, cells = read(change(frame))
+    before = (out / "answers.csv").read_bytes()
+    if isinstance(expected, str):
+        with pytest.raises(InputError) as error:
+            done.take_up(file, cells)
+            done.begin(2, file, [])
+        assert re.search(expected, _line(error.value)), str(error.value)
+        assert (out / "answers.csv").read_bytes() == before
+        return
+    number, labels, is_known = expected
+    assert done.take_up(file, cells) == number
+    assert (out / "answers.csv").read_bytes().startswith(before)  # Nothing is lost.
+    assert done.is_known(1, file, []) == is_known
+    done.begin(2, file, [])
+    assert done.take_up(file, cells) == 0
+    checks = read_checks([str(out / "round_2" / "answers_used.csv")], file)
+    names = [str(i) for i in range(len(checks.labels.numbers))] if file.ids is None else file.ids
+    got = zip(names, checks.labels.numbers, strict=True)
+    assert {int(name): checks.labels.names[x] for name, x in got if x >= 0} == labels
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "npz"])
+def test_rows_without_ids_that_have_moved_are_refused(run_command, tmp_path, ending):
+    """By the command: answers would go to other rows, silently."""
+    path, to_check = tmp_path / f"data.{ending}", tmp_path / "data.mlc" / "to_check.csv"
+
+    def write(rows):
+        if ending == "npz":
+            np.savez(path, inputs=X[rows], labels=GIVEN[rows])
+        elif ending == "csv":
+            path.write_bytes(csv(NAMELESS.iloc[rows]))
+        else:
+            NAMELESS.iloc[rows].to_json(path, orient="records", lines=True)
+
+    write(ROWS)
+    assert run_command("correct", str(path))[0] == 2
+    frame = pandas.read_csv(to_check, dtype=str)
+    frame["checked_label"] = [TRUTH[int(x)] for x in frame["id"]]
+    frame.to_csv(to_check, index=False)
+    before = to_check.read_bytes()
+    write(ROWS[::-1])
+    code, _, err = run_command("correct", str(path))
+    assert code == 2 and "is another one than when to_check.csv asked for it" in err
+    assert to_check.read_bytes() == before and not (to_check.parent / "answers.csv").exists()
 
 
 HOSTILE = "\x1b[31m=cmd\u202e\nnew\u732b$\\frac$"  # A class that wants to be obeyed.

@@ -224,6 +224,8 @@ def test_what_is_being_filled_in_is_not_written_over(run_command, tmp_path):
         (["label", "file"], [["x", "a/1.png"], ["y", "b.JPG"]], "image_folder", {"path": "file"}),
         (["label", "note", "a"], [["x", "good as it is", 1], ["y", "bad it is then", 2]], "table",
          {}),
+        (["label", "note", "a"], [["x", "good as it is", "1,5"], ["y", "bad it is", "$2"]], "table",
+         {}),
     ],
 )  # fmt: skip
 def test_what_a_table_is(tmp_path, header, rows, kind, columns):

@@ -12,6 +12,7 @@ import mlc_jax as mlc
 from mlc_jax.benchmarks import datasets
 from mlc_jax.errors import InputError
 from mlc_jax.examples import create_dataset
+from mlc_jax.files import own
 from mlc_jax.files.label_columns import random_order
 
 NAMES = np.array(["ant", "bee", "cow"])
@@ -156,6 +157,46 @@ def test_random_rows_of_later_checks_are_one_random_sample(tmp_path):
     dataset = datasets.load(config)
     drawn = dict(zip(dataset.clean.rows.tolist(), dataset.drawn.tolist(), strict=True))
     assert [drawn[i] for i, _ in rows] == ["random", "looked_up", "random", "random"]
+
+
+def _how_drawn(truth, given, unchecked):
+    said = np.full(len(truth), "")
+    (drawn,) = {*own.how_drawn(np.array(truth), said, None, np.array(given), unchecked)}
+    return drawn
+
+
+def test_checks_of_other_classes_than_all_rows_are_no_random_sample(caplog):
+    half = np.arange(400) % 2
+    assert _how_drawn([0] * 24, [0] * 18 + [1] * 6, half) == "looked_up"
+    assert "rows drawn at random; if these were" in caplog.text
+    # Most rows are of that class, as far as anybody knows: nothing speaks against chance.
+    assert _how_drawn([0] * 24, [0] * 18 + [1] * 6, np.array([0] * 300 + [1] * 100)) == "random"
+    # Two classes were checked of four, of which all are frequent.
+    assert _how_drawn([0] * 20 + [1] * 18, [0] * 20 + [1] * 18, np.arange(400) % 4) == "looked_up"
+    rng = np.random.default_rng(0)
+    labels = rng.choice(4, 2000, p=[0.7, 0.2, 0.09, 0.01])
+    for _ in range(200):
+        given = rng.permutation(labels)[:40]
+        assert _how_drawn(np.sort(given), given, labels) == "random"
+
+
+def test_rows_to_check_of_which_the_wrong_ones_alone_were_filled_in(tmp_path, caplog):
+    """They were drawn at random, and those that were filled in are no random sample."""
+    given = np.where(np.arange(30) < 12, np.roll(LABELS, 1), LABELS)
+    wrong = np.flatnonzero(given != LABELS).tolist()
+    assert len(wrong) >= 9
+    checks = tmp_path / "to_check.csv"
+    for rows, drawn in ((wrong, "looked_up"), ([*wrong, 20], "random"), (wrong[:7], "random")):
+        text = "".join(f"{i},random,{LABELS[i]}\n" for i in rows)
+        checks.write_text("id,why,checked_label\n" + text)
+        (tmp_path / "all.csv").write_text(
+            "\n".join(["a,b,label", *(f"{i % 5},{i % 3},{x}" for i, x in enumerate(given))])
+        )
+        config = _config_of(tmp_path / "all.csv")
+        config.dataset.checked = str(checks)
+        caplog.clear()
+        assert set(datasets.load(config).drawn) == {drawn}
+        assert ("Check rows whose label is right, too" in caplog.text) == (drawn == "looked_up")
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """`mlc-jax correct FILE`: detects the kind of file, and corrects its labels round by round."""
 
+import functools
 import importlib
 import os
 import pathlib
@@ -100,14 +101,17 @@ def correct(options: Options) -> int:
     from mlc_jax.commands import rounds  # It may import JAX.
 
     file = _labels_of(kind, config, options)
+    cells = functools.partial(_cells, file, kind, config)
     done = rounds.Rounds(out)
-    new = done.take_up(file)
+    new = done.take_up(file, cells)
     if new:
         logging.info("New answers: %d; all answers are in %s.", new,
                      shown_path(out / rounds.ANSWERS_FILE))  # fmt: skip
     number, checks = done.newest, overrides.listed(config.dataset.checked)
     if number == 0 and not (rounds.is_checked(file) or checks or done.answers()):
-        return _start(done, file, kind, config, options)
+        code = _start(done, file, kind, config, options)
+        done.remember(1, file, cells)
+        return code
     if number and not done.has_ended(number):
         logging.info("Resuming round %d.", number)
     elif number and done.is_known(number, file, checks):
@@ -120,7 +124,9 @@ def correct(options: Options) -> int:
     used = done.directory(number) / rounds.USED_FILE
     checks = [*checks, str(used)] if used.exists() else checks
     config.dataset.checked = ",".join(checks) or None
-    return _train(config, done.directory(number), options)
+    code = _train(config, done.directory(number), options)
+    done.remember(number, file, cells)
+    return code
 
 
 def create_config(options: Options) -> tuple[ConfigDict, str]:
@@ -184,6 +190,12 @@ def _kind(options: Options, named: dict[str, str]) -> tuple[str, dict[str, str]]
             raise InputError(
                 f"--{kinds.option(ours)}: got {theirs!r}, expected a name without , and ="
             )
+    checked = named.get("checked_label", "checked_label")
+    if checked in (named.get("label", "label"), *options.label):
+        raise InputError(
+            f"--label: {checked!r} is the column of checked labels; expected that of the labels as "
+            "given"
+        )
     kind = kinds.kind_of(_whole(options.file), named)
     if pathlib.Path(options.file).suffix.lower() in ENDINGS:
         kinds.check_labels(_whole(options.file), named, options.label, bool(options.votes))
@@ -250,28 +262,51 @@ def _show(
     file: "LabelledFile", kind: str, config: ConfigDict, rows: Sequence[int]
 ) -> dict[str, list[str]]:
     """Columns that show a row to a reader, in addition to its id."""
-    from mlc_jax.files.label_columns import NAMES, WRITTEN
     from mlc_jax.files.pictures import places_of
 
     if kind == "image_folder":
         source: Any = file.create_source()
         found = places_of(source.store, np.array(rows))
         return {} if found is None else {"path": found}
-    c, names = config.dataset, settings_.column_names(config.dataset.columns)
-    if not c.data.lower().endswith(ENDINGS):
+    if not config.dataset.data.lower().endswith(ENDINGS):
         return {}
+    found = _written(config, rows)
+    if kind == "text":
+        text = settings_.column_names(config.dataset.columns).get("text", "text")
+        return {"example": [row[text] for row in found]}
+    if len(found[0]) == 1:
+        return {"example": [text for row in found for text in row.values()]}
+    return {"example": [", ".join(f"{x}={text}" for x, text in row.items()) for row in found]}
+
+
+def _cells(
+    file: "LabelledFile", kind: str, config: ConfigDict, rows: Sequence[int]
+) -> list[dict[str, str]]:
+    """What stands in rows that have no ids, without their labels; see `Rounds.remember`."""
+    if kind != "arrays":
+        return _written(config, rows) if rows else []
+    from mlc_jax.data.source import read_rows
+
+    inputs = read_rows(file.create_source(), np.array(rows, np.int64))
+    return [{"inputs": np.asarray(x).tobytes().hex()} for x in inputs]
+
+
+def _written(config: ConfigDict, rows: Sequence[int]) -> list[dict[str, str]]:
+    """Cells of rows of a table, by column, except those of labels and ids."""
+    from mlc_jax.files.label_columns import NAMES, ONE_EACH, WRITTEN
+
+    c, names = config.dataset, settings_.column_names(config.dataset.columns)
     written = (fields for fields, _ in Table(kinds.FIELD, c.data).as_written() if fields)
     header = next(written)
-    hidden = {*NAMES, *WRITTEN, *names.values(), *(c.label_columns or "").split(",")} - {"text"}
-    shown = [x for x in header if x not in hidden]
-    if kind == "text":
-        shown = [names.get("text", "text")]
-    places = [header.index(name) for name in shown]
-    wanted = {row: fields for row, fields in enumerate(written) if row in {*rows}}
-    if len(shown) == 1:
-        return {"example": [wanted[row][places[0]] for row in rows]}
-    examples = [", ".join(f"{header[i]}={wanted[row][i]}" for i in places) for row in rows]
-    return {"example": examples}
+    hidden = {*NAMES, *WRITTEN, *names.values(), *(c.label_columns or "").split(",")}
+    hidden -= {names.get("text", "text")}
+    hidden |= {x for x in header if x.startswith(ONE_EACH) and "label" not in header}
+    wanted = {*rows}
+    found = {row: fields for row, fields in enumerate(written) if row in wanted}
+    return [
+        {x: text for x, text in zip(header, found[row], strict=True) if x not in hidden}
+        for row in rows
+    ]
 
 
 def _train(config: ConfigDict, directory: epath.Path, options: Options) -> int:

@@ -9,6 +9,7 @@ from mlc_jax import paths
 from mlc_jax.config import COLUMN_NAMES
 from mlc_jax.errors import InputError
 from mlc_jax.files.tables import ENDINGS, Table
+from mlc_jax.files.values import forms
 from mlc_jax.files.values.marks import hint
 
 FIELD = "config.dataset.data"
@@ -132,11 +133,6 @@ def _is_prose(values: Sequence[str]) -> bool:
 
 
 def _is_number(values: Sequence[str]) -> bool:
-    def is_one(value: str) -> bool:
-        try:
-            float(value)
-        except ValueError:
-            return False
-        return True
-
-    return len(values) > 0 and sum(map(is_one, values)) > len(values) / 2
+    """Whether most are numbers, in any way that columns of features may have them: `1,5`, `5 %`."""
+    bad = [forms.read(values, form)[1].sum() for form in ("point", "comma")]
+    return len(values) > 0 and min(bad) < len(values) / 2

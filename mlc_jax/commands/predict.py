@@ -130,7 +130,7 @@ def _write(
     """Returns how many examples were predicted."""
     from tqdm import tqdm
 
-    from mlc_jax.files.label_columns import for_spreadsheet
+    from mlc_jax.files.values.names import for_spreadsheet
 
     names = [for_spreadsheet(str(name)) for name in result.classes]
     table.writerow(["id", "label", "confidence", *(f"p_{name}" for name in result.classes)])

@@ -5,28 +5,36 @@ typed into a `to_check.csv` is added to `OUT/answers.csv` before anything else i
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from mlc_jax import paths
 from mlc_jax.data.folds import RANDOM
 from mlc_jax.data.source import UNKNOWN
 from mlc_jax.errors import InputError
-from mlc_jax.files.label_columns import from_spreadsheet, read_checks
+from mlc_jax.files.label_columns import Checking
 from mlc_jax.files.own import FIELD, LabelledFile
 from mlc_jax.files.tables import Table
+from mlc_jax.files.values.names import from_spreadsheet
 from mlc_jax.report import to_check
 
 ANSWERS_FILE = "answers.csv"
 USED_FILE = "answers_used.csv"  # Those that a round was trained with.
 FIRST_FILE = "to_check_first.csv"  # The one that was drawn before the first round, filled in.
 
-_KEY_FILE = "checks.txt"  # Differs where the checks of a round do.
+_KEY_FILE = "checks.txt"  # Differs where the checks of a round do, or its labels.
+_ROWS_FILE = "to_check_rows.json"  # What stands in rows that have no ids.
 _COLUMNS = ("id", "checked_label", "why", "file")
 _OURS = (ANSWERS_FILE, to_check.FILE, FIRST_FILE, "config.json", ".lock", "checkpoints", _KEY_FILE)
+
+
+# Rows -> of each the texts of its cells, by column, without labels.
+Cells = Callable[[Sequence[int]], Sequence[Mapping[str, str]]]
 
 
 class Answer(NamedTuple):
@@ -43,6 +51,16 @@ class Answer(NamedTuple):
     label: str
     why: str
     file: str
+
+
+class _Typed(NamedTuple):
+    """A label in a file of rows to check, as it stands there."""
+
+    table: Table
+    line: int
+    id: str
+    label: str
+    why: str
 
 
 class Rounds:
@@ -85,7 +103,7 @@ class Rounds:
         return _read(self.out / ANSWERS_FILE)
 
     def is_known(self, number: int, file: LabelledFile, checks: Sequence[str]) -> bool:
-        """Whether a round learned from all present checks.
+        """Whether a round learned from all present checks, and its rows had these labels.
 
         Args:
           number: of the round.
@@ -93,55 +111,165 @@ class Rounds:
           checks: further files of checks.
         """
         place = self.directory(number) / _KEY_FILE
-        return place.exists() and place.read_text() == self._key(file, checks)
+        if not place.exists():
+            return False
+        of_checks, _, of_rows = place.read_text().partition("\n")
+        keys = self._keys(file, checks)
+        if of_rows and of_rows != keys[1]:
+            logging.info("Rows or labels of %s have changed since round %d.", file.path, number)
+            return False
+        return of_checks == keys[0]
 
-    def _key(self, file: LabelledFile, checks: Sequence[str]) -> str:
-        """A hash of the checked rows and their labels."""
-        digest = hashlib.blake2b(digest_size=8)
-        for labels in (file.checked, file.split, file.drawn):
-            if labels is not None:
-                digest.update("\n".join(labels.names).encode() + labels.numbers.tobytes())
+    def _keys(self, file: LabelledFile, checks: Sequence[str]) -> tuple[str, str]:
+        """Hashes: of the checked rows and their labels; of all rows and their labels."""
+        digests = [hashlib.blake2b(digest_size=8) for _ in range(2)]
+        columns = (file.checked, file.split, file.drawn), (file.labels, file.votes)
+        for digest, labels in zip(digests, columns, strict=True):
+            for one in labels:
+                if one is not None:
+                    digest.update("\n".join(one.names).encode() + one.numbers.tobytes())
         for path in checks:
             Table(f"{FIELD}checked", path)  # It says what is wrong if there is no such file.
-            digest.update(paths.local(path, f"{FIELD}checked").read_bytes())
-        for answer in self._newest():
-            digest.update(f"{answer.id}\n{answer.label}\n".encode())
-        return digest.hexdigest()
+            digests[0].update(paths.local(path, f"{FIELD}checked").read_bytes())
+        for answer in self._newest(file):
+            digests[0].update(f"{answer.id}\n{answer.label}\n".encode())
+        if file.ids is not None:
+            digests[1].update("\n".join(map(str, file.ids)).encode())
+        return digests[0].hexdigest(), digests[1].hexdigest()
 
-    def _newest(self) -> list[Answer]:
-        """The newest answer for each row."""
-        return [*{answer.id: answer for answer in self.answers()}.values()]
+    def _newest(self, file: LabelledFile) -> list[Answer]:
+        """The newest answer for each row of the file.
 
-    def take_up(self, file: LabelledFile) -> int:
+        Raises:
+          InputError: none is for a row of the file, or a label is none of its own.
+        """
+        checking, newest, gone = Checking(file), dict[str, Answer](), set[str]()
+        answers, place = self.answers(), str(self.out / ANSWERS_FILE)
+        for answer in answers:
+            row = checking.row(answer.id)
+            if row is None:
+                gone.add(answer.id)
+                continue
+            number = checking.label(answer.label)
+            if number is None:
+                raise InputError(
+                    f"{FIELD}checked: {place!r} says that id {answer.id!r} is {answer.label!r}, "
+                    f"which no row of {file.path!r} was given; expected one of its labels, such as "
+                    f"{checking.names[0]!r}"
+                )
+            name = checking.ids[row]
+            newest[name] = answer._replace(id=name, label=checking.names[number])
+        if gone and not newest:
+            raise InputError(
+                f"{FIELD}checked: no id of {place!r}, such as {answers[0].id!r}, is in "
+                f"{file.path!r}; expected the file that these answers are for, or another --out"
+            )
+        if gone:
+            logging.warning(
+                "Answers that are kept, and not used, since %s has no such row: %d, of id %s.",
+                file.path, len(gone), ", ".join(sorted(gone)[:3]),
+            )  # fmt: skip
+        return [*newest.values()]
+
+    def take_up(self, file: LabelledFile, cells: Cells) -> int:
         """Adds what was typed into the files of rows to check to `answers.csv`.
+
+        An answer is new if a person changed it: it is neither in `answers.csv`, for that file, nor
+        what the last round was trained with. So an answer that is changed or taken out in
+        `answers.csv` stays so.
 
         Args:
           file: the user's, whose ids and labels they must be.
+          cells: see `remember`.
 
         Returns:
           How many answers are new.
 
         Raises:
-          InputError: an answer that cannot be one; nothing was written.
+          InputError: an answer that cannot be one, or a row that is no longer in its place;
+            nothing was written.
         """
-        known = self.answers()
-        before = {(answer.file, answer.id): answer.label for answer in known}
+        known, checking = self.answers(), Checking(file)
+        before = {(x.file, _canonical(checking, x.id)): x.label for x in known}
+        used = _read(self.directory(self.newest) / USED_FILE) if known and self.newest else []
+        trained = {_canonical(checking, x.id): x.label for x in used}
         new: list[Answer] = []
-        for number in range(1, max(1, self.newest) + 1):
-            place = self.directory(number) / to_check.FILE
-            if not to_check.is_filled_in(place):
+        for (name, identifier), typed in self._typed(checking).items():
+            last = [before.get((name, identifier)), trained.get(identifier)]
+            if any(all(_is_one(checking, x.label, one) for x in typed) for one in last if one):
                 continue
-            read_checks([str(place)], file)
-            name = str(place.relative_to(self.out))
-            new += [x for x in _typed(place, name) if before.get((x.file, x.id)) != x.label]
+            of_row = Checking(file)
+            for x in typed:
+                row, _ = of_row.add(x.table, x.line, x.id, x.label)
+            said = of_row.names[of_row.numbers[row]]
+            new.append(Answer(of_row.ids[row], said, typed[0].why, name))
+        self._check_places(file, [*known, *new], cells)
         if new:
             paths.write(self.out / ANSWERS_FILE, _csv([*known, *new]))
         return len(new)
 
+    def _typed(self, checking: Checking) -> dict[tuple[str, str], list[_Typed]]:
+        """What stands in the files of rows to check, by their name in `answers.csv` and the id."""
+        # It is moved there before the first round. What was taken up keeps its name.
+        places = [(self.out / FIRST_FILE, to_check.FILE)]
+        for number in range(1, max(1, self.newest) + 1):
+            place = self.directory(number) / to_check.FILE
+            places.append((place, str(place.relative_to(self.out))))
+        typed: dict[tuple[str, str], list[_Typed]] = {}
+        for place, name in places:
+            if not to_check.is_filled_in(place):
+                continue
+            table, here = (
+                Table(f"{FIELD}checked", str(place)),
+                dict[tuple[str, str], list[_Typed]](),
+            )
+            for line, written, label, why in checking.said(table):
+                one = _Typed(table, line, written, label, why)
+                here.setdefault((name, _canonical(checking, written)), []).append(one)
+            typed |= here
+        return typed
+
+    def remember(self, number: int, file: LabelledFile, cells: Cells) -> None:
+        """Keeps what stands in the rows to check, where rows are known by their places alone.
+
+        Args:
+          number: of the round; its data are those of `file`.
+          file: the user's.
+          cells: rows -> of each the texts of its cells, by column, without labels.
+        """
+        directory = self.directory(number)
+        if file.ids is not None or not (directory / to_check.FILE).exists():
+            return
+        table, checking = Table("--out", str(directory / to_check.FILE)), Checking(file)
+        try:
+            found = [checking.row(values[0] or "") for _, values in table.rows(["id"])]
+        except InputError:
+            return  # Somebody is editing it; what is wrong is said when it is taken up.
+        rows = [row for row in found if row is not None]
+        kept = _kept(directory) | dict(zip(map(str, rows), map(_hashed, cells(rows)), strict=True))
+        paths.write(directory / _ROWS_FILE, json.dumps(kept).encode())
+
+    def _check_places(self, file: LabelledFile, answers: Sequence[Answer], cells: Cells) -> None:
+        """Raises InputError if an answer is for a row that is now another one."""
+        if file.ids is not None:
+            return
+        kept = {x.file: _kept((self.out / x.file).parent) for x in answers}
+        said = [x for x in answers if x.id in kept[x.file] and int(x.id) < len(file.judging)]
+        for answer, now in zip(said, map(_hashed, cells([int(x.id) for x in said])), strict=True):
+            then = kept[answer.file][answer.id]
+            same = [now[name] == text for name, text in then.items() if name in now]
+            if 2 * sum(same) < max(len(same), 1):
+                raise InputError(
+                    f"{file.field}: {file.name_row(int(answer.id))} of {file.path!r} is another "
+                    f"one than when {answer.file} asked for it, and without ids a row is known by "
+                    "its place; expected the rows in their places, new ones after them. If only "
+                    f"values changed: --checks={self.out / ANSWERS_FILE} with another --out"
+                )
+
     def begin(self, number: int, file: LabelledFile, checks: Sequence[str]) -> None:
         """Creates the directory of a round and saves the answers that it uses; see `is_known`."""
-        directory, answers = self.directory(number), self._newest()
-        key = self._key(file, checks).encode()
+        directory, answers = self.directory(number), self._newest(file)
+        key = "\n".join(self._keys(file, checks)).encode()
         make(directory)
         if answers:
             paths.write(directory / USED_FILE, _csv(answers))
@@ -191,13 +319,32 @@ def first_to_check(
     return to_check.table(shown, [RANDOM] * number), shown, rows.tolist()
 
 
-def _typed(place: epath.Path, name: str) -> list[Answer]:
-    rows = Table(f"{FIELD}checked", str(place)).rows(["id", "checked_label"], ["why"])
-    return [
-        Answer(from_spreadsheet(identifier or ""), from_spreadsheet(label), why or "", name)
-        for _, (identifier, label, why) in rows
-        if label and not label.isspace()
-    ]
+def _canonical(checking: Checking, written: str) -> str:
+    """An id as the user's file has it; as it is written where no row has it."""
+    row = checking.row(written)
+    return from_spreadsheet(written) if row is None else checking.ids[row]
+
+
+def _is_one(checking: Checking, label: str, other: str) -> bool:
+    """Whether two texts are one label."""
+    number = checking.label(label)
+    return label == other or (number is not None and number == checking.label(other))
+
+
+def _kept(directory: epath.Path) -> dict[str, dict[str, str]]:
+    """Hashes of cells of rows, by row and column; see `Rounds.remember`."""
+    try:
+        kept: dict[str, dict[str, str]] = json.loads((directory / _ROWS_FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return kept
+
+
+def _hashed(cells: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+        for name, text in cells.items()
+    }
 
 
 def _read(place: epath.Path) -> list[Answer]:

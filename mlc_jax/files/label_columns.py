@@ -1,12 +1,11 @@
 """The columns of a user's table that are not inputs: labels, ids, and which rows only judge."""
 
 import difflib
-import functools
 import hashlib
 import os
 import re
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from mlc_jax.data.source import UNKNOWN, Source
 from mlc_jax.errors import InputError
 from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, Checks, LabelledFile, Labels
 from mlc_jax.files.tables import Table
-from mlc_jax.files.values.names import MAX_LENGTH, bare, bare_id
+from mlc_jax.files.values.names import MAX_LENGTH, Known, bare, bare_id, from_spreadsheet
 from mlc_jax.files.values.together import NOBODY_LOOKED
 
 # Columns other than labels. The rest are inputs, or ignored.
@@ -33,9 +32,6 @@ WRITTEN = (
 )  # fmt: skip
 _ID_LENGTH = 1_000  # Characters.
 _ALIKE = 0.85  # Names; two letters of twelve that are swapped, left out or more.
-
-# A spreadsheet runs a value that begins with one of these; files for people have a ' before it.
-_RUNS = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # The last are full-width ones.
 
 
 class Said(NamedTuple):
@@ -140,6 +136,7 @@ class LabelColumns:
         if self._said.votes:
             more, votes = _read_votes(self._said.votes, table, ids, len(lines))
             names, columns = names + more, columns + votes
+        columns = _without_silence(table, columns, self._checked.labels())
         names, said = _that_say_something(names, columns)
         several = len(names) > 1 or names[:1] not in ([], ["label"])
         return LabelledFile(
@@ -231,6 +228,26 @@ def _sources(table: Table, said: Said) -> list[str]:
     return [] if said.votes else ["label"]  # Which is missed where the file is read.
 
 
+def _without_silence(
+    table: Table, columns: list[Labels | None], checked: Labels | None
+) -> list[Labels | None]:
+    """Columns of several sources in which -1 is nothing said, as many tools write it.
+
+    It is a class where it is one of two, or where somebody checked it and left other rows empty.
+    """
+    there = {name for column in columns if column is not None for name in column.names}
+    is_checked = checked is not None and bool({*checked.names} & {*NOBODY_LOOKED})
+    if is_checked and checked is not None and (checked.numbers == UNKNOWN).any():
+        return columns
+    if len(columns) < 2 or not there & {*NOBODY_LOOKED} or len(there - {*NOBODY_LOOKED}) < 2:
+        return columns
+    logging.warning(
+        "-1 counts as no label of the sources of %s; if it is a class, give it another name.",
+        table.path,
+    )
+    return [None if column is None else column.without(NOBODY_LOOKED) for column in columns]
+
+
 def _that_say_something(
     names: list[str], columns: list[Labels | None]
 ) -> tuple[list[str], list[Labels]]:
@@ -276,15 +293,15 @@ def _read_votes(
     """Sources in the order of the file, and their labels of the rows of `data`."""
     table = Table(f"{FIELD}votes", path)
     names = [str(i) for i in range(num_rows)] if ids is None else ids.tolist()
-    rows = {name: row for row, name in enumerate(names)}
+    rows = Known({name: row for row, name in enumerate(names)}, bare_id)
     columns: dict[str, dict[int, str]] = {}
     for line, (identifier, source, label) in table.rows(["id", "source", "label"]):
-        row = rows.get(from_spreadsheet(identifier or ""), rows.get(identifier or ""))
+        row = rows.find(identifier or "")
         if row is None:
             table.fail(f"id {identifier!r} is not in {data.path!r}; expected one of its ids", line)
         if not source or source.isspace():
             table.fail("source is empty, expected who gave the label", line)
-        said = columns.setdefault(source, {})
+        said = columns.setdefault(source.strip(), {})
         if row in said and said[row] != label:
             table.fail(
                 f"source {source!r} labels id {identifier!r} as {said[row]!r} and as {label!r}; "
@@ -326,57 +343,113 @@ def read_checks(checks: Sequence[str | Table], file: LabelledFile) -> Checks:
     """Labels of rows of a file that were checked later, `[N]`, and how these rows were chosen.
 
     Args:
-      checks: tables, or their paths, with columns `id` and `checked_label`, which is empty where
-        nobody looked; ids are those of the file, or numbers of its rows, from 0, where it has none.
-        What a spreadsheet or a hand makes of ids and labels is found, where it can be one alone:
-        `29` for `00029`, `DOG` for `dog`. `why` says, as in a `to_check.csv`, which rows were drawn
-        at random; without it all were looked up. Random rows of a `to_check.csv` are the next ones
-        of one order (`random_order`), so a row that was looked up counts as drawn at random, too,
-        once that order has passed it.
+      checks: tables, or their paths; see `Checking.said`. `why` says, as in a `to_check.csv`, which
+        rows were drawn at random; without it all were looked up. Random rows of a `to_check.csv`
+        are the next ones of one order (`random_order`), so a row that was looked up counts as drawn
+        at random, too, once that order has passed it.
       file: `config.dataset.data`.
 
     Raises:
       InputError: an id that the file does not have, a label that none of its rows was given, or
         two labels of one row.
     """
-    ids = [str(i) for i in range(len(file.labels.numbers))] if file.ids is None else file.ids
-    rows = {str(name): row for row, name in enumerate(ids)}
-    known = list(file.labels.names)
-    known += [x for x in (file.checked.names if file.checked else ()) if x not in known]
-    names = {name: number for number, name in enumerate(known)}
-    numbers = np.full(len(rows), UNKNOWN, np.int32)
-    drawn = np.full(len(rows), "", "U9")
-    places: dict[int, str] = {}
-    known_rows, known_names = _Known(rows, bare_id), _Known(names, bare)
-    if file.checked is not None:
-        for row in np.flatnonzero(file.checked.numbers != UNKNOWN).tolist():
-            numbers[row] = names[file.checked.names[file.checked.numbers[row]]]
-            places[row] = f"{file.path!r} {file.name_row(row)}"
+    checking = Checking(file)
+    drawn = np.full(len(checking.ids), "", "U9")
     for one in checks:
         table, found = one if isinstance(one, Table) else Table(f"{FIELD}checked", one), False
-        for line, (written, label, why) in table.rows(["id", "checked_label"], ["why"]):
-            if not label or label.isspace() or (label in NOBODY_LOOKED and label not in names):
-                continue
+        for line, written, label, why in checking.said(table):
             found = True
-            row, number = _checked_row(
-                table, line, written or "", label, file, known_rows, known_names
-            )
-            if row in places and numbers[row] != number:
-                table.fail(
-                    f"id {written!r} is checked as {label!r}, and as "
-                    f"{known[numbers[row]]!r} in {places[row]}; expected one label",
-                    line,
-                )
-            numbers[row] = number
-            if row not in places:
+            row, is_new = checking.add(table, line, written, label)
+            if is_new:
                 drawn[row] = RANDOM if why == RANDOM else LOOKED_UP
-            places.setdefault(row, f"{table.path!r} {table.place(line)}")
         if not found:
             table.fail("has no checked_label; expected some that are filled in")
-    order = random_order(ids)
+    order = random_order(checking.ids)
     last = max(order[drawn == RANDOM], default=-1)
     drawn[(drawn == LOOKED_UP) & (order < last)] = RANDOM
-    return Checks(Labels(tuple(known), numbers), drawn)
+    return Checks(Labels(tuple(checking.names), checking.numbers), drawn)
+
+
+class Checking:
+    """The rows and labels of a user's file that tables of checks speak of.
+
+    What a spreadsheet or a hand makes of ids and labels is found, where it can be one alone: `29`
+    for `00029`, `DOG` for `dog`.
+
+    Args:
+      file: `config.dataset.data`.
+
+    Attributes:
+      ids: N texts; numbers of the rows, from 0, where the file has none.
+      names: of labels.
+      numbers: `[N]` int32, checked labels so far, those in the file itself at first; places in
+        `names`, UNKNOWN for none.
+    """
+
+    def __init__(self, file: LabelledFile):
+        self._file = file
+        named = range(len(file.labels.numbers)) if file.ids is None else file.ids
+        self.ids = [str(name) for name in named]
+        checked = file.checked.names if file.checked else ()
+        self.names = list(dict.fromkeys((*file.labels.names, *checked)))
+        self.numbers = np.full(len(self.ids), UNKNOWN, np.int32)
+        places = {name: number for number, name in enumerate(self.names)}
+        self._rows = Known({name: row for row, name in enumerate(self.ids)}, bare_id)
+        self._names, self._places = Known(places, bare), dict[int, str]()
+        if file.checked is not None:
+            for row in np.flatnonzero(file.checked.numbers != UNKNOWN).tolist():
+                self.numbers[row] = places[file.checked.names[file.checked.numbers[row]]]
+                self._places[row] = f"{file.path!r} {file.name_row(row)}"
+
+    def said(self, table: Table) -> Iterator[tuple[int, str, str, str]]:
+        """Yields line, id, label and `why` of the rows that somebody checked, as written."""
+        for line, (written, label, why) in table.rows(["id", "checked_label"], ["why"]):
+            is_none = label in NOBODY_LOOKED and label not in self._names.numbers
+            if label and not label.isspace() and not is_none:
+                yield line, written or "", label, why or ""
+
+    def row(self, written: str) -> int | None:
+        """The row of an id; None if there is none, or if it could be several."""
+        row = self._rows.find(written)
+        if row is None and self._file.aliases:
+            plain = os.path.normpath(from_spreadsheet(written))
+            row = self._rows.find(plain)
+            row = self._file.aliases.get(plain) if row is None else row
+        return row
+
+    def label(self, written: str) -> int | None:
+        """The number of a label; None if there is none, or if it could be several."""
+        return self._names.find(written)
+
+    def add(self, table: Table, line: int, written: str, label: str) -> tuple[int, bool]:
+        """The row of a check, and whether it is the first one of that row.
+
+        Raises:
+          InputError: as `read_checks`.
+        """
+        file, row = self._file, self.row(written)
+        if row is None:
+            table.fail(f"id {written!r} is not in {file.path!r}; expected one of its ids", line)
+        if file.judging[row]:
+            table.fail(f"id {written!r} is a row that judges; expected one to train with", line)
+        number = self.label(label)
+        if number is None:
+            more = ", ..." if len(self.names) > 10 else ""
+            table.fail(
+                f"checked_label is {label!r}, which no row was given; expected one of "
+                f"{', '.join(self.names[:10])}{more}, or nothing where nobody looked",
+                line,
+            )
+        is_new = row not in self._places
+        if not is_new and self.numbers[row] != number:
+            table.fail(
+                f"id {written!r} is checked as {label!r}, and as "
+                f"{self.names[self.numbers[row]]!r} in {self._places[row]}; expected one label",
+                line,
+            )
+        self.numbers[row] = number
+        self._places.setdefault(row, f"{table.path!r} {table.place(line)}")
+        return row, is_new
 
 
 def random_order(ids: Sequence[str] | np.ndarray) -> np.ndarray:
@@ -389,76 +462,3 @@ def random_order(ids: Sequence[str] | np.ndarray) -> np.ndarray:
     ranks = np.empty(len(keys), np.int64)
     ranks[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
     return ranks
-
-
-def _checked_row(
-    table: Table,
-    line: int,
-    written: str,
-    label: str,
-    file: LabelledFile,
-    rows: "_Known",
-    names: "_Known",
-) -> tuple[int, int]:
-    """Row of the data and number of the label, for one row of a file of checked labels."""
-    row = rows.find(written)
-    if row is None and file.aliases:
-        plain = os.path.normpath(from_spreadsheet(written))
-        row = rows.find(plain)
-        row = file.aliases.get(plain) if row is None else row
-    if row is None:
-        table.fail(f"id {written!r} is not in {file.path!r}; expected one of its ids", line)
-    if file.judging[row]:
-        table.fail(f"id {written!r} is a row that judges; expected one to train with", line)
-    number = names.find(label)
-    if number is None:
-        listed = list(names.numbers)
-        table.fail(
-            f"checked_label is {label!r}, which no row was given; expected one of "
-            f"{', '.join(listed[:10])}{', ...' if len(listed) > 10 else ''}, or nothing where "
-            "nobody looked",
-            line,
-        )
-    return row, number
-
-
-class _Known:
-    """Names in a user's file, found by what a person or a spreadsheet makes of them.
-
-    Args:
-      numbers: by name.
-      form: what a name has in common with other forms of it.
-    """
-
-    def __init__(self, numbers: Mapping[str, int], form: Callable[[str], str]):
-        self.numbers, self._form = numbers, form
-
-    def find(self, written: str) -> int | None:
-        """The number of a name; None if there is none, or if it could be several."""
-        text = from_spreadsheet(written)
-        number = self.numbers.get(text, self.numbers.get(written))
-        return self._alike.get(self._form(text)) if number is None else number
-
-    @functools.cached_property
-    def _alike(self) -> dict[str, int | None]:
-        found: dict[str, int | None] = {}
-        for name, number in self.numbers.items():
-            form = self._form(name)
-            found[form] = None if form in found else number
-        return found
-
-
-def for_spreadsheet(text: str) -> str:
-    """A text that a spreadsheet would execute gets a ' in front; numbers do not change."""
-    if not _RUNS.match(text):
-        return text
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}"
-    return text
-
-
-def from_spreadsheet(text: str) -> str:
-    """The inverse of `for_spreadsheet`."""
-    return text[1:] if text.startswith("'") and _RUNS.match(text) else text

@@ -18,7 +18,7 @@ from mlc_jax.files.label_columns import NAMES, ONE_EACH, WRITTEN, LabelColumns, 
 from mlc_jax.files.own import FIELD, LabelledFile, OwnData, combine
 from mlc_jax.files.tables import Table
 from mlc_jax.files.values import forms
-from mlc_jax.files.values.leaks import leak
+from mlc_jax.files.values.leaks import leak, same_rows
 from mlc_jax.files.values.names import whole
 
 _LOGGED = 100  # Columns, by name.
@@ -244,11 +244,13 @@ def _log(columns: Columns) -> None:
 
 def _check_leaks(table: Table, file: LabelledFile, surveys: Sequence[Survey]) -> None:
     names, given, checked = file.numbered()
+    columns = [values for one in surveys if (values := one.values()) is not None]
+    rows = same_rows(columns) if len(columns) == len(surveys) else None
     for one in surveys:
         texts = None
         if one.texts is not None:
             texts = np.array([whole(text) for text in one.texts], object)[one.codes]
-        problem = leak(one.values(), texts, given, checked, names)
+        problem = leak(one.values(), texts, given, checked, names, rows)
         if problem:
             table.fail(
                 f"column {one.name!r} {problem}; expected no label among the features. Take it "

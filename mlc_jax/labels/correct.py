@@ -89,6 +89,7 @@ def correct_labels(
     expect(named and len(labels) > 0, "label", label, "the name of a column, or of several")
     labels = tuple(labels)
     expect(isinstance(checked, str), "checked", checked, "the name of a column")
+    expect(checked not in labels, "label", checked, "another column than that of the checks")
     table = Frame("frame", _renamed(frame, labels, checked))
     said = Said(() if len(labels) == 1 else labels)
     expect(text is None or image is None, "image", image, "None beside text")

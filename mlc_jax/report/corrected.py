@@ -10,8 +10,8 @@ import numpy as np
 from mlc_jax.config import OWN_FILES, column_names
 from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.data.votes import is_changed
-from mlc_jax.files.label_columns import for_spreadsheet
 from mlc_jax.files.tables import ENDINGS, Table
+from mlc_jax.files.values.names import for_spreadsheet
 from mlc_jax.report.to_check import csv_of
 from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.run import Run

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mlc_jax.files.label_columns import for_spreadsheet, random_order
+from mlc_jax.files.label_columns import random_order
+from mlc_jax.files.values.names import for_spreadsheet
 from mlc_jax.report import pieces
 
 FILE, PAGE = "to_check.csv", "to_check.html"

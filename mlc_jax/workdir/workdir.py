@@ -20,7 +20,7 @@ DATASET_FILE = "dataset.json"  # What prediction needs to know about the data.
 
 # What is written before a run starts, or lies in any directory; all else says whose it is.
 _HARMLESS = re.compile(
-    r"to_check(_first)?\.csv|answers(_used)?\.csv|checks\.txt|left_out\.csv|round_\d+|predictions"
+    r"to_check((_first)?\.csv|_rows\.json)|answers(_used)?\.csv|checks\.txt|left_out\.csv|round_\d+|predictions"
     r"|lost\+found|\..*|.*\.log"
 )
 _FILES = (".json", ".jsonl", ".csv", ".npz", ".html", ".png")  # Ends of names that we write.

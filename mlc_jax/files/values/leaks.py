@@ -1,5 +1,7 @@
 """Columns that say which label is right, or which was given: nothing is left to learn then."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 _CHANCE = 1e-6  # A column determines a label if chance would do so more seldom than that.
@@ -7,6 +9,8 @@ _SAME = 0.95  # Share of rows.
 _BEYOND_CHANCE = 0.8  # Cohen's kappa.
 _OFTEN = 0.8  # Share of rows that a column agrees with the given label in, to be held for its copy.
 _MIN_WRONG = 8  # Rows whose given label the check says is wrong, to tell anything by them.
+_AS_ROWS = 0.9  # Values of a column, by different rows: it tells rows that are there twice.
+_ROWS_PER_LABEL = 10  # Fewer different rows than that tell nothing of it.
 _ROWS_PER_VALUE = 5  # On average; a value of one row agrees with that row's label, of course.
 
 
@@ -16,6 +20,7 @@ def leak(
     given: np.ndarray,
     checked: np.ndarray | None,
     names: list[str],
+    rows: np.ndarray | None = None,
 ) -> str | None:
     """What a column gives away: a sentence's end, such as `determines checked_label`.
 
@@ -26,6 +31,7 @@ def leak(
       given: `[N]`, numbers of labels as given; negative where there is none.
       checked: the same of those that somebody checked; None where no row is.
       names: of the labels.
+      rows: `[N]`, equal where all columns of rows are, see `same_rows`.
     """
     columns = {"checked_label": checked, "label": given}
     for name, labels in columns.items():
@@ -36,9 +42,9 @@ def leak(
     if values is None:
         return None
     for name, labels in columns.items():
-        if labels is not None and _determines(values, labels):
+        if labels is not None and _determines(values, labels, rows):
             return f"determines {name}"
-    if checked is not None and _follows_slips(values, given, checked):
+    if checked is not None and _follows_slips(values, given, checked, rows):
         return "agrees with label also where checked_label says that it is wrong"
     return None
 
@@ -74,14 +80,17 @@ def _usual(codes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return usual
 
 
-def _determines(values: np.ndarray, labels: np.ndarray) -> bool:
+def _determines(values: np.ndarray, labels: np.ndarray, rows: np.ndarray | None) -> bool:
     """Whether equal values always have equal labels, more often than by chance.
 
-    Or nearly always, where there are as many values as labels, each for one.
+    Or nearly always, where there are as many values as labels, each for one. Where rows are in the
+    table several times, any column of different numbers does so: that says nothing.
     """
-    _, codes, numbers = _codes(values, labels)
+    known, codes, numbers = _codes(values, labels)
     num_values = int(codes.max()) + 1 if len(codes) else 0
     if num_values < 2:
+        return False
+    if _are_rows(num_values, numbers, rows, known):
         return False
     agreeing = np.sum((np.bincount(numbers) / len(numbers)) ** 2)  # Two labels, by chance.
     if agreeing ** (len(codes) - num_values) >= _CHANCE:
@@ -92,12 +101,36 @@ def _determines(values: np.ndarray, labels: np.ndarray) -> bool:
     return bool(share == 1 or (one_each and share >= _SAME))
 
 
-def _follows_slips(values: np.ndarray, given: np.ndarray, checked: np.ndarray) -> bool:
+def _are_rows(
+    num_values: int, labels: np.ndarray, rows: np.ndarray | None, known: np.ndarray
+) -> bool:
+    """Whether equal values are those of equal rows, and there are many of these."""
+    if rows is None:
+        return False
+    is_many = len(np.unique(rows)) >= _ROWS_PER_LABEL * len(np.unique(labels))
+    return is_many and num_values >= _AS_ROWS * len(np.unique(rows[known]))
+
+
+def _follows_slips(
+    values: np.ndarray, given: np.ndarray, checked: np.ndarray, rows: np.ndarray | None
+) -> bool:
     """Whether it agrees with given labels where they are wrong, as no feature of the input does."""
     known, codes, numbers = _codes(values, given)
     if not len(codes) or len(codes) < _ROWS_PER_VALUE * (int(codes.max()) + 1):
+        return False
+    if _are_rows(int(codes.max()) + 1, numbers, rows, known):
         return False
     agrees = _usual(codes, numbers)[codes] == numbers
     wrong = (checked[known] >= 0) & (checked[known] != numbers)
     often = agrees.mean() >= _OFTEN and len(np.unique(codes)) > 1
     return bool(wrong.sum() >= _MIN_WRONG and agrees[wrong].mean() >= _SAME and often)
+
+
+def same_rows(columns: Iterable[np.ndarray]) -> np.ndarray:
+    """Hashes of rows, `[N]` uint64, of columns `[N]` float64."""
+    hashes, step = np.zeros(1, np.uint64), np.uint64(0x9E3779B97F4A7C15)
+    for column in columns:
+        bits = np.where(np.isnan(column), np.nan, column + 0.0).view(np.uint64)
+        mixed = (bits ^ (bits >> np.uint64(29))) * step
+        hashes = (hashes * np.uint64(0x100000001B3)) ^ mixed ^ (mixed >> np.uint64(32))
+    return np.asarray(hashes)

@@ -1,9 +1,10 @@
 """Names of classes: which of them are one and the same, and which only look so."""
 
+import functools
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -18,6 +19,8 @@ _ALIKE = str.maketrans(
     "aeopcyxisjo''\"\"",
 )
 MAX_LENGTH = 200  # Characters of a label or an id.
+# A spreadsheet runs a value that begins with one of these; files for people have a ' before it.
+_RUNS = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # The last are full-width ones.
 
 
 def whole(name: str) -> str:
@@ -78,3 +81,45 @@ def _innermost(text: str) -> str:
     while isinstance(value, list | dict) and len(value) == 1:
         value = value[0] if isinstance(value, list) else next(iter(value.values()))
     return value if isinstance(value, str) else text
+
+
+class Known:
+    """Names in a user's file, found by what a person or a spreadsheet makes of them.
+
+    Args:
+      numbers: by name.
+      form: what a name has in common with other forms of it.
+    """
+
+    def __init__(self, numbers: Mapping[str, int], form: Callable[[str], str]):
+        self.numbers, self._form = numbers, form
+
+    def find(self, written: str) -> int | None:
+        """The number of a name; None if there is none, or if it could be several."""
+        text = from_spreadsheet(written)
+        number = self.numbers.get(text, self.numbers.get(written))
+        return self._alike.get(self._form(text)) if number is None else number
+
+    @functools.cached_property
+    def _alike(self) -> dict[str, int | None]:
+        found: dict[str, int | None] = {}
+        for name, number in self.numbers.items():
+            form = self._form(name)
+            found[form] = None if form in found else number
+        return found
+
+
+def for_spreadsheet(text: str) -> str:
+    """A text that a spreadsheet would execute gets a ' in front; numbers do not change."""
+    if not _RUNS.match(text):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def from_spreadsheet(text: str) -> str:
+    """The inverse of `for_spreadsheet`."""
+    return text[1:] if text.startswith("'") and _RUNS.match(text) else text
