@@ -1,13 +1,13 @@
-"""Columns that say which label is right, or which was given: nothing is left to learn then."""
+"""Finds columns that give the right or the given label away, so that nothing is left to learn."""
 
 import numpy as np
 
-_CHANCE = 1e-6  # A column determines a label if chance would do so more seldom than that.
-_SAME = 0.95  # Share of rows.
-_BEYOND_CHANCE = 0.8  # Cohen's kappa.
-_OFTEN = 0.8  # Share of rows that a column agrees with the given label in, to be held for its copy.
-_MIN_WRONG = 8  # Rows whose given label the check says is wrong, to tell anything by them.
-_ROWS_PER_VALUE = 5  # On average; a value of one row agrees with that row's label, of course.
+_CHANCE = 1e-6  # A column determines a label if chance does so less often than this.
+_SAME = 0.95  # Smallest share of equal rows.
+_BEYOND_CHANCE = 0.8  # Smallest Cohen's kappa.
+_OFTEN = 0.8  # Smallest share of rows in which a copy of the given label agrees with it.
+_MIN_WRONG = 8  # The test needs so many rows whose given label the check calls wrong.
+_ROWS_PER_VALUE = 5  # Smallest average; a value with a single row always agrees with its label.
 
 
 def leak(
@@ -17,15 +17,15 @@ def leak(
     checked: np.ndarray | None,
     names: list[str],
 ) -> str | None:
-    """What a column gives away: a sentence's end, such as `determines checked_label`.
+    """What a column gives away, as the end of a sentence: `determines checked_label`.
 
     Args:
-      values: `[N]` float64, equal where the column's values are, NaN where one is missing; None if
-        that is not known.
-      texts: `[N]`, the same as texts, of columns with few; None of others.
-      given: `[N]`, numbers of labels as given; negative where there is none.
-      checked: the same of those that somebody checked; None where no row is.
-      names: of the labels.
+      values: `[N]` float64, equal for equal values of the column, NaN for missing ones; None if
+        unknown.
+      texts: `[N]`, the values as texts, for columns with few different ones; else None.
+      given: `[N]`, numbers of the given labels, negative for none.
+      checked: the same for checked labels; None if no row is checked.
+      names: the labels' names.
     """
     columns = {"checked_label": checked, "label": given}
     for name, labels in columns.items():
@@ -44,7 +44,7 @@ def leak(
 
 
 def _share_of_equal(texts: np.ndarray, labels: np.ndarray, names: list[str]) -> float:
-    """Of rows in which both are there; 0 if chance comes near to it."""
+    """The share of equal rows among those with both; 0 if chance comes near it."""
     known = (labels >= 0) & (texts != "")
     if not known.any():
         return 0.0
@@ -58,7 +58,7 @@ def _share_of_equal(texts: np.ndarray, labels: np.ndarray, names: list[str]) -> 
 
 
 def _codes(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where value and label are known; numbers of the values; the labels there."""
+    """The mask of rows with known value and label, their values as numbers, and their labels."""
     known = (labels >= 0) & ~np.isnan(values)
     _, codes = np.unique(values[known], return_inverse=True)
     return known, codes, labels[known].astype(np.int64)
@@ -68,7 +68,7 @@ def _usual(codes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """The most frequent label of each value."""
     num_labels = int(numbers.max()) + 1
     pairs, counts = np.unique(codes * num_labels + numbers, return_counts=True)
-    order = np.lexsort((counts, pairs // num_labels))  # The last of each value is the largest.
+    order = np.lexsort((counts, pairs // num_labels))  # Each value's largest count comes last.
     usual = np.zeros(int(codes.max()) + 1, np.int64)
     usual[pairs[order] // num_labels] = pairs[order] % num_labels
     return usual
@@ -77,13 +77,13 @@ def _usual(codes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 def _determines(values: np.ndarray, labels: np.ndarray) -> bool:
     """Whether equal values always have equal labels, more often than by chance.
 
-    Or nearly always, where there are as many values as labels, each for one.
+    Nearly always is enough if there are as many values as labels, one for each.
     """
     _, codes, numbers = _codes(values, labels)
     num_values = int(codes.max()) + 1 if len(codes) else 0
     if num_values < 2:
         return False
-    agreeing = np.sum((np.bincount(numbers) / len(numbers)) ** 2)  # Two labels, by chance.
+    agreeing = np.sum((np.bincount(numbers) / len(numbers)) ** 2)  # Two labels agree by chance.
     if agreeing ** (len(codes) - num_values) >= _CHANCE:
         return False
     usual = _usual(codes, numbers)
@@ -93,7 +93,7 @@ def _determines(values: np.ndarray, labels: np.ndarray) -> bool:
 
 
 def _follows_slips(values: np.ndarray, given: np.ndarray, checked: np.ndarray) -> bool:
-    """Whether it agrees with given labels where they are wrong, as no feature of the input does."""
+    """Whether it agrees with wrong given labels, which no feature of the input does."""
     known, codes, numbers = _codes(values, given)
     if not len(codes) or len(codes) < _ROWS_PER_VALUE * (int(codes.max()) + 1):
         return False
