@@ -252,8 +252,7 @@ def _quiet() -> Iterator[None]:
 class ResNet50:
     """A pretrained ResNet-50 of `mlc_jax.models`, in JAX: the mean of its last layer, `[n, 2048]`.
 
-    As in its pretraining, it sees the middle square of a picture whose shorter side is scaled to 256
-    pixels.
+    As in its pretraining, it sees the middle square of a picture whose shorter side has 256 pixels.
 
     Args:
       file: its weights, see `load_resnet50`.

@@ -169,7 +169,7 @@ def _directory(source: str) -> pathlib.Path:
     try:
         files = [_CONFIG, _WEIGHTS, _INDEX, _SHARDS]
         return pathlib.Path(huggingface_hub.snapshot_download(source, allow_patterns=files))
-    except Exception as error:  # Of many types, by what failed on the way.
+    except Exception as error:  # The hub raises many types.
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise InputError(
             "expected a directory, or a name on the Hugging Face hub that can be downloaded "
