@@ -5,13 +5,13 @@ the meta parameters together with the classifier after the window. The classifie
 the same for all of them; they differ only in the gradient:
 
     exact               through all k updates
-    truncated           through the last `truncation` of them
-    first_order         through all k, carried between steps only by the optimizer
-    one_step            through the last one, without differentiating a backward pass
-    finite_difference   the same by a central difference
-    approximate         the paper's recursion over all k
-    neumann,            as if the window had ended at a minimum of the inner loss: implicit
-    conjugate_gradient  differentiation
+    truncated           through the last `truncation` updates
+    first_order         through all k updates, carried between steps only by the optimizer
+    one_step            through the last update, without differentiating a backward pass
+    finite_difference   through the last update, by a central difference
+    approximate         the paper's recursion over all k updates
+    neumann,            implicit differentiation: as if the window had ended at a minimum of the
+    conjugate_gradient  inner loss
 
 Vocabulary: `v` is `Lambda g_w'`, the outer gradient at the end carried back through the optimizer's
 last update to that update's gradient.
@@ -43,9 +43,9 @@ from mlc_jax.core.window import (
     summarize,
 )
 
-# Length of the central difference's step, over the norm of its direction (Liu et al. 2019, DARTS).
+# Step length of the central difference, relative to its direction's norm (Liu et al. 2019, DARTS).
 DIFFERENCE_STEP = 0.01
-# What `outer_loss` measures: at the window's end, where inner metrics are means over it.
+# Metrics of the outer loss, taken at the window's end. Inner metrics are means over the window.
 OUTER_METRICS = ("outer_loss", "clean_accuracy")
 
 
@@ -58,7 +58,7 @@ def exact_reference(
 ) -> tuple[Params, MainState]:
     """The whole algorithm: `dL_D(w_k)/da` by one `jax.grad` over one `lax.scan` of inner steps.
 
-    Everything below computes this faster, in less memory, or approximately; tests compare them.
+    The estimators below compute it faster, in less memory, or approximately. Tests compare them.
 
     Returns:
       The meta-gradient, and the classifier after the k steps.
@@ -86,8 +86,8 @@ def exact(
 ) -> Window:
     """Reverse-mode gradient of `L_D(w_k)` through all k updates.
 
-    It passes through all that the optimizer does: momentum, weight decay, the schedule. The outer
-    loss is taken on the clean outer half of the window's last batch.
+    It differentiates through the whole optimizer: momentum, weight decay, the schedule. The outer
+    loss uses the clean outer half of the window's last batch.
     """
     return _through_last(len(rngs), problem, main, meta_params, batches, rngs, options)
 
@@ -112,10 +112,11 @@ def first_order(
     rngs: chex.PRNGKey,
     options: Options = DEFAULTS,
 ) -> Window:
-    """`exact` without Hessians: all k updates count, and what changes one leaves later gradients.
+    """`exact` without Hessians: all k updates count, but later gradients are taken as constant.
 
     `sum_t -g_w'^T Lambda_t H_wa(w_t)`, where `Lambda_t` is how far the gradient of step t has moved
-    the params at the window's end: for momentum, the sum of what is left of it. `exact` at k = 1.
+    the params by the window's end. With momentum that is more than one step's share. Equal to
+    `exact` at k = 1.
     """
     return _through_last(
         len(rngs), problem, main, meta_params, batches, rngs, options, curvature=False
@@ -143,14 +144,14 @@ def _through_last(
         metrics.append(plain)
 
     def objective(meta_params: Params) -> tuple[jax.Array, Any]:
-        # One step alone has to keep no more than its own gradient does.
+        # A single step keeps no more than its own gradient keeps.
         backward = options.backward if first + 1 < len(rngs) else "store"
         backward = backward if curvature else "forward_over_reverse"
         steps = functools.partial(
             steps_of, batches=batches, rngs=rngs, backward=backward, curvature=curvature
         )
-        # Nothing before the first of these steps depends on the meta params. Outside of the loop,
-        # XLA drops the half of its backward pass that would lead there.
+        # The first of these steps is outside of the loop. Nothing before it depends on the meta
+        # params, so XLA drops that half of its backward pass.
         new_main, of_steps = steps(main, meta_params, first=first, num_steps=1)
         metrics = [of_steps]
         if first + 1 < len(rngs):
@@ -172,7 +173,7 @@ def one_step(
     rngs: chex.PRNGKey,
     options: Options = DEFAULTS,
 ) -> Window:
-    """`-v^T H_wa` at the window's last update; `exact` at k = 1.
+    """`-v^T H_wa` at the window's last update; equal to `exact` at k = 1.
 
     A JVP of the classifier along `v` and a VJP through the meta model: no backward pass is
     differentiated (EMLC, arXiv 2305.12961).
@@ -193,7 +194,7 @@ def finite_difference(
 ) -> Window:
     """`one_step`, with equation 7 as a central difference of `dL_D'/da` along `v`.
 
-    The targets are those at `w` on both sides: equation 7 holds them fixed. Source: Liu
+    Both sides use the targets at `w`, because equation 7 holds them fixed. Source: Liu
     et al. (2019), "DARTS: Differentiable Architecture Search", equation 8.
     """
     main, batch, rng, metrics = before_last(problem, main, meta_params, batches, rngs, options)
@@ -225,8 +226,8 @@ def approximate(
 ) -> Window:
     """The paper's recursion over the window (equations 4-7); equal to `exact` at k = 1.
 
-    `d_t = gamma_t * d_{t-1} - g_{w'_t}^T Lambda H_wa(w_t)`, with `previous` as `d` before the
-    window, None being zero. Its memory does not grow with k.
+    `d_t = gamma_t * d_{t-1} - g_{w'_t}^T Lambda H_wa(w_t)`. `previous` is `d` before the window;
+    None stands for zero. Memory does not grow with k.
     """
     window = (batches, rngs)
     d, main, first = recursion_step(
@@ -234,7 +235,7 @@ def approximate(
     )
     if len(rngs) == 1:
         if previous is None:
-            # gamma multiplies nothing here; dropping it lets XLA drop the pass that computes it.
+            # gamma multiplies nothing here. Without it XLA drops the pass that computes it.
             del first["gamma"]
         return Window(d, main, first)
 
@@ -289,16 +290,16 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
-# Those that there are where windows overlap. All others see nothing but the window's end.
+# Estimators for overlapping windows. The others only see the window's end.
 OVERLAPPING = ("exact", "truncated", "first_order", "approximate")
 
 
 def agreement(meta_grads: Params, reference: Params) -> Metrics:
-    """How near a meta-gradient is to a reference, both averaged over devices.
+    """Compares a meta-gradient with a reference, both averaged over devices.
 
     Returns:
-      `cosine`, of the angle between the two over all parameters; `norm_ratio`, the length of
-      the first over that of the second.
+      `cosine` of the angle between the two over all parameters; `norm_ratio`, the norm of the
+      first divided by the norm of the second.
     """
     norm, reference_norm = optax.tree.norm(meta_grads), optax.tree.norm(reference)
     cosine = optax.tree.vdot(meta_grads, reference) / (norm * reference_norm)

@@ -11,18 +11,18 @@ import optax
 
 from mlc_jax.errors import InputError, expect
 
-# Parameter paths that an error message lists.
+# The number of parameter paths that an error message lists.
 PATHS_SHOWN = 6
 
 
 class Group(NamedTuple):
-    """How some of the parameters are trained.
+    """Training settings for some of the parameters.
 
     Attributes:
       pattern: regular expression, searched for in a parameter's path, such as `hidden1/kernel`.
       factor: multiplies the learning rate. 0 freezes: the parameter never moves, is not decayed,
         does not count for `clip_norm` and `normalize`, and the optimizer keeps no state for it.
-      weight_decay: in place of the optimizer's own; None keeps that, 0 is none.
+      weight_decay: replaces the optimizer's own. None keeps the optimizer's, 0 turns it off.
     """
 
     pattern: str
@@ -46,9 +46,9 @@ def add_weight_decay(weight_decay: float, groups: tuple[Group, ...]) -> Any:
 
 
 def in_groups(rules: list[Any], groups: tuple[Group, ...]) -> optax.GradientTransformation:
-    """The chain of `rules` for all that is trained, each rate times its group's factor.
+    """The chain of `rules` for all trained parameters, with each group's factor on its rate.
 
-    One chain for all groups: there is one count, and one norm to clip or divide by.
+    All groups share one chain: one update count, and one norm to clip or divide by.
     """
 
     def scaled(path: Any, update: jax.Array) -> jax.Array:
@@ -68,7 +68,7 @@ def in_groups(rules: list[Any], groups: tuple[Group, ...]) -> optax.GradientTran
 def partitioned(
     tx: optax.GradientTransformation, groups: tuple[Group, ...]
 ) -> optax.GradientTransformation:
-    """`tx` for all parameters but those that are frozen, which it does not see."""
+    """`tx` for all parameters except frozen ones, which it does not see."""
     if all(group.factor for group in groups):
         return tx
     return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, _labels(groups))
@@ -82,7 +82,7 @@ def _labels(groups: tuple[Group, ...]) -> Any:
 
 
 def _group_of(path: Any, groups: tuple[Group, ...]) -> Group:
-    """The first that matches the path; what none matches is trained as the optimizer says."""
+    """The first group that matches the path, or the optimizer's own settings without a match."""
     name = path_name(path)
     return next((g for g in groups if re.search(g.pattern, name)), Group(""))
 
@@ -90,13 +90,13 @@ def _group_of(path: Any, groups: tuple[Group, ...]) -> Group:
 def path_name(path: Any) -> str:
     """The path of a leaf in messages and files: `main/opt_state/0/trace`.
 
-    A dataclass or a named tuple gives the same names as the dict that it is stored as.
+    Dataclasses and named tuples are stored as dicts, and give the same names as these.
     """
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _check_matches(params: optax.Params, groups: tuple[Group, ...]) -> None:
-    """Raises InputError for a group without parameters, or where no parameter is trained."""
+    """Raises InputError if a group has no parameters, or if no parameter is trained."""
     paths = [path for path, _ in jax.tree.leaves_with_path(params)]
     names = [path_name(path) for path in paths]
     more = f", ... ({len(names)} in all)" if len(names) > PATHS_SHOWN else ""
@@ -122,7 +122,7 @@ def _check_matches(params: optax.Params, groups: tuple[Group, ...]) -> None:
 
 
 def as_groups(groups: Any) -> tuple[Group, ...]:
-    """Checked groups; plain tuples come from the command line."""
+    """Checks groups and makes `Group`s of plain tuples, which the command line gives."""
     form = "tuples (pattern, factor, weight_decay), such as ('bias', 1.0, 0.0)"
     expect(isinstance(groups, tuple | list), "groups", groups, form)
     checked = []
@@ -150,5 +150,5 @@ def as_groups(groups: Any) -> tuple[Group, ...]:
 
 
 def is_number(value: Any) -> bool:
-    """Finite and real; bool is a kind of int."""
+    """Whether it is a finite real number and no bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -34,14 +34,14 @@ def neumann(
     """Implicit differentiation; the inverse Hessian as a series of `options.solver_steps` terms.
 
     `-g_w^T H_ww^-1 H_wa` at the window's end on its last batch, where `H_ww^-1` is
-    `sum_i (I - Lambda H_ww)^i Lambda`: as many updates as there are terms, all at the end point.
+    `sum_i (I - Lambda H_ww)^i Lambda`. Each term is one more update, taken at the end point.
     Source: Lorraine et al. (2020), "Optimizing Millions of Hyperparameters by Implicit
     Differentiation", algorithm 3.
     """
 
     def solve(product: Callable[[Params], Params], step: "Step") -> Params:
         def body(solution: Params, _: jax.Array) -> tuple[Params, None]:
-            # One step of gradient descent on the quadratic whose minimum the solution is.
+            # One step of gradient descent on a quadratic. Its minimum is the solution.
             residual = jax.tree.map(jnp.subtract, product(solution), step.outer_grads)
             return jax.tree.map(jnp.add, solution, step.minus_lambda(residual)), None
 
@@ -63,8 +63,8 @@ def conjugate_gradient(
     """Implicit differentiation; the inverse Hessian by conjugate gradients.
 
     `-g_w^T (H_ww + damping I)^-1 H_wa` at the window's end on its last batch, by
-    `options.solver_steps` iterations. A classifier's Hessian has negative eigenvalues: conjugate
-    gradients are meant for `damping` above their size. Source: Rajeswaran et al. (2019),
+    `options.solver_steps` iterations. A classifier's Hessian has negative eigenvalues, and
+    `damping` should be larger than their size. Source: Rajeswaran et al. (2019),
     "Meta-Learning with Implicit Gradients", algorithm 2.
     """
 
@@ -95,7 +95,7 @@ def _implicit(
     )
     last = at_step((batches, rngs), -1)
     outer_grads, outer = outer_grads_at(problem, main.params, main, *last)
-    step = look_ahead(problem, main, meta_params, *last)  # From here: for its learning rates.
+    step = look_ahead(problem, main, meta_params, *last)  # For its learning rates.
     step = step._replace(outer_grads=outer_grads, minus_v=step.minus_lambda(outer_grads))
 
     def hessian(v: Params) -> Params:

@@ -1,4 +1,4 @@
-"""The inner steps of a window as one loop, and what reverse mode keeps of them."""
+"""The inner steps of a window as one loop, and the values that reverse mode stores for them."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ from mlc_jax.core.types import Batch, MainState, Metrics, Params
 
 BACKWARDS = ("store", "remat", "forward_over_reverse", "two_level")
 
-# (the classifier, t or ts) -> (the classifier after that step or those, metrics).
+# (the classifier, step t or steps ts) -> (the classifier after them, metrics).
 Step = Callable[[MainState, jax.Array], tuple[MainState, Metrics]]
 
 
@@ -43,18 +43,16 @@ def unroll(
       batches: arrays `[k, B, ...]`.
       rngs: typed keys `[k]`.
       first: the first step, 0 to k - 1.
-      num_steps: None is all that are left.
+      num_steps: None runs all remaining steps.
       scan_unroll: how many steps one turn of the compiled loop holds. 1 on GPU and TPU; k on CPU,
         where XLA runs gradients of convolutions inside a loop body on a slow path.
-      backward: one of `BACKWARDS`, what reverse mode keeps of every step: `store`, all that it
-        needs; `remat`, the classifier's state, from which it computes the step again;
-        `forward_over_reverse`, the params, for `inner_grads_vjp`; `two_level`, the state of every
-        sqrt(k)-th step, from which it computes the steps in between again. All give the same
-        derivatives.
-      skipped: the window's first steps that leave the classifier as it is; a number, which may be
-        traced.
-      curvature: whether reverse mode sees that an inner gradient depends on the params that it is
-        taken at. Without it only the optimizer carries from step to step: no Hessian.
+      backward: one of `BACKWARDS`, what reverse mode stores of every step. `store`: all that it
+        needs. `remat`: the classifier's state, to compute the step again from it.
+        `forward_over_reverse`: the params, for `inner_grads_vjp`. `two_level`: the state of every
+        sqrt(k)-th step, to compute the steps in between again. All give the same derivatives.
+      skipped: how many of the window's first steps do not change the classifier; may be traced.
+      curvature: whether reverse mode sees that an inner gradient depends on the params it is taken
+        at. Without it, derivatives pass between steps only through the optimizer: no Hessian.
         Read by `forward_over_reverse` and `two_level`.
 
     Returns:
@@ -71,7 +69,7 @@ def unroll(
         grads, batch_stats = pmean((grads, batch_stats), problem.axis_name)
         return apply_inner_grads(problem, main, grads, batch_stats), metrics
 
-    # The loop runs over t, not over the batches: a part of a window is not copied for it.
+    # The loop runs over t, not over the batches, so that no part of a window is copied.
     body = step if isinstance(skipped, int) and skipped == 0 else _from(skipped, step)
 
     def steps(main: MainState, ts: jax.Array) -> tuple[MainState, Metrics]:
@@ -84,7 +82,7 @@ def unroll(
 
 
 def _from(start: int | jax.Array, step: Step) -> Step:
-    """`step`, but the classifier does not change before step `start`."""
+    """`step`, except that the classifier does not change before step `start`."""
 
     def body(main: MainState, t: jax.Array) -> tuple[MainState, Metrics]:
         new_main, metrics = step(main, t)
@@ -97,7 +95,7 @@ def _from(start: int | jax.Array, step: Step) -> Step:
 def _in_segments(
     steps: Step, main: MainState, ts: jax.Array, scan_unroll: int
 ) -> tuple[MainState, Metrics]:
-    """`steps(main, ts)` in segments of sqrt(k) steps; reverse mode keeps where each begins."""
+    """`steps(main, ts)` in segments of sqrt(k) steps; reverse mode stores each segment's start."""
     length = math.isqrt(len(ts))
     whole = len(ts) - len(ts) % length
     segment = jax.checkpoint(steps)
@@ -116,12 +114,12 @@ def at_step(window: tuple[Batch, chex.PRNGKey], t: int | jax.Array) -> tuple[Bat
 
 
 def resolve_unroll(setting: int, num_inner_steps: int, *, convolutions: bool = True) -> int:
-    """The `scan_unroll` of `unroll` for a setting, in inner steps.
+    """The argument `scan_unroll` of `unroll` for a setting, in inner steps.
 
     Args:
-      setting: inner steps that one turn of the compiled loop holds; 0 chooses by platform.
+      setting: inner steps per turn of the compiled loop; 0 chooses by platform.
       num_inner_steps: k.
-      convolutions: whether the classifier has any.
+      convolutions: whether the classifier has convolutions.
     """
     if setting:
         return setting
@@ -129,16 +127,15 @@ def resolve_unroll(setting: int, num_inner_steps: int, *, convolutions: bool = T
 
 
 def has_convolutions(params: Params) -> bool:
-    """Whether a model with these params has any: a kernel `[height, width, in, out]`."""
+    """Whether a model with these params has convolutions: kernels `[height, width, in, out]`."""
     return any(leaf.ndim == 4 for leaf in jax.tree.leaves(params))
 
 
 def scan(body: Callable[..., Any], init: Any, xs: Any, scan_unroll: int) -> tuple[Any, Any]:
     """`jax.lax.scan` without a loop around a single step.
 
-    At length 1, `unroll=1` (and `unroll=True`, which means the same there) compiles to a loop of
-    one turn; `unroll=2` to none. On CPU that loop alone makes the gradients of convolutions 40
-    times slower.
+    At length 1, `unroll=1` and `unroll=True` compile to a loop of one turn, `unroll=2` to no loop.
+    On CPU such a loop makes gradients of convolutions 40 times slower.
     """
     length = jax.tree.leaves(xs)[0].shape[0]
     return jax.lax.scan(body, init, xs, unroll=max(2, scan_unroll) if length == 1 else scan_unroll)
@@ -153,7 +150,7 @@ def _recomputed_grads(
     window: tuple[Batch, chex.PRNGKey],
     t: jax.Array,
 ) -> tuple[Params, tuple[Params, Metrics]]:
-    """`local_grads` of step t; reverse mode keeps the params and makes the passes again."""
+    """`local_grads` of step t; reverse mode stores the params and repeats the passes."""
     del curvature
     return local_grads(problem, main, meta_params, *at_step(window, t))
 
@@ -169,7 +166,8 @@ def _recomputed_grads_bwd(
     problem: Problem, curvature: bool, inputs: Any, cotangents: Any
 ) -> tuple[Any, ...]:
     v, _ = cotangents
-    # Outside of a loop, XLA would see that both passes begin alike, and keep the first one's.
+    # Outside of a loop, XLA would see that both passes begin alike, and keep the first one's
+    # activations.
     (main, meta_params, window, t), v = jax.lax.optimization_barrier((inputs, v))
     step = at_step(window, t)
     if not curvature:

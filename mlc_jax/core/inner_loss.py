@@ -1,7 +1,7 @@
-"""The inner loss, from a classifier's outputs and what the gradient holds fixed.
+"""The inner loss, from a classifier's outputs and the values that the gradient holds fixed.
 
-The plain form is cross-entropy on targets. `InnerLoss` adds to it, steered by one number, how far
-the clean labels are fitted, so that no schedule and no further labels are needed.
+The plain form is cross-entropy on targets. `InnerLoss` adds terms to it. One number controls them,
+how far the clean labels are fitted, so that no schedule and no further labels are needed.
 """
 
 import dataclasses
@@ -22,22 +22,23 @@ PRIORS = ("uniform", "targets")
 class InnerLoss:
     """Additions to plain cross-entropy on the targets; none by default.
 
-    `f = clip(1 - L / log C, 0, 1)` says how far the clean labels are fitted, where `L` is the
-    cross-entropy of the step's clean inner half before the update; the regularisers' strength is
-    `r = f ** power`.
+    `f = clip(1 - L / log C, 0, 1)` says how far the clean labels are fitted. `L` is the
+    cross-entropy on the step's clean inner half before the update. The regularisers have the
+    strength `r = f ** power`.
 
     Attributes:
       mixup: parameter of the Beta distribution that mixing weights are drawn from, as in Zhang et
         al. (2018), "mixup"; 0 mixes nothing. Noisy and clean examples are mixed together:
         `x + r (1 - l) (x' - x)` with `l = max(b, 1 - b)`, and targets likewise.
-      prior_weight: alpha, of `r KL(prior || mean prediction)` on the noisy examples, against all
-        labels becoming one (Tanaka et al. 2018).
-      prior: of `PRIORS`: `uniform` classes, or the mean of the batch's `targets`, which are what
-        the method holds the noisy set's classes to be.
-      entropy_weight: beta, of `r` times their mean entropy, against labels that stay soft (same).
-      power: how late the regularisers set in; 0 is at once, `r = 1`.
+      prior_weight: alpha, the weight of `r KL(prior || mean prediction)` on the noisy examples. It
+        keeps labels from collapsing into one class (Tanaka et al. 2018).
+      prior: one of `PRIORS`: `uniform` classes, or the mean of the batch's `targets`, the
+        method's current labels of the noisy set.
+      entropy_weight: beta, the weight of `r` times the mean entropy of predictions on the noisy
+        examples. It keeps labels from staying soft (same source).
+      power: how late the regularisers set in; with 0 they act at once, `r = 1`.
       hand_over: whether the classifier learns `(1 - f) onehot(y') + f q` in place of the targets
-        `q`: given labels first, because networks learn the right ones first.
+        `q`. Given labels come first, because networks learn right labels before wrong ones.
     """
 
     mixup: float = 0.0
@@ -64,19 +65,19 @@ class InnerLoss:
 
     @property
     def needs_fit(self) -> bool:
-        """Whether f is read, and clean examples are needed for it."""
+        """Whether f is used; it needs clean examples."""
         ramps = bool(self.mixup or self.regularizes) and self.power > 0
         return self.hand_over or ramps
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """The passes that the loss reads, by name; the others only tell what is held fixed."""
+        """Names of the passes that the loss reads; others only give values that are held fixed."""
         if not self.mixup:
             return ("noisy", "clean")
         return ("mixed", "noisy") if self.regularizes else ("mixed",)
 
     def strength(self, fitted: jax.Array | None) -> jax.Array:
-        """r, a scalar."""
+        """The regularisers' strength r, a scalar."""
         if self.power == 0 or fitted is None:
             return jnp.ones(())
         return fitted**self.power
@@ -89,7 +90,7 @@ class Output(NamedTuple):
     features: jax.Array
 
 
-# By name of the pass: `noisy` and `clean` examples unmixed, `mixed` both together.
+# Outputs by pass: `noisy` and `clean` examples unmixed, `mixed` for both together.
 Outputs = dict[str, Output]
 
 
@@ -98,7 +99,7 @@ class Held(NamedTuple):
 
     Attributes:
       targets: `[B, C]` for the noisy examples; None without any.
-      fitted: f, see `InnerLoss`; None where it is not needed.
+      fitted: f, see `InnerLoss`; None if it is not needed.
     """
 
     targets: jax.Array | None
@@ -106,7 +107,7 @@ class Held(NamedTuple):
 
 
 class Mixing(NamedTuple):
-    """Who is mixed with whom, of n examples.
+    """Which examples MixUp mixes, for n examples.
 
     Attributes:
       partners: `[n]`, a permutation.
@@ -118,14 +119,14 @@ class Mixing(NamedTuple):
 
 
 def draw_mixing(rule: InnerLoss, size: int, rng: chex.PRNGKey) -> Mixing:
-    """Partners and shares for `size` examples."""
+    """Draws partners and shares for `size` examples."""
     partner_rng, share_rng = jax.random.split(rng)
     b = jax.random.beta(share_rng, rule.mixup, rule.mixup, (size,))
     return Mixing(jax.random.permutation(partner_rng, size), jnp.minimum(b, 1 - b))
 
 
 def mix(arrays: Any, mixing: Mixing, strength: jax.Array) -> Any:
-    """Every example of a tree of arrays `[n, ...]` moved towards its partner."""
+    """Moves every example of a tree of arrays `[n, ...]` towards its partner."""
 
     def move(x: jax.Array) -> jax.Array:
         expect(
@@ -145,8 +146,8 @@ def regularizers(
 ) -> tuple[jax.Array, jax.Array]:
     """`L_p` and `L_e` of Tanaka et al. (2018), in nats.
 
-    `L_p` is the divergence of the mean prediction over the batch of all devices from the prior.
-    `L_e` is the mean entropy of a prediction.
+    `L_p` is the divergence of the mean prediction from the prior; the mean is over the batches of
+    all devices. `L_e` is the mean entropy of the predictions.
 
     Args:
       logits: `[B, C]`.
@@ -161,7 +162,7 @@ def regularizers(
         prior = -jnp.mean(jnp.log(mean)) - jnp.log(jnp.asarray(num_classes, logits.dtype))
     else:
         share = losses.pmean(jnp.mean(targets, axis=0), axis_name)
-        share /= jnp.sum(share)  # Weighted labels do not sum to one.
+        share /= jnp.sum(share)  # The sum is not one for weighted labels.
         prior = jnp.sum(jax.scipy.special.xlogy(share, share) - share * jnp.log(mean))
     entropy = -jnp.mean(jnp.sum(probs * log_probs, axis=-1))
     return prior, entropy
@@ -175,23 +176,23 @@ def inner_loss(
     mixing: Mixing | None = None,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, Metrics]:
-    """Loss of the classifier on corrected noisy labels and on the clean half that trains.
+    """Loss of the classifier on corrected noisy labels and on the inner clean half.
 
     `L = (B * L_noisy + B_c * L_clean) / (B + B_c)` ("Training with Soft Labels from LCN" in the
-    paper), and what `rule` adds.
+    paper), plus the terms of `rule`.
 
     Args:
       rule: see `InnerLoss`.
-      outputs: of the passes over the parts that the batch has, and over the mixed one.
+      outputs: the passes over the batch's parts, and over the mixed examples.
       held: targets of the noisy examples, and how far the clean ones are fitted.
-      batch: for its labels.
-      mixing: of noisy and clean examples, one after the other; None if nothing is mixed.
-      axis_name: pmap axis: a mean prediction is that of all devices' examples.
+      batch: its labels are read.
+      mixing: pairs of noisy and clean examples, the noisy ones first; None mixes nothing.
+      axis_name: pmap axis; a mean prediction is over all devices' examples.
 
     Returns:
       The scalar loss and metrics: `inner_loss`; `labels_kept`, the share of noisy examples whose
-      target is the given label, first of all; `clean_accuracy` on the clean half; `fitted`,
-      `prior` and `entropy` where they are read. All but `fitted` are of this device's slice.
+      target is largest at the given label; `clean_accuracy` on the clean half; and `fitted`,
+      `prior` and `entropy` if they are used. All but `fitted` are means over this device's slice.
     """
     per_example, targets, metrics = [], [], Metrics()
     if batch.noisy is not None and held.targets is not None:
@@ -200,7 +201,7 @@ def inner_loss(
         per_example.append(losses.soft_cross_entropy(logits, held.targets))
         targets.append(held.targets)
         given = jnp.take_along_axis(held.targets, batch.noisy.labels[:, None], axis=1)[:, 0]
-        # Unlike logits, targets may be missing: an example without weight has none.
+        # A target may be all zero: that of an example without weight.
         kept = (given > 0) & (given == jnp.max(held.targets, axis=1))
         metrics["labels_kept"] = jnp.mean(kept, dtype=jnp.float32)
     if batch.clean_inner is not None:
@@ -212,7 +213,7 @@ def inner_loss(
     if mixing is not None:
         mixed = mix(jnp.concatenate(targets), mixing, strength)
         per_example = [losses.soft_cross_entropy(outputs["mixed"].logits, mixed)]
-    loss = jnp.mean(jnp.concatenate(per_example))  # Weights the parts by their sizes.
+    loss = jnp.mean(jnp.concatenate(per_example))  # So parts count by their sizes.
     if rule.regularizes and batch.noisy is not None:
         shares = held.targets if rule.prior == "targets" else None
         prior, entropy = regularizers(outputs["noisy"].logits, shares, axis_name)

@@ -30,8 +30,8 @@ from mlc_jax.errors import expect
 OPTIMIZERS = ("sgd", "adam", "amsgrad", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "linear")
 
-# Under Adam's square root, whose derivative has no value at a second moment of zero. It moves an
-# update by at most what `eps` = 1e-8 does.
+# Added under Adam's square root, which has no derivative at a second moment of zero. It changes an
+# update by at most as much as `eps` = 1e-8.
 EPS_ROOT = 1e-16
 
 
@@ -53,22 +53,23 @@ class OptimizerSpec:
       name: one of `OPTIMIZERS`.
       learning_rate: the largest of the schedule.
       momentum, nesterov: only for `sgd`.
-      weight_decay: times each parameter; added to its gradient, or for `adamw` to its update.
+      weight_decay: factor on each parameter; the product is added to its gradient, or for `adamw`
+        to its update.
       clip_norm: largest norm of the gradient over all trained parameters, before weight decay; 0
         does not clip.
       normalize: divide the gradient over all trained parameters by its norm, before weight decay; a
-        gradient of zero stays zero. A meta-gradient fades by orders of magnitude as the classifier
-        fits its clean labels, while Adam still divides by the size of long ago. In place of
-        `clip_norm`.
+        gradient of zero stays zero. It replaces `clip_norm`. A meta-gradient fades by orders of
+        magnitude as the classifier fits its clean labels, while Adam still divides by its former
+        size.
       schedule: `constant`; `step`, times `decay_factor` at each milestone; `cosine` or `linear`,
         down to zero after the last update.
       milestones: epochs at which `step` decays, counted from the first update.
-      decay_factor: read by `step`.
-      warmup_epochs: over which the learning rate rises linearly: update t of W has t / W of it,
-        from t = 1 on. The schedule fills the rest of the run. Rounded to whole updates.
-      b1, b2: decay of the first and the second moment; read by all but `sgd`.
-      groups: parameters to be trained differently, as `Group` or as plain tuples of its fields; for
-        each parameter the first that matches counts.
+      decay_factor: used by `step`.
+      warmup_epochs: epochs of linear warm-up, rounded to whole updates. Update t of W, from t = 1
+        on, has t / W of the learning rate. The schedule fills the rest of the run.
+      b1, b2: decay of the first and the second moment; used by all but `sgd`.
+      groups: parameters to be trained differently, as `Group` or as plain tuples of its fields. The
+        first group that matches a parameter counts.
 
     Raises:
       InputError: a wrong value. The message names it and what would be right.
@@ -127,11 +128,11 @@ class OptimizerSpec:
         object.__setattr__(self, "groups", as_groups(self.groups))
 
     def bind(self, *, num_updates: int, updates_per_epoch: int) -> optax.GradientTransformation:
-        """The optimizer for a run of so many updates.
+        """The optimizer for a run of `num_updates` updates.
 
         Args:
-          num_updates: of the whole run.
-          updates_per_epoch: what turns epochs into updates.
+          num_updates: updates of the whole run.
+          updates_per_epoch: converts epochs to updates.
 
         Raises:
           InputError: the warm-up is as long as the run. The transformation's `init` raises it for a
@@ -166,9 +167,9 @@ Optimizer: TypeAlias = OptimizerSpec | optax.GradientTransformation
 def bind(
     optimizer: Optimizer, *, num_updates: int, updates_per_epoch: int
 ) -> optax.GradientTransformation:
-    """Binds a spec to a run's updates (see `OptimizerSpec.bind`); optax' own are not changed.
+    """Binds a spec to a run's updates (see `OptimizerSpec.bind`); leaves optax' own unchanged.
 
-    `update` takes a further gradient, `auxiliary`, see `add_auxiliary`.
+    The result's `update` takes a second gradient, `auxiliary`, see `add_auxiliary`.
 
     Raises:
       InputError: `optimizer` is neither, or does not suit the run.
@@ -185,10 +186,10 @@ def bind(
 
 
 def freeze(optimizer: Optimizer, pattern: str) -> Optimizer:
-    """The optimizer, by which parameters of these paths never move; it keeps no state for them.
+    """Freezes the parameters with these paths; the optimizer keeps no state for them.
 
     Args:
-      optimizer: a spec, of which they are the first group, or an optax transformation.
+      optimizer: a spec, which gets them as its first group, or an optax transformation.
       pattern: regular expression, see `Group`.
     """
     if isinstance(optimizer, OptimizerSpec):
@@ -252,8 +253,8 @@ def adamw(
 ) -> OptimizerSpec:  # fmt: skip
     """Adam with decoupled weight decay; see `OptimizerSpec`.
 
-    Per update each parameter shrinks by the learning rate times `weight_decay`, as in PyTorch and
-    optax: the paper's `eta_t * lambda`, with the rate's scale taken into it.
+    In each update every parameter shrinks by the learning rate times `weight_decay`, as in PyTorch
+    and optax. That is the paper's `eta_t * lambda`, its `lambda` being rate times `weight_decay`.
 
     Source: Loshchilov and Hutter (2019), "Decoupled Weight Decay Regularization", algorithm 2.
     """
@@ -302,7 +303,7 @@ def create_schedule(
         schedule = optax.linear_schedule(learning_rate, 0.0, num_steps - warmup)
     if not warmup:
         return schedule
-    # Not from zero: there is no meta-gradient through an update with rate zero.
+    # The warm-up does not start at zero: no meta-gradient passes through an update of rate zero.
     step = learning_rate / warmup
     rise = optax.linear_schedule(step, learning_rate + step, warmup)
     return optax.join_schedules([rise, schedule], [warmup])
@@ -321,7 +322,7 @@ def create_optimizer(
     b2: float = 0.999,
     groups: Groups = (),
 ) -> optax.GradientTransformation:
-    """An optimizer through which one can differentiate.
+    """A differentiable optimizer.
 
     Args:
       name: one of `OPTIMIZERS`; `amsgrad` is PyTorch's (see `scale_by_amsgrad`).
@@ -353,13 +354,13 @@ def create_optimizer(
 def add_auxiliary(
     tx: optax.GradientTransformation, *, before: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-    """`tx`, whose `update` takes a further gradient, `auxiliary`, and adds it to the updates.
+    """`tx` whose `update` takes a second gradient, `auxiliary`, and adds it to the updates.
 
-    What is added after a clipping or a normalisation is not clipped.
+    A gradient that is added after clipping or normalisation is not clipped.
 
     Args:
-      tx: keeps its state.
-      before: whether it is added to what `tx` is given, rather than to what it returns.
+      tx: its state does not change.
+      before: whether to add to the input of `tx` rather than to its output.
     """
 
     def update(
@@ -382,22 +383,22 @@ def add_auxiliary(
 
 
 def _sum(updates: optax.Updates, auxiliary: optax.Updates) -> optax.Updates:
-    """Where frozen parameters are masked, only the others are there."""
+    """Adds two gradients; masked (frozen) parameters stay masked."""
     masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
     add = lambda x, y: x if masked(x) else x + y  # noqa: E731
     return jax.tree.map(add, updates, auxiliary, is_leaf=masked)
 
 
 def to_unit_norm() -> optax.GradientTransformation:
-    """Divides a gradient by its global norm; zero stays zero, and its derivative finite."""
+    """Divides a gradient by its global norm; zero stays zero, with a finite derivative."""
 
     def update(
         updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del params
-        # By the largest entry first: a faded gradient's squares are less than float32 can hold.
-        # Neither the direction nor its derivative depends on that scale, which is a constant
-        # therefore. Infinity where all is zero makes the derivative zero, too.
+        # Divide by the largest entry first: the squares of a faded gradient underflow in float32.
+        # Neither the direction nor its derivative depends on this scale, so it may be a constant.
+        # For a gradient of zero the scale is infinity, which makes the derivative zero, too.
         largest = jax.lax.stop_gradient(optax.tree.norm(updates, jnp.inf))
         divisor = jnp.where(largest > 0, largest, jnp.inf)
         updates = jax.tree.map(lambda g: g / divisor, updates)
@@ -434,7 +435,7 @@ def scale_by_amsgrad(
 
         def direction(m: jax.Array, v: jax.Array) -> jax.Array:
             t = count.astype(m.dtype)
-            seen = v > 0  # Where not, the derivative of the square root would be infinite.
+            seen = v > 0  # At 0 the derivative of the square root is infinite.
             root = jnp.where(seen, jnp.sqrt(jnp.where(seen, v, 1) / (1 - b2**t)), 0)
             return m / (1 - b1**t) / (root + eps)
 
@@ -445,7 +446,7 @@ def scale_by_amsgrad(
 
 
 def _are_epochs(values: Any) -> bool:
-    """Whether `values` is a sequence, maybe an empty one, of rising whole numbers from 1 on."""
+    """Whether `values` is a (maybe empty) sequence of rising whole numbers from 1 on."""
     return (
         isinstance(values, tuple | list)
         and all(is_number(x) and x == int(x) and x > 0 for x in values)

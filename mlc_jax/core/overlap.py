@@ -1,13 +1,12 @@
 """Overlapping windows: one update of the meta model per s inner steps, by a gradient through k.
 
-With s < k, truncated backpropagation through time in the terms of Williams and Peng (1990), "An
-Efficient Gradient-Based Algorithm for On-Line Training of Recurrent Network Trajectories":
-BPTT(k; s). A window begins k - s steps before the classifier of today, from one that is remembered,
-and is replayed with the meta parameters of today. The replay only looks: training goes on from the
-real state.
+With s < k this is truncated backpropagation through time, BPTT(k; s) of Williams and Peng (1990),
+"An Efficient Gradient-Based Algorithm for On-Line Training of Recurrent Network Trajectories". A
+window begins at a stored classifier, k - s steps before the current one. It is replayed with the
+current meta parameters. The end of the replay is dropped: training goes on from the real state.
 
-What is remembered is a ring of the classifiers of the last k/s - 1 updates: the oldest leaves it as
-the newest comes in, in the same place.
+The classifiers of the last k/s - 1 updates are stored in a ring. The newest takes the place of the
+oldest.
 """
 
 import jax
@@ -17,7 +16,7 @@ from mlc_jax.core.types import MainState
 
 
 def start_ring(main: MainState, size: int) -> MainState:
-    """The ring before the first step, `[size, ...]`: windows that begin before it begin there."""
+    """The ring before the first step, `[size, ...]`; windows begin there at the earliest."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *jnp.shape(x))), main)
 
 
@@ -26,7 +25,7 @@ def turn_ring(ring: MainState, update: jax.Array, newest: MainState) -> tuple[Ma
 
     Args:
       ring: `[size, ...]`.
-      update: how many updates of the meta model were made before.
+      update: number of earlier updates of the meta model.
       newest: the classifier before this update's inner steps.
 
     Returns:

@@ -35,17 +35,17 @@ from mlc_jax.core.types import Batch, Inputs, Labelled, MainState, Metrics, Para
 
 # (params, batch_stats, inputs, rng) -> (logits [B, C], features [B, F], new batch_stats).
 ApplyFn = Callable[[Params, Params, Inputs, chex.PRNGKey], tuple[jax.Array, jax.Array, Params]]
-# (belief, evidence, logits [B, C], labels [B]) -> targets [B, C], non-negative. A belief is what
-# labels are corrected by: meta params, weights, labels, a matrix. Evidence is what is known about
-# examples in addition to the logits: features [B, F], unless the problem says otherwise.
+# (belief, evidence, logits [B, C], labels [B]) -> targets [B, C], non-negative. A belief corrects
+# labels: meta params, weights, labels, a matrix. Evidence describes examples in addition to the
+# logits: features [B, F], unless the problem says otherwise.
 TargetFn = Callable[[Any, Any, jax.Array, jax.Array], jax.Array]
-# (output of the classifier, inputs as it takes them, key; None in evaluation mode) -> evidence.
+# (output of the classifier, its inputs, key or None in evaluation mode) -> evidence.
 Evidence = Callable[[Output, Inputs, chex.PRNGKey | None], Any]
 # One pass of the classifier: (params, batch_stats) -> its output, new batch_stats.
 Pass = Callable[[Params, Params], tuple[Output, Params]]
 
-# Streams of a step's key, beside those that it is split into for the inner passes. 1 is the outer
-# loss's, 4 that of `methods.blocks.bilevel_method`.
+# Streams of a step's key, beside those of the inner passes. The outer loss has stream 1, and
+# `methods.blocks.bilevel_method` has stream 4.
 _MIXING_STREAM, _MIXED_STREAM, _EVIDENCE_STREAM = 2, 3, 5
 
 
@@ -59,14 +59,14 @@ class Problem(NamedTuple):
     """The functions that define the two levels; static under jit.
 
     Attributes:
-      apply: the classifier in training mode, of inputs as `prepare` returns them.
-      targets: what the classifier is to learn on a noisy example. The inner gradient holds it
-        fixed (see `local_grads`).
+      apply: the classifier in training mode; its inputs are prepared ones.
+      targets: the classifier's targets on noisy examples. The inner gradient holds them fixed (see
+        `local_grads`).
       tx: the classifier's optimizer. All of it is differentiated through.
       axis_name: the pmap axis to average over, or None.
-      rule: what the inner loss is beyond cross-entropy on the targets.
-      prepare: from inputs as stored to what the classifier takes.
-      evidence: what `targets` sees of the noisy examples.
+      rule: terms of the inner loss beyond cross-entropy on the targets.
+      prepare: maps stored inputs to the classifier's.
+      evidence: the evidence of noisy examples for `targets`.
     """
 
     apply: ApplyFn
@@ -85,9 +85,9 @@ def given_labels(belief: Any, evidence: Any, logits: jax.Array, labels: jax.Arra
 
 
 def passes(problem: Problem, batch: Batch, rng: chex.PRNGKey) -> dict[str, Pass]:
-    """The passes in training mode over a batch's parts, `noisy` and `clean`, as they are.
+    """The passes in training mode over a batch's unmixed parts, `noisy` and `clean`.
 
-    They are separate: batch normalisation sees them as two batches, as in the published setting.
+    Batch normalisation sees them as two batches, as in the published setting.
     """
     noisy_rng, clean_rng = jax.random.split(rng)
     made = {}
@@ -99,7 +99,7 @@ def passes(problem: Problem, batch: Batch, rng: chex.PRNGKey) -> dict[str, Pass]
 
 
 def mixing_of(problem: Problem, batch: Batch, rng: chex.PRNGKey) -> Mixing | None:
-    """Who is mixed with whom on this device, noisy examples first; None where nothing is mixed."""
+    """Which examples are mixed on this device, noisy ones first; None if nothing is mixed."""
     if not problem.rule.mixup:
         return None
     parts = [part for part in (batch.noisy, batch.clean_inner) if part is not None]
@@ -129,7 +129,7 @@ def _pass(problem: Problem, inputs: Inputs, rng: chex.PRNGKey) -> Pass:
 def run_passes(
     made: dict[str, Pass], params: Params, batch_stats: Params
 ) -> tuple[Outputs, Params]:
-    """Outputs of passes, and the statistics after the last."""
+    """Outputs of passes, and the batch statistics after the last pass."""
     outputs = {}
     for name, run in made.items():
         outputs[name], batch_stats = run(params, batch_stats)
@@ -137,7 +137,7 @@ def run_passes(
 
 
 def add_trees(trees: Sequence[Any]) -> Any:
-    """The sum of trees of arrays, one at least."""
+    """The sum of one or more trees of arrays."""
     return jax.tree.map(lambda *xs: functools.reduce(jnp.add, xs), *trees)
 
 
@@ -147,7 +147,7 @@ def evidence_of(problem: Problem, output: Output, inputs: Inputs, rng: chex.PRNG
 
 
 def hold(problem: Problem, belief: Any, outputs: Outputs, batch: Batch, rng: chex.PRNGKey) -> Held:
-    """The values that an inner gradient holds fixed, from outputs of the unmixed passes."""
+    """The values that an inner gradient holds fixed, computed from the unmixed passes."""
     rule, targets, fitted = problem.rule, None, None
     if rule.needs_fit and batch.clean_inner is not None:
         logits = outputs["clean"].logits
@@ -169,7 +169,7 @@ def loss_at(
     problem: Problem, params: Params, batch_stats: Params, held: Held, batch: Batch,
     rng: chex.PRNGKey,
 ) -> jax.Array:  # fmt: skip
-    """The inner loss of this device's slice at any params, with what is held fixed given."""
+    """The inner loss of this device's slice at given params and fixed values."""
     mixing = mixing_of(problem, batch, rng)
     made = passes(problem, batch, rng)
     if mixing is not None:
@@ -183,11 +183,11 @@ def local_grads(
 ) -> tuple[Params, tuple[Params, Metrics]]:
     """Gradient of the inner loss in the classifier's params; its mean over devices is the gradient.
 
-    What is held fixed (the targets, how far clean labels are fitted) depends on the params through
-    the outputs. This gradient does not see that: the paper puts a stop_gradient there. But the
-    derivative of a whole window in the meta parameters must, because the features of a later step
-    depend on the labels of the earlier ones. So it is held by taking the gradient in the outputs,
-    not by a stop_gradient, which would cut the later derivative, too.
+    The fixed values (targets, how far clean labels are fitted) depend on the params through the
+    outputs. This gradient ignores that: the paper puts a stop_gradient there. The derivative of a
+    whole window in the meta parameters must not ignore it, because the features of a later step
+    depend on the labels of earlier steps. So the gradient is taken in the outputs. A stop_gradient
+    would cut the later derivative, too.
 
     Returns:
       Gradients shaped like `main.params`, and `(new batch_stats, metrics)` of this device.
@@ -205,7 +205,7 @@ def local_grads(
     held = hold(problem, belief, outputs, batch, rng)
     mixing = mixing_of(problem, batch, rng)
     if mixing is not None:
-        # What is trained on writes the running statistics; the others only look.
+        # Only passes that are trained on update the running statistics.
         run = mixed_pass(problem, batch, rng, mixing, held)
         batch_stats = make("mixed", run, main.batch_stats)
     loss_fn = functools.partial(
@@ -252,10 +252,10 @@ def inner_step(
 def outer_loss(
     problem: Problem, params: Params, batch_stats: Params, clean: Labelled, rng: chex.PRNGKey
 ) -> tuple[jax.Array, Metrics]:
-    """Mean cross-entropy on clean labels, `L_D(w)`: what the meta model is judged by.
+    """Mean cross-entropy on clean labels, `L_D(w)`: the meta model's loss.
 
-    Batch normalisation runs in training mode and does not update its running statistics: this pass
-    looks ahead, it does not train.
+    Batch normalisation runs in training mode but does not update its running statistics, because
+    this pass does not train.
     """
     logits, _, _ = problem.apply(params, batch_stats, problem.prepare(clean.inputs), rng)
     loss = jnp.mean(losses.cross_entropy(logits, clean.labels))

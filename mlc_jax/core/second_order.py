@@ -1,4 +1,4 @@
-"""Products of a vector with second derivatives of the inner loss, which estimators use."""
+"""The estimators' products of a vector with second derivatives of the inner loss."""
 
 import functools
 from typing import Any
@@ -30,11 +30,11 @@ def meta_product(
 ) -> Any:
     """`v^T H_wa`, shaped like the belief (equation 7, with `v` for `Lambda g_w'`).
 
-    No backward pass of the classifier is differentiated, nor made: this is the VJP through what is
-    held fixed of the loss's JVP along `v`.
+    It needs no backward pass of the classifier: it is the VJP, through the values held fixed, of
+    the loss's JVP along `v`.
 
     Returns:
-      This device's part: the mean over the devices is the product.
+      This device's part; the product is the mean over devices.
     """
     outputs, tangents = {}, {}
 
@@ -63,23 +63,23 @@ def inner_grads_vjp(
 ) -> tuple[Params, Any]:
     """Both products of `v` with the derivatives of the inner gradient `g`, in mixed mode.
 
-    One forward pass with tangents along `v` and one backward pass through it give both: what
-    forward over reverse gives (MixFlow-MG, arXiv 2505.00793), in the other order, which keeps less.
-    Nothing of the inner gradient's own passes has to be kept for it.
+    One forward pass with tangents along `v` and one backward pass through it give both. Forward
+    over reverse (MixFlow-MG, arXiv 2505.00793) gives the same, but stores more. Nothing of the
+    inner gradient's own passes has to be stored.
 
     Args:
       problem, main, belief, batch, rng: as for `local_grads`.
       v: shaped like the params.
-      fixed_targets: leave the dependence on the params of what is held out of the first product. It
-        is then `H_ww v`, symmetric.
+      fixed_targets: ignore in the first product that the fixed values depend on the params. It is
+        then `H_ww v`, symmetric.
 
     Returns:
-      `v^T dg/dw`, shaped like the params: the gradient's whole dependence on the params, the
-      targets' included; and `v^T H_wa`, as `meta_product`. Both are this device's part: their mean
-      over the devices is the product.
+      `v^T dg/dw`, shaped like the params, which includes the targets' dependence on the params; and
+      `v^T H_wa`, as `meta_product`. Both are this device's part; the products are the means over
+      devices.
     """
     with_tangents = functools.partial(_with_tangents, problem, main, v)
-    # What lies between two convolutions is cheaper to compute again than to keep.
+    # Operations between convolutions are cheaper to repeat than to store.
     frugal = functools.partial(jax.checkpoint, policy=_is_costly)
     outputs, tangents, pull_back = {}, {}, {}
     for name, made in passes(problem, batch, rng).items():
@@ -119,7 +119,7 @@ def _with_tangents(
     """The output of a pass, and its tangent along `v` if the inner loss reads it."""
 
     def outputs(params: Params) -> Output:
-        return made(params, main.batch_stats)[0]  # Without the statistics: nothing is trained here.
+        return made(params, main.batch_stats)[0]  # No new statistics: nothing is trained here.
 
     if name in problem.rule.trained:
         return jax.jvp(outputs, (params,), (v,))
@@ -130,7 +130,7 @@ def _slope(
     outputs: Outputs, tangents: Outputs, held: Held, problem: Problem, batch: Batch,
     mixing: Mixing | None,
 ) -> jax.Array:  # fmt: skip
-    """The slope of the inner loss, as the outputs that it reads move along `tangents`."""
+    """The slope of the inner loss as its outputs move along `tangents`."""
 
     def loss(moved: Outputs) -> jax.Array:
         every = outputs | moved
@@ -142,11 +142,11 @@ def _slope(
 
 
 def _is_costly(primitive: Any, *avals: Any, **params: Any) -> bool:
-    """Matrix products, convolutions, averages over devices, and what a model gives a name.
+    """Whether to store a result: matrix products, convolutions, averages over devices, names.
 
-    Not products with a batch dimension, which are attention's: the weights between all pairs of
-    tokens would be most of what is kept, and are a small part of the work. A model names, by
-    `checkpoint_name`, what no gradient passes through and much was computed for.
+    Products with a batch dimension are attention's, and are not stored: the weights between all
+    pairs of tokens would take most of the memory, and are a small part of the work. By
+    `checkpoint_name` a model names results that are expensive and that no gradient passes through.
     """
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     is_product: bool = policy(primitive, *avals, **params)

@@ -7,8 +7,8 @@ import flax.struct
 import jax
 import optax
 
-Array = Any  # jax.Array; np.ndarray on its way to a device.
-Inputs = Any  # A pytree of arrays with one leading axis: what a model takes.
+Array = Any  # A jax.Array, or an np.ndarray before it is placed on a device.
+Inputs = Any  # A model's inputs: a pytree of arrays with one leading axis.
 Params = Any  # A pytree of arrays.
 Metrics = dict[str, jax.Array]
 
@@ -16,9 +16,9 @@ Metrics = dict[str, jax.Array]
 class Labelled(NamedTuple):
     """Inputs `[B, ...]`, an array or a pytree of them, and int32 labels `[B]`.
 
-    `rows` `[B]`, int32, say where noisy examples stand in their set, for methods that remember
-    something of each. `given` `[B]` are the labels of clean examples as they were before somebody
-    checked them, negative where that is not known; None where it is known of no example.
+    `rows` `[B]`, int32, are the positions of noisy examples in their set, for methods that store
+    something per example. `given` `[B]` are the labels of clean examples before somebody checked
+    them, negative where they are unknown; None if all are unknown.
     """
 
     inputs: Inputs
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
       noisy: examples whose labels may be wrong.
       clean_inner: the half of the clean batch that joins the inner loss.
       clean_outer: the half that the outer loss is measured on.
-    Any of them is None where the method does without it.
+    A part that the method does not use is None.
     """
 
     noisy: Labelled | None
@@ -45,25 +45,25 @@ class Batch(NamedTuple):
 class Rows(NamedTuple):
     """All rows of a run, noisy ones first, and which classifier trains on which.
 
-    Lists of rows have one length each: a short one is filled up by its own rows, which changes
-    nothing, since batches are drawn from its first `lengths`. Rows, too, are filled up, to sizes
-    that many data sets share, so that compiled programs are reused. Padding is never trained on.
+    All lists of one kind have the same length. A short one is padded with its own rows; batches are
+    drawn from its first `lengths` only. Rows are padded, too, to sizes that many data sets share,
+    so that compiled programs are reused. Padding is never trained on.
 
     Attributes:
       inputs: `[N, ...]`, as the model takes them.
       votes: `[N, S]` int16, the given labels; -1 where nothing was said.
       checks: `[N]` int32, -1 where nobody looked, -2 in padding.
-      is_judged: `[N]` bool, checked rows that were not looked up: those that weights, `R`, `pi` and
-        the verdict are measured on.
+      is_judged: `[N]` bool, checked rows that were not looked up. Weights, `R`, `pi` and the
+        verdict are measured on these.
       part: `[N]` int32, from 0 to H - 1.
       is_visible: `[K, N]` bool, the checks that runs (k, .) see.
-      lists, lengths: `[K, H, L]` and `[K, H]` int32, what run (k, h) learns from.
+      lists, lengths: `[K, H, L]` and `[K, H]` int32, the rows that run (k, h) learns from.
       rival_lists, rival_lengths: `[H + K, L]` and `[H + K]`: for each part, rows with a given label
         outside of it; for each fold, the checks that are seen outside of it.
-      judged: `[M]` int32, the judged rows, filled up by row 0.
-      fold: `[M]` int32, of each of them.
-      counts: `[M]` float32, 0 where it is filled up.
-      is_random: whether the checks say how frequent classes are.
+      judged: `[M]` int32, the judged rows, padded with row 0.
+      fold: `[M]` int32, the fold of each judged row.
+      counts: `[M]` float32, 0 in padding.
+      is_random: whether the checks show how frequent classes are.
     """
 
     inputs: Inputs
@@ -83,7 +83,7 @@ class Rows(NamedTuple):
 
 
 class MainState(flax.struct.PyTreeNode):
-    """The classifier (main model): the paper's `w` and what its optimizer remembers."""
+    """The classifier (main model): the paper's `w` and the state of its optimizer."""
 
     params: Params
     batch_stats: Params
@@ -105,9 +105,9 @@ class TrainState(flax.struct.PyTreeNode):
       rng: typed key; the randomness of step t is `fold_in(rng, t)`, so it is never replaced.
       main: the classifier.
       meta: the meta model, None for methods without one.
-      extra: what else a method learns and keeps: a matrix of transitions, labels, a teacher.
-      past: what the next meta-gradient needs of the steps before where windows overlap, see
-        `core.overlap`: past classifiers, or the gradient so far; None where they do not.
+      extra: whatever else a method learns: a matrix of transitions, labels, a teacher.
+      past: for windows that overlap, the past classifiers or the gradient so far, which the next
+        meta-gradient needs, see `core.overlap`; None if they do not overlap.
     """
 
     step: jax.Array

@@ -19,10 +19,10 @@ class Options(NamedTuple):
 
     Attributes:
       backward, scan_unroll: see `unroll`. `backward` is for `exact` and `truncated`.
-      truncation: updates that `truncated` goes back.
+      truncation: number of updates that `truncated` goes back.
       solver_steps: terms of the `neumann` series, iterations of `conjugate_gradient`.
-      damping: what `conjugate_gradient` adds to the Hessian's diagonal.
-      skipped: see `unroll`; for those of `OVERLAPPING` that replay a window.
+      damping: `conjugate_gradient` adds it to the Hessian's diagonal.
+      skipped: see `unroll`; for estimators of `OVERLAPPING` that replay a window.
     """
 
     backward: str = "forward_over_reverse"
@@ -41,8 +41,8 @@ class EstimatorSpec:
     """An estimator and its settings; see `mlc_jax.estimators` for constructors.
 
     Attributes:
-      name: in `ESTIMATORS`.
-      backward, truncation, solver_steps, damping: see `Options`; each is for some estimators.
+      name: a key of `ESTIMATORS`.
+      backward, truncation, solver_steps, damping: see `Options`; only some estimators use each.
     """
 
     name: str = "exact"
@@ -52,7 +52,7 @@ class EstimatorSpec:
     damping: float = DEFAULTS.damping
 
     def options(self, scan_unroll: int) -> Options:
-        """For the estimator itself, once it is known how to unroll its loops."""
+        """The estimator's options, once it is known how to unroll its loops."""
         return Options(self.backward, scan_unroll, self.truncation, self.solver_steps, self.damping)
 
 
@@ -85,15 +85,15 @@ class Estimator(Protocol):
 
 
 class Step(NamedTuple):
-    """One inner step and what the outer loss says after it.
+    """One inner step, and the outer loss and its gradient after it.
 
     Attributes:
       main, metrics: as `inner_step` returns them.
       outer_grads: `g_w'`, averaged over devices.
       outer: metrics of the outer loss.
-      minus_lambda: u -> `-Lambda u`. An update moves the params by `-Lambda` times a change of the
-        gradient, so this is the VJP of the optimizer's update: for momentum, Nesterov, clipping or
-        Adam alike. `Lambda`, the paper's diagonal of learning rates, is never built.
+      minus_lambda: u -> `-Lambda u`. A change of the gradient moves the params by `-Lambda` times
+        that change, so this is the VJP of the optimizer's update, whatever the optimizer. The
+        paper's diagonal of learning rates, `Lambda`, is never built.
       minus_v: `-Lambda g_w'`.
     """
 
@@ -129,7 +129,7 @@ def before_last(
     rngs: chex.PRNGKey,
     options: Options,
 ) -> tuple[MainState, Batch, chex.PRNGKey, list[Metrics]]:
-    """The classifier before the window's last step, that step's data, and earlier metrics."""
+    """The classifier before the window's last step, that step's data, and the earlier metrics."""
     metrics = []
     if len(rngs) > 1:
         main, of_steps = unroll(
@@ -143,7 +143,7 @@ def before_last(
 def outer_loss_after(
     problem: Problem, params: Params, main: MainState, batch: Batch, rng: chex.PRNGKey
 ) -> tuple[jax.Array, Metrics]:
-    """With a key that no inner pass uses."""
+    """The outer loss, with a key that no inner pass uses."""
     if batch.clean_outer is None:
         raise ValueError("a meta-gradient needs clean outer examples")
     rng = jax.random.fold_in(rng, 1)
@@ -162,7 +162,7 @@ def outer_grads_at(
 def summarize(
     problem: Problem, meta_grads: Params, main: MainState, metrics: list[Metrics], outer: Metrics
 ) -> Window:
-    """Averages: gradients over devices, the inner steps' metrics (`[steps]`, or of one) over k."""
+    """Averages gradients over devices, and metrics `[steps]` (or of one step) over the steps."""
     joined = jax.tree.map(lambda *xs: jnp.concatenate([jnp.atleast_1d(x) for x in xs]), *metrics)
     means = jax.tree.map(jnp.mean, joined)
     return Window(pmean(meta_grads, problem.axis_name), main, means | outer)

@@ -1,7 +1,7 @@
 """Sources of examples, the order in which they are read, and the one reader.
 
-TensorFlow is imported by `streaming` alone, for sources that it reads, and by `tfds`. `source`,
-`dataset`, `folds`, `votes` and `show` import neither it nor JAX.
+Only `streaming` and `tfds` import TensorFlow. `source`, `dataset`, `folds`, `votes` and `show`
+import neither TensorFlow nor JAX.
 """
 
 from mlc_jax.data.source import UNKNOWN, ArraySource, IndexedSource, Source, Subset

@@ -18,22 +18,22 @@ class Columns(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Benchmark:
-    """A labelled dataset before anything was done to it.
+    """A labelled dataset as it is published.
 
     Attributes:
-      name: as in `config.dataset.name`.
+      name: its name in `config.dataset.name`.
       class_names: C names.
       train: examples to split into clean, noisy and validation.
       train_labels: `[N]` int32, true.
-      published_rows: `[N]` int, the row of each example in the published training set, which files
-        of labels are indexed by.
+      published_rows: `[N]` int, the row of each example in the published training set. Files of
+        labels have these rows.
       num_published: length of the published training set; more than N for a partial copy.
-      test: examples that are evaluated on, or None.
+      test: test examples, or None.
       test_labels: int32, true.
-      prepare: from inputs as stored to what a model takes.
-      names_labels: whether labels are written by name, rather than by number.
+      prepare: maps stored inputs to a model's.
+      names_labels: whether labels are written by name rather than by number.
       columns: how a table's columns became inputs.
-      left_out: (id, what is wrong) of rows whose inputs cannot be read, and which are not there.
+      left_out: (id, problem) of rows that are left out because their inputs cannot be read.
     """
 
     name: str
@@ -56,26 +56,26 @@ class Benchmark:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """The data that a run trains and is evaluated on: rows of sources, and their labels.
+    """The data for a run's training and evaluation: rows of sources, and their labels.
 
     Attributes:
-      name: for a reader.
+      name: for people.
       class_names: C names.
-      noisy: examples whose labels may be wrong. Training sees `noisy.given`; the true labels, where
-        they are known, are for measuring only.
-      clean: examples with trusted labels, `clean.truth`; `clean.given` where the old one is known.
+      noisy: examples whose labels may be wrong. Training sees `noisy.given`; true labels, if known,
+        are for measuring only.
+      clean: examples with trusted labels, `clean.truth`; `clean.given` has former labels, if known.
       validation: examples with trusted labels to select a model by, or None.
-      test: evaluated on, each example once, or None.
-      prepare: from inputs as stored to what a model takes.
-      noise: of the given labels, for a reader: `flip 0.4`.
-      names_labels: whether labels are written by name, rather than by number.
+      test: test examples, or None; each is evaluated once.
+      prepare: maps stored inputs to a model's.
+      noise: describes the wrong labels, for people: `flip 0.4`.
+      names_labels: whether labels are written by name rather than by number.
       columns: how a table's columns became inputs.
-      left_out: (id, what is wrong) of rows whose inputs cannot be read, and which are not there.
-      drawn: `[len(clean)]` text, where each clean example comes from, of `folds.DRAWN`; None where
-        nobody asks.
-      source_names: of the sources of given labels, where there are several.
-      judged: held-out examples whose given and true labels are both known, or None: corrections are
-        judged by them where the truth of noisy examples is not known.
+      left_out: (id, problem) of rows that are left out because their inputs cannot be read.
+      drawn: `[len(clean)]` text, how each clean example was drawn, one of `folds.DRAWN`; None if
+        it does not matter.
+      source_names: names of the sources of given labels, if there are several.
+      judged: held-out examples with known given and true labels, or None. They judge corrections if
+        the truth of noisy examples is not known.
     """
 
     name: str
@@ -99,17 +99,17 @@ class Dataset:
 
     @property
     def noise_rate(self) -> float | None:
-        """Share of given labels that are wrong; None where truth is not known."""
+        """Share of given labels that are wrong; None if the truth is not known."""
         known = self.noisy if self.noisy.has_truth else self.judged
         return None if known is None else float(np.mean(known.given != known.truth))
 
     @property
     def paired(self) -> bool:
-        """Whether the given labels of clean examples are known, of some at least."""
+        """Whether given labels are known for some clean examples."""
         return bool((self.clean.all_votes != UNKNOWN).any())
 
     def clean_labels_spent(self, *, trained_on: bool) -> int:
-        """Trusted labels that a run uses for anything but the test.
+        """The number of trusted labels that a run uses, except for tests.
 
         Args:
           trained_on: whether its method trains on the clean set.
@@ -122,7 +122,7 @@ class Dataset:
         return (self.noisy, self.noisy.given) if name == "noisy" else (self.clean, self.clean.truth)
 
     def fingerprint(self) -> str:
-        """Differs where a run on the data would; a checkpoint remembers it."""
+        """A text that differs if a run on the data would differ; checkpoints store it."""
         texts = [self.noisy.fingerprint(), self.clean.fingerprint(), *self.class_names]
         texts += self.source_names
         return hashlib.blake2b("\n".join(texts).encode(), digest_size=8).hexdigest()

@@ -1,9 +1,9 @@
-"""Who learns from what, where every row is predicted by classifiers that did not learn from it.
+"""Cross-fitting: each row is predicted by classifiers that did not learn from it.
 
 Checked rows are dealt into K folds, and all rows into H parts. Run (k, h) does not see the checks
-of fold k, and does not learn from part h. A checked row of fold k is a doubtful row there, with its
-given label, in a part like all others: only its check is hidden. Left out altogether, it would be
-predicted as a new row is, and doubtful rows are not: they were learned from, with their labels.
+of fold k, and does not learn from part h. Only the checks of fold k are hidden: its rows stay
+doubtful rows with their given labels, in parts like all others. If they were left out altogether,
+they would be predicted like new rows, and would not represent the doubtful rows.
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from mlc_jax.core import Rows
 
 RANDOM, PER_CLASS, LOOKED_UP = "random", "per_class", "looked_up"
-DRAWN = (RANDOM, PER_CLASS, LOOKED_UP)  # Where a checked row may come from.
+DRAWN = (RANDOM, PER_CLASS, LOOKED_UP)  # How a checked row may have been chosen.
 
-_FOLD_STREAM = 35  # Of the seed.
-_FILLED_UP = -2  # In `Rows.checks`.
-_LISTS = ("lists", "rival_lists", "judged", "fold", "counts")  # Of `Rows`.
+_FOLD_STREAM = 35  # A stream of the seed.
+_FILLED_UP = -2  # Marks padding in `Rows.checks`.
+_LISTS = ("lists", "rival_lists", "judged", "fold", "counts")  # Fields of `Rows`.
 
 
 def deal(strata: np.ndarray, ways: int, rng: np.random.Generator) -> np.ndarray:
-    """Deals rows `[n]` into `ways` groups, evenly within strata and over all; int32 `[n]`."""
+    """Deals rows `[n]` into `ways` groups, evenly within each stratum and overall; int32 `[n]`."""
     order = np.lexsort((rng.random(len(strata)), strata))
     groups = np.empty(len(strata), np.int32)
     groups[order] = (np.arange(len(strata)) + rng.integers(ways)) % ways
@@ -43,10 +43,10 @@ def assign(
     Args:
       votes: `[N, S]`.
       checks: `[N]`.
-      drawn: `[N]` text, of checked rows one of `DRAWN`.
-      folds: K; fewer where fewer rows are judged.
+      drawn: `[N]` text, one of `DRAWN` for checked rows.
+      folds: K; fewer if fewer rows are judged.
       parts: H.
-      seed: of who is where.
+      seed: determines each row's fold and part.
     """
     rng = np.random.default_rng([seed, _FOLD_STREAM])
     is_checked = checks != UNKNOWN
@@ -81,7 +81,7 @@ def assign(
 
 
 def _equal(masks: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of masks `[N]`, in lists of one length; an empty one has row 0, and counts none."""
+    """Rows of masks `[N]` in lists of equal length; an empty mask gives row 0 and length 0."""
     lists = [np.flatnonzero(mask) for mask in masks]
     length = max(1, *(len(rows) for rows in lists))
     filled = [np.resize(rows if len(rows) else np.zeros(1, int), length) for rows in lists]
@@ -90,17 +90,17 @@ def _equal(masks: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AllRows:
-    """What a cross-fitted run reads: all rows, once; other runs have a `Pipeline` instead.
+    """All rows, read once, for a cross-fitted run; other runs have a `Pipeline`.
 
     Attributes:
       noisy: examples with labels `given`.
-      clean: examples that were checked, `truth`; their `given` labels where they are known.
-      drawn: `[len(clean)]` text, of `DRAWN`.
+      clean: checked examples, with labels `truth`, and `given` labels if known.
+      drawn: `[len(clean)]` text, each one of `DRAWN`.
       folds, parts: K and H.
-      seed: of who is where.
-      batch_size: rows of one step of one run.
-      steps_per_epoch: steps of a round.
-      prepare: from inputs as stored to what a model takes.
+      seed: determines each row's fold and part.
+      batch_size: rows per step and run.
+      steps_per_epoch: steps per round.
+      prepare: maps stored inputs to a model's.
     """
 
     noisy: Subset
@@ -115,17 +115,17 @@ class AllRows:
 
     @property
     def examples_per_step(self) -> int:
-        """Over all runs."""
+        """Examples per step over all runs."""
         return self.folds * self.parts * self.batch_size
 
     @functools.cached_property
     def rows(self) -> "Rows":
-        """NumPy arrays.
+        """The rows as NumPy arrays.
 
         Raises:
-          InputError: inputs that cannot be read, or are not a single array.
+          InputError: inputs cannot be read, or are not a single array.
         """
-        from mlc_jax.core import Rows  # It imports JAX, which dealing rows does not need.
+        from mlc_jax.core import Rows  # Imports JAX, which dealing rows does not need.
 
         subsets = (self.noisy, self.clean)
         inputs = [read_rows(subset.source, subset.rows) for subset in subsets]
@@ -160,7 +160,7 @@ def _filled_up(rows: "Rows") -> "Rows":
 
 
 def _rounded(size: int) -> int:
-    """The size or a little more, by an eighth at most."""
+    """The size, rounded up by an eighth at most."""
     step = max(16, 2 ** (size.bit_length() - 1) // 8)
     return -(-size // step) * step
 
@@ -170,7 +170,7 @@ def _length(rows: "Rows", name: str) -> int:
 
 
 def _with_lists(rows: "Rows", lengths: Mapping[str, int]) -> "Rows":
-    """Lists of these lengths; what follows the own rows is never drawn, or counts none."""
+    """Pads lists to these lengths; padding is never drawn, or counts 0."""
     fields = {}
     for name, length in lengths.items():
         array = getattr(rows, name)
@@ -180,6 +180,6 @@ def _with_lists(rows: "Rows", lengths: Mapping[str, int]) -> "Rows":
 
 
 def of_one_length(of_runs: Sequence["Rows"]) -> list["Rows"]:
-    """Rows of several runs, whose lists are filled up to the longest of them all."""
+    """Pads the lists of several runs to the longest one."""
     longest = {name: max(_length(rows, name) for rows in of_runs) for name in _LISTS}
     return [_with_lists(rows, longest) for rows in of_runs]

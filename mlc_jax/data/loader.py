@@ -1,9 +1,8 @@
-"""Batches to train on: from row numbers to trees of arrays, for windows of k inner steps.
+"""Training batches: maps row numbers to trees of arrays, for windows of k inner steps.
 
-A training batch at step t is a pure function of (seed, t): the order of an epoch is a permutation
-keyed by (seed, epoch) and the augmentation is keyed by (seed, step). So a run that resumes from a
-checkpoint needs no iterator state, and the batches do not depend on how many devices or processes
-share them.
+The training batch of step t is a pure function of (seed, t): the order of an epoch is a permutation
+keyed by (seed, epoch), and augmentation is keyed by (seed, step). So a run that resumes from a
+checkpoint needs no iterator state, and batches do not depend on the number of devices or processes.
 """
 
 import collections
@@ -26,11 +25,11 @@ from mlc_jax.data.reading import Request, closed_at_exit, create_reader
 from mlc_jax.data.source import UNKNOWN, Layout, Source, Subset, is_gathered, layout_of
 from mlc_jax.errors import InputError
 
-_DEVICE_BUFFER = 2  # Batches placed on the devices ahead of use.
+_DEVICE_BUFFER = 2  # Batches that are placed on the devices ahead of use.
 _BYTES_AT_ONCE = 16 * 2**20
-_MAX_BLOCKS = 64  # Of s steps, that are read at once.
+_MAX_BLOCKS = 64  # The most blocks of s steps that are read at once.
 _NOISY_KEY, _CLEAN_KEY = 1, 2
-_AUGMENT_KEY = 2  # `order` has the others.
+_AUGMENT_KEY = 2  # The other keys are in `order`.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,18 +38,18 @@ class Pipeline:
 
     Attributes:
       noisy: examples with labels `given`.
-      clean: examples with trusted labels, `truth`. The source may be another one.
+      clean: examples with trusted labels, `truth`; their source may differ.
       noisy_batch_size: noisy examples per inner step, over all devices.
       clean_batch_size: clean examples per inner step, over all devices.
       split_clean: whether half of each clean batch goes to the inner loss. The halves are redrawn
-        every epoch. Without it the whole batch is the outer half.
+        every epoch. Otherwise the whole batch goes to the outer loss.
       num_inner_steps: k, inner steps of a window.
-      augment: whether sources change their examples at random, if they know how to.
-      seed: of the order and of the augmentation.
-      num_replayed: k - s, steps of a window that the one before has, too.
-      length_buckets: lengths that batches are padded to, at most, where the source knows its
-        examples' lengths; 1 pads all alike. Windows that overlap are padded alike anyway: what is
-        replayed must draw the same dropout.
+      augment: whether sources change their examples at random, if they can.
+      seed: determines the order and the augmentation.
+      num_replayed: k - s, the steps that a window shares with the one before.
+      length_buckets: the most lengths that batches are padded to, if the source knows its examples'
+        lengths; 1 pads all alike. Overlapping windows are always padded alike, because a replay
+        must draw the same dropout.
     """
 
     noisy: Subset
@@ -66,21 +65,21 @@ class Pipeline:
 
     @property
     def examples_per_step(self) -> int:
-        """Noisy and clean ones, over all devices."""
+        """Noisy and clean examples per step, over all devices."""
         return self.noisy_batch_size + self.clean_batch_size
 
     @property
     def stride(self) -> int:
-        """s, inner steps that a window is further on than the one before."""
+        """s, the inner steps from one window to the next."""
         return self.num_inner_steps - self.num_replayed
 
     @property
     def steps_per_epoch(self) -> int:
-        """Inner steps per epoch; what does not fill a batch waits for the next epoch's order."""
+        """Inner steps per epoch; examples that do not fill a batch are left for later epochs."""
         return len(self.noisy) // self.noisy_batch_size
 
     def check(self) -> None:
-        """Raises InputError for a batch larger than its set, or inputs that do not go together."""
+        """Raises InputError if a batch is larger than its set, or inputs do not match."""
         for field, size, subset in (
             ("noisy_batch_size", self.noisy_batch_size, self.noisy),
             ("clean_batch_size", self.clean_batch_size, self.clean),
@@ -104,14 +103,16 @@ class Pipeline:
     ) -> Iterator[Batch]:
         """Yields this process' NumPy batches from window `start_window` on.
 
-        Window i ends with step (i + 1) * s; for steps before the first, its first s steps' batches
-        stand in. Arrays are `[num_devices, k, B / (num_devices * process_count), ...]`: process p
+        Window i ends with step (i + 1) * s. Batches of its first s steps replace those of steps
+        before the run's first.
+
+        Arrays are `[num_devices, k, B / (num_devices * process_count), ...]`: process p
         holds the examples `[p * B / process_count, (p + 1) * B / process_count)` of the global
         batch, and reads only those. `Labelled.rows` are positions in the subset. Inputs of a source
-        with `lengths` are cut off where the longest example of the window ends, or a little after.
+        with `lengths` are cut off at or a little after the end of the window's longest example.
 
         Raises:
-          InputError: while reading; files or objects that cannot be read.
+          InputError: while reading, if files or objects cannot be read.
         """
         return batches_of(
             [self],
@@ -137,13 +138,13 @@ def batches_of(
     process_count: int = 1,
     devices: Sequence[jax.Device] | None = None,
 ) -> Iterator[Batch]:
-    """The batches of runs that are trained as one program, each those of its own pipeline.
+    """The batches of runs that are trained as one program, each with its own pipeline.
 
     Args:
-      pipelines: differ in rows, labels and seeds, but neither in sources nor in sizes. With more
-        than one, arrays have an axis of runs after that of the devices.
+      pipelines: may differ in rows, labels and seeds, but not in sources and sizes. With more than
+        one, arrays have an axis of runs after that of the devices.
       start_window, num_devices, process_index, process_count: see `Pipeline.batches`.
-      devices: that the batches are placed on, see `to_devices`; None leaves them NumPy arrays.
+      devices: batches are placed on these, see `to_devices`; None leaves them NumPy arrays.
     """
     num_blocks = pipelines[0].num_inner_steps // pipelines[0].stride
     num_old = min(start_window, num_blocks - 1)
@@ -160,12 +161,12 @@ def batches_of(
 def _overlapping(
     blocks: Iterator[Batch], num_blocks: int, num_old: int, *, axis: int
 ) -> Iterator[Batch]:
-    """Windows of the last `num_blocks` blocks each, joined along `axis`, that of the steps.
+    """Windows of the last `num_blocks` blocks each, joined along the axis of steps, `axis`.
 
-    The first `num_old` blocks are of windows before the first.
+    The first `num_old` blocks belong to windows before the first.
     """
     kept: collections.deque[Batch] = collections.deque(maxlen=num_blocks)
-    # On a device, old blocks are where the new one is: they are not sent again.
+    # Old blocks stay on the devices and are not sent again.
     on_device = jax.jit(lambda *xs: jnp.concatenate(xs, axis))
 
     def join(*xs: Any) -> Any:
@@ -186,12 +187,12 @@ def _blocks_of(
     process_index: int,
     process_count: int,
 ) -> Generator[Batch]:
-    """The batches of s steps each, none twice; arguments as for `batches_of`."""
+    """Batches in blocks of s steps, each block once; arguments as for `batches_of`."""
     first = pipelines[0]
     sides = {name: _Side.of(pipelines, name) for name in ("noisy", "clean")}
     bytes_per_block = first.stride * sum(side.bytes_per_step for side in sides.values())
-    # Blocks that are read at once: many small reads cost more than one. Where rows are read one by
-    # one that is little beside what they cost, and the first batch comes sooner.
+    # Several blocks are read at once, because many small reads cost more than one. If rows are read
+    # one by one, that does not matter, and the first batch comes sooner with fewer blocks.
     at_once = max(1, min(_MAX_BLOCKS, _BYTES_AT_ONCE // max(1, bytes_per_block)))
     if not all(is_gathered(side.source) for side in sides.values()):
         at_once = 1
@@ -225,12 +226,12 @@ class _Side:
 
     Attributes:
       source: of their inputs.
-      layout: of an example.
+      layout: the layout of an example.
       rows: `[runs, n]`, rows of the source.
       labels, given: `[runs, n]`; given is None if it is not part of a batch.
-      order: which of them are in which batch.
-      padded: lengths of the order's buckets; None where nothing is cut off.
-      augment_seeds: of each run; none without augmentation.
+      order: the examples of each batch.
+      padded: lengths of the order's buckets; None if nothing is cut off.
+      augment_seeds: each run's; empty without augmentation.
     """
 
     source: Source
@@ -279,13 +280,13 @@ class _Side:
     def blocks(
         self, start_step: int, steps_at_once: int, parts: dict[str, np.ndarray], num_devices: int
     ) -> Generator[dict[str, Labelled]]:
-        """Parts of the batches of s steps each, by name.
+        """Parts of batches by name, in blocks of s steps.
 
         Args:
-          start_step: the first one's first step.
-          steps_at_once: that are read at once, a multiple of s.
+          start_step: the first step of the first block.
+          steps_at_once: steps that are read at once, a multiple of s.
           parts: places in a batch.
-          num_devices: that the places are dealt to.
+          num_devices: the places are dealt to as many devices.
         """
         share, stride = np.concatenate(list(parts.values())), self.order.window
         ends = np.cumsum([len(places) for places in parts.values()])[:-1]
@@ -315,8 +316,8 @@ class _Side:
     def _requests(self, start_step: int, num_steps: int, share: np.ndarray) -> Iterator[Request]:
         """Requests for a `share` of the batches, `num_steps` steps at a time.
 
-        Each is about the positions in the subsets, `[steps, runs, len(share)]`, and the buckets
-        `[steps]`, see `Order.longest`.
+        `Request.about` has the positions in the subsets, `[steps, runs, len(share)]`, and the
+        buckets `[steps]`, see `Order.longest`.
         """
         runs, steps = np.arange(len(self.rows))[:, None], self._steps(start_step)
         for first in itertools.count(start_step, num_steps):
@@ -324,7 +325,7 @@ class _Side:
             positions = np.stack(batches)[:, :, share]
             draws = None
             if self.augment_seeds:
-                # For whole batches, so that the share of a process does not change the numbers.
+                # Drawn for whole batches, so that the numbers do not depend on the processes.
                 keys = itertools.product(range(first, first + num_steps), self.augment_seeds)
                 shape = [self.order.batch_size, self.source.num_draws]
                 draws = uniform(shape, [(seed, step) for step, seed in keys])
@@ -354,11 +355,11 @@ class _Side:
 def _bucketed(
     order: Order, subsets: Sequence[Subset], layout: Layout, most: int
 ) -> tuple[Order, np.ndarray | None]:
-    """The order with buckets of lengths, and what these are padded to, if there are any."""
+    """The order with buckets of lengths, and the buckets' padded lengths, if there are any."""
     lengths = getattr(subsets[0].source, "lengths", None)
     if lengths is None:
         return order, None
-    # As many as an epoch has windows: in a set of fewer, all lengths meet in every window.
+    # At most as many buckets as an epoch has windows; else every window would have all lengths.
     num = min(most, max(1, order.num_batches // order.window))
     padded = bucket_lengths(lengths, num, most=layout.shapes[0][0])
     buckets = np.stack([np.searchsorted(padded, lengths[subset.rows]) for subset in subsets])
@@ -366,7 +367,7 @@ def _bucketed(
 
 
 def _cut(leaves: Sequence[np.ndarray], layout: Layout, length: int) -> list[np.ndarray]:
-    """Leaves `[..., T, ...]` without what lies after `length` in the first axis of the examples."""
+    """Cuts leaves `[..., T, ...]` off after `length` in the first axis of the examples."""
     axes = [x.ndim - len(shape) for x, shape in zip(leaves, layout.shapes, strict=True)]
     cut = [
         x[(slice(None),) * axis + (slice(length),)] for x, axis in zip(leaves, axes, strict=True)
@@ -377,7 +378,7 @@ def _cut(leaves: Sequence[np.ndarray], layout: Layout, length: int) -> list[np.n
 def _deal(array: np.ndarray, stride: int, num_devices: int) -> np.ndarray:
     """`[blocks * s, runs, B, ...]` to `[blocks, num_devices, runs, s, B / num_devices, ...]`.
 
-    Without the axis of runs if there is one only.
+    With a single run there is no axis of runs.
     """
     num_runs, size, *rest = array.shape[1:]
     shape = (-1, stride, num_runs, num_devices, size // num_devices, *rest)
@@ -388,7 +389,7 @@ def _deal(array: np.ndarray, stride: int, num_devices: int) -> np.ndarray:
 def to_devices(batches: Iterator[Batch], devices: Sequence[jax.Device]) -> Iterator[Batch]:
     """Places arrays `[num_devices, ...]` on `devices`, a few batches ahead of their use.
 
-    On CPU there is no other memory to place them in: they are not copied.
+    On CPU they are not copied.
     """
     if devices[0].platform == "cpu":
         yield from batches

@@ -1,4 +1,4 @@
-"""From inputs as stored to what a model takes; on the device, part of the step."""
+"""Maps stored inputs to a model's inputs, on the device, as a part of the step."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 _BLOCK_BYTES = 64 * 2**20
-_NEVER = float(np.finfo(np.float32).max)  # The deviation of a feature that is always the same.
+_NEVER = float(np.finfo(np.float32).max)  # The deviation of a constant feature.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -15,9 +15,9 @@ class Normalize:
     """`(inputs / scale - mean) / std`, float32, of NumPy or JAX arrays `[B, ...]`.
 
     Attributes:
-      scale: what inputs are divided by first.
-      mean, std: by channel, or feature by feature; anything that broadcasts against an example.
-      keeps_shapes: whether its output has the shape of its input.
+      scale: inputs are divided by it first.
+      mean, std: per channel or per feature; anything that broadcasts against an example.
+      keeps_shapes: whether the output has the shape of the input.
     """
 
     keeps_shapes: ClassVar[bool] = True
@@ -32,7 +32,7 @@ class Normalize:
         return (inputs.astype(np.float32) * scale - mean) / std
 
     def to_json(self) -> dict[str, Any]:
-        """Arguments for `Normalize(**...)`."""
+        """The arguments of `Normalize(**...)`."""
         return {
             "scale": self.scale,
             "mean": np.asarray(self.mean).tolist(),
@@ -41,22 +41,22 @@ class Normalize:
 
 
 def identity(inputs: Any) -> Any:
-    """For inputs that are stored as a model takes them."""
+    """Returns inputs that need no preparation."""
     return inputs
 
 
 def standardize(inputs: np.ndarray, rows: np.ndarray | None = None) -> Normalize:
-    """Each feature of `[N, ...]` to mean 0 and deviation 1; a constant one to 0, whatever comes.
+    """Scales each feature of `[N, ...]` to mean 0 and deviation 1; constant features become 0.
 
     Args:
       inputs: in memory or memory-mapped.
-      rows: that mean and deviation are taken of; None is all.
+      rows: mean and deviation are taken over these rows; None takes all.
     """
     size = len(inputs) if rows is None else len(rows)
     mean = sum(block.sum(axis=0, dtype=np.float64) for block in blocks(inputs, rows)) / size
     squares = sum(((block - mean) ** 2).sum(axis=0) for block in blocks(inputs, rows))
     std = np.sqrt(squares / size)
-    # Up to what was rounded: float32 numbers that are all equal have no other mean than that.
+    # Rounding may give equal float32 numbers a small deviation.
     constant = std <= np.spacing(np.abs(mean).astype(np.float32)) / 2
     return Normalize(1.0, mean, np.where(constant, _NEVER, std))
 
@@ -68,7 +68,7 @@ def extremes(inputs: np.ndarray, rows: np.ndarray | None = None) -> tuple[Any, A
 
 
 def blocks(inputs: np.ndarray, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
-    """Rows `[n, ...]` of inputs, a few at a time: a memory map need not fit into memory."""
+    """Rows `[n, ...]` of inputs, a few at a time, because a memory map may not fit into memory."""
     size = len(inputs) if rows is None else len(rows)
     step = max(1, _BLOCK_BYTES // max(1, inputs[:1].nbytes))
     for start in range(0, size, step):

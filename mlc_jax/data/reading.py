@@ -1,4 +1,4 @@
-"""Rows of a source in a given order, as NumPy arrays: what training and evaluation read through."""
+"""Reads rows of a source in a given order, as NumPy arrays, for training and evaluation."""
 
 import atexit
 import collections
@@ -15,17 +15,17 @@ from mlc_jax.data import trees
 from mlc_jax.data.source import GatheredSource, Layout, Source, Subset, is_gathered, layout_of
 from mlc_jax.data.trees import Tree
 
-_AHEAD = 2  # Batches that are gathered before they are needed.
+_AHEAD = 2  # Batches that are gathered ahead of use.
 
 
-# Generators that are in use, the outermost ones.
+# The outermost generators in use.
 _OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
 
 
 def closed_at_exit(generator: Generator) -> Generator:
-    """The generator, which does not outlive Python.
+    """Returns the generator, and closes it when Python exits.
 
-    A thread of TensorFlow that calls Python while Python goes down would never return.
+    A thread of TensorFlow that calls Python during Python's exit would never return.
     """
     _OPEN.add(generator)
     return generator
@@ -34,7 +34,7 @@ def closed_at_exit(generator: Generator) -> Generator:
 @atexit.register
 def _close_all() -> None:
     for generator in list(_OPEN):
-        with contextlib.suppress(ValueError):  # Another thread is inside of it.
+        with contextlib.suppress(ValueError):  # Another thread is running it.
             generator.close()
 
 
@@ -43,8 +43,8 @@ class Request(NamedTuple):
 
     Attributes:
       rows: `[n]`, row numbers in the source.
-      draws: `[n, num_draws]`, what each example is changed by, or None.
-      about: whatever else the one who asks wants to know of them.
+      draws: `[n, num_draws]`, the random numbers that change each example, or None.
+      about: anything that the caller wants to keep with the request.
     """
 
     rows: np.ndarray
@@ -53,10 +53,10 @@ class Request(NamedTuple):
 
 
 class Reader(Protocol):
-    """Requests in their order, and leaves `[n, ...]` of what was read; may be iterated again.
+    """Requests in their order, each with the leaves `[n, ...]` that were read.
 
-    Iterating raises InputError where files or objects cannot be read. Closing the generator waits
-    for the threads that read.
+    It may be iterated again. Iterating raises InputError if files or objects cannot be read.
+    Closing the generator waits for the reading threads.
     """
 
     def __iter__(self) -> Generator[tuple[Request, Sequence[np.ndarray]]]: ...
@@ -73,11 +73,11 @@ def create_reader(
     """Reads a few requests ahead of their use.
 
     Args:
-      source: what is read.
-      layout: of its examples.
-      requests: the same each time.
-      size: n, rows of each request.
-      augmented: whether they have draws.
+      source: the source.
+      layout: the layout of its examples.
+      requests: returns the same requests each time.
+      size: n, rows per request.
+      augmented: whether requests have draws.
     """
     if is_gathered(source):
         return _Gathering(source, requests)
@@ -130,18 +130,18 @@ class _Streaming:
 
 
 class EvaluationReader:
-    """Examples of a set in their order, each once; may be iterated again and again.
+    """Examples of a set in their order, each once; may be iterated repeatedly.
 
     Iterating yields inputs, a tree of NumPy arrays `[num_devices, b, ...]`, and int32 labels
     `[num_devices, b]`, of this process' share of each batch; with several runs `[num_devices, runs,
-    b, ...]`. The last batch is filled up from the start of the set, so that all have one shape.
-    Reading raises InputError, as `Pipeline.batches`.
+    b, ...]`. The last batch is padded with the first examples, so that all have one shape. Reading
+    raises InputError, as `Pipeline.batches`.
 
     Args:
-      subsets: of each run; one source, one length.
-      labels: `[n]` of each run.
+      subsets: one for each run; all have one source and one length.
+      labels: `[n]` for each run.
       batch_size: over all devices of all processes, a multiple of their number.
-      num_devices: of this process.
+      num_devices: devices of this process.
       process_index, process_count: which share of each batch to read.
     """
 
@@ -162,7 +162,7 @@ class EvaluationReader:
         order = np.arange(num_batches * batch_size) % max(1, size)
         share = batch_size // (process_count * num_devices)
         mine = order.reshape(-1, process_count, num_devices, share)[:, process_index]
-        # Runs often have one test set: it is read once for all of them.
+        # Runs often share a test set, which is then read once.
         shared = all(np.array_equal(x.rows, subsets[0].rows) for x in subsets)
         rows = np.stack([x.rows[mine] for x in (subsets[:1] if shared else subsets)], axis=2)
         self._labels = np.stack([x[mine] for x in labels], axis=2).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Examples as a reader sees them: texts, or pictures."""
+"""Shows examples to people: as texts, or pictures."""
 
 import numpy as np
 
@@ -8,9 +8,9 @@ _SHOWN_NUMBERS = 8
 
 
 def show(source: Source, rows: np.ndarray) -> list[str | np.ndarray]:
-    """Examples for a reader: texts, or pictures, uint8 `[H, W, 3]`.
+    """Examples as texts, or pictures, uint8 `[H, W, 3]`, for people.
 
-    A source that has a method `show`, of the same arguments and results, says it itself.
+    A source may have its own method `show`, which then gives the result.
     """
     if hasattr(source, "show"):
         shown: list[str | np.ndarray] = source.show(rows)

@@ -1,8 +1,8 @@
-"""How the project sees data: inputs by row number, and their labels.
+"""The interface to data: inputs by row number, and their labels.
 
-A run never copies examples: its noisy, clean, validation and test parts are row numbers into
-sources. A new kind of data is one class with the face of `GatheredSource`, or, where many rows are
-read and decoded in parallel, of `ReadSource`.
+A run never copies examples: its noisy, clean, validation and test parts are row numbers of sources.
+A new kind of data is one class with the interface of `GatheredSource`, or of `ReadSource` if many
+rows are read and decoded in parallel.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ from mlc_jax.data.trees import Tree
 from mlc_jax.errors import InputError
 
 UNKNOWN = -1  # A label that is not known.
-_HASHED_BYTES = 64 * 2**20  # Of an array; of a larger one every n-th row is hashed.
+_HASHED_BYTES = 64 * 2**20  # For arrays with more bytes, only every n-th row is hashed.
 _PAD = 4  # Pixels of reflected border that a random crop moves within, as in the published code.
 
-_one_at_a_time = threading.Lock()  # Objects of one process may share a file.
+_one_at_a_time = threading.Lock()  # Since objects of one process may share a file.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Layout:
 
 
 class Source(Protocol):
-    """Inputs by row number: what all sources have in common.
+    """The common interface of all sources: inputs by row number.
 
     Attributes:
       num_draws: how many uniform numbers change an example at random; 0 for no augmentation.
-    A source whose examples are padded may also have `lengths`, `[N]` int32: what lies after an
-    example's length, in the first axis of each of its arrays, changes nothing and may be cut off.
+    A source with padded examples may also have `lengths`, `[N]` int32. After an example's length,
+    in the first axis of each of its arrays, there is only padding, which may be cut off.
     """
 
     num_draws: int
@@ -64,19 +64,19 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        """Names of examples for a reader, text `[n]`, of rows `[n]`."""
+        """Names `[n]` of the examples in rows `[n]`, for people."""
         ...
 
     def fingerprint(self) -> str:
-        """A short text that differs for other data; a checkpoint remembers it."""
+        """A short text that differs for other data; checkpoints store it."""
         ...
 
 
 class GatheredSource(Source, Protocol):
-    """A source that many rows at once cost least: arrays in memory, and what has `x[rows]`.
+    """A source that is fastest with many rows at once: arrays, and objects with `x[rows]`.
 
     Attributes:
-      layout: of an example.
+      layout: the layout of an example.
     """
 
     layout: Layout
@@ -84,24 +84,24 @@ class GatheredSource(Source, Protocol):
     def gather(self, rows: np.ndarray, draws: np.ndarray | None = None) -> Tree:
         """Inputs of rows `[n]` in any order, a tree of NumPy arrays `[n, ...]`; no state.
 
-        It is called from other threads than the one that made the source.
+        Other threads than the one that made the source may call it.
 
         Args:
           rows: int64.
-          draws: float32 `[n, num_draws]` uniform in [0, 1), which each example is changed by; None
-            leaves them as they are. Never given if `num_draws` is 0.
+          draws: float32 `[n, num_draws]` uniform in [0, 1), which change the examples; None leaves
+            them unchanged. Always None if `num_draws` is 0.
         """
         ...
 
 
 class ReadSource(Source, Protocol):
-    """A source of files, whose rows TensorFlow reads and decodes in parallel, one by one."""
+    """A source of files. TensorFlow reads and decodes its rows one by one, in parallel."""
 
     def read(self, row: Any, draws: Any = None) -> Tree:
         """The inputs of a row, inside tf.data: TensorFlow tensors in, a tree of tensors out.
 
-        It is traced, without AutoGraph: `tf.cond`, not `if`. It has no state. An error it raises
-        should name the file.
+        It is traced without AutoGraph, so it needs `tf.cond` in place of `if`. It has no state.
+        Errors should name the file.
 
         Args:
           row: an int64 scalar. All shapes of the result are static.
@@ -112,14 +112,14 @@ class ReadSource(Source, Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subset:
-    """Rows of a source and what is known of their labels; row by row, a checked row has both.
+    """Rows of a source and their labels; a checked row may have a given and a true label.
 
     Attributes:
-      source: of the inputs.
+      source: has the inputs.
       rows: `[n]` int64, row numbers in `source`.
-      given: `[n]` int32, the labels as given, or UNKNOWN; of several, the vote of most.
+      given: `[n]` int32, given labels, or UNKNOWN; with several sources of labels, the majority.
       truth: `[n]` int32, the true labels, or UNKNOWN.
-      votes: `[n, S]` int16, what each of S sources said, or UNKNOWN; None if there is one, `given`.
+      votes: `[n, S]` int16, the labels of S sources, or UNKNOWN; None if there is only `given`.
     """
 
     source: Source
@@ -132,7 +132,7 @@ class Subset:
     def whole(
         cls, source: Source, *, given: np.ndarray | None = None, truth: np.ndarray | None = None
     ) -> "Subset":
-        """All rows of a source; labels that are None are unknown."""
+        """All rows of a source; None stands for unknown labels."""
         size = len(source)
         unknown = np.full(size, UNKNOWN, np.int32)
         labels = (unknown if x is None else x for x in (given, truth))
@@ -153,7 +153,7 @@ class Subset:
 
     @property
     def all_votes(self) -> np.ndarray:
-        """`[n, S]`; S is 1 where there is one source."""
+        """The labels of all sources, `[n, S]`; S is 1 if there is only `given`."""
         return self.given[:, None] if self.votes is None else self.votes
 
     def take(self, positions: np.ndarray | slice) -> "Subset":
@@ -180,7 +180,7 @@ class ArraySource:
       ids: text `[N]`; None numbers the rows.
       num_draws: see `Source`.
       augment: (inputs `[n, ...]`, draws `[n, num_draws]`) -> inputs, of NumPy arrays.
-      offsets: that were taken off the features of what a user has, and are off new rows.
+      offsets: numbers that were subtracted from a user's features, and will be from new rows.
     """
 
     def __init__(
@@ -222,16 +222,16 @@ class ArraySource:
 class IndexedSource:
     """Anything with `x[rows]` and `len`: memory maps, HDF5 datasets, a user's own class.
 
-    `x[rows]` is given sorted, unique rows in a NumPy array (HDF5 wants that), and what it returns,
-    an array or a pytree of arrays, is put in order afterwards. It is called from other threads than
-    the one that made it, but never twice at a time, so it need not be safe against itself.
+    `x[rows]` gets sorted, unique rows in a NumPy array, as HDF5 requires. Its result, an array or a
+    pytree of arrays, is reordered afterwards. Other threads than the one that made the object call
+    it, but only one at a time, so it need not be thread-safe.
 
     Args:
-      inputs: that object.
+      inputs: the object.
       ids: text `[N]`; None numbers the rows.
 
     Attributes:
-      inputs: that object.
+      inputs: the object.
 
     Raises:
       InputError: the first row cannot be read, or is not an array of numbers.
@@ -274,7 +274,7 @@ class IndexedSource:
         return inputs
 
     def gather(self, rows: np.ndarray, draws: np.ndarray | None = None) -> Tree:
-        """Raises InputError where the object cannot be read."""
+        """Raises InputError if the object cannot be read."""
         del draws
         unique, places = np.unique(rows, return_inverse=True)
         inputs, expected = self._take(unique), self.layout
@@ -294,7 +294,7 @@ def layout_of(source: Source) -> Layout:
     """The layout of one example; reads nothing.
 
     Raises:
-      InputError: shapes of examples are not known beforehand.
+      InputError: the shapes of examples are not static.
     """
     if is_gathered(source):
         return source.layout
@@ -304,10 +304,10 @@ def layout_of(source: Source) -> Layout:
 
 
 def read_rows(source: Source, rows: np.ndarray) -> Tree:
-    """Inputs of a few rows `[n]`, n at least 1, at once: a tree of NumPy arrays `[n, ...]`.
+    """Reads a few rows `[n]`, n at least 1, at once: a tree of NumPy arrays `[n, ...]`.
 
     Raises:
-      InputError: files or objects that cannot be read.
+      InputError: files or objects cannot be read.
     """
     if is_gathered(source):
         return source.gather(rows)
@@ -334,7 +334,7 @@ def augment_images(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
     rows = rows[offsets[:, :1] + np.arange(height)]
     columns = columns[offsets[:, 1:] + np.arange(width)]
     columns = np.where(draws[:, 2:] < 0.5, columns, columns[:, ::-1])
-    # Of all pixels of all images, one after the other.
+    # Indices into the pixels of all images, one after the other.
     places = (np.arange(size)[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]
     return images.reshape(-1, channels).take(places.ravel(), axis=0).reshape(images.shape)
 
@@ -352,7 +352,7 @@ def num_examples(inputs: Tree) -> int:
 
 
 def hash_arrays(inputs: Tree) -> str:
-    """A short text that differs for other arrays; of large ones some rows are hashed."""
+    """A short text that differs for other arrays; for large arrays some rows are hashed."""
     digest = hashlib.blake2b(digest_size=8)
     for name, leaf in trees.named_leaves(inputs):
         every = max(1, leaf.nbytes // _HASHED_BYTES)

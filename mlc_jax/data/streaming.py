@@ -1,7 +1,7 @@
 """Sources that TensorFlow reads row by row, many rows in parallel.
 
-It also says how TensorFlow starts: whatever needs it takes `tf` from here. Importing this module
-takes seconds, so that happens inside of functions.
+It also configures TensorFlow, so other modules import `tf` from here. Importing this module takes
+seconds; do it inside of functions.
 """
 
 import contextlib
@@ -31,20 +31,20 @@ tf.config.set_visible_devices([], "GPU")
 _PREFETCHED = 2
 _GRAPH_NAMES = re.compile(r"\{\{.*?\}\} |Error in .*? iterator: \S+ |\s*\[\[.*| \[Op:.*")
 
-# Rows, and what each of them is changed by, if by anything.
+# Rows, and the random numbers that change each of them, or None.
 Asked = tuple[np.ndarray, np.ndarray | None]
 
 
 class Streamed:
-    """Leaves of examples `[size, ...]` for each batch of rows that is asked for, in their order.
+    """Leaves of examples `[size, ...]` for each requested batch of rows, in order.
 
-    It may be iterated again and again.
+    It may be iterated repeatedly.
 
     Args:
-      source: what is read.
+      source: the source.
       layout: see `layout_of`.
-      asked: called for each iteration, in another thread; (rows `[size]`, draws or None).
-      size: rows of a batch.
+      asked: called for each iteration, in another thread; yields (rows `[size]`, draws or None).
+      size: rows per batch.
       augmented: whether there are draws.
     """
 
@@ -66,7 +66,7 @@ class Streamed:
             for parts in asked:
                 yield tuple(part for part in parts if part is not None)
 
-        @tf.autograph.experimental.do_not_convert  # It takes longer to read than to run.
+        @tf.autograph.experimental.do_not_convert  # Reading its source is slower than this.
         def read(row: tf.Tensor, *draws: tf.Tensor) -> tuple[tf.Tensor, ...]:
             leaves = trees.leaves(source.read(row, *draws))
             return tuple(map(tf.ensure_shape, leaves, layout.shapes))
@@ -91,7 +91,7 @@ def layout_of(source: ReadSource) -> Layout:
     """Traces `source.read`, a few ms; reads nothing.
 
     Raises:
-      InputError: shapes of examples are not known beforehand.
+      InputError: the shapes of examples are not static.
     """
     structures = []
 

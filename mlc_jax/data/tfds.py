@@ -1,4 +1,4 @@
-"""Datasets of TensorFlow Datasets, and clear errors where one is missing."""
+"""Datasets of TensorFlow Datasets, and clear errors if one is missing."""
 
 import importlib
 import re
@@ -27,11 +27,11 @@ def read_tfds(
     Args:
       name, data_dir, download: see `cifar`.
       read: (builder, split) -> the split.
-      folder: what a `data_dir` should hold, for messages.
-      content: what a dataset should hold, for messages.
+      folder: expected content of a `data_dir`, for messages.
+      content: expected content of a dataset, for messages.
 
     Raises:
-      InputError: data that are not there, or damaged.
+      InputError: data are missing or damaged.
     """
     tfds = _imported()
 
@@ -57,7 +57,7 @@ def read_tfds(
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except Exception as error:  # TensorFlow and protobuf raise a dozen types for what is damaged.
+    except Exception as error:  # For damaged data TensorFlow and protobuf raise a dozen types.
         raise damaged(error) from error
     if download:
         builder.download_and_prepare()
@@ -73,15 +73,15 @@ def read_tfds(
 
 
 def _imported() -> Any:
-    importlib.import_module("mlc_jax.data.streaming")  # First: it says how TensorFlow starts.
+    importlib.import_module("mlc_jax.data.streaming")  # First, because it configures TensorFlow.
     return importlib.import_module("tensorflow_datasets")
 
 
 def read_columns(builder: Any, split: str, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Columns of one split, with `label`, int32, as they lie on the disk."""
+    """Columns of one split, with `label`, int32, in their order on the disk."""
     tfds = _imported()
 
-    one_by_one = tfds.ReadConfig(interleave_cycle_length=1)  # File by file: always in one order.
+    one_by_one = tfds.ReadConfig(interleave_cycle_length=1)  # Keeps the order fixed.
     dataset = builder.as_dataset(split=split, shuffle_files=False, read_config=one_by_one)
     batches = list(tfds.as_numpy(dataset.batch(_READ_BATCH)))
     if not batches:

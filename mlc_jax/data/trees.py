@@ -1,4 +1,4 @@
-"""Trees of arrays, as JAX has them. A lone array, which most inputs are, needs no import of JAX."""
+"""Trees of arrays, like JAX's. A single array, the usual case, needs no import of JAX."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ Tree = Any  # A pytree of arrays with one leading axis of examples.
 
 
 class Structure:
-    """A tree without its leaves; a single array has none around it."""
+    """A tree without its leaves; for a single array it is empty."""
 
     def __init__(self, treedef: Any = None):
         self._treedef = treedef
@@ -44,7 +44,7 @@ def leaves(tree: Tree) -> list[Any]:
 
 
 def map_leaves(fun: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
-    """The tree of what `fun` makes of each leaf."""
+    """Applies `fun` to each leaf."""
     if isinstance(tree, np.ndarray):
         return fun(tree, *others)
     import jax
@@ -53,7 +53,7 @@ def map_leaves(fun: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
 
 
 def named_leaves(tree: Tree) -> list[tuple[str, Any]]:
-    """Leaves with what leads to them: `['a'][0]`; nothing to a lone array."""
+    """Leaves with their paths, such as `['a'][0]`; a single array has an empty path."""
     if isinstance(tree, np.ndarray):
         return [("", tree)]
     import jax

@@ -1,4 +1,4 @@
-"""Several given labels per row: what each source said, and what most of them say."""
+"""Several given labels per row: each source's label, and the majority."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ from absl import logging
 
 from mlc_jax.data.source import UNKNOWN
 
-NO_LABEL = -2  # Of a row that is known to have had none; UNKNOWN may have had one.
+NO_LABEL = -2  # The row is known to have had no label; with UNKNOWN it may have had one.
 
-_BLOCK = 65_536  # Rows at a time.
-_SHARED = 20  # Rows at least that two sources both label, before one is called a copy.
-_NAMED = 10  # Pairs, one by one.
-_CHANCE = 1e-3  # Of calling any pair so that is none.
+_BLOCK = 65_536  # Rows that are processed at a time.
+_SHARED = 20  # A source is only called a copy if it shares at least so many labelled rows.
+_NAMED = 10  # The number of pairs that are logged one by one.
+_CHANCE = 1e-3  # Probability of calling any pair copies that are not.
 
 
 def accuracies(votes: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -20,7 +20,7 @@ def accuracies(votes: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     Args:
       votes: `[N, S]`.
-      truth: `[N]`; rows of UNKNOWN do not count.
+      truth: `[N]`; rows with UNKNOWN do not count.
     """
     said = (votes != UNKNOWN) & (truth != UNKNOWN)[:, None]
     right = said & (votes == truth[:, None])
@@ -29,9 +29,9 @@ def accuracies(votes: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def vote_of_most(votes: np.ndarray, accuracy: np.ndarray, num_classes: int) -> np.ndarray:
-    """The label that most sources give each row, `[N]` int32; UNKNOWN where none said anything.
+    """The majority label of each row, `[N]` int32; UNKNOWN if no source labels it.
 
-    Of labels with equally many votes that of the most accurate source counts, then the lower class.
+    Among labels with equally many votes, the most accurate source's wins, then the lower class.
 
     Args:
       votes: `[N, S]`.
@@ -47,7 +47,7 @@ def vote_of_most(votes: np.ndarray, accuracy: np.ndarray, num_classes: int) -> n
             rows = np.flatnonzero(said != UNKNOWN)
             counts[rows, said[rows]] += 1
             best[rows, said[rows]] = np.maximum(best[rows, said[rows]], right)
-        chosen = np.argmax(counts + best / 2, axis=1)  # No accuracy outweighs a vote.
+        chosen = np.argmax(counts + best / 2, axis=1)  # Accuracy only breaks ties.
         most[start : start + _BLOCK] = np.where(counts.any(axis=1), chosen, UNKNOWN)
     return most
 
@@ -55,12 +55,12 @@ def vote_of_most(votes: np.ndarray, accuracy: np.ndarray, num_classes: int) -> n
 def prepared(
     votes: np.ndarray, truth: np.ndarray, names: Sequence[str], num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The vote of most `[N]`, and votes `[N, S]` int16 in which copies count once.
+    """The majority labels `[N]`, and votes `[N, S]` int16 in which copies count once.
 
     Args:
       votes: `[N, S]`.
       truth: `[N]`; UNKNOWN where nobody checked.
-      names: of the sources.
+      names: the sources' names.
       num_classes: C.
     """
     counted, copies = counted_once(votes, truth, num_classes)
@@ -76,9 +76,9 @@ def prepared(
 
 
 def agreement(votes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Share of a row's sources that gave it its label, `[N]`, and how many said anything, `[N]`.
+    """The share `[N]` of a row's votes that equal its label, and its number of votes `[N]`.
 
-    The share is NaN where none did.
+    The share is NaN for rows without votes.
 
     Args:
       votes: `[N, S]`.
@@ -91,13 +91,13 @@ def agreement(votes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def quality_of(soft_labels: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """The probability `[N]` that given labels `[N]` are right; NaN where there is none."""
+    """The probability `[N]` that given labels `[N]` are right; NaN for rows without a label."""
     quality = soft_labels[np.arange(len(soft_labels)), given]
     return np.where(given == UNKNOWN, np.float32(np.nan), quality).astype(quality.dtype)
 
 
 def is_changed(labels: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Whether labels `[N]` are others than those given; a row that had none has no other."""
+    """Whether labels `[N]` differ from the given ones; rows without a given label do not."""
     changed: np.ndarray = (labels != given) & (given != UNKNOWN)
     return changed
 
@@ -105,12 +105,12 @@ def is_changed(labels: np.ndarray, given: np.ndarray) -> np.ndarray:
 def counted_once(
     votes: np.ndarray, truth: np.ndarray, num_classes: int
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Votes `[N, S]` in which a copy of another source says nothing where it says the same.
+    """Votes `[N, S]` without a copy's votes that equal those of the source it copies.
 
-    Two sources are copies if they agree, on rows that both label, more often than two could whose
-    errors have nothing to do with each other, and than two would that say each label as often as
-    they do. How often each is right is taken from checked rows, at its upper 95 % limit: sources
-    that are always right, or that nobody checked, are none.
+    Two sources are copies if they agree, on rows that both label, more often than two sources with
+    independent errors could, and more often than two that use each label as often as they do. How
+    often each is right is taken from checked rows, at its upper 95 % limit. So sources that are
+    always right, or that nobody checked, are no copies.
 
     Args:
       votes: `[N, S]`.
@@ -120,7 +120,7 @@ def counted_once(
     Returns:
       The votes, and pairs (source, the earlier one that it copies).
     """
-    from scipy import stats  # Its import takes a second.
+    from scipy import stats  # The import takes a second.
 
     num_sources = votes.shape[1]
     checked = truth != UNKNOWN
@@ -138,9 +138,9 @@ def counted_once(
         for label in range(num_classes):
             voted = (block == label).astype(np.float32)
             agree += voted.T @ voted
-            of_label[label] += voted.T @ spoke  # [i, j]: i's votes for it where j spoke.
+            of_label[label] += voted.T @ spoke  # [i, j]: i's votes for it on rows that j labels.
     both, neither = np.outer(limit, limit), np.outer(1 - limit, 1 - limit)
-    # Rules with one class always agree: this often would two by their usual labels.
+    # Rules with one class always agree: two sources agree this often by their usual labels.
     shares = of_label / np.maximum(shared, 1)
     by_habit = np.sum(shares * shares.transpose(0, 2, 1), axis=0)
     chance = np.clip(np.maximum(both + neither / max(1, num_classes - 1), by_habit), 0, 1)

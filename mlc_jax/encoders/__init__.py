@@ -1,1 +1,1 @@
-"""From texts as a user has them to what a classifier reads."""
+"""Maps a user's texts and pictures to a classifier's inputs."""

@@ -1,4 +1,4 @@
-"""From texts as a user has them to what a classifier reads, and what of that a workdir keeps."""
+"""Maps a user's texts to a classifier's inputs, and stores encoders in workdirs."""
 
 import dataclasses
 import functools
@@ -26,26 +26,26 @@ from mlc_jax.methods import Method
 from mlc_jax.models.bert import Bert, BertConfig
 from mlc_jax.models.bert_checkpoint import copy_checkpoint
 
-FOLDER = "encoder"  # In a workdir: what it takes to read texts later.
+FOLDER = "encoder"  # The folder of a workdir with the files that later texts need.
 
 
 @dataclasses.dataclass(frozen=True)
 class TextReader:
-    """Texts -> what a classifier reads of them.
+    """Maps texts to a classifier's inputs.
 
     Attributes:
       checkpoint: pretrained BERT, RoBERTa or DistilBERT: a directory, or a name on the Hugging Face
         hub.
-      frozen: whether its encoder stays as it is. Texts are its features then, `[N, H]` float32, for
-        a model that takes vectors, such as `mlc_jax.models.MLP`. Otherwise they are tokens, for a
+      frozen: whether its encoder is not trained. Texts then become its features, `[N, H]` float32,
+        for a model of vectors, such as `mlc_jax.models.MLP`. Otherwise they become tokens, for a
         `mlc_jax.models.Bert` that starts from the checkpoint (`initial_params=`).
-      max_length: T, tokens of a text; longer ones are cut off.
-      feature, dtype: of the frozen encoder, see `mlc_jax.models.Bert`.
-      tokenizer: a directory with a `tokenizer.json`, or a name on the hub; None is `checkpoint`.
-      cache_dir: where tokens and features are kept; None is ~/.cache/mlc_jax.
-      max_cached_gb: for an encoder of which the first layers are frozen (`num_frozen_layers` of
-        `mlc_jax.models.Bert`): what they say of all texts is computed once and kept there, too, if
-        it takes no more than this; otherwise in each step.
+      max_length: T, the most tokens of a text; longer texts are cut off.
+      feature, dtype: the frozen encoder's, see `mlc_jax.models.Bert`.
+      tokenizer: a directory with a `tokenizer.json`, or a name on the hub; None takes `checkpoint`.
+      cache_dir: directory for tokens and features; None is ~/.cache/mlc_jax.
+      max_cached_gb: for an encoder with frozen first layers (`num_frozen_layers` of
+        `mlc_jax.models.Bert`). Their output for all texts is computed once and cached if it takes
+        at most so many GB. Otherwise it is computed in every step.
     """
 
     kind: ClassVar[str] = "text"
@@ -60,29 +60,29 @@ class TextReader:
     max_cached_gb: float = 4.0
 
     def __call__(self, texts: Any) -> Source:
-        """A source of a few texts, of which nothing is kept.
+        """A source of a few texts, without a cache.
 
         Raises:
-          InputError: no list of texts, or a checkpoint that cannot be read.
+          InputError: the input is no list of texts, or the checkpoint cannot be read.
         """
         with tempfile.TemporaryDirectory() as cache:
             source = self._tokens(texts, None, cache)
         return ArraySource(self._encoder().encode(source)) if self.frozen else source
 
     def cached(self, texts: Any, ids: Any = None) -> Source:
-        """The same, from the cache if it has them; `ids` are names of the texts, or None."""
+        """A source of texts with a cache; `ids` are names of the texts, or None."""
         source = self._tokens(texts, ids, self.cache_dir)
         return self._encoder()(source) if self.frozen else source
 
     def to_json(self) -> dict[str, Any]:
-        """What a workdir remembers, all that a run depends on; see `reader_from_workdir`."""
+        """The settings that a run depends on, for its workdir; see `reader_from_workdir`."""
         aside = ("cache_dir", "max_cached_gb")
         return {k: x for k, x in dataclasses.asdict(self).items() if k not in aside}
 
     def with_states(self, dataset: Dataset, method: Method) -> Dataset:
-        """The dataset with token states in place of tokens, if its classifier has frozen layers."""
+        """The dataset with token states in place of tokens, if the classifier has frozen layers."""
         model, most = method.model, self.max_cached_gb
-        # Other initial parameters than the checkpoint's may have other frozen layers.
+        # Initial parameters other than the checkpoint's may have other frozen layers.
         if (
             not isinstance(model, Bert)
             or model.num_frozen_layers <= 0
@@ -124,7 +124,7 @@ class TextReader:
 
 
 def frozen_encoder(config: ConfigDict) -> FrozenEncoder | None:
-    """That of a config, if it has one: a BERT that is frozen as a whole."""
+    """The config's frozen encoder, a BERT that is frozen as a whole, or None."""
     model = config.model
     if model.name != "bert" or model.bert.num_frozen_layers != -1:
         return None
@@ -140,13 +140,13 @@ def _states(layers: FrozenLayers, source: TokenSource) -> StatesSource:
     return layers(source)
 
 
-@functools.lru_cache(maxsize=1)  # Runs of one process share it, and the features it made.
+@functools.lru_cache(maxsize=1)  # Runs of one process share it and its features.
 def _load(checkpoint: str, feature: str, dtype: str, cache_dir: str | None) -> FrozenEncoder:
     return FrozenEncoder(checkpoint, feature=feature, dtype=dtype, cache_dir=cache_dir)
 
 
 def check_dataset(dataset: Dataset, shape: BertConfig) -> None:
-    """Raises InputError where a trained BERT has no row for a token or a position of the texts."""
+    """Raises InputError if a trained BERT has no row for a token or a position of the texts."""
     subsets = (dataset.noisy, dataset.clean, dataset.validation, dataset.test)
     sources = [subset.source for subset in subsets if subset is not None]
     for source in sources:
@@ -155,16 +155,16 @@ def check_dataset(dataset: Dataset, shape: BertConfig) -> None:
 
 
 def save(checkpoint: str, dataset: Dataset, workdir: epath.Path) -> None:
-    """Copies tokenizer and shape of an encoder into a workdir, and a frozen one's weights.
+    """Copies an encoder's tokenizer and shape into a workdir, and weights if it is frozen.
 
-    They are in `FOLDER`, see `from_workdir`. A trained encoder's weights are in the run's
-    checkpoint. Nothing is done for runs without texts.
+    They go to `FOLDER`, see `from_workdir`. A trained encoder's weights are in the run's
+    checkpoint. Runs without texts have nothing to copy.
     """
     source = dataset.clean.source
     if not isinstance(source, TokenSource | EncodedSource | StatesSource):
         return
     folder = workdir / FOLDER
-    if (folder / "config.json").exists():  # Which is copied last.
+    if (folder / "config.json").exists():  # This file is copied last.
         return
     frozen = isinstance(source, EncodedSource)
     try:
@@ -179,9 +179,9 @@ def save(checkpoint: str, dataset: Dataset, workdir: epath.Path) -> None:
 
 
 def from_workdir(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
-    """The config of a run, with the encoder that `save` left in its workdir.
+    """The config of a run, with the encoder that `save` copied to its workdir.
 
-    Runs that were trained together leave none: theirs stay as they are.
+    Runs that were trained together have no copy; their config does not change.
     """
     if (workdir / FOLDER / "config.json").exists():
         local = str(paths.local(workdir / FOLDER, "--workdir"))
@@ -190,7 +190,7 @@ def from_workdir(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
 
 
 def text_reader(config: ConfigDict) -> TextReader:
-    """Texts -> what a run's classifier reads of them."""
+    """The reader of a run's texts."""
     model, dataset = config.model, config.dataset
     return TextReader(
         checkpoint=model.bert.checkpoint,
@@ -205,6 +205,6 @@ def text_reader(config: ConfigDict) -> TextReader:
 
 
 def reader_from_workdir(described: dict[str, Any], workdir: epath.Path) -> TextReader:
-    """The reader that `fit` was given, with the encoder that `save` left in its workdir."""
+    """The reader of a call of `fit`, with the encoder that `save` copied to its workdir."""
     folder = str(paths.local(workdir / FOLDER, "--workdir"))
     return TextReader(**described | {"checkpoint": folder, "tokenizer": folder})

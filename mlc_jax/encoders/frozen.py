@@ -1,4 +1,4 @@
-"""Texts as frozen layers see them: computed once, kept in a file, trained on in their place."""
+"""Outputs of frozen layers for texts: computed once, cached in a file, and trained on."""
 
 import dataclasses
 import functools
@@ -21,21 +21,21 @@ from mlc_jax.files.tokens import CACHE_DIR, TokenSource
 from mlc_jax.models.bert import Bert, BertConfig
 from mlc_jax.models.bert_checkpoint import bert_params, load_bert
 
-_BATCH = 64  # Texts at once, on one device.
-_STEP = 16  # Lengths are rounded up to a multiple of it: few programs, little padding.
+_BATCH = 64  # Texts per batch, on one device.
+_STEP = 16  # Lengths are rounded up to a multiple of it: few programs and little padding.
 
 
 class _Frozen:
-    """An encoder that stays as it is, and files of what it says.
+    """A frozen encoder, and a cache of its outputs.
 
     Args:
       shape, weights: see `load_bert`.
       feature: see `Bert`.
       dtype: of the computation.
-      cache_dir: where files are kept, in `features`; None is `CACHE_DIR`.
+      cache_dir: its folder `features` has the cache; None is `CACHE_DIR`.
 
     Attributes:
-      fingerprint: of weights, feature and dtype.
+      fingerprint: differs for other weights, features and dtypes.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class _Frozen:
             digest.update(np.ascontiguousarray(params[name]).data)
         self.fingerprint = digest.hexdigest()
         encode = functools.partial(self.model.apply, train=False, method="encode")
-        # Of the two outputs the one that is not asked for is not computed.
+        # Only the requested one of the two outputs is computed.
         one = lambda params, inputs, i: encode({"params": params}, inputs)[i]  # noqa: E731
         self._encode = jax.jit(one, static_argnums=2)
 
@@ -61,7 +61,7 @@ class _Frozen:
         with tqdm(total=len(order), desc="Encoding", unit=" texts", disable=None, delay=2) as bar:
             for start in range(0, len(order), _BATCH):
                 rows = order[start : start + _BATCH]
-                filled = np.resize(rows, _BATCH)  # One shape for the last batch, too.
+                filled = np.resize(rows, _BATCH)  # The last batch has the same shape.
                 length = max(1, -(-int(source.lengths[rows[0]]) // _STEP)) * _STEP
                 tokens = read_rows(source, filled)
                 cut = {name: x[:, :length] for name, x in tokens.items()}
@@ -72,9 +72,9 @@ class _Frozen:
     def _kept(
         self, key: str, shape: tuple[int, int], dtype: Any, fill: Callable[[np.ndarray], None]
     ) -> np.ndarray:
-        """An array from the cache, memory-mapped; `fill` is called if the cache has none.
+        """A memory-mapped array from the cache; `fill` computes it if the cache has none.
 
-        It is written beside its place and moved there when it is whole.
+        It is written to another file, which is renamed when it is complete.
 
         Raises:
           InputError: the cache cannot be written.
@@ -91,7 +91,7 @@ class _Frozen:
 
 
 class FrozenEncoder(_Frozen):
-    """A whole encoder: from token sources to sources of features.
+    """A whole encoder: maps token sources to sources of features.
 
     Args:
       checkpoint: a directory or a name on the Hugging Face hub, see `load_bert`.
@@ -108,7 +108,7 @@ class FrozenEncoder(_Frozen):
         super().__init__(*load_bert(checkpoint), feature, dtype, cache_dir)
 
     def __call__(self, source: TokenSource) -> "EncodedSource":
-        """Features `[N, H]` float32 of all texts, from the cache if it has them.
+        """Features `[N, H]` float32 of all texts, from the cache if possible.
 
         Raises:
           InputError: the tokens are not this encoder's, or the cache cannot be written.
@@ -120,7 +120,7 @@ class FrozenEncoder(_Frozen):
         return EncodedSource(features, source, key)
 
     def encode(self, source: TokenSource) -> np.ndarray:
-        """Features `[N, H]` float32, computed."""
+        """Computes features `[N, H]` float32."""
         features = np.empty((len(source), self.model.config.hidden_size), np.float32)
         self._fill(source, features)
         return features
@@ -131,11 +131,11 @@ class FrozenEncoder(_Frozen):
 
 
 class FrozenLayers(_Frozen):
-    """The first layers of an encoder: from token sources to sources of token states.
+    """The first layers of an encoder: maps token sources to sources of token states.
 
     Args:
       checkpoint: as for `FrozenEncoder`.
-      num_layers: how many, the embeddings before them.
+      num_layers: number of layers after the embeddings.
       dtype, cache_dir: see `_Frozen`.
 
     Raises:
@@ -156,18 +156,18 @@ class FrozenLayers(_Frozen):
         self._dtype = jnp.dtype(dtype)
 
     def num_bytes(self, source: TokenSource) -> int:
-        """That the token states of all texts take."""
+        """The size in bytes of the token states of all texts."""
         return math.prod(self._shape(source)) * self._dtype.itemsize
 
     def __call__(self, source: TokenSource) -> "StatesSource":
-        """The token states of all texts, from the cache if it has them.
+        """The token states of all texts, from the cache if possible.
 
         Raises:
           InputError: as for `FrozenEncoder`.
         """
         check_tokens(source, self.model.config)
         key = _key(source, f"{self.fingerprint} states")
-        # NumPy's files know no bfloat16: its bits.
+        # NumPy's files have no bfloat16, so its bits are stored.
         bits = np.dtype(f"u{self._dtype.itemsize}")
         states = self._kept(key, self._shape(source), bits, functools.partial(self._fill, source))
         return StatesSource(states.view(self._dtype), source)
@@ -184,10 +184,10 @@ class FrozenLayers(_Frozen):
 
 
 class EncodedSource(ArraySource):
-    """Features of texts; names and fingerprint are the texts'.
+    """Features of texts, with the texts' names and fingerprint.
 
     Attributes:
-      tokenizer: of the texts.
+      tokenizer: the texts'.
     """
 
     def __init__(self, features: np.ndarray, source: TokenSource, fingerprint: str):
@@ -207,15 +207,15 @@ class EncodedSource(ArraySource):
 class StatesSource(IndexedSource):
     """Token states in place of the tokens: `{"frozen_states": [n, T, H], "attention_mask": ...}`.
 
-    All else is the texts': names, lengths, and the fingerprint, since a run is the same with both.
+    Names, lengths and fingerprint are the texts', since a run is the same with both.
 
     Args:
       states: `[sum(lengths), H]`, one text after the other.
-      source: of the tokens.
+      source: the source of the tokens.
 
     Attributes:
       tokens: that source.
-      lengths, tokenizer: its own.
+      lengths, tokenizer: those of `tokens`.
     """
 
     def __init__(self, states: np.ndarray, source: TokenSource):
@@ -280,7 +280,7 @@ def _starts(lengths: np.ndarray) -> np.ndarray:
 
 
 def _opened(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """What was kept, or None where it is not there or was cut off."""
+    """The cached array, or None if it is missing or was cut off."""
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):

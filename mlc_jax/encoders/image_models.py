@@ -1,7 +1,8 @@
-"""Frozen image models: pictures to features.
+"""Frozen image models: they map pictures to features.
 
-Any that `transformers` loads, by PyTorch; a ResNet-50, which needs none; or a function of a user's
-own. PyTorch is imported when the first picture is encoded: what is in a cache needs none.
+There are three kinds: any model that `transformers` loads, which needs PyTorch; a ResNet-50, which
+does not; and a user's function. PyTorch is imported when the first picture is encoded, so cached
+features do not need it.
 """
 
 import contextlib
@@ -25,21 +26,21 @@ CONFIG = "config.json"
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _SHARDS = "model-*.safetensors"
-_RESNET50_SIZE = 224  # Pixels, of the middle of a picture of 256.
-_RESNET50_BATCH = 32  # Pictures of one program.
+_RESNET50_SIZE = 224  # Side of the middle square of a picture of 256 pixels.
+_RESNET50_BATCH = 32  # Pictures per batch.
 
 
 class ImageModel(Protocol):
-    """From pictures to features, in two steps: the first runs in threads.
+    """Maps pictures to features in two steps; the first runs in threads.
 
     Attributes:
-      fingerprint: differs where features would; None if nobody knows, and nothing can be cached.
+      fingerprint: differs if features would differ. None if that is unknown: nothing is cached.
     """
 
     fingerprint: str | None
 
     def load(self) -> None:
-        """Loads what the first picture needs.
+        """Loads the model.
 
         Raises:
           InputError: it cannot be loaded.
@@ -47,23 +48,23 @@ class ImageModel(Protocol):
         ...
 
     def prepare(self, image: Image.Image) -> Any:
-        """What is computed with, of one picture in RGB."""
+        """Prepares one picture in RGB, for `encode`."""
         ...
 
     def encode(self, prepared: Sequence[Any]) -> np.ndarray:
-        """Features `[n, H]` float32 of n of these."""
+        """Features `[n, H]` float32 of n prepared pictures."""
         ...
 
     def save(self, folder: pathlib.Path) -> None:
-        """Writes what `open_model` reads again into a directory that is there; `CONFIG` last."""
+        """Writes the files for `open_model` into an existing directory, `CONFIG` last."""
         ...
 
 
 class Function:
-    """A function of a user's own: pictures in RGB, of Pillow, to features `[n, H]`.
+    """A user's function from pictures (Pillow, RGB) to features `[n, H]`.
 
     Args:
-      function: its attribute `fingerprint`, a text, lets features be cached under that name.
+      function: if it has an attribute `fingerprint`, a text, features are cached under that name.
     """
 
     def __init__(self, function: Callable[[list[Image.Image]], Any]):
@@ -71,14 +72,14 @@ class Function:
         self.fingerprint: str | None = getattr(function, "fingerprint", None)
 
     def load(self) -> None:
-        """Nothing: it is there."""
+        """Does nothing: the function needs no loading."""
 
     def prepare(self, image: Image.Image) -> Image.Image:
         return image
 
     def encode(self, prepared: Sequence[Image.Image]) -> np.ndarray:
         features = self._function([*prepared])
-        if hasattr(features, "detach"):  # A tensor of PyTorch.
+        if hasattr(features, "detach"):  # It is a PyTorch tensor.
             features = features.detach().cpu().float().numpy()
         features = np.asarray(features)
         if features.ndim != 2 or len(features) != len(prepared) or features.dtype.kind not in "fiu":
@@ -89,17 +90,17 @@ class Function:
         return features.astype(np.float32)
 
     def save(self, folder: pathlib.Path) -> None:
-        """Nothing: whoever loads the run has the function."""
+        """Does nothing: `mlc_jax.load` gets the function as an argument."""
 
 
 class Transformers:
-    """An image model as `transformers` stores it, with its own image processor.
+    """An image model of `transformers`, with its own image processor.
 
     Args:
-      directory: of config.json, preprocessor_config.json and weights.
-      feature: of `config.PICTURE_FEATURES`. None is `image_features` where the model has them
-        (CLIP, SigLIP), else `pooler` where the checkpoint has one, else `mean`.
-      field: the setting that names it, for messages.
+      directory: has config.json, preprocessor_config.json and weights.
+      feature: one of `config.PICTURE_FEATURES`. None takes `image_features` if the model has them
+        (CLIP, SigLIP), else `pooler` if the checkpoint has one, else `mean`.
+      field: the setting's name, for messages.
 
     Raises:
       InputError: the directory lacks files.
@@ -139,17 +140,17 @@ class Transformers:
         from transformers import AutoImageProcessor
 
         with self._told():
-            # torchvision would choose another backend, whose pixels differ a little.
+            # With torchvision there would be another backend, whose pixels differ a little.
             return AutoImageProcessor.from_pretrained(self._directory, backend="pil")
 
     @functools.cached_property
     def _model(self) -> tuple[Any, Callable[[Any], Any]]:
-        """The model, and from its pixels to what it says."""
+        """The model, and the function from pixels to its features."""
         self._check_pytorch()
         import torch
         from transformers import AutoModel
 
-        with self._told(), _quiet():  # What is missing is told below.
+        with self._told(), _quiet():  # Missing parts are reported below.
             model, info = AutoModel.from_pretrained(
                 self._directory, output_loading_info=True, dtype=torch.float32
             )
@@ -197,7 +198,7 @@ class Transformers:
             return pooler
         if has_image_features:
             return image_features
-        if not has_pooler:  # Its weights would be random, and others in each process.
+        if not has_pooler:  # It would get random weights in each process.
             logging.info("The checkpoint has no weights of a pooler: the mean is the feature.")
             return mean
         return pooler
@@ -207,12 +208,12 @@ class Transformers:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Says which encoder cannot be used."""
+        """Turns errors into an InputError that names the encoder."""
         try:
             yield
         except InputError:
             raise
-        except Exception as error:  # Of transformers and PyTorch, any type.
+        except Exception as error:  # transformers and PyTorch raise any type.
             reason = " ".join(str(error).split())[:200]
             raise InputError(
                 f"{self._field}: {str(self._directory)!r} cannot be used ({reason}); expected an "
@@ -234,7 +235,7 @@ class Transformers:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers tells nothing, and draws no bar."""
+    """Turns off messages and progress bars of transformers."""
     from transformers.utils import logging as theirs
 
     level, had_bar = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
@@ -249,12 +250,12 @@ def _quiet() -> Iterator[None]:
 
 
 class ResNet50:
-    """A pretrained ResNet-50 of `mlc_jax.models`, by JAX: the mean of its last layer, `[n, 2048]`.
+    """A pretrained ResNet-50 of `mlc_jax.models`, in JAX: the mean of its last layer, `[n, 2048]`.
 
-    The middle square of a picture whose shorter side is 256 pixels, as its weights were made with.
+    As in its pretraining, it sees the middle square of a picture whose shorter side has 256 pixels.
 
     Args:
-      file: weights, see `load_resnet50`.
+      file: its weights, see `load_resnet50`.
     """
 
     def __init__(self, file: pathlib.Path):
@@ -306,7 +307,7 @@ class ResNet50:
 
 
 def open_model(encoder: Any, feature: str | None = None, field: str = "encoder") -> ImageModel:
-    """The image model of a name, a directory, a file of weights, or a function.
+    """Opens an image model by name, directory, file of weights, or function.
 
     Args:
       encoder: a directory, a name on the Hugging Face hub, weights of a ResNet-50
@@ -315,14 +316,14 @@ def open_model(encoder: Any, feature: str | None = None, field: str = "encoder")
       field: the setting, for messages.
 
     Raises:
-      InputError: there is no such model.
+      InputError: the model does not exist.
     """
     if callable(encoder):
         return Function(encoder)
     name = os.fspath(encoder)
     place = pathlib.Path(name).expanduser()
     kept = sorted(place.glob("resnet50.*")) if place.is_dir() else []
-    if kept:  # In a workdir.
+    if kept:  # It is in a workdir.
         return ResNet50(kept[0])
     if name.endswith(RESNET50_ENDINGS):
         if not place.is_file():
@@ -334,7 +335,7 @@ def open_model(encoder: Any, feature: str | None = None, field: str = "encoder")
 
 
 def is_at_hand(name: str) -> bool:
-    """Whether a model of the Hugging Face hub was downloaded before."""
+    """Whether a model of the Hugging Face hub was already downloaded."""
     return _at_hand(name) is not None
 
 
@@ -344,13 +345,13 @@ def _at_hand(name: str) -> pathlib.Path | None:
     try:
         place = pathlib.Path(huggingface_hub.snapshot_download(name, local_files_only=True))
         _files_of(place, "")
-    except Exception:  # Of many types, and for many reasons: it is not there.
+    except Exception:  # Any error means that it is missing.
         return None
     return place
 
 
 def _downloaded(name: str, field: str) -> pathlib.Path:
-    """A model of the hub; one that was downloaded before stays as it is."""
+    """The directory of a model of the hub; a model is downloaded only once."""
     import huggingface_hub
 
     place = _at_hand(name)
@@ -362,7 +363,7 @@ def _downloaded(name: str, field: str) -> pathlib.Path:
         weights = next((x for x in _WEIGHTS if x in files), _WEIGHTS[0])
         patterns += [weights] + ([_SHARDS] if weights.endswith("index.json") else [])
         return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # Of many types, by what failed on the way.
+    except Exception as error:  # The hub raises many types.
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise InputError(
             f"{field}: got {name!r}, expected a directory, weights of a ResNet-50 "
@@ -372,7 +373,7 @@ def _downloaded(name: str, field: str) -> pathlib.Path:
 
 
 def _files_of(directory: pathlib.Path, field: str) -> list[pathlib.Path]:
-    """All that makes a model, `CONFIG` last.
+    """All files of a model, `CONFIG` last.
 
     Raises:
       InputError: one is missing.
@@ -403,7 +404,7 @@ def _hash(files: Sequence[pathlib.Path], more: str) -> str:
 
 
 def _part(tree: Any, loaded: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What was loaded of one collection: parameters and statistics have names of their own."""
+    """The loaded values of one collection, parameters or statistics; names do not overlap."""
     from flax import traverse_util
 
     paths = traverse_util.flatten_dict(tree, sep="/")
@@ -411,7 +412,7 @@ def _part(tree: Any, loaded: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def num_cores() -> int:
-    """That this process may use."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Features of pictures: computed once, and kept by what a picture is, whatever it is called."""
+"""Features of pictures: computed once, and cached by the content of the picture's file."""
 
 import collections
 import hashlib
@@ -24,9 +24,9 @@ from mlc_jax.files.images import pillow
 from mlc_jax.files.pictures import Encoded, show_pictures
 from mlc_jax.files.tokens import CACHE_DIR
 
-SHARD = 1_024  # Pictures whose features are written at once.
+SHARD = 1_024  # Features of so many pictures are written at once.
 _BATCH = 32  # Pictures that are encoded at once.
-_AHEAD = 2  # Batches that the threads have before them.
+_AHEAD = 2  # Batches that threads prepare ahead of use.
 _FIELD = "config.dataset.cache_dir"
 
 
@@ -35,9 +35,9 @@ class EncodedPictures(ArraySource):
 
     Args:
       features: see above.
-      store: of the pictures.
-      digests: bytes `[N]`, of what the files hold.
-      encoder: what made the features; see `ImageModel.fingerprint`.
+      store: the pictures.
+      digests: bytes `[N]`, digests of the files' content.
+      encoder: the encoder, see `ImageModel.fingerprint`.
       ids: text `[N]`; None numbers the rows.
     """
 
@@ -49,7 +49,7 @@ class EncodedPictures(ArraySource):
         self.store, self._digests, self._encoder = store, digests, encoder
 
     def named(self, ids: np.ndarray) -> "EncodedPictures":
-        """The same under other names, text `[N]`."""
+        """The same source with other names, text `[N]`."""
         return EncodedPictures(self.inputs, self.store, self._digests, self._encoder, ids)
 
     def fingerprint(self) -> str:
@@ -62,11 +62,11 @@ class EncodedPictures(ArraySource):
 
 
 class PictureEncoder:
-    """From stored pictures to their features.
+    """Maps stored pictures to their features.
 
     Args:
       model: see `open_model`.
-      cache_dir: where features are kept, in `features`; None is `CACHE_DIR`.
+      cache_dir: its folder `features` has the cache; None is `CACHE_DIR`.
     """
 
     def __init__(self, model: ImageModel, cache_dir: str | None):
@@ -78,15 +78,14 @@ class PictureEncoder:
     ) -> tuple["EncodedPictures", dict[int, str]]:
         """Features of all pictures that can be decoded.
 
-        Those of pictures that were encoded before come from the cache; others are kept there, a
-        shard at a time.
+        Features of known pictures come from the cache; others are written there, a shard at a time.
 
         Args:
-          store: of N pictures.
+          store: N pictures.
           ids: text `[N]`.
 
         Returns:
-          The source of those that can be decoded, and by row what is wrong with the others.
+          The source of those that can be decoded, and by row the problem of the others.
 
         Raises:
           InputError: the cache cannot be written, or the encoder cannot be loaded.
@@ -107,14 +106,14 @@ class PictureEncoder:
     def _features(
         self, store: Encoded, digests: Sequence[bytes], problems: dict[int, str]
     ) -> dict[bytes, np.ndarray]:
-        """By digest; adds to `problems` the rows whose pictures cannot be decoded."""
+        """Features by digest; adds rows whose pictures cannot be decoded to `problems`."""
         cache = None
         if self.model.fingerprint is not None:
             key = hashlib.blake2b(self.model.fingerprint.encode(), digest_size=16).hexdigest()
             cache = _Cache(f"{self._cache_dir}/features/{key}")
         wanted = {digest for row, digest in enumerate(digests) if row not in problems}
         known = {} if cache is None else cache.read(wanted)
-        rows: dict[bytes, list[int]] = {}  # Of each picture that is new; copies are one picture.
+        rows: dict[bytes, list[int]] = {}  # Rows of each new picture; copies are one.
         for row, digest in enumerate(digests):
             if row not in problems and digest not in known:
                 rows.setdefault(digest, []).append(row)
@@ -146,28 +145,28 @@ class PictureEncoder:
 
 
 def seconds(model: ImageModel, store: Encoded) -> float:
-    """What decoding and encoding a few pictures takes, once the model is loaded; 0 for none.
+    """Seconds to decode and encode a few pictures with a loaded model; 0 for no pictures.
 
     Raises:
-      InputError: it cannot be loaded.
+      InputError: the model cannot be loaded.
     """
     model.load()
     rows = list(range(len(store)))
     keys = [str(row).encode() for row in rows]
     started = time.monotonic()
-    for _ in range(2):  # The first time something is compiled, or allocated.
+    for _ in range(2):  # The first round compiles and allocates.
         started = time.monotonic()
         number = sum(len(batch.features) for batch in _encoded(model, store, keys, rows))
     return (time.monotonic() - started) * bool(number)
 
 
 def _hash(features: np.ndarray) -> str:
-    """Of what an encoder made that does not say what it is."""
+    """A hash of the features of an encoder without a fingerprint."""
     return hashlib.blake2b(features.tobytes(), digest_size=16).hexdigest()
 
 
 class _Batch(NamedTuple):
-    """Some pictures: features, or what is wrong, by digest, and what was done to them."""
+    """Some pictures: features or problems by digest, and the changes made to them."""
 
     features: dict[bytes, np.ndarray]
     problems: dict[bytes, str]
@@ -177,7 +176,7 @@ class _Batch(NamedTuple):
 def _encoded(
     model: ImageModel, store: Encoded, digests: Sequence[bytes], rows: Sequence[int]
 ) -> Iterator[_Batch]:
-    """Threads decode the next batches while one is encoded."""
+    """Encodes batches while threads decode the next ones."""
 
     def prepare(row: int) -> tuple[Any, tuple[str, ...]] | str:
         try:
@@ -211,7 +210,7 @@ def _one_batch(model: ImageModel, digests: Sequence[bytes], futures: list[Future
 
 
 def _digests(store: Encoded) -> tuple[list[bytes], dict[int, str]]:
-    """Of what the files hold; by row what is wrong with those that cannot be read."""
+    """Digests of the files' content, and by row the problem of files that cannot be read."""
 
     def digest(row: int) -> bytes | str:
         try:
@@ -235,13 +234,13 @@ def _digests(store: Encoded) -> tuple[list[bytes], dict[int, str]]:
 
 
 class _Cache:
-    """Features of one encoder, in files of up to `SHARD` rows, each written whole."""
+    """Features of one encoder, in files of up to `SHARD` rows, each written at once."""
 
     def __init__(self, directory: str):
         self._directory = paths.absolute(directory, _FIELD)
 
     def read(self, wanted: set[bytes]) -> dict[bytes, np.ndarray]:
-        """Of those that are there; a file that is damaged is passed over."""
+        """Features of the wanted pictures that are cached; damaged files are skipped."""
         found: dict[bytes, np.ndarray] = {}
         if not self._directory.exists():
             return found
@@ -258,7 +257,7 @@ class _Cache:
         return found
 
     def write(self, shard: dict[bytes, np.ndarray]) -> None:
-        """Raises InputError where it cannot be written."""
+        """Writes a shard; raises InputError if that fails."""
         content = io.BytesIO()
         digests = np.frombuffer(b"".join(shard), np.uint8).reshape(len(shard), -1)
         np.savez(content, digests=digests, features=np.stack([*shard.values()]))

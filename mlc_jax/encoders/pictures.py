@@ -1,4 +1,4 @@
-"""From picture files as a user has them to the features that a classifier reads."""
+"""Maps a user's picture files to a classifier's features."""
 
 import dataclasses
 import functools
@@ -20,23 +20,23 @@ from mlc_jax.files import image_folder
 from mlc_jax.files.pictures import Geometry
 from mlc_jax.methods import Method
 
-FOLDER = "encoder"  # In a workdir: what it takes to read pictures later.
-FUNCTION = "function"  # Of a user's own: what its name begins with.
+FOLDER = "encoder"  # The folder of a workdir with the files that later pictures need.
+FUNCTION = "function"  # The name of a user's function begins with this.
 
 
 @dataclasses.dataclass(frozen=True)
 class PictureReader:
-    """Paths of pictures -> features that a classifier reads, `[N, H]` float32.
+    """Maps paths of pictures to a classifier's features, `[N, H]` float32.
 
     Attributes:
       encoder: a pretrained image model: a directory, or a name on the Hugging Face hub, of any that
         `transformers` loads; weights of a ResNet-50 (`.safetensors`, `.pth`); or any function from
-        a list of pictures (of Pillow, in RGB) to their features. What a function makes is cached if
-        it has an attribute `fingerprint`, a text that differs where its features would.
-      feature: what a model of `transformers` says: `image_features`, `pooler`, `mean`, `cls`; None
-        is the first of these that there is.
-      cache_dir: where features are kept; None is ~/.cache/mlc_jax.
-      bad: `refuse` or `leave_out`: what is done with pictures that cannot be decoded.
+        a list of pictures (of Pillow, in RGB) to their features. A function's features are cached
+        if it has an attribute `fingerprint`, a text that differs if its features would differ.
+      feature: the output of a model of `transformers`: `image_features`, `pooler`, `mean`, `cls`;
+        None takes the first of these that it has.
+      cache_dir: directory for features; None is ~/.cache/mlc_jax.
+      bad: `refuse` or `leave_out` pictures that cannot be decoded.
     """
 
     kind: ClassVar[str] = "image_folder"
@@ -51,11 +51,11 @@ class PictureReader:
 
         Args:
           pictures: see above.
-          field: what messages call it.
-          names: of a table's columns, see `image_folder.listed`.
+          field: the name in messages.
+          names: a table's columns, see `image_folder.listed`.
 
         Raises:
-          InputError: there is none, one cannot be decoded, or the encoder cannot be loaded.
+          InputError: there is no picture, one cannot be decoded, or the encoder cannot be loaded.
         """
         if isinstance(pictures, pathlib.Path):
             pictures = str(pictures)
@@ -64,11 +64,11 @@ class PictureReader:
         return self.read(image_folder.listed(pictures, field, names), field)
 
     def read(self, pictures: image_folder.Listed, field: str = "x") -> Source:
-        """The same of pictures that were listed before."""
+        """A source of listed pictures."""
         return image_folder.looked_at(pictures, self.options, field)
 
     def cached(self, pictures: Sequence[Any], ids: Any = None) -> Source:
-        """The same of a list, none of which is left out; `ids` are their names, or None."""
+        """A source of a list of pictures, none of them left out; `ids` are names, or None."""
         source = dataclasses.replace(self, bad="refuse")(pictures)
         if ids is None:
             return source
@@ -82,29 +82,29 @@ class PictureReader:
         return image_folder.Options(Geometry(), self.bad, self.cache_dir, encode=encode)
 
     def to_json(self) -> dict[str, Any]:
-        """What a workdir remembers, all that a run depends on."""
+        """The settings that a run depends on, for its workdir."""
         return {"encoder": name_of(self.encoder), "feature": self.feature, "bad": self.bad}
 
     def with_states(self, dataset: Dataset, method: Method) -> Dataset:
-        """The dataset as it is: no layer of the encoder is trained."""
+        """Returns the dataset unchanged: no layer of the encoder is trained."""
         del method
         return dataset
 
 
 def name_of(encoder: Any) -> str:
-    """What a description calls it."""
+    """The encoder's name in a description."""
     if not callable(encoder):
         return str(encoder)
     return f"{FUNCTION} {getattr(encoder, '__qualname__', type(encoder).__qualname__)}"
 
 
-@functools.lru_cache(maxsize=1)  # Runs of one process share it, and the model it loads.
+@functools.lru_cache(maxsize=1)  # Runs of one process share it and its model.
 def _load(encoder: Any, feature: str | None, cache_dir: str | None) -> PictureEncoder:
     return PictureEncoder(open_model(encoder, feature, "config.dataset.encoder"), cache_dir)
 
 
 def picture_reader(config: ConfigDict) -> PictureReader | None:
-    """That of a config, if it has a frozen encoder of pictures."""
+    """The reader of a config with a frozen encoder of pictures; else None."""
     c = config.dataset
     if not c.encoder:
         return None
@@ -112,7 +112,7 @@ def picture_reader(config: ConfigDict) -> PictureReader | None:
 
 
 def save(reader: PictureReader, workdir: epath.Path) -> None:
-    """Copies an encoder into a workdir, to `FOLDER`, if it is none of the user's own functions.
+    """Copies an encoder to `FOLDER` of a workdir, unless it is a user's function.
 
     Raises:
       InputError: it cannot be written.
@@ -131,7 +131,7 @@ def save(reader: PictureReader, workdir: epath.Path) -> None:
 
 
 def from_workdir(workdir: epath.Path) -> str | None:
-    """The encoder that `save` left in a workdir; None if there is none."""
+    """The encoder that `save` copied to a workdir, or None."""
     if not (workdir / FOLDER / CONFIG).exists():
         return None
     return str(paths.local(workdir / FOLDER, "--workdir"))

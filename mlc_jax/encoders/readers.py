@@ -1,4 +1,4 @@
-"""Readers: from texts or pictures as a user has them to what a classifier reads."""
+"""Readers: they map a user's texts or pictures to a classifier's inputs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,20 +16,20 @@ Reader = TextReader | PictureReader
 
 
 def of_config(config: ConfigDict) -> Reader | None:
-    """That of a run on texts, or on features of pictures; None of any other."""
+    """The reader of a run on texts or on features of pictures; None for other runs."""
     if config.model.name == "bert":
         return encoding.text_reader(config)
     return pictures.picture_reader(config)
 
 
 def encode_of(config: ConfigDict) -> Callable[..., Any] | None:
-    """To the features of a frozen encoder, see `datasets.load`; None of a config that has none."""
+    """The function to a frozen encoder's features, see `datasets.load`, or None."""
     reader = pictures.picture_reader(config)
     return encoding.frozen_encoder(config) if reader is None else reader.options.encode
 
 
 def save(reader: Reader | None, dataset: Dataset, workdir: epath.Path) -> None:
-    """Copies into a workdir what it takes to read inputs later.
+    """Copies the files that later inputs need into a workdir.
 
     Raises:
       InputError: it cannot be written.
@@ -41,9 +41,9 @@ def save(reader: Reader | None, dataset: Dataset, workdir: epath.Path) -> None:
 
 
 def from_workdir(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
-    """The config of a run, with the encoder that `save` left in its workdir.
+    """The config of a run, with the encoder that `save` copied to its workdir.
 
-    Runs that were trained together leave none of texts: theirs stay as they are.
+    Runs on texts that were trained together have no copy; their config does not change.
     """
     if config.dataset.encoder:
         config.dataset.encoder = pictures.from_workdir(workdir) or config.dataset.encoder
@@ -52,10 +52,10 @@ def from_workdir(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
 
 
 def of_fit(described: dict[str, Any], workdir: epath.Path) -> Reader:
-    """The reader that `fit` was given, with the encoder that `save` left in its workdir.
+    """The reader of a call of `fit`, with the encoder that `save` copied to its workdir.
 
     Raises:
-      InputError: that of a user's own function.
+      InputError: the encoder was a user's function.
     """
     if "encoder" not in described:
         return encoding.reader_from_workdir(described, workdir)
@@ -65,7 +65,7 @@ def of_fit(described: dict[str, Any], workdir: epath.Path) -> Reader:
 
 
 def check_function(encoder: str) -> None:
-    """Raises InputError for what stands for a function of a user's own, see `pictures.name_of`."""
+    """Raises InputError if the name stands for a user's function, see `pictures.name_of`."""
     expect(
         not encoder.startswith(f"{pictures.FUNCTION} "), "reader", None,
         f"the pictures' {encoder} again: mlc_jax.load(workdir, "

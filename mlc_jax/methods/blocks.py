@@ -44,27 +44,27 @@ from mlc_jax.methods.types import (
 )
 from mlc_jax.models.pretrained import with_initial
 
-# Streams of the initial key, so that what is started later does not draw the first numbers again.
+# Streams of the initial key, so that a later start does not draw the same numbers again.
 _META_STREAM, _RESTART_STREAM = 1, 2
-_AUXILIARY_STREAM = 4  # Of a step's key; see `core.problem`.
+_AUXILIARY_STREAM = 4  # A stream of the step's key, see `core.problem`.
 PLAIN = InnerLoss()
-# (meta params, `TrainState.extra`, evidence of clean examples, the classifier's logits [B, C] on
-# them, these) -> this device's loss, (the new extra, metrics), both to be averaged over devices.
+# (meta params, `TrainState.extra`, evidence of clean examples, the classifier's logits [B, C] for
+# them, the examples) -> this device's loss, (new extra, metrics); all are averaged over devices.
 Auxiliary = Callable[[Params, Any, Any, jax.Array, Labelled], tuple[jax.Array, tuple[Any, Metrics]]]
 
 
 def init_model(binding: Binding, rng: chex.PRNGKey, inputs: Inputs) -> tuple[Params, Params]:
-    """Params and batch statistics of a network such as the classifier, to start from.
+    """Initial params and batch statistics of a network like the classifier.
 
     Args:
-      binding: for the model, and what does not start at random; batch statistics, too.
-      rng: for the others.
-      inputs: `[1, ...]`, as the model takes them.
+      binding: has the model, and the parameters and statistics that do not start at random.
+      rng: for all others.
+      inputs: `[1, ...]`, prepared.
     """
     variables = binding.model.init(rng, inputs, train=False)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     if binding.loaded:
-        # Of a norm, `scale` is a parameter and `mean` a statistic: all paths are different.
+        # No parameter has the path of a statistic: a norm has `scale` here and `mean` there.
         trees = [traverse_util.flatten_dict(x, sep="/") for x in (params, batch_stats)]
         flat = with_initial(trees[0] | trees[1], binding.loaded)
         params, batch_stats = (
@@ -81,7 +81,7 @@ def main_state(binding: Binding, rng: chex.PRNGKey, example: Inputs) -> MainStat
 
 
 def train_mode(binding: Binding) -> ApplyFn:
-    """The classifier as the core wants it: training mode, arguments in, statistics out."""
+    """The classifier as the core's `ApplyFn`, in training mode."""
 
     def apply(
         params: Params, batch_stats: Params, inputs: Inputs, rng: chex.PRNGKey
@@ -114,7 +114,7 @@ def create_problem(
 def create_init(
     binding: Binding, extra: Any = None
 ) -> Callable[[chex.PRNGKey, Inputs], TrainState]:
-    """`BoundMethod.init` without a meta model; the classifier's start is that of all methods."""
+    """`BoundMethod.init` without a meta model; the classifier starts as in all methods."""
 
     def init(rng: chex.PRNGKey, example: Inputs) -> TrainState:
         init_rng, state_rng = jax.random.split(rng)
@@ -125,7 +125,7 @@ def create_init(
 
 
 def restart(binding: Binding, state: TrainState, seen: Seen) -> TrainState:
-    """The state with a new classifier, started from other random numbers than the first."""
+    """The state with a new classifier, initialised with other random numbers than the first."""
     rng = jax.random.fold_in(jax.random.fold_in(state.rng, state.step), _RESTART_STREAM)
     return state.replace(main=main_state(binding, rng, seen.example))
 
@@ -163,11 +163,11 @@ def supervised_step(
 
     Args:
       binding: see `Binding`.
-      view: from a batch of one inner step to the part of it that is trained on: `noisy` and
+      view: maps the batch of one inner step to the part that is trained on, in its `noisy` and
         `clean_inner`.
-      targets: what the classifier is to learn on a noisy example.
+      targets: the classifier's targets on noisy examples.
       beliefs: (state, batch) -> the first argument of `targets`.
-      rule: what the inner loss is beyond cross-entropy.
+      rule: terms of the inner loss beyond cross-entropy.
     """
     problem = create_problem(binding, targets, rule)
 
@@ -187,7 +187,7 @@ def descend(
     state: TrainState,
     loss: Callable[[Params], tuple[jax.Array, tuple[Params, Metrics]]],
 ) -> tuple[TrainState, Metrics]:
-    """One update of the classifier along the gradient of a loss of its own.
+    """One update of the classifier along the gradient of any loss.
 
     Args:
       problem: for its optimizer and axis.
@@ -216,7 +216,7 @@ def soft_labels(
 
 
 def noisy_and_clean(batch: Batch) -> Batch:
-    """All that a batch has: without an outer loss there is nothing to keep clean examples for."""
+    """The whole batch: without an outer loss all clean examples are trained on."""
     parts = [part for part in (batch.clean_inner, batch.clean_outer) if part is not None]
     return Batch(batch.noisy, jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts), None)
 
@@ -234,7 +234,7 @@ def clean_part(batch: Batch) -> Batch:
 def classifier_labels(
     state: TrainState, features: jax.Array, logits: jax.Array, labels: jax.Array
 ) -> jax.Array:
-    """`BoundMethod.correct_labels` of methods that know no more than the prediction."""
+    """`BoundMethod.correct_labels` that returns the classifier's prediction."""
     del state, features, labels
     return jax.nn.softmax(logits)
 
@@ -262,25 +262,24 @@ def bilevel_method(
     evidence: Evidence = features_of,
     auxiliary: Auxiliary | None = None,
 ) -> BoundMethod:
-    """A classifier that learns what a meta model says, and the meta model from the clean loss.
+    """A classifier that learns a meta model's targets; the meta model learns from the clean loss.
 
     One `train_step` is the paper's algorithm 1: k real updates of the classifier with targets from
-    the meta model as it stands, then one update of the meta model along the meta-gradient through
-    all k. With `update_every` = s < k it is s real updates; the meta-gradient is that of a window
-    which begins k - s steps before them and is replayed with the meta model as it stands. Steps
-    before the run's first are left out of it. `approximate` takes what it has added up so far in
-    place of the replay.
+    the current meta model, then one update of the meta model along the meta-gradient through all k.
+    With `update_every` = s < k there are s real updates. The meta-gradient is then that of a window
+    which begins k - s steps earlier, but not before the run's first step, and is replayed with the
+    current meta model. `approximate` continues its sum instead of replaying.
 
     Args:
-      method: for the meta model's optimizer and the estimator.
+      method: has the meta model's optimizer and the estimator.
       binding: see `Binding`.
-      targets: what the classifier is to learn on a noisy example.
+      targets: the classifier's targets on noisy examples.
       init_meta: (typed key, evidence of one example) -> meta params, and `TrainState.extra`.
       correct_labels: see `BoundMethod`.
-      rule: what the inner loss is beyond cross-entropy.
-      evidence: what `targets` and `correct_labels` see in addition to the logits.
-      auxiliary: what the meta model learns in addition to the meta-gradient, from all clean
-        examples of the last step and the classifier after it, and what the method keeps of it.
+      rule: terms of the inner loss beyond cross-entropy.
+      evidence: the evidence that `targets` and `correct_labels` get in addition to the logits.
+      auxiliary: a further loss of the meta model, on all clean examples of the last step and with
+        the classifier after it; it also returns the method's new `extra`.
 
     Raises:
       InputError: `rule` needs clean examples in the inner loss.
@@ -301,7 +300,7 @@ def bilevel_method(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Bilevel:
-    """The functions of `bilevel_method`, and what they are made from: mostly its arguments."""
+    """The functions of `bilevel_method`; the fields are mostly its arguments."""
 
     method: BilevelMethod
     binding: Binding
@@ -360,7 +359,7 @@ class _Bilevel:
     def auxiliary_grads(
         self, state: TrainState, main: MainState, batches: Batch
     ) -> tuple[Params | None, tuple[Any, Metrics]]:
-        """Gradient in the meta params, what the method keeps, and metrics; `main` is the newest."""
+        """Gradient in the meta params, new `extra`, metrics; `main` is the newest classifier."""
         if self.auxiliary is None:
             return None, (state.extra, {})
         problem = self.problem
@@ -376,7 +375,7 @@ class _Bilevel:
         return core.pmean(result, problem.axis_name)
 
     def rngs(self, state: TrainState, length: int) -> chex.PRNGKey:
-        """Keys of a window's steps, whose first ones may have been made before: `[length]`."""
+        """Keys `[length]` of a window's steps; a replayed step gets its former key."""
         first = state.step - self.method.num_replayed
         return core.step_rngs(state.rng, first, length, self.problem.axis_name)
 

@@ -1,9 +1,9 @@
 """Distillation: a teacher of the clean set softens the noisy labels.
 
 Source: Li, Yang, Song, Cao, Luo, Li (2017), "Learning from Noisy Labels with Distillation",
-section 3.1. Their second source of guidance, a knowledge graph of the classes, does not exist here.
-What the method holds a label to be is what the second classifier says of it; the mixture that it
-learns from is the given label more often than not.
+section 3.1. Their second source of guidance, a knowledge graph of the classes, is left out.
+Corrected labels are the second classifier's predictions, not the mixture that it learns from: that
+is mostly the given label.
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ from mlc_jax.methods.types import Binding, BoundMethod, Hook, Phase, Seen, TwoPh
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distillation(TwoPhaseMethod):
-    """The first classifier learns the clean set; the second what the labels and the first say.
+    """A teacher learns the clean set; a classifier learns given labels mixed with its predictions.
 
     Attributes:
-      label_weight: lambda, weight of the given label in [0, 1]; the rest is the teacher's.
+      label_weight: lambda, the given label's weight in [0, 1]; the teacher has the rest.
     """
 
     name: ClassVar[str] = "distillation"

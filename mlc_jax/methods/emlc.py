@@ -3,20 +3,19 @@
 Source: Taraday and Baskin (2023), "Enhanced Meta Label Correction for Coping with Label
 Corruption", arXiv 2305.12961, and the authors' code.
 
-The teacher sees the inputs themselves, not the classifier's features, so that it is not misled by
-what the classifier has learned by heart. The classifier is the paper's student.
+The teacher sees the inputs, not the classifier's features, so labels that the classifier has
+memorised do not mislead it. The classifier is the paper's student.
 
-Which of their gradients is which estimator here: for k = 1 it is `one_step`, equal to `exact`. For
-k > 1 they take the outer gradient once, at `w_k`, and sum `(1 - eta)^(k-1-t) eta v^T H_wa(w_t)`:
-`first_order` with a discount, where a step moves the end by `eta` alone, whatever momentum still
-makes of it.
+Their gradient for k = 1 is `one_step` here, equal to `exact`. For k > 1 they take the outer
+gradient once, at `w_k`, and sum `(1 - eta)^(k-1-t) eta v^T H_wa(w_t)`. That is `first_order` with
+a discount, and without the effect of momentum.
 
-Otherwise than theirs: the gate is shown every clean example with the right label and with a wrong
-one, where theirs shows one half right and the other wrong; the teacher sees noisy and clean
-examples as two batches; and all examples count alike in the classifier's loss, where theirs adds
-the means over noisy and over clean ones. Their CIFAR runs start both networks from self-supervised
-ones (`initial_params`) and take k = 5, `sgd(0.02, momentum=0.9, weight_decay=5e-4)` for the
-classifier and `sgd(0.02, weight_decay=5e-4)` for the teacher.
+Differences from their code: the gate sees every clean example with its right label and with a wrong
+one; theirs sees one half right and the other half wrong. The teacher sees noisy and clean examples
+as two batches. All examples count alike in the classifier's loss; theirs adds the means over noisy
+and over clean examples. Their CIFAR runs start both networks from self-supervised ones
+(`initial_params`) and use k = 5, `sgd(0.02, momentum=0.9, weight_decay=5e-4)` for the classifier
+and `sgd(0.02, weight_decay=5e-4)` for the teacher.
 """
 
 import dataclasses
@@ -32,20 +31,20 @@ from mlc_jax.errors import expect
 from mlc_jax.methods.blocks import bilevel_method, init_model, train_mode
 from mlc_jax.methods.types import BilevelMethod, Binding, BoundMethod
 
-# Inputs as a model takes them, and a key; None in evaluation mode.
+# Prepared inputs, and a key, which is None in evaluation mode.
 _Seen = tuple[Inputs, chex.PRNGKey | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EMLC(BilevelMethod):
-    """The classifier learns labels that a teacher corrects, a second network of its kind.
+    """The classifier learns labels that a teacher, a second network of the same kind, corrects.
 
-    `q = s onehot(y') + (1 - s) softmax(z)`, `z` the teacher's logits and `s` of its gate. Meta
-    params are `{"teacher", "gate"}`; `state.extra` are the teacher's batch statistics.
+    `q = s onehot(y') + (1 - s) softmax(z)`, with the teacher's logits `z` and its gate's output
+    `s`. Meta params are `{"teacher", "gate"}`; `state.extra` has the teacher's batch statistics.
 
     Attributes:
-      embedding_size: of the label in the gate.
-      hidden_size: of the gate.
+      embedding_size: size of the label's embedding in the gate.
+      hidden_size: size of the gate's hidden layer.
       bce_weight: weight of the gate's loss; the teacher's cross-entropy on clean labels has 1.
     """
 
@@ -68,7 +67,7 @@ class EMLC(BilevelMethod):
             meta_params: Params, seen: _Seen, logits: jax.Array, labels: jax.Array
         ) -> jax.Array:
             del logits
-            # A pass in training mode reads no running statistics; those that it writes are dropped.
+            # A pass in training mode reads no running statistics. Those it writes are dropped.
             return teacher.correct(meta_params, {}, seen, labels)
 
         def correct_labels(
@@ -81,7 +80,7 @@ class EMLC(BilevelMethod):
             meta_params: Params, batch_stats: Params, seen: _Seen, logits: jax.Array,
             clean: Labelled,
         ) -> tuple[jax.Array, tuple[Params, Metrics]]:  # fmt: skip
-            """On clean examples, which keep the teacher's running statistics, too."""
+            """The loss on clean examples, whose pass also updates the running statistics."""
             del logits
             logits, features, batch_stats = teacher.run(meta_params, batch_stats, seen)
             right = teacher.opinion(meta_params, features, clean.labels)
@@ -97,12 +96,12 @@ class EMLC(BilevelMethod):
 
 
 class LabelGate(nn.Module):
-    """How far a label is believed, from a teacher's features: an MLP with one hidden layer.
+    """Trust in a given label, from a teacher's features: an MLP with one hidden layer (ReLU).
 
     Attributes:
       num_classes: C.
-      embedding_size: of the label's embedding.
-      hidden_size: of the hidden layer, ReLU.
+      embedding_size: size of the label's embedding.
+      hidden_size: size of the hidden layer.
     """
 
     num_classes: int
@@ -120,7 +119,7 @@ class LabelGate(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class _Teacher:
-    """A second network such as the classifier, and a gate; both in `meta_params`."""
+    """A second network like the classifier, and a gate; both are in `meta_params`."""
 
     binding: Binding
     gate: LabelGate
@@ -157,7 +156,7 @@ class _Teacher:
 
 
 def inputs_and_key(output: Output, inputs: Inputs, rng: chex.PRNGKey | None) -> _Seen:
-    """The `Evidence` of a teacher that has nothing of the classifier's."""
+    """The `Evidence` of a teacher that uses no output of the classifier."""
     del output
     return inputs, rng
 
@@ -170,7 +169,7 @@ def gated(gate_logits: jax.Array, logits: jax.Array, labels: jax.Array) -> jax.A
 
 
 def strongest_wrong(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """`[B]`: the class with the largest logit among all but the label's."""
+    """The class `[B]` with the largest logit among all but the label's class."""
     is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     return jnp.argmax(jnp.where(is_label, -jnp.inf, logits), axis=-1)
 
@@ -178,6 +177,6 @@ def strongest_wrong(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def gate_loss(right: jax.Array, wrong: jax.Array) -> jax.Array:
     """Binary cross-entropy of the gate's logits `[B]` at right labels and at wrong ones, in nats.
 
-    The mean over all choices of a half that is shown wrong labels, so no draw is needed.
+    It is the mean over all choices of the half with wrong labels, so none is drawn.
     """
     return jnp.mean(jax.nn.softplus(-right) + jax.nn.softplus(wrong)) / 2

@@ -3,8 +3,8 @@
 Source: Patrini, Rozza, Menon, Nock, Qu (2017), "Making Deep Neural Networks Robust to Label Noise:
 a Loss Correction Approach", theorem 2 (the loss) and theorem 3 (the estimate).
 
-The clean labels of the table are trained on as by all methods here: they join the second phase with
-plain cross-entropy, which Hendrycks et al. (2018) call Forward Gold.
+As in all methods here, clean labels are trained on: they join the second phase with plain
+cross-entropy. Hendrycks et al. (2018) call that Forward Gold.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ class Forward(TwoPhaseMethod):
     """A first classifier learns the noisy labels; its surest predictions give the matrix.
 
     Attributes:
-      percentile: an anchor's probability of its class among all examples'. The authors' 97 for ten
-        classes; 100, the largest, for a hundred.
+      percentile: rank of an anchor's probability of its class among all examples. The authors use
+        97 for ten classes and 100, the largest, for a hundred.
     """
 
     name: ClassVar[str] = "forward"
@@ -55,11 +55,11 @@ def transition_matrix(probs: jax.Array, percentile: float) -> jax.Array:
     that class, outliers aside: `T[i, j] = p(j | argmax_x p(i | x))`.
 
     Args:
-      probs: `[N, C]`, predictions of a classifier of the noisy labels for their examples.
-      percentile: in (0, 100]; of an example's probability of the class among all, for the anchor.
+      probs: `[N, C]`, the predictions of a classifier that was trained on the noisy labels.
+      percentile: in (0, 100], rank of the anchor's probability of its class among all examples.
     """
     if percentile == 100:
         return probs[jnp.argmax(probs, axis=0)]
-    # The largest value below the percentile, as the authors do.
+    # As in the authors' code: the largest value below the percentile.
     bound = jnp.sort(probs, axis=0)[math.ceil(percentile / 100 * (len(probs) - 1))]
     return probs[jnp.argmax(jnp.where(probs < bound, probs, -1.0), axis=0)]

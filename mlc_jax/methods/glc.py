@@ -26,8 +26,8 @@ from mlc_jax.methods.types import Binding, BoundMethod, Hook, Phase, Seen, TwoPh
 class GLC(TwoPhaseMethod):
     """A first classifier learns the noisy labels; its predictions on clean ones are the matrix.
 
-    Where given labels of clean examples are known, too, they are counted, and that estimate stands
-    for one more example of each class.
+    If given labels of clean examples are known, they are counted. The predictions then count as one
+    more example of each class.
     """
 
     name: ClassVar[str] = "glc"
@@ -42,16 +42,16 @@ class GLC(TwoPhaseMethod):
 def corruption_matrix(
     probs: jax.Array, labels: jax.Array, given: jax.Array | None = None
 ) -> jax.Array:
-    """`C[i, j]`, an estimate of P(given label j | true label i): the mean over class i.
+    """`C[i, j]`, an estimate of P(given label j | true label i): a mean over class i.
 
     Args:
       probs: `[M, C]`, predictions of a classifier of noisy labels for clean examples.
       labels: `[M]`, their true labels.
-      given: `[M]`, their given labels where they are known, negative elsewhere; or None.
+      given: `[M]`, their given labels, negative if unknown; or None.
     """
     members = jax.nn.one_hot(labels, probs.shape[-1], dtype=probs.dtype)
     counts = jnp.sum(members, axis=0)[:, None]
-    # Labels of a class without a clean example are trusted.
+    # Given labels are trusted for classes without a clean example.
     as_given = jnp.eye(probs.shape[-1], dtype=probs.dtype)
     estimate = jnp.where(counts > 0, members.T @ probs / jnp.maximum(counts, 1), as_given)
     if given is None:
@@ -71,8 +71,8 @@ def corrected_by_matrix(
     Args:
       binding: see `Binding`.
       first_phase_epochs: see `TwoPhaseMethod`.
-      examples: what the first classifier is asked about, `noisy` or `clean`.
-      estimate: from predictions and labels to the matrix of wrong labels `[C, C]`.
+      examples: the set that the first classifier predicts, `noisy` or `clean`.
+      estimate: (predictions, labels) -> the matrix of wrong labels `[C, C]`.
     """
 
     def begin_anew(state: TrainState, seen: Seen) -> TrainState:
@@ -103,12 +103,12 @@ def posterior(
 
     Args:
       matrix: `T[i, j] = P(given label j | true label i)`, `[C, C]`.
-      features: not looked at.
+      features: not used.
       logits: `[B, C]`.
       labels: `[B]`, as given.
     """
     del features
-    # A row that is all zero, where no class can have this label, is left to the classifier.
+    # If no class can have this label, the row is all zero, and the classifier's prediction stands.
     likelihood = jnp.log(jnp.maximum(matrix.T[labels], jnp.finfo(logits.dtype).tiny))
     return jax.nn.softmax(jax.nn.log_softmax(logits) + likelihood)
 

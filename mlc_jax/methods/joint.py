@@ -2,7 +2,7 @@
 
 Source: Tanaka, Ikami, Yamasaki, Aizawa (2018), "Joint Optimization Framework for Learning with
 Noisy Labels", algorithm 1 with soft labels: `L = L_c + alpha L_p + beta L_e`. The clean labels of
-the table stay as they are and are trained on with plain cross-entropy, as by all methods here.
+the table do not change. As in all methods here, plain cross-entropy trains on them.
 """
 
 import dataclasses
@@ -33,15 +33,15 @@ from mlc_jax.methods.types import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Joint(TwoPhaseMethod):
-    """First labels and a classifier, with two regularisers; then a new classifier of the labels.
+    """Learns labels with a first classifier and two regularisers, then trains a second on them.
 
-    The defaults are the authors' for UNIF; theirs for FLIP are 0.8 and 0.4.
+    The defaults are the authors' for UNIF; for FLIP they use 0.8 and 0.4.
 
     Attributes:
       prior_weight: alpha.
       entropy_weight: beta.
-      update_from: share of the first phase's epochs with labels as given.
-      num_averaged: epochs whose predictions make a label.
+      update_from: share of the first phase's epochs before labels change.
+      num_averaged: number of epochs whose predictions are averaged.
     """
 
     name: ClassVar[str] = "joint"
@@ -56,10 +56,10 @@ class Joint(TwoPhaseMethod):
             return state.replace(extra=state.extra | {"labels": given})
 
         def update_labels(state: TrainState, seen: Seen) -> TrainState:
-            """The labels are the mean of what the classifier said after the last epochs."""
+            """Sets the labels to the classifier's mean prediction after the last epochs."""
             epoch = state.step // binding.steps_per_epoch - 1
             history = state.extra["history"].at[epoch % self.num_averaged].set(seen.probs)
-            # What is not written yet is zero, so a row's sum is the number of its predictions.
+            # Unused entries are zero, so a row's sum is the number of its predictions.
             total = jnp.sum(history, axis=0)
             mean = total / jnp.sum(total, axis=-1, keepdims=True)
             updated = jnp.where(epoch + 1 > first_update, mean, state.extra["labels"])

@@ -1,8 +1,8 @@
 """L2RW: weights of examples from one step of look-ahead, recomputed in every step.
 
 Source: Ren, Zeng, Yang, Urtasun (2018), "Learning to Reweight Examples for Robust Deep Learning",
-algorithm 1. As in all methods here that look at a clean loss, half of each clean batch is trained
-on beside the weighted examples (`mix_clean`).
+algorithm 1. As in all methods here with a clean loss, half of each clean batch is trained on, too
+(`mix_clean`).
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from mlc_jax.methods.types import Binding, BoundMethod, Method, Phase
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class L2RW(Method):
-    """Examples count as far as a step on them lowers the clean loss."""
+    """Weights each example by how much a step on it lowers the clean loss."""
 
     name: ClassVar[str] = "l2rw"
 
@@ -57,11 +57,10 @@ def example_weights(
 ) -> tuple[jax.Array, Metrics]:
     """Weights `[B]` of the noisy examples: non-negative, with a mean of one or all zero.
 
-    The look-ahead is one step of plain SGD from the classifier as it stands on the loss weighted by
-    epsilon, at epsilon = 0: it goes nowhere, so the derivative of the clean loss after it in
-    epsilon_i is -(rate / B) times the product of two gradients, that of the clean loss and that of
-    example i's loss. What is negative of it is clipped, and the rate and B cancel where the
-    weights are normalised.
+    The look-ahead is one step of plain SGD from the current classifier, on the loss weighted by
+    epsilon, at epsilon = 0. So the derivative of the clean loss in epsilon_i is -(rate / B) times
+    the product of two gradients, of the clean loss and of example i's loss. Negative weights are
+    clipped. The rate and B cancel when the weights are normalised.
     """
     main = state.main
     clean = batch.clean_outer

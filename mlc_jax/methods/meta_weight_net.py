@@ -3,11 +3,11 @@
 Source: Shu, Xie, Yi, Zhao, Zhou, Xu, Meng (2019), "Meta-Weight-Net: Learning an Explicit Mapping
 For Sample Weighting", algorithm 1.
 
-It runs on MLC's machine: the classifier's target on a noisy example is a weight times the given
-label, so that the inner loss is the paper's, `1/n sum_i V(L_i; Theta) L_i`, and the meta-gradient
-goes through k updates of the classifier (the paper's k is 1), by any estimator. Two things are as
-in MLC: the update of the classifier that the meta-gradient goes through is kept (the paper makes it
-again with the new weights), and half of each clean batch is trained on.
+It shares MLC's algorithm. The classifier's target on a noisy example is a weight times the given
+label, so the inner loss is the paper's, `1/n sum_i V(L_i; Theta) L_i`. The meta-gradient goes
+through k updates of the classifier (k = 1 in the paper), by any estimator. Two things differ from
+the paper: the classifier keeps the updates that the meta-gradient goes through (the paper repeats
+them with the new weights), and half of each clean batch is trained on.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ class MetaWeightNet(BilevelMethod):
     """The classifier learns weighted labels; the weights are learned from the clean loss.
 
     Attributes:
-      weight_net: from an example's loss to its weight.
-      inner_loss: what is added to cross-entropy on the weighted labels.
+      weight_net: maps an example's loss to its weight.
+      inner_loss: terms beyond cross-entropy on the weighted labels.
     """
 
     name: ClassVar[str] = "meta_weight_net"

@@ -17,7 +17,7 @@ from mlc_jax.methods.blocks import PLAIN, bilevel_method
 from mlc_jax.methods.types import BilevelMethod, Binding, BoundMethod, Hook, Seen
 from mlc_jax.models import LabelCorrectionNetwork
 
-# Weights as Tanaka et al. (2018) have them for symmetric noise.
+# The weights of Tanaka et al. (2018) for symmetric noise.
 ROBUST = InnerLoss(mixup=1.0, prior_weight=1.2, entropy_weight=0.8, hand_over=True)
 
 
@@ -28,9 +28,9 @@ class MLC(BilevelMethod):
     Attributes:
       lcn: the label correction network, a Flax module: (features `[B, F]`, given labels `[B]`, the
         classifier's logits `[B, C]`) -> soft labels `[B, C]`.
-      inner_loss: what the classifier learns beyond cross-entropy on the LCN's labels.
-      pair_weight: gamma, of the LCN's own cross-entropy on clean rows whose given label is known,
-        `CE(LCN(h, y'), y)`, in addition to the meta-gradient. The paper has no such rows.
+      inner_loss: terms of the classifier's loss beyond cross-entropy on the LCN's labels.
+      pair_weight: gamma, weight of `CE(LCN(h, y'), y)`, the LCN's cross-entropy on clean rows with
+        a known given label. It adds to the meta-gradient. The paper has no such rows.
     """
 
     name: ClassVar[str] = "mlc"
@@ -40,7 +40,7 @@ class MLC(BilevelMethod):
 
     @classmethod
     def default_form(cls, *, paired: bool) -> str:
-        """The form of a `LabelCorrectionNetwork` that goes with the method, as a config makes it.
+        """The form of `LabelCorrectionNetwork` that a config makes for this method by default.
 
         Args:
           paired: whether given labels of clean rows are known.
@@ -49,7 +49,7 @@ class MLC(BilevelMethod):
         return "network"
 
     def build(self, binding: Binding) -> BoundMethod:
-        classes = getattr(self.lcn, "num_classes", binding.num_classes)  # Of a user's own, maybe.
+        classes = getattr(self.lcn, "num_classes", binding.num_classes)  # A user's LCN may lack it.
         expected = f"{binding.num_classes}, as the classifier has"
         expect(classes == binding.num_classes, "lcn.num_classes", classes, expected)
 
@@ -74,7 +74,7 @@ class MLC(BilevelMethod):
             meta_params: Params, extra: None, features: jax.Array, logits: jax.Array,
             clean: Labelled,
         ) -> tuple[jax.Array, tuple[None, Metrics]]:  # fmt: skip
-            """On this device's slice; the mean over devices is that over all pairs."""
+            """The loss on this device's slice; its mean over devices is the mean over all pairs."""
             if clean.given is None:
                 return jnp.zeros(()), (extra, {})
             said = targets(meta_params, features, logits, jnp.maximum(clean.given, 0))
@@ -106,10 +106,10 @@ class MLC(BilevelMethod):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RobustMLC(MLC):
-    """MLC that starts from the given labels and does not learn them by heart: presets, no more.
+    """MLC with other defaults: it starts from the given labels and does not memorise them.
 
-    Labels are handed over to the LCN as the clean labels are fitted, and the classifier is
-    regularised as far as they are (`InnerLoss`); pairs of given and true label teach the LCN.
+    As the clean labels are fitted, the LCN's labels replace the given ones, and the classifier is
+    regularised more (`InnerLoss`). Pairs of given and true label teach the LCN.
     """
 
     name: ClassVar[str] = "robust_mlc"
@@ -118,5 +118,5 @@ class RobustMLC(MLC):
 
     @classmethod
     def default_form(cls, *, paired: bool) -> str:
-        """Bayes' rule where its matrix can start from counts; the paper's network elsewhere."""
+        """Bayes' rule if its matrix can start from counts; else the paper's network."""
         return "posterior" if paired else "network"

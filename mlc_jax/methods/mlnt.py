@@ -1,9 +1,9 @@
 """MLNT: a classifier that does not follow synthetic label noise away from its teacher.
 
 Source: Li, Wong, Zhao, Kankanhalli (2019), "Learning to Learn from Noisy Labeled Data", section 3.
-This is its first iteration (no mentor from a run before); neighbours are found in the classifier's
-own features, for want of a pretrained network. The clean labels of the table are trained on with
-plain cross-entropy, as by all methods here.
+This is its first iteration (no mentor from an earlier run). Neighbours are found in the
+classifier's own features, because there is no pretrained network. As in all methods here, plain
+cross-entropy trains on the clean labels.
 """
 
 import dataclasses
@@ -27,22 +27,22 @@ from mlc_jax.methods.blocks import (
 )
 from mlc_jax.methods.types import Binding, BoundMethod, InnerStep, Method, Phase
 
-_NOISE_STREAM = 1  # Of a step's key. Device 1 draws its dropout from the same.
+_NOISE_STREAM = 1  # A stream of the step's key; device 1's dropout has it, too.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MLNT(Method):
-    """Cross-entropy, and consistency with the teacher after a step on labels made wrong.
+    """Cross-entropy, and consistency with the teacher after a step on synthetic labels.
 
     Attributes:
       num_synthetic: M, sets of synthetic labels per step.
-      transferred_share: of a batch's labels, made wrong in each set.
-      num_neighbours: whose labels a synthetic label is drawn from.
+      transferred_share: share of a batch's labels that each set replaces.
+      num_neighbours: number of neighbours whose labels a synthetic label is drawn from.
       lookahead_rate: alpha.
       consistency_weight: weight of the consistency loss; cross-entropy has weight 1.
-      ramp_share: of all steps, until the consistency has its full weight.
-      early_teacher_decay: gamma, until then.
-      teacher_decay: gamma, from then on.
+      ramp_share: share of all steps until the consistency loss has its full weight.
+      early_teacher_decay: gamma during these steps.
+      teacher_decay: gamma afterwards.
     """
 
     name: ClassVar[str] = "mlnt"
@@ -75,7 +75,7 @@ class MLNT(Method):
             assert noisy is not None
             main, teacher = state.main, state.extra
             train_rng, look_rng = jax.random.split(rng)
-            # Synthetic labels are of the whole batch, the same whichever device looks.
+            # Synthetic labels are drawn for the whole batch, alike on all devices.
             step_rng = jax.random.fold_in(state.rng, state.step)
             noise_rng = jax.random.fold_in(step_rng, _NOISE_STREAM)
             passes = core.passes(problem, batch, train_rng)
@@ -113,7 +113,7 @@ class MLNT(Method):
 def synthetic_labels(
     method: MLNT, binding: Binding, features: jax.Array, labels: jax.Array, rng: chex.PRNGKey
 ) -> jax.Array:
-    """M sets of labels for a batch, `[M, B]`; of this device's slice, drawn for all of it."""
+    """M sets of labels `[M, B]` for this device's slice, drawn for the whole batch."""
     axis_name = binding.axis_name
     neighbours = nearest(
         _of_all_devices(jax.lax.stop_gradient(features), axis_name), method.num_neighbours
@@ -138,15 +138,15 @@ def divergence_after_a_step(
     """Mean over the sets of the divergence from the teacher, after a step on each from `params`.
 
     Args:
-      method: for the length of the step.
+      method: has the length of the step.
       binding: see `Binding`.
       classify: params -> logits `[B, C]` of the batch.
-      params: of the classifier; the backward pass goes through the steps.
+      params: the classifier's; the backward pass goes through the steps.
       label_sets: `[M, B]`.
       teacher_probs: `[B, C]`.
     """
 
-    # Recomputed on the backward pass: ten look-aheads are not kept.
+    # The backward pass recomputes it, so that ten look-aheads are not stored.
     @jax.checkpoint
     def divergence(total: jax.Array, labels: jax.Array) -> tuple[jax.Array, None]:
         step_loss = lambda p: jnp.mean(losses.cross_entropy(classify(p), labels))  # noqa: E731
@@ -160,7 +160,7 @@ def divergence_after_a_step(
 
 
 def _of_all_devices(x: jax.Array, axis_name: str | None) -> jax.Array:
-    """A slice of a batch to the whole batch."""
+    """Gathers the whole batch from the devices' slices."""
     return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
 
 
@@ -174,13 +174,13 @@ def nearest(features: jax.Array, num_neighbours: int) -> jax.Array:
 def transfer_labels(
     rng: chex.PRNGKey, labels: jax.Array, neighbours: jax.Array, share: float
 ) -> jax.Array:
-    """Synthetic noise: a share of the labels `[B]` become that of a random neighbour.
+    """Synthetic noise: a share of the labels `[B]` is replaced by a random neighbour's label.
 
     Args:
       rng: typed key.
       labels: `[B]`, as given.
-      neighbours: `[B, n]`, rows, see `nearest`.
-      share: of the batch, rounded down to whole examples.
+      neighbours: `[B, n]` row numbers, see `nearest`.
+      share: share of the batch, rounded down to whole examples.
     """
     size, num_neighbours = neighbours.shape
     if not num_neighbours:

@@ -1,6 +1,6 @@
-"""The control of `robust_mlc`: the same inner loss, and nothing of the given labels.
+"""The control of `robust_mlc`: the same inner loss without the given labels.
 
-What this reaches, MixUp, the regularisers and the clean labels reach alone.
+Its accuracy is due to MixUp, the regularisers and the clean labels alone.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ class SelfTraining(Method):
     """The classifier's own prediction in place of a noisy example's label.
 
     Attributes:
-      inner_loss: what is added to cross-entropy. With `hand_over` the given labels come first.
+      inner_loss: terms beyond cross-entropy. With `hand_over` the given labels come first.
     """
 
     name: ClassVar[str] = "self_training"
@@ -34,6 +34,6 @@ class SelfTraining(Method):
 def own_prediction(
     belief: Any, features: jax.Array, logits: jax.Array, labels: jax.Array
 ) -> jax.Array:
-    """The `TargetFn` that believes the classifier, `[B, C]`; held fixed, as every target is."""
+    """The `TargetFn` whose targets are the classifier's prediction, `[B, C]`, held fixed."""
     del belief, features, labels
     return jax.nn.softmax(logits)

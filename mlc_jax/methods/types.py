@@ -1,7 +1,7 @@
 """The interface between the training loop and methods.
 
-Two stages, because a method's settings and the data's sizes are known at different times: a
-`Method` is settings alone, and `Method.bind` makes pure functions of them, a `BoundMethod`.
+There are two stages, because a method's settings and the data's sizes are known at different times.
+A `Method` has the settings; `Method.bind` makes pure functions of them, a `BoundMethod`.
 """
 
 import abc
@@ -51,11 +51,11 @@ class Seen(NamedTuple):
     """The argument of a hook.
 
     Attributes:
-      example: one input `[1, ...]`, as stored, to initialise a model by.
+      example: one input `[1, ...]`, as stored, to initialise a model with.
       probs: the classifier's probabilities `[N, C]` on the hook's set; None without a set.
       labels: the set's labels as training sees them `[N]`; None without a set.
-      given: of the clean set, the labels before somebody checked them `[N]`, negative where they
-        are not known; None without any.
+      given: for the clean set, the labels `[N]` before somebody checked them, negative if
+        unknown; None if all are unknown.
     """
 
     example: Inputs
@@ -68,8 +68,8 @@ class Hook(NamedTuple):
     """A method's work between two epochs.
 
     Attributes:
-      examples: the set that the classifier is run on first, `noisy` or `clean`; None for no set.
-      update: (state, what is seen of the set) -> state; pure.
+      examples: the set that the classifier predicts first, `noisy` or `clean`; None for no set.
+      update: (state, `Seen`) -> state; pure.
     """
 
     examples: str | None
@@ -82,10 +82,10 @@ class Phase(NamedTuple):
     Attributes:
       num_steps: inner steps, a multiple of `Method.stride`.
       train_step: (state, batches `[k, B, ...]`) -> the state `Method.stride` inner steps later, and
-        scalar metrics, averaged over devices. The batches are those of the k steps up to there; a
-        method with `out_of_fold` is given all `Rows`.
-      before: run once, before the first step.
-      after_epoch: run after every epoch.
+        scalar metrics, averaged over devices. The batches are those of the last k steps; a method
+        with `out_of_fold` gets all `Rows` instead.
+      before: runs once, before the first step.
+      after_epoch: runs after every epoch.
     """
 
     num_steps: int
@@ -95,10 +95,10 @@ class Phase(NamedTuple):
 
 
 class OnHost(NamedTuple):
-    """The classifier, for inputs that are prepared on the host: one program for all data.
+    """The classifier for inputs that the host prepares: one program for all data.
 
     Attributes:
-      prepare: from inputs as stored, NumPy arrays, to what `classify` takes.
+      prepare: maps stored inputs, NumPy arrays, to the inputs of `classify`.
       classify: see `BoundMethod`; the same function for all data of one shape.
     """
 
@@ -111,23 +111,22 @@ class BoundMethod(NamedTuple):
 
     Attributes:
       init: (typed key, one input `[1, ...]` as stored) -> the state before the first step.
-      phases: one after the other; the last one's classifier is the method's.
+      phases: in order; the classifier of the last phase is the method's.
       correct_labels: (state, evidence, logits `[B, C]`, given labels `[B]`) -> soft labels
         `[B, C]`: the corrected labels.
-      window: (estimator, state, batches) -> what `train_step` would see of that estimator, the
-        state left alone; None for methods without a meta model, and where there is no window to see
+      window: (estimator, state, batches) -> the window that `train_step` would get from that
+        estimator, without changing the state; None without a meta model or without windows
         (`BilevelMethod.goes_on`).
       uses_clean: whether the clean labels are trained on.
-      label_quality: (as `correct_labels`) -> `[B]` in [0, 1], trust in the given label;
-        None for the soft label's probability of it.
+      label_quality: (arguments of `correct_labels`) -> `[B]` in [0, 1], trust in the given label.
+        None takes the soft label's probability of it.
       learned_labels: state -> soft labels `[N, C]` of the noisy set, for methods that learn one for
         each example; they replace the result of `correct_labels`.
-      evidence: what `correct_labels` and `label_quality` see in addition to the logits.
-      classify: the classifier in evaluation mode; None is the model as it is, which `Method.bind`
-        provides.
-      on_host: the same where inputs are prepared on the host; None prepares them in each step.
-      out_of_fold: of a method that is trained on `Rows` in place of batches: (state, rows) ->
-        probabilities `[N, C]` by name, of classifiers that did not learn from a row.
+      evidence: the evidence that `correct_labels` and `label_quality` get beside the logits.
+      classify: the classifier in evaluation mode. None is the model itself; `Method.bind` sets it.
+      on_host: the same for inputs that the host prepares; None prepares them in each step.
+      out_of_fold: for methods that train on `Rows`: (state, rows) -> probabilities `[N, C]` by
+        name, each row's by classifiers that did not learn from it.
     """
 
     init: Callable[[chex.PRNGKey, Inputs], TrainState]
@@ -144,12 +143,12 @@ class BoundMethod(NamedTuple):
 
     @property
     def num_steps(self) -> int:
-        """Inner steps of all phases."""
+        """The number of inner steps of all phases."""
         return sum(phase.num_steps for phase in self.phases)
 
     @property
     def train_step(self) -> TrainStep:
-        """The last phase's."""
+        """The training step of the last phase."""
         return self.phases[-1].train_step
 
 
@@ -166,10 +165,10 @@ class Binding:
       num_noisy: N, the number of noisy examples.
       num_classes: C.
       steps_per_epoch: inner steps of one pass over the noisy set.
-      num_epochs: of the phase that is built; its schedules begin with it.
-      prepare: from inputs as stored to what the model takes.
+      num_epochs: epochs of the phase that is built; its schedules begin with it.
+      prepare: maps stored inputs to the model's.
       axis_name: pmap axis or None.
-      num_sources: S, of given labels.
+      num_sources: S, the number of sources of given labels.
     """
 
     model: nn.Module
@@ -187,16 +186,16 @@ class Binding:
 
     @property
     def num_steps(self) -> int:
-        """Inner steps of the phase: its epochs, filled up to a multiple of the stride."""
+        """Inner steps of the phase: its epochs, rounded up to a multiple of the stride."""
         s = self.stride
         return -(-round(self.num_epochs * self.steps_per_epoch) // s) * s
 
     def phase_of(self, num_epochs: float) -> "Binding":
-        """The same for another phase's number of epochs; 0 is as many."""
+        """The binding with another phase's number of epochs; 0 keeps the number."""
         return dataclasses.replace(self, num_epochs=num_epochs or self.num_epochs)
 
     def optimizer(self) -> optax.GradientTransformation:
-        """The classifier's, which makes an update per inner step."""
+        """The classifier's optimizer, which makes one update per inner step."""
         frozen = frozen_paths(self.model)
         tx = optimizers.freeze(self.tx, frozen) if frozen else self.tx
         return optimizers.bind(
@@ -204,7 +203,7 @@ class Binding:
         )
 
     def meta_optimizer(self, tx: Optimizer) -> optax.GradientTransformation:
-        """A meta model's. It makes an update per stride, and its schedule counts its updates."""
+        """A meta model's optimizer: one update per stride, and a schedule that counts updates."""
         return optimizers.bind(
             tx,
             num_updates=self.num_steps // self.stride,
@@ -212,7 +211,7 @@ class Binding:
         )
 
     def scan_unroll(self, params: Params, length: int) -> int:
-        """Steps per turn of a compiled loop of `length`, for a classifier with these params."""
+        """Steps per turn of a compiled loop of `length` steps, for these params' classifier."""
         return resolve_unroll(self.unroll, length, convolutions=has_convolutions(params))
 
 
@@ -221,19 +220,19 @@ class Method(abc.ABC):
     """A way to train with noisy labels: settings, no data.
 
     Attributes:
-      name: as in `config.method`.
+      name: its name in `config.method`.
       model: the classifier, a Flax module: (inputs `[B, ...]`, `train`) -> (logits `[B, C]`,
         features `[B, F]`).
       tx: the classifier's optimizer: a spec with schedules in epochs, such as `mlc_jax.sgd(...)`,
         or any optax transformation, whose schedules count inner steps.
-      num_inner_steps: k, inner steps per window, without a meta model, too.
-      mix_clean: whether half of each clean batch joins the inner loss, the other half being the
-        outer loss. Without it the whole clean batch is the outer loss.
-      unroll: inner steps that one turn of the compiled loop holds. 0 chooses: k for convolutions on
-        CPU, where XLA runs their gradients in a loop body on a slow path; 1 otherwise.
+      num_inner_steps: k, inner steps per window; methods without a meta model have it, too.
+      mix_clean: whether half of each clean batch joins the inner loss and the other half is for the
+        outer loss. Otherwise the whole clean batch is for the outer loss.
+      unroll: inner steps per turn of the compiled loop. 0 chooses k for convolutions on CPU, where
+        XLA runs their gradients in a loop body on a slow path, and 1 otherwise.
       initial_params: a `.safetensors` file of parameters to start from, see `models.pretrained`,
-        or for a `Bert` a checkpoint as Hugging Face stores them; what it does not have starts at
-        random. Methods that train twice start from it twice.
+        or for a `Bert` a Hugging Face checkpoint. Parameters that it lacks start at random. Methods
+        that train twice start from it twice.
     """
 
     name: ClassVar[str]
@@ -251,7 +250,7 @@ class Method(abc.ABC):
 
     @property
     def num_replayed(self) -> int:
-        """Steps before those that `train_step` takes the batches of once more."""
+        """How many earlier steps `train_step` replays."""
         return 0
 
     def bind(
@@ -271,11 +270,12 @@ class Method(abc.ABC):
           num_noisy: N, the number of noisy examples.
           num_classes: C.
           steps_per_epoch: inner steps of one pass over the noisy set.
-          num_epochs: passes over the noisy set, of each phase that does not say otherwise.
-          prepare: from inputs as stored to what the model takes; part of the step, on the device.
-            None does not change them.
+          num_epochs: passes over the noisy set, for each phase that does not set its own.
+          prepare: maps stored inputs to the model's, in the step, on the device. None does not
+            change them.
           axis_name: the pmap axis that batches are spread over; None on one device.
-          num_sources: S, of given labels; methods that know one take the vote of most.
+          num_sources: S, the number of sources of given labels. Methods for one label per row use
+            the majority vote.
 
         Raises:
           InputError: a setting does not suit the sizes, or `initial_params` cannot be read.
@@ -310,7 +310,7 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def build(self, binding: Binding) -> BoundMethod:
-        """What a new method implements: `bind` without the parts that all methods share."""
+        """A new method implements this: `bind` without the parts that all methods share."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -318,7 +318,7 @@ class TwoPhaseMethod(Method):
     """A method that trains twice.
 
     Attributes:
-      first_phase_epochs: of the first phase; 0 is as many as the second's.
+      first_phase_epochs: epochs of the first phase; 0 takes the second phase's number.
     """
 
     first_phase_epochs: int = 0
@@ -331,9 +331,9 @@ class BilevelMethod(Method):
     Attributes:
       meta_tx: the meta model's optimizer: a spec, or any optax transformation, whose schedules
         count its updates.
-      estimator: of the meta-gradient, such as `mlc_jax.estimators.exact()`.
+      estimator: computes the meta-gradient, such as `mlc_jax.estimators.exact()`.
       update_every: s, inner steps between updates of the meta model, each by the gradient through
-        the last k. 0 is k: one window begins where the one before ends. A smaller one must divide
+        the last k. 0 is k: each window begins at the end of the last. A smaller number must divide
         k; windows then overlap, see `core.overlap`.
     """
 
@@ -364,7 +364,7 @@ class BilevelMethod(Method):
 
     @property
     def goes_on(self) -> bool:
-        """Whether the paper's recursion accumulates over all updates, without replay or reset."""
+        """Whether the paper's recursion sums over all updates, without replay or reset."""
         return self.estimator.name == "approximate" and self.stride < self.num_inner_steps
 
     @property

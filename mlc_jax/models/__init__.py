@@ -1,7 +1,7 @@
 """Classifiers and meta models.
 
 Every classifier maps `inputs [B, ...]` to `(logits [B, C], features [B, F])` and has an argument
-`train`. Any Flax module like that can be used.
+`train`. Any Flax module of this kind can be used.
 """
 
 import numpy as np
@@ -34,16 +34,16 @@ __all__ = [
 
 
 def initial_params(model: nn.Module, source: str | None) -> dict[str, np.ndarray]:
-    """Parameters to start from, and batch statistics, by path; see `pretrained.with_initial`.
+    """Initial parameters and batch statistics by path; see `pretrained.with_initial`.
 
     Args:
-      model: a `Bert` also starts from a checkpoint as Hugging Face stores them, a `ResNet50` from
-        torchvision's or timm's.
+      model: a `Bert` also starts from a Hugging Face checkpoint, a `ResNet50` from torchvision's or
+        timm's.
       source: a `.safetensors` file; for a `Bert` also a directory, or a name on the hub, for a
         `ResNet50` also a `.pth` file.
 
     Raises:
-      InputError: it cannot be read, or is of another kind of model.
+      InputError: it cannot be read, or belongs to another kind of model.
     """
     if source is None:
         return {}
@@ -55,10 +55,10 @@ def initial_params(model: nn.Module, source: str | None) -> dict[str, np.ndarray
 
 
 def frozen_paths(model: nn.Module) -> str | None:
-    """A regular expression of the paths of parameters that no optimizer may change.
+    """A regular expression for the paths of parameters that no optimizer may change.
 
-    It is an attribute of the model; None is no such parameter. Without a gradient they would still
-    be decayed.
+    It is an attribute of the model; None stands for no such parameter. Weight decay would change
+    these parameters even without a gradient.
     """
     pattern: str | None = getattr(model, "frozen_paths", None)
     return pattern

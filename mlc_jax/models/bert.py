@@ -18,7 +18,7 @@ from mlc_jax.errors import InputError, expect
 from mlc_jax.models.mlp import MLP
 
 FEATURES = ("mean", "cls", "pooler")
-# Names as in Hugging Face's configs.
+# The names of Hugging Face's configs.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
 }
-# Of every weight, as the published code initialises; biases start at 0.
+# The published code's initialisation of all weights; biases start at 0.
 _NORMAL = nn.initializers.normal(0.02)
 # By `model_type`: field of `BertConfig` -> name in a `config.json`.
 _BERT_NAMES = {
@@ -56,7 +56,7 @@ _DISTILBERT_NAMES = {
     "attention_dropout_rate": "attention_dropout",
 }
 _NAMES = {"bert": _BERT_NAMES, "roberta": _BERT_NAMES, "distilbert": _DISTILBERT_NAMES}
-# What a `config.json` may ask for that is not here, and the one value that can be had.
+# Fields of `config.json` that are not supported, and the only value that they may have.
 _FIXED = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
@@ -71,15 +71,15 @@ class BertConfig:
 
     Attributes:
       vocab_size: number of token ids.
-      hidden_size: of a token's vector.
-      num_layers: attention layers.
-      num_heads: heads of each; they divide `hidden_size`.
-      intermediate_size: between the two dense layers that follow attention.
-      max_length: most tokens of an input.
-      num_token_types: 0 if the encoder knows none.
+      hidden_size: size of a token's vector.
+      num_layers: number of attention layers.
+      num_heads: heads per layer; the number divides `hidden_size`.
+      intermediate_size: width between the two dense layers after attention.
+      max_length: the most tokens of an input.
+      num_token_types: 0 if the encoder has none.
       activation: one of `ACTIVATIONS`; `gelu` is exact.
-      dropout_rate: of embeddings, of what each layer adds, and of the features.
-      attention_dropout_rate: of the attention weights.
+      dropout_rate: for embeddings, for each layer's output, and for the features.
+      attention_dropout_rate: for the attention weights.
       layer_norm_eps: added to variances.
       first_position: position of the first token; RoBERTa's tables hold unused rows before it.
     """
@@ -105,16 +105,16 @@ class BertConfig:
 
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> "BertConfig":
-        """Reads what a Hugging Face `config.json` holds.
+        """Reads the content of a Hugging Face `config.json`.
 
         Args:
           settings: the file's content; `model_type` is one of bert, roberta and distilbert. Old
-            files leave `layer_norm_eps` to its default.
+            files lack `layer_norm_eps`, which then has its default.
 
         Raises:
-          InputError: a field is missing, or asks for what this encoder cannot do.
+          InputError: a field is missing, or is not supported.
         """
-        model_type = settings.get("model_type", "bert")  # Left out when there was no other.
+        model_type = settings.get("model_type", "bert")  # Old files lack it.
         expect(model_type in _NAMES, "config.json: model_type", model_type, f"one of {[*_NAMES]}")
         for name, value in _FIXED.items():
             expect(settings.get(name, value) == value, f"config.json: {name}", settings.get(name),
@@ -144,24 +144,24 @@ class Bert(nn.Module):
     """A text classifier: an encoder, one vector for each text, dense layers with ReLU, logits.
 
     Inputs are a dict of `input_ids` (int32 `[B, T]`), `attention_mask` (int32 `[B, T]`, 1 for a
-    token, 0 for padding) and perhaps `token_type_ids` (int32 `[B, T]`, 0 where it is left out). In
-    place of the ids there may be `frozen_states` (`[B, T, H]`), what the frozen layers make of them
-    each time. Padding changes nothing but the time that a step takes.
+    token, 0 for padding) and optionally `token_type_ids` (int32 `[B, T]`, 0 by default). In
+    place of ids there may be `frozen_states` (`[B, T, H]`), the output of the frozen layers for
+    them. Padding only changes the time per step.
 
-    Parameters that are frozen have `encoder/frozen_` in front of their path.
+    The paths of frozen parameters begin with `encoder/frozen_`.
 
     Attributes:
       config: shape of the encoder.
       num_classes: number of logits.
-      feature: what the last layer gives for a text: 'mean' of its tokens, its first token ('cls'),
-        or that through one more dense layer and tanh ('pooler').
-      hidden_sizes: widths of dense layers between that and the logits; where there are any, the
+      feature: the vector of a text, from the last layer: 'mean' of its tokens, its first token
+        ('cls'), or the first token after one more dense layer and tanh ('pooler').
+      hidden_sizes: widths of dense layers between that vector and the logits. If there are any, the
         last one's activations are the features.
       num_frozen_layers: N > 0 freezes the embeddings and the first N layers: they have no dropout
-        and pass no gradient. -1 freezes the whole encoder, whose output for a text is then always
-        the same, and can be computed once by `encode`. 0 freezes nothing.
+        and pass no gradient. -1 freezes the whole encoder. Its output for a text never changes, and
+        `encode` can compute it once. 0 freezes nothing.
       dtype: of the computation, e.g. bfloat16; params, logits and features stay in float32.
-      remat: compute a layer's activations again in the backward pass rather than keep them.
+      remat: whether the backward pass computes a layer's activations again instead of storing them.
     """
 
     config: BertConfig
@@ -189,7 +189,7 @@ class Bert(nn.Module):
         """Maps a dict of `[B, T]` to logits `[B, C]` and features `[B, F]`.
 
         Raises:
-          InputError: wrong inputs or a wrong attribute.
+          InputError: inputs or an attribute are wrong.
         """
         _, pooled = self.encoder(inputs, train=train)
         logits, features = self.head(pooled, train=train)
@@ -231,7 +231,7 @@ class _Encoder(nn.Module):
             if num_frozen:
                 x, _ = part(_stack(_Layer, num_frozen), "layers", frozen=True)(x, mask)
         if num_frozen:
-            # Whoever computes activations again in a backward pass keeps these: see `second_order`.
+            # Stored even if a backward pass computes activations again, see `second_order`.
             x = checkpoint_name(x, "frozen")
         if num_trained:
             layer = nn.remat(_Layer, prevent_cse=False) if self.remat else _Layer
@@ -239,7 +239,7 @@ class _Encoder(nn.Module):
 
         x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
         if self.feature == "mean":
-            # A text without tokens, such as a row that fills up a batch, has the mean 0.
+            # A text without tokens, such as a padding row, has the mean 0.
             weights = mask[:, :, None].astype(x.dtype)
             pooled = jnp.sum(weights * x, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)
         else:
@@ -252,7 +252,7 @@ class _Encoder(nn.Module):
     def _part(self, kind: Any, name: str, *, frozen: bool, train: bool) -> nn.Module:
         """A submodule; a frozen one under another name, without dropout or gradient."""
         if frozen:
-            # Stopped where the params come in: nothing is differentiated then, forward or backward.
+            # The gradient is stopped at the params, so nothing is differentiated in either mode.
             kind = nn.map_variables(kind, "params", _stopped, init=self.is_initializing())
             name = f"frozen_{name}"
         part: nn.Module = kind(self.config, self.dtype, frozen or not train, name=name)
@@ -293,14 +293,14 @@ class _Embeddings(nn.Module):
 
         ids = jnp.asarray(inputs["input_ids"])
         x = embed(config.vocab_size, "word", ids)
-        # As many rows as a checkpoint has, those before the first position included.
+        # As many rows as in a checkpoint, with those before the first position.
         positions = config.first_position + jnp.arange(ids.shape[1])
         x += embed(config.first_position + config.max_length, "position", positions)
         if config.num_token_types:
             types = inputs.get("token_type_ids")
             types = jnp.zeros_like(ids) if types is None else jnp.asarray(types)
             x += embed(config.num_token_types, "token_type", types)
-        # The sum is normalised in its own dtype; layers that are scanned over get theirs from here.
+        # The sum is normalised in its own dtype, which is also the dtype of the scanned layers.
         x = _norm(config, self.dtype, "norm")(x)
         return nn.Dropout(config.dropout_rate, deterministic=self.deterministic)(x)
 
@@ -312,7 +312,7 @@ class _Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
-        """Maps the tokens `[B, T, H]`, and the mask `[B, T]` of those that there are."""
+        """Maps tokens `[B, T, H]`; the mask `[B, T]` is 0 for padding."""
         config = self.config
         dropout = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)
         attention = _Attention(config, self.dtype, self.deterministic, name="attention")
@@ -334,10 +334,10 @@ class _Attention(nn.Module):
             _dense(size, self.dtype, name)(x).reshape(*x.shape[:2], num_heads, size // num_heads)
             for name in ("query", "key", "value")
         )
-        mask = mask[:, None, None, :]  # Of the keys, for each head and query.
+        mask = mask[:, None, None, :]  # A mask of keys for each head and query.
         rate = self.config.attention_dropout_rate
         if self.deterministic or rate == 0:
-            # Not whatever JAX thinks best: the fused kernel has no second derivative.
+            # Chosen explicitly, because the fused kernel has no second derivative.
             y = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
         else:
             weights = _attention_weights(query, key, mask)
@@ -376,12 +376,12 @@ def _dense(size: int, dtype: DTypeLike | None, name: str) -> nn.Dense:
 
 
 def _norm(config: BertConfig, dtype: DTypeLike | None, name: str) -> nn.LayerNorm:
-    # The fast variance, a difference of squares, loses what checkpoints with large means need.
+    # The fast variance, a difference of squares, is too inexact for large means.
     return nn.LayerNorm(config.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def _attention_weights(query: jax.Array, key: jax.Array, mask: jax.Array) -> jax.Array:
-    """`[B, heads, T, T]`, in float32 at least: bfloat16 would round small weights away."""
+    """Weights `[B, heads, T, T]`, in float32 at least: bfloat16 would round small ones away."""
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(dtype)
     scores /= query.shape[-1] ** 0.5

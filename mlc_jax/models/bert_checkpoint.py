@@ -1,6 +1,6 @@
-"""BERT, RoBERTa and DistilBERT as Hugging Face stores them: `config.json` and safetensors files.
+"""Hugging Face checkpoints of BERT, RoBERTa and DistilBERT: `config.json` and safetensors files.
 
-PyTorch is not needed. Weights are arranged by path as `models.pretrained.with_initial` takes them:
+PyTorch is not needed. Weights are arranged by path, for `models.pretrained.with_initial`:
 
     config, weights = load_bert("sentence-transformers/all-MiniLM-L6-v2")
     model = Bert(config, num_classes=4, num_frozen_layers=3)
@@ -27,7 +27,7 @@ _PYTORCH = "pytorch_model.bin"
 
 
 class _Names(NamedTuple):
-    """A checkpoint's names for the parts of a layer, and for parts outside the encoder."""
+    """A checkpoint's names for the parts of a layer, and for parts outside of the encoder."""
 
     layers: str
     parts: Mapping[str, str]
@@ -41,7 +41,7 @@ _EMBEDDINGS = {
     "embeddings.LayerNorm.weight": "embeddings/norm/scale",
     "embeddings.LayerNorm.bias": "embeddings/norm/bias",
 }
-# Absent where the checkpoint was made for token or span labels, or for masked words.
+# Checkpoints for token or span labels, or for masked words, lack it.
 _POOLER = {
     "pooler.dense.weight": "pooler/dense/kernel",
     "pooler.dense.bias": "pooler/dense/bias",
@@ -66,7 +66,7 @@ _DISTILBERT_PARTS = {
     "ffn.lin2": "output",
     "output_layer_norm": "output_norm",
 }
-# Heads of the task that a checkpoint was made for, and constants.
+# Heads of a checkpoint's own task, and constants.
 _NAMES = {
     "bert": _Names("encoder.layer", _BERT_PARTS, r"cls\.|classifier\.|qa_outputs\."),
     "roberta": _Names("encoder.layer", _BERT_PARTS, r"lm_head\.|classifier\.|qa_outputs\."),
@@ -88,12 +88,11 @@ def load_bert(source: str | os.PathLike[str]) -> tuple[BertConfig, dict[str, np.
         downloaded once.
 
     Returns:
-      Its shape, and its float32 weights by path below `encoder/`, layers stacked on axis 0. Without
-      a pooler if it has none.
+      Its shape, and its float32 weights by path below `encoder/`, with layers stacked on axis 0. If
+      the checkpoint has no pooler, its weights are missing.
 
     Raises:
-      InputError: it cannot be read, or holds another kind of model, or a weight is missing or not
-        known.
+      InputError: it cannot be read, is another kind of model, or a weight is missing or unknown.
     """
     try:
         directory = _directory(os.fspath(source))
@@ -106,7 +105,7 @@ def load_bert(source: str | os.PathLike[str]) -> tuple[BertConfig, dict[str, np.
 
 
 def load_config(source: str | os.PathLike[str]) -> BertConfig:
-    """Only the shape; arguments and errors as for `load_bert`."""
+    """Reads only the shape; arguments and errors as for `load_bert`."""
     try:
         return BertConfig.from_json(_read_json(_directory(os.fspath(source)) / _CONFIG))
     except InputError as error:
@@ -116,23 +115,23 @@ def load_config(source: str | os.PathLike[str]) -> BertConfig:
 def copy_checkpoint(
     source: str | os.PathLike[str], directory: str | os.PathLike[str], *, weights: bool
 ) -> None:
-    """Copies `config.json`, and the weights if they are wanted, for `load_bert` to read there."""
+    """Copies `config.json`, and optionally the weights, so that `load_bert` can read the copy."""
     place = _directory(os.fspath(source))
     shards = [_INDEX, *(path.name for path in place.glob(_SHARDS))]
     files = [_WEIGHTS] if (place / _WEIGHTS).exists() else shards
     for name in [
         *(files if weights else []),
         _CONFIG,
-    ]:  # The shape last: it says that all is there.
+    ]:  # The shape is last: it marks the copy as complete.
         shutil.copyfile(place / name, pathlib.Path(directory) / name)
 
 
 def bert_params(model: Bert, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Parameters from `load_bert`, keyed by a model's parameter paths, for `with_initial`.
+    """Arranges the weights of `load_bert` by a model's parameter paths, for `with_initial`.
 
     Args:
-      model: its `num_frozen_layers` layers have other paths than the rest, and its pooler is there
-        only for the feature 'pooler'.
+      model: its `num_frozen_layers` layers have other paths than the rest. It has a pooler only for
+        the feature 'pooler'.
       weights: as `load_bert` returns them.
 
     Raises:
@@ -151,7 +150,7 @@ def bert_params(model: Bert, weights: Mapping[str, np.ndarray]) -> dict[str, np.
     for name, value in weights.items():
         part = name.split("/")[0]
         if part == "layers":
-            # Where a model has no frozen layers, or no others, it has no such path.
+            # A model without frozen layers, or without others, has no such path.
             params[f"encoder/frozen_{name}"] = value[:num_frozen]
             params[f"encoder/{name}"] = value[num_frozen:]
         elif part == "embeddings":
@@ -165,12 +164,12 @@ def _directory(source: str) -> pathlib.Path:
     path = pathlib.Path(source).expanduser()
     if path.is_dir():
         return path
-    import huggingface_hub  # Only here: it takes a second, and most runs have no use for it.
+    import huggingface_hub  # Imported here, since it takes a second and most runs do not need it.
 
     try:
         files = [_CONFIG, _WEIGHTS, _INDEX, _SHARDS]
         return pathlib.Path(huggingface_hub.snapshot_download(source, allow_patterns=files))
-    except Exception as error:  # Of many types, by what failed on the way.
+    except Exception as error:  # The hub raises many types.
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise InputError(
             "expected a directory, or a name on the Hugging Face hub that can be downloaded "
@@ -212,7 +211,7 @@ def _read_weights(directory: pathlib.Path) -> dict[str, np.ndarray]:
 def _arranged(
     weights: Mapping[str, np.ndarray], config: BertConfig, model_type: str
 ) -> dict[str, np.ndarray]:
-    """By our paths; raises InputError for weights that are missing or not known."""
+    """Weights by our paths; raises InputError for missing or unknown weights."""
     names = _NAMES[model_type]
     given = {_usual_name(name, model_type): value for name, value in weights.items()}
     single = dict(_EMBEDDINGS)
@@ -246,14 +245,14 @@ def _arranged(
 
 
 def _usual_name(name: str, model_type: str) -> str:
-    """Without the prefix that models with a head have, and with PyTorch's names of norms."""
+    """The name without the prefix of models with a head, and with PyTorch's names of norms."""
     name = name.removeprefix(f"{model_type}.")
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
 
 
 def _float32(value: np.ndarray, path: str) -> np.ndarray:
-    """A dense layer's weights turned from (out, in) to (in, out), too."""
+    """Converts to float32; transposes a dense layer's weights from (out, in) to (in, out)."""
     value = value.T if path.endswith("kernel") else value
     return value.astype(np.float32)
 

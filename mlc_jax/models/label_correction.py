@@ -12,8 +12,8 @@ _XAVIER_NORMAL = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
 
 FORMS = ("network", "posterior", "both")
 
-# A transition's logits are this times the parameters: a matrix of a hundred numbers may move faster
-# than a network, by the same learning rate.
+# The matrix' logits are this factor times the parameters, so that a matrix of a hundred numbers
+# moves faster than a network with the same learning rate.
 _TRANSITION_SCALE = 30.0
 _TRANSITION_START = 2.0  # Logits of the diagonal: nearly the identity.
 _UNSEEN_PAIRS = 0.3  # Pseudo-count of every kind of pair.
@@ -22,20 +22,20 @@ _UNSEEN_PAIRS = 0.3  # Pseudo-count of every kind of pair.
 class LabelCorrectionNetwork(nn.Module):
     """Features and a noisy label in, a distribution over the classes out.
 
-    Embedding of the label, joined to the features; two tanh layers; a softmax ("LCN architecture"
-    in the paper). That is the form `network`. `posterior` is Bayes' rule, `softmax(log p + log
-    T[:, y'])`: `p` are the classifier's own probabilities, `T[i, j]` a learned P(given label j |
-    true label i), as GLC measures it once. `both` adds the network's logits to that. `T` starts
+    The form `network` is the paper's "LCN architecture": the label's embedding, joined to the
+    features; two tanh layers; a softmax. `posterior` is Bayes' rule, `softmax(log p + log
+    T[:, y'])`, with the classifier's own probabilities `p` and a learned `T[i, j]`, P(given label
+    j | true label i), which GLC measures once. `both` adds the network's logits to that. `T` starts
     at the identity, or at the counts of clean rows whose given label is known.
 
     Attributes:
       num_classes: C.
       form: one of `FORMS`.
-      hidden_size: of both hidden layers (paper 64 for images, 768 for text; its code 128).
-      embedding_size: of the label embedding (paper 128).
+      hidden_size: width of both hidden layers (paper 64 for images, 768 for text; its code 128).
+      embedding_size: size of the label embedding (paper 128).
       skip_link: mixes the given label back in: `(1 - s) * softmax + s * onehot(y')` with a learned
         `s` in (0, 1) for each example.
-      sparsemax: in place of softmax, so that classes can get exactly zero.
+      sparsemax: replaces softmax, so that classes can get exactly zero.
       tie_embeddings: the output layer is the label embedding, without a bias; needs
         `hidden_size == embedding_size`.
     """
@@ -57,7 +57,7 @@ class LabelCorrectionNetwork(nn.Module):
         Args:
           features: `[B, F]`.
           labels: int, `[B]`, as given.
-          logits: the classifier's, `[B, C]`; the form `network` does not read them.
+          logits: the classifier's, `[B, C]`; the form `network` does not use them.
         """
         expect(self.form in FORMS, "lcn.form", self.form, "one of " + ", ".join(FORMS))
         if self.form == "network":
@@ -71,12 +71,12 @@ class LabelCorrectionNetwork(nn.Module):
         return nn.softmax(log_posterior)
 
     def start_from_pairs(self, params: Params, labels: jax.Array, given: jax.Array) -> Params:
-        """Params whose matrix `T` is what pairs of labels say; a class without pairs keeps its row.
+        """Sets the matrix `T` to the counts of pairs; a class without pairs keeps its row.
 
         Args:
-          params: of the network; unchanged without a matrix (`network`).
-          labels: `[M]`, true.
-          given: `[M]`, as given where that is known, negative elsewhere.
+          params: the network's; unchanged for the form `network`, which has no matrix.
+          labels: `[M]`, true labels.
+          given: `[M]`, given labels, negative if unknown.
         """
         if "transition" not in params:
             return params

@@ -12,7 +12,7 @@ class MLP(nn.Module):
     Attributes:
       num_classes: number of logits.
       hidden_sizes: widths of the hidden layers; the last one is the feature vector.
-      dropout_rate: of the hidden activations, in training.
+      dropout_rate: for the hidden activations, in training.
       dtype: of the computation; params, logits and features stay in the params' dtype.
     """
 

@@ -1,7 +1,7 @@
-"""Weights to start from: safetensors files, keyed by parameter path.
+"""Initial weights: safetensors files, keyed by parameter path.
 
-A file holds one array per parameter, named by its path in the params: `hidden1/kernel`. What the
-file leaves out, such as a head for other classes, keeps its fresh initialisation.
+A file holds one array per parameter, named by its path in the params: `hidden1/kernel`. Parameters
+that the file lacks, such as a head for other classes, keep their fresh initialisation.
 """
 
 import difflib
@@ -19,7 +19,7 @@ from mlc_jax import paths
 from mlc_jax.core.groups import path_name
 from mlc_jax.errors import InputError
 
-# Parameter paths that an error message lists.
+# The number of parameter paths that an error message lists.
 PATHS_SHOWN = 5
 
 
@@ -33,7 +33,7 @@ def load_params(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       The arrays by '/'-joined parameter path, in the file's dtypes.
 
     Raises:
-      InputError: the file does not exist or cannot be read, or is of another kind.
+      InputError: the file does not exist, cannot be read, or is no safetensors file.
     """
     try:
         paths.regular_file(_local(path))
@@ -44,7 +44,7 @@ def load_params(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def save_params(path: str | os.PathLike[str], params: Any) -> None:
-    """Writes params to a `.safetensors` file: all of it, or none.
+    """Writes params to a `.safetensors` file, all or nothing.
 
     Args:
       path: of a local file, replaced if it exists. Its directory must exist.
@@ -53,8 +53,8 @@ def save_params(path: str | os.PathLike[str], params: Any) -> None:
     Raises:
       InputError: the file cannot be written.
     """
-    # The format's writer takes any array's memory as it lies: a transposed one would come back
-    # wrong. (`np.ascontiguousarray` would turn scalars into vectors.)
+    # The writer takes an array's memory as it is: a transposed array would come back wrong.
+    # (`np.ascontiguousarray` would turn scalars into vectors.)
     arrays = {name: np.asarray(x, order="C") for name, x in _named_leaves(params).items()}
     path = _local(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -69,9 +69,9 @@ def save_params(path: str | os.PathLike[str], params: Any) -> None:
 
 
 def with_initial(params: Any, loaded: Mapping[str, np.ndarray]) -> Any:
-    """Freshly initialised params, with all that was loaded in place of the fresh values.
+    """Freshly initialised params in which the loaded values replace fresh ones.
 
-    It may be called while JAX traces an initialisation: what was loaded is constant there.
+    It may be called while JAX traces an initialisation; the loaded values are constants there.
 
     Args:
       params: pytree of arrays, such as a nested dict.
@@ -79,7 +79,7 @@ def with_initial(params: Any, loaded: Mapping[str, np.ndarray]) -> Any:
         parameters' dtypes. Other parameters do not change.
 
     Raises:
-      InputError: a name or a shape is no parameter's, or nothing was loaded.
+      InputError: a name or a shape fits no parameter, or nothing was loaded.
     """
     fresh = _named_leaves(params)
     if not any(name in fresh for name in loaded):
@@ -102,7 +102,7 @@ def with_initial(params: Any, loaded: Mapping[str, np.ndarray]) -> Any:
 
     def initial(path: Any, leaf: jax.Array) -> jax.Array:
         value = loaded.get(path_name(path))
-        # Cast by NumPy: the compiler would fold a cast of a large constant, slowly.
+        # NumPy casts, because the compiler is slow at folding a cast of a large constant.
         return leaf if value is None else jnp.asarray(np.asarray(value, dtype=leaf.dtype))
 
     return jax.tree.map_with_path(initial, params)
@@ -127,7 +127,7 @@ def _named_leaves(params: Any) -> dict[str, Any]:
 
 
 def _some(names: list[str], like: str | None = None) -> str:
-    """The first of the names, or those most like another."""
+    """The first names, or those most similar to `like`."""
     shown = names[:PATHS_SHOWN]
     if like is not None:
         shown = difflib.get_close_matches(like, names, n=PATHS_SHOWN, cutoff=0.0)

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 STAGE_WIDTHS = (16, 32, 64)
-# PyTorch's kaiming_normal_, which the published code initialises with.
+# The published code's initialisation, PyTorch's kaiming_normal_.
 _KAIMING_NORMAL = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
@@ -39,8 +39,8 @@ class ResNet(nn.Module):
       num_classes: number of logits.
       depth: 8, 14, 20, 26, 32, 44, 56, 110, ...
       dtype: of the computation, e.g. bfloat16; params, statistics and outputs stay in float32.
-      sync_batch_norm: whether batch statistics are averaged over devices: then the number of
-        devices does not change the result.
+      sync_batch_norm: whether batch statistics are averaged over devices. Then the result does not
+        depend on the number of devices.
       axis_name: the pmap axis to average them over; `Method.bind` sets it.
     """
 
@@ -84,7 +84,7 @@ def _layers(
     conv = partial(
         nn.Conv,
         kernel_size=(3, 3),
-        padding=1,  # Both sides, also at stride 2, as PyTorch does; 'SAME' pads one side there.
+        padding=1,  # On both sides, as in PyTorch; 'SAME' pads only one side at stride 2.
         use_bias=False,
         kernel_init=_KAIMING_NORMAL,
         dtype=dtype,

@@ -1,6 +1,6 @@
 """The bottleneck residual networks of He et al. (2016) for photographs: ResNet-26, -50, -101.
 
-"v1.5", as torchvision and timm have it: the stride is in a block's second convolution. Names follow
+This is "v1.5" of torchvision and timm: the stride is in a block's second convolution. Names follow
 theirs (`layer1_0/conv1/kernel` is their `layer1.0.conv1.weight`), so that `torch_weights` can map
 their pretrained weights; see `pretrained.load_resnet50`.
 """
@@ -15,8 +15,8 @@ from jax.typing import DTypeLike
 from mlc_jax.errors import expect
 
 BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-EXPANSION = 4  # Of a block's width, in its last convolution.
-# torchvision's start: of each layer's outputs, not of its inputs.
+EXPANSION = 4  # A block's last convolution has this times its width.
+# torchvision's initialisation, scaled by each layer's outputs, not its inputs.
 _KAIMING_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -30,12 +30,12 @@ class ResNet50(nn.Module):
       num_classes: number of logits.
       depth: 26, 50 or 101.
       width: channels of the stem and of the first stage's 3x3 convolutions.
-      freeze_batch_norm: whether the running statistics, those of pretraining, stay as they are and
-        normalise in training, too. Scales and biases are still trained.
-      remat: compute a block's activations again in the backward pass rather than keep them.
+      freeze_batch_norm: whether the running statistics of pretraining do not change and normalise
+        in training, too. Scales and biases are still trained.
+      remat: whether the backward pass computes a block's activations again instead of storing them.
       dtype: of the computation, e.g. bfloat16; params, statistics and outputs stay in float32.
-      sync_batch_norm: whether batch statistics are averaged over devices: then the number of
-        devices does not change the result.
+      sync_batch_norm: whether batch statistics are averaged over devices. Then the result does not
+        depend on the number of devices.
       axis_name: the pmap axis to average them over; `Method.bind` sets it.
     """
 
@@ -53,14 +53,14 @@ class ResNet50(nn.Module):
         """Maps images `[B, H, W, 3]` to logits `[B, C]` and features `[B, 32 width]`.
 
         Raises:
-          InputError: an unknown depth.
+          InputError: the depth is unknown.
         """
         expect(self.depth in BLOCKS, "depth", self.depth, f"one of {[*BLOCKS]}")
         batch_statistics = train and not self.freeze_batch_norm
         norm = partial(
             nn.BatchNorm,
             use_running_average=not batch_statistics,
-            momentum=0.9,  # PyTorch's 0.1.
+            momentum=0.9,  # PyTorch calls it 0.1.
             epsilon=1e-5,
             dtype=self.dtype,
             axis_name=self.axis_name if batch_statistics else None,
@@ -80,7 +80,7 @@ class ResNet50(nn.Module):
                     name=f"layer{stage + 1}_{i}",
                 )(x)
         features = jnp.mean(jnp.asarray(x, inputs.dtype), axis=(1, 2))
-        # Small, so that a new head on pretrained features begins undecided.
+        # Small, so that a new head on pretrained features starts with even probabilities.
         head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="fc")
         return head(features), features
 

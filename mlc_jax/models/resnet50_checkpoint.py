@@ -21,19 +21,19 @@ def load_resnet50(model: ResNet50, source: str | os.PathLike[str]) -> dict[str, 
     """Parameters and batch statistics by path, as `pretrained.with_initial` takes them.
 
     Args:
-      model: for its shape, which must be the checkpoint's.
-      source: `.safetensors` of timm or torchvision, or torchvision's `.pth`; names may have a
-        prefix in common. The last layer, of other classes, is left out. Or `.safetensors` that
-        `pretrained.save_params` wrote, all of which is taken.
+      model: its shape must be the checkpoint's.
+      source: `.safetensors` of timm or torchvision, or torchvision's `.pth`; names may share a
+        prefix. The last layer is left out, since it has other classes. Or `.safetensors` that
+        `pretrained.save_params` wrote, which is loaded as a whole.
 
     Raises:
-      InputError: it cannot be read, or is of another network.
+      InputError: it cannot be read, or belongs to another network.
     """
     path = os.fspath(source)
     weights = _load_pickle(path) if path.endswith(_PICKLES) else load_params(path)
     stems = [name for name in weights if name.endswith(_STEM) and "layer" not in name]
     if not stems:
-        return weights  # By our own paths; what is wrong with them, `with_initial` says.
+        return weights  # These have our own paths; `with_initial` checks them.
     prefix = min(stems, key=len).removesuffix(_STEM)
     given = {name.removeprefix(prefix): value for name, value in weights.items()}
     for kind, got, expected in (
@@ -52,7 +52,7 @@ def load_resnet50(model: ResNet50, source: str | os.PathLike[str]) -> dict[str, 
 
 
 def _num_blocks(weights: Mapping[str, Any]) -> tuple[int, ...]:
-    """Number of blocks of each stage."""
+    """The number of blocks of each stage."""
     blocks = {tuple(name.split(".")[:2]) for name in weights if name.startswith("layer")}
     stages = [stage for stage, _ in sorted(blocks)]
     return tuple(stages.count(stage) for stage in dict.fromkeys(stages))
@@ -64,7 +64,7 @@ def _depth_or(value: Any) -> Any:
 
 
 def _load_pickle(path: str) -> dict[str, np.ndarray]:
-    """A `state_dict`; only tensors are read, no code is run."""
+    """Reads a `state_dict`: only tensors, and no code is run."""
     if not pathlib.Path(path).expanduser().is_file():
         raise InputError(f"pretrained weights: no file {path!r}; expected .pth or .safetensors")
     try:
@@ -77,7 +77,7 @@ def _load_pickle(path: str) -> dict[str, np.ndarray]:
     try:
         state = torch.load(pathlib.Path(path).expanduser(), map_location="cpu", weights_only=True)
         return {name: x.float().numpy() for name, x in state.items()}
-    except Exception as error:  # Of pickle, zipfile and PyTorch, a dozen types.
+    except Exception as error:  # pickle, zipfile and PyTorch raise a dozen types.
         reason = " ".join(str(error).split())
         raise InputError(
             f"pretrained weights: {path!r} is not a readable state_dict ({reason[:200]}); expected "

@@ -6,7 +6,7 @@ from flax import linen as nn
 
 
 class WeightNet(nn.Module):
-    """From an example's loss to its weight: an MLP 1-H-1 with a sigmoid at its end.
+    """Maps an example's loss to its weight: an MLP 1-H-1 with a sigmoid at its end.
 
     Source: Shu et al. (2019), "Meta-Weight-Net: Learning an Explicit Mapping For Sample Weighting",
     section 2.1.

@@ -1,4 +1,4 @@
-"""How near a run's meta-gradient is to the exact one."""
+"""Compares a run's meta-gradient with the exact one."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from mlc_jax.training.run import Run
 
 
 def create_diagnose(run: Run, num_runs: int = 1) -> Any:
-    """The compiled comparison: (state, batches) -> how near the run's meta-gradient is to exact.
+    """Compiles the comparison of a run's meta-gradient with `exact`: (state, batches) -> metrics.
 
-    Takes what the training step takes, and changes nothing.
+    It has the arguments of the training step, and does not change the state.
     """
     window = run.bound.window
     assert window is not None and isinstance(run.method, BilevelMethod)

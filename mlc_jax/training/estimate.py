@@ -1,7 +1,7 @@
-"""How long training of a whole network takes, at least, before its first step is made.
+"""Estimates, before the first step, how long training of a whole network takes at least.
 
-That step is compiled for minutes on a CPU, and hours may follow: nobody should have to wait to
-learn it. Frozen features are trained on in seconds, and need no estimate.
+On a CPU that step compiles for minutes, and hours of training may follow. Training on frozen
+features takes seconds, and needs no estimate.
 """
 
 import time
@@ -17,25 +17,25 @@ from mlc_jax.training.run import Run, initial_state
 
 # A backward pass costs about two forward ones.
 _PASSES = 3
-_MEASURED = 2  # Seconds, after the first call, which compiles; or as many calls.
-_BATCH = 8  # Pictures, on a CPU, where more at once are no faster.
+_MEASURED = 2  # Seconds or calls to measure, after the first call, which compiles.
+_BATCH = 8  # Pictures per batch. On a CPU larger batches are no faster.
 
 
 def check_time(run: Run, max_hours: float) -> None:
     """Logs how long a run on pictures takes at least.
 
-    The classifier alone is timed, forward, on one batch; a step of any method costs three of these
-    on its noisy and its clean batch, and most methods more.
+    It times the classifier's forward pass on one batch. A step of any method costs at least three
+    forward passes of its noisy and clean batch.
 
     Args:
-      run: whose pixels a network is trained on.
-      max_hours: that it may take.
+      run: trains a network on pixels.
+      max_hours: the longest time allowed.
 
     Raises:
       InputError: it would take longer.
     """
     assert isinstance(run.pipeline, Pipeline)
-    if jax.process_count() > 1:  # Somebody planned it, and all must decide the same.
+    if jax.process_count() > 1:  # Planned, and all processes must decide alike.
         return
     num_steps, examples = run.bound.num_steps, run.pipeline.examples_per_step
     per_example = _seconds(run) * _PASSES
@@ -53,7 +53,7 @@ def check_time(run: Run, max_hours: float) -> None:
 
 
 def _seconds(run: Run) -> float:
-    """Of one picture, forward, on all devices."""
+    """Seconds per picture of a forward pass, on all devices."""
     on_cpu = jax.devices()[0].platform == "cpu"
     assert isinstance(run.pipeline, Pipeline)
     size = run.pipeline.noisy_batch_size // jax.device_count() or 1
@@ -68,7 +68,7 @@ def _seconds(run: Run) -> float:
         jax.block_until_ready(forward(state, inputs))
         calls += 1
     seconds = (time.monotonic() - started) / calls
-    # Fake devices of a CPU share its cores.
+    # Several devices of one CPU share its cores.
     return seconds / size / (1 if on_cpu else jax.device_count())
 
 

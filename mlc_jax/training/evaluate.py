@@ -26,10 +26,10 @@ class Prediction(NamedTuple):
 
     Attributes:
       logits: of the classifier, `[N, C]`.
-      soft_labels: what the method holds the labels to be, `[N, C]`.
-      label_quality: how far it believes the given labels, `[N]` in [0, 1].
-      out_of_fold: of a cross-fitted method: probabilities `[N, C]` by name, of classifiers that did
-        not learn from these examples, and under `CHECKED` the same of the clean ones.
+      soft_labels: the method's soft labels, `[N, C]`.
+      label_quality: its trust in the given labels, `[N]` in [0, 1].
+      out_of_fold: for a cross-fitted method, probabilities `[N, C]` by name, from classifiers that
+        did not learn from these examples; those of clean examples are under `CHECKED`.
     """
 
     logits: np.ndarray
@@ -39,9 +39,9 @@ class Prediction(NamedTuple):
 
 
 CHECKED = "checked_rows"
-_USUAL = 1_000  # Examples of a batch, unless somebody says otherwise.
+_USUAL = 1_000  # The default number of examples in a batch.
 
-# (state, reader, examples in it) -> one prediction for each run.
+# (state, reader, number of examples) -> one prediction for each run.
 PredictFn = Callable[[TrainState, EvaluationReader, int], list[Prediction]]
 
 
@@ -49,10 +49,10 @@ class Evaluator:
     """Predictions for the sets of a stack of runs.
 
     Args:
-      runs: of one shape.
+      runs: runs of one shape.
 
     Attributes:
-      out_of_fold: the program of that name of a cross-fitted method, or None.
+      out_of_fold: a cross-fitted method's compiled `out_of_fold`, or None.
     """
 
     def __init__(self, runs: Sequence[Run]):
@@ -63,12 +63,10 @@ class Evaluator:
         self.out_of_fold = _out_of_fold(out_of_fold, len(runs)) if out_of_fold else None
 
     def predict(self, state: TrainState, name: str) -> list[Prediction]:
-        """For each run, of one of its sets.
+        """Each run's predictions for one of its sets.
 
-        These are `noisy`, `clean`, `exported`, `probe`, `test`, `validation` and `judged`.
-
-        Where the method has learned labels for the noisy examples, `exported` and `probe` have
-        those.
+        Sets are `noisy`, `clean`, `exported`, `probe`, `test`, `validation` and `judged`. If the
+        method learns a label for each noisy example, `exported` and `probe` have these labels.
         """
         if self.out_of_fold and name in ("exported", "probe"):
             return self._of_rows(state, name)
@@ -101,7 +99,7 @@ class Evaluator:
         ]
 
 
-@functools.lru_cache(maxsize=8)  # Fits of one shape share what is compiled.
+@functools.lru_cache(maxsize=8)  # Fits of one shape share the compiled program.
 def _out_of_fold(out_of_fold: Callable[[TrainState, Rows], Any], num_runs: int) -> Any:
     return stack.over_devices(out_of_fold, num_runs=num_runs)
 
@@ -117,7 +115,7 @@ def _of_noisy(run: Run, probs: dict[str, np.ndarray], positions: np.ndarray) -> 
     num_noisy = len(run.dataset.noisy)
     noisy = {name: x[:num_noisy][positions] for name, x in probs.items()}
     soft, given = noisy["corrected"], run.dataset.noisy.given[positions]
-    num_rows = num_noisy + len(run.dataset.clean)  # What follows fills up.
+    num_rows = num_noisy + len(run.dataset.clean)  # All rows after these are padding.
     clean = {name: x[num_noisy:num_rows] for name, x in probs.items()}
     with np.errstate(divide="ignore"):
         logits = np.log(noisy["classifier"])
@@ -125,7 +123,7 @@ def _of_noisy(run: Run, probs: dict[str, np.ndarray], positions: np.ndarray) -> 
 
 
 def _examples(run: Run, name: str) -> tuple[Subset, np.ndarray]:
-    """A set, and the labels that it is known by."""
+    """A set, and the labels to correct in it."""
     dataset = run.dataset
     if name in ("noisy", "clean"):
         return dataset.trained_on(name)
@@ -147,13 +145,13 @@ def _with_labels(prediction: Prediction, soft: np.ndarray, given: np.ndarray) ->
 def create_reader(
     subsets: Sequence[Subset], labels: Sequence[np.ndarray], *, batch_size: int
 ) -> EvaluationReader:
-    """A reader of sets of one size, one for each run, for the devices of this process.
+    """A reader of one set per run, all of one size, for the devices of this process.
 
     Args:
-      subsets: what is read.
-      labels: `[N]` for each run, to correct.
-      batch_size: over all devices; rounded up to a multiple of their number. A batch is filled up
-        to it, so it is no larger than the set, or than `_USUAL`: one program serves small sets.
+      subsets: the sets.
+      labels: `[N]` for each run, the labels to correct.
+      batch_size: over all devices; rounded up to a multiple of their number. Batches are padded to
+        it, so it is at most the size of the set, or `_USUAL`: one program serves small sets.
     """
     num_devices = jax.device_count()
     batch_size = min(batch_size, max(_USUAL, *map(len, subsets)))
@@ -170,11 +168,11 @@ def create_reader(
 def create_predict(bound: BoundMethod, *, num_runs: int = 1) -> PredictFn:
     """Builds a predictor over all devices of all processes.
 
-    Every process reads and computes its share and gets all rows back. The last batch is padded and
-    the padding cut off again, so that each example counts once and one shape is compiled.
+    Every process reads and computes its share and gets all rows back. The last batch is padded, so
+    that one shape is compiled, and the padding is cut off again.
 
     Args:
-      bound: for its classifier, run with its running batch statistics, and its `correct_labels`.
+      bound: has the classifier, which uses its running batch statistics, and `correct_labels`.
       num_runs: as for `over_devices`.
     """
     on_host, classify = bound.on_host, bound.classify

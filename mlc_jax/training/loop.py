@@ -1,7 +1,7 @@
 """The training loop: steps of a method, and what happens between them.
 
-It trains a stack of runs of one shape, each with its own data, workdir and results; a lone run is a
-stack of one (see `stack`, the only place where that makes a difference).
+It trains a stack of runs of one shape, each with its own data, workdir and results. A single run is
+a stack of one; only `stack` treats it differently.
 """
 
 import collections
@@ -32,25 +32,25 @@ from mlc_jax.training.run import Run, check_memory, create_init, restore_or_init
 from mlc_jax.workdir.checkpoint import Checkpointer
 from mlc_jax.workdir.preemption import PreemptionFlag, sigterm_noticed
 
-MAX_WAIT_SHARE = 0.05  # Of the time, before a warning.
-SECONDS_TO_JUDGE = 30.0  # Of training; at its start readers fill their buffers.
+MAX_WAIT_SHARE = 0.05  # A larger share of time spent waiting for data is logged as a warning.
+SECONDS_TO_JUDGE = 30.0  # Training time before that, since readers fill their buffers at first.
 
 
-@functools.lru_cache(maxsize=8)  # Who timed a step has compiled it; and fits of one shape.
+@functools.lru_cache(maxsize=8)  # Shared by fits of one shape, and by timing.
 def create_train_step(phase: Phase, num_runs: int = 1) -> Any:
     """The compiled step: (state, batches `[devices, k, B, ...]`) -> (state, metrics).
 
-    The old state's memory is donated.
+    It donates the old state's memory.
     """
     return stack.over_devices(phase.train_step, num_runs=num_runs, donate=True)
 
 
 class Loop:
-    """Trains runs that share one program, from where they stand.
+    """Trains runs that share one program, from their current steps.
 
     Args:
       recorders: one for each run.
-      preempted: looked at after every step of the method.
+      preempted: checked after every step of the method.
       show_progress: whether process 0 draws a progress bar.
     """
 
@@ -58,7 +58,7 @@ class Loop:
         self, recorders: Sequence[Recorder], preempted: PreemptionFlag, show_progress: bool
     ):
         self._recorders = recorders
-        self._first = recorders[0].run  # For all that the runs have in common.
+        self._first = recorders[0].run  # For everything that the runs share.
         self._preempted = preempted
         self._is_main_process = jax.process_index() == 0
         self._show_progress = show_progress and self._is_main_process
@@ -69,12 +69,12 @@ class Loop:
         # One process only: TensorBoard shows one at a time.
         steps = self._first.settings.profile if self._is_main_process else ""
         self._profiler = Profiler(steps, recorders[0].workdir)
-        self._flop: float | None = None  # Of a step; None until there was a trace.
+        self._flop: float | None = None  # FLOPs of a step; None before the first trace.
         self._warned = False
-        self._compiling: list[tuple[int, Future[Any]]] = []  # For which phase.
+        self._compiling: list[tuple[int, Future[Any]]] = []  # The phase, and its compilation.
 
     def run(self, state: TrainState) -> TrainState:
-        """Trains to the end and saves; evaluates on the way. Both states are stacked.
+        """Trains to the end, evaluates on the way, and saves. Argument and result are stacked.
 
         Raises:
           NonFiniteLossError: the last run diverged. Those before it have a `failure`.
@@ -106,9 +106,9 @@ class Loop:
         return state
 
     def _compile_ahead(self, state: TrainState, first: int, threads: ThreadPoolExecutor) -> None:
-        """Compiles the steps of phase `first` and those that follow, and what predicts, at once.
+        """Compiles the steps of phase `first` and later phases, and the predictor, in parallel.
 
-        Of a cross-fitted run: all of them read all rows, and compiling takes longer than training.
+        Only for cross-fitted runs, whose compilation takes longer than their training.
         """
         rows, num_runs = next(self._batches(0)), len(self._recorders)
         numbers = range(first, len(self._first.bound.phases))
@@ -161,7 +161,7 @@ class Loop:
             self._check(step, metrics)
             if clock.is_first:
                 self._drain()
-                clock.restart(step)  # What went before was compilation.
+                clock.restart(step)  # The time before was compilation.
             bar.update(stride)
             if phase.after_epoch and due(steps_per_epoch, since=start):
                 with clock.paused():
@@ -204,7 +204,7 @@ class Loop:
         )
 
     def _apply(self, hook: Hook, state: TrainState) -> TrainState:
-        """Runs the classifier over the hook's set, and the hook on all devices alike."""
+        """Runs the classifier over the hook's set, and then the hook on all devices."""
         self._drain()
         num_runs = len(self._recorders)
         if id(hook) not in self._hooks:
@@ -258,7 +258,7 @@ class Loop:
         """Begins or ends a trace, of steps that are waited for."""
         self._drain()
         if not self._profiler.is_tracing and self._first.method.stride == 1:
-            # Before XLA makes it faster, and of one device. The body of a loop would count once.
+            # Counted before XLA's optimisations, for one device; a loop's body would count once.
             self._flop = (train_step.lower(state, batch).cost_analysis() or {}).get("flops")
         self._profiler.switch()
 
@@ -279,7 +279,7 @@ class Loop:
             recorder.write(step, group, row)
 
     def _check(self, step: int, metrics: Any) -> None:
-        """Waits for the step before this one, so that one at most is in flight, and checks it."""
+        """Waits for the previous step and checks it, so that at most one step is in flight."""
         self._pending.append((step, metrics))
         if len(self._pending) > 1:
             self._check_finite(*self._pending.popleft())
@@ -301,7 +301,7 @@ class Loop:
             raise failures[-1]
 
     def _should_save(self, by_step: bool, may_ask: bool) -> bool:
-        """By steps, or by time. Processes' clocks differ: process 0 decides, at log steps."""
+        """Whether to save, by steps or time; process 0 decides on time, as clocks differ."""
         minutes = (time.monotonic() - self._last_save) / 60
         by_time = minutes > self._first.settings.checkpoint_every_minutes
         if by_step or jax.process_count() == 1:
@@ -324,10 +324,10 @@ def train_runs(
     formerly: Mapping[str, Any],
     show_progress: bool,
 ) -> tuple[list[Recorder], TrainState | None, Sequence[evaluate.Prediction | None]]:
-    """Trains runs of one shape to their end, from where their workdirs stand.
+    """Trains runs of one shape to their end, from the checkpoints in their workdirs.
 
     Args:
-      runs: what is trained.
+      runs: the runs.
       workdirs: locked; None keeps a run in memory.
       formerly: see `config.formerly`.
       show_progress: whether process 0 draws a progress bar.
@@ -357,7 +357,7 @@ def train_runs(
         loop = Loop(recorders, preempted, show_progress)
         try:
             state = loop.run(stack.join_states(states))
-        except NonFiniteLossError:  # Of the last: no other is left.
+        except NonFiniteLossError:  # Raised by the last run that was left.
             return recorders, None, [None] * len(runs)
         if runs[0].settings.best != "last":
             states = stack.split(state, len(runs))

@@ -22,13 +22,14 @@ _EVENTS = "tensorboard"
 class MetricWriter:
     """Appends one row per step to `metrics.jsonl`, and the same scalars to TensorBoard.
 
-    Rows after `start_step` are dropped first: they are from a run that was killed after its last
-    checkpoint, and will be written again. An object of a bucket cannot be appended to: there both
-    are kept on this machine and uploaded whole by `flush`.
+    Rows after `start_step` are dropped first: a run that was killed after its last checkpoint wrote
+    them, and they will be written again. Objects in a bucket cannot be appended to. There `flush`
+    uploads whole local files.
     """
 
     def __init__(self, workdir: epath.Path, *, start_step: int):
-        # Here: `read_metrics` does not need it. TensorFlow's own writer takes 3 ms a scalar.
+        # Imported here, since `read_metrics` does not need it. TensorFlow's writer takes 3 ms per
+        # scalar.
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.plugins.scalar.summary_v2 import scalar_pb
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -63,7 +64,7 @@ class MetricWriter:
         self._events.flush()
 
     def flush(self) -> None:
-        """Uploads what was written, if the directory is in a bucket."""
+        """Uploads the files if the directory is in a bucket."""
         if self._local is self._workdir:
             return
         for file in (self._local / METRICS_FILE, *(self._local / _EVENTS).iterdir()):
@@ -79,7 +80,7 @@ class MetricWriter:
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """Names the directory: for a full disk Python does not."""
+        """Adds the directory to errors, because Python does not name it for a full disk."""
         try:
             yield
         except OSError as error:
@@ -87,9 +88,9 @@ class MetricWriter:
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """The rows of a workdir's `metrics.jsonl`; lines that are none, or damaged, are left out.
+    """The rows of a workdir's `metrics.jsonl`, without damaged lines.
 
-    The last one may be cut off by a kill; of others there is a warning.
+    A kill may cut off the last line; for other damaged lines there is a warning.
     """
     path = epath.Path(workdir) / METRICS_FILE
     lines = path.read_bytes().splitlines() if path.exists() else []

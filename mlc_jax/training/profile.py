@@ -12,7 +12,7 @@ from etils import epath
 
 from mlc_jax import paths
 
-FOLDER = "profile"  # In a workdir.
+FOLDER = "profile"  # A folder of the workdir.
 
 
 class Clock:
@@ -20,13 +20,13 @@ class Clock:
 
     Args:
       step: inner steps made so far.
-      examples_per_step: over all devices.
-      num_devices: of all processes.
+      examples_per_step: examples over all devices.
+      num_devices: devices of all processes.
     """
 
     def __init__(self, step: int, examples_per_step: int, num_devices: int):
         self._examples_per_step, self._num_devices = examples_per_step, num_devices
-        self.seconds = self.waited = 0.0  # Of all that was read.
+        self.seconds = self.waited = 0.0  # Totals over all calls of `read`.
         self._lap = time.perf_counter()
         self.is_first = True
         self._restart(step)
@@ -52,7 +52,7 @@ class Clock:
         self._paused += time.perf_counter() - start
 
     def read(self, step: int) -> dict[str, float]:
-        """Figures since the last call (or the restart)."""
+        """Throughput and waiting since the last call or the restart."""
         seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
         steps = step - self._step
         examples_per_second = steps * self._examples_per_step / seconds
@@ -78,8 +78,8 @@ class Profiler:
     """Traces inner steps START to STOP of one process, by JAX's profiler, into `workdir/profile`.
 
     Args:
-      steps: "START:STOP", or "" for none.
-      workdir: of the run; None traces nothing.
+      steps: "START:STOP", or "" for no trace.
+      workdir: the run's; None traces nothing.
     """
 
     def __init__(self, steps: str, workdir: epath.Path | None):
@@ -97,9 +97,9 @@ class Profiler:
         return (step in self._steps) != self.is_tracing
 
     def switch(self) -> None:
-        """Begins, or ends and writes the trace. All steps before must have been waited for."""
+        """Begins the trace, or ends and writes it. All earlier steps must be finished."""
         if self._local is None:
-            # JAX writes to a disk, under a name of the time.
+            # JAX writes to a disk, into a folder that is named after the time.
             self._local = tempfile.TemporaryDirectory()
             jax.profiler.start_trace(self._local.name)
             return
@@ -117,6 +117,6 @@ class Profiler:
                      self._workdir / FOLDER)  # fmt: skip
 
     def close(self) -> None:
-        """Ends a trace that still runs."""
+        """Ends a running trace."""
         if self.is_tracing:
             self.switch()

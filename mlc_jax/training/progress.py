@@ -1,4 +1,4 @@
-"""What a run shows: one line at its start, and a progress bar."""
+"""A run's terminal output: one line at its start, and a progress bar."""
 
 import sys
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from mlc_jax.training.run import Run
 
 
 def bar(run: Run, step: int, enabled: bool) -> tqdm:
-    """A progress bar over inner steps that stands at `step`."""
+    """A progress bar over inner steps, set to `step`."""
     return tqdm(
         total=run.bound.num_steps, initial=step, unit="step", disable=not enabled,
         desc=run.method.name, dynamic_ncols=True,
-        # Many redraws for a person, few for a log file.
+        # Redraws often in a terminal, and seldom in a log file.
         mininterval=0.2 if sys.stderr.isatty() else 30.0,
-        leave=None,  # Below a grid's bar it vanishes at its end.
+        leave=None,  # Below another bar it vanishes at its end.
     )  # fmt: skip
 
 
@@ -39,12 +39,12 @@ def show(bar: tqdm, recorders: Sequence[Recorder], examples_per_second: float) -
 
 
 def log_start(run: Run, state: TrainState, num_runs: int) -> None:
-    """Describes what is trained, and on what.
+    """Logs the method, the model and the data.
 
     Args:
-      run: the first of a stack.
+      run: the first run of a stack.
       state: its state.
-      num_runs: how many run as one program.
+      num_runs: number of runs in the stack.
     """
     dataset, wrong = run.dataset, run.dataset.noise_rate
     logging.info(

@@ -22,8 +22,8 @@ from mlc_jax.training.run import Run
 from mlc_jax.workdir import checkpoint
 from mlc_jax.workdir.workdir import CONFIG_FILE, DATASET_FILE, has_key
 
-_PROBED = 500  # Inputs that are looked at where a run diverged.
-_SCALED = 1e3  # Larger than that are none that are scaled.
+_PROBED = 500  # Number of inputs to inspect after a run diverged.
+_SCALED = 1e3  # Inputs with larger numbers are not scaled.
 
 
 @dataclasses.dataclass
@@ -31,12 +31,12 @@ class Recorder:
     """One run of the stack.
 
     Attributes:
-      run: what is trained.
-      progress: what is saved in addition to the state: description, evaluations, seconds.
-      workdir: of this run; None keeps everything in memory.
-      checkpointer: of `workdir`.
-      failure: why the run was given up; others of a stack continue.
-      newest: metrics of the newest step that is known.
+      run: the run.
+      progress: saved in addition to the state: description, evaluations, seconds.
+      workdir: the run's; None keeps everything in memory.
+      checkpointer: saves to `workdir`.
+      failure: why the run was given up; other runs of the stack continue.
+      newest: metrics of the newest finished step.
     """
 
     run: Run
@@ -49,11 +49,11 @@ class Recorder:
     _kept: TrainState | None = None
 
     def open(self, step: int) -> None:
-        """Opens the files of metrics, and writes what the run is if it starts; one process does."""
+        """Opens the metrics files, and describes a new run in the workdir; one process does."""
         if self.workdir is None:
             return
         self._writer = MetricWriter(self.workdir, start_step=step)
-        # The checkpoint belongs to this run, so damaged files are written again.
+        # The checkpoint belongs to this run, so damaged files may be written again.
         if step == 0 or not self._has(CONFIG_FILE, "method"):
             text = json.dumps(self.run.description, indent=2, sort_keys=True) + "\n"
             paths.write(self.workdir / CONFIG_FILE, text.encode())
@@ -62,7 +62,7 @@ class Recorder:
             paths.write(self.workdir / DATASET_FILE, text.encode())
 
     def _has(self, name: str, key: str) -> bool:
-        """Whether a file of the workdir is there, and whole."""
+        """Whether the workdir has this file, undamaged."""
         assert self.workdir is not None
         file = self.workdir / name
         return file.exists() and has_key(file.read_bytes(), key)
@@ -72,19 +72,19 @@ class Recorder:
             self._writer.close()
 
     def write(self, step: int, group: str, row: Mapping[str, Any]) -> None:
-        """Metrics of a step: `group/name`."""
+        """Writes the metrics of a step as `group/name`."""
         if self._writer:
             self._writer.write(step, {f"{group}/{name}": value for name, value in row.items()})
 
     def check(self, step: int, metrics: dict[str, float]) -> None:
-        """Remembers the metrics of a step; gives the run up if one of them is not finite."""
+        """Stores the metrics of a step; gives the run up if one of them is not finite."""
         self.newest = metrics
         bad = [f"{name} is {x}" for name, x in metrics.items() if not np.isfinite(x)]
         if bad:
             self.give_up(f"step {step}: {', '.join(bad)}.")
 
     def give_up(self, problem: str) -> None:
-        """Notes that the run diverged."""
+        """Records that the run diverged."""
         if self.failure is not None:
             return
         good = "There is no checkpoint."
@@ -95,7 +95,7 @@ class Recorder:
         logging.warning("%s is given up: %s", self.workdir, self.failure)
 
     def _advice(self) -> str:
-        """The most likely remedy: if inputs are not scaled, no learning rate helps."""
+        """The most likely remedy. For inputs that are not scaled no learning rate helps."""
         dataset = self.run.dataset
         rows = dataset.noisy.rows[:: max(1, len(dataset.noisy) // _PROBED)]
         inputs = jax.tree.map(np.asarray, dataset.prepare(read_rows(dataset.noisy.source, rows)))
@@ -115,7 +115,7 @@ class Recorder:
     def save(self, step: int, state: TrainState) -> None:
         """Starts to save, unless the run has failed or a parameter is not finite.
 
-        In memory that is a copy, of a state that the run may end with.
+        Without a workdir it copies a state that the run may end with.
         """
         if self.failure is None and not checkpoint.all_finite(state):
             self.give_up(f"step {step}: a parameter is not finite.")
@@ -125,7 +125,7 @@ class Recorder:
             self.checkpointer.save(step, state, self.progress, self._selected)
             self._flush()
         elif self._selected(step) == step:
-            self._kept = jax.device_put(state, may_alias=False)  # Steps donate theirs.
+            self._kept = jax.device_put(state, may_alias=False)  # The next step donates the state.
 
     def wait(self) -> None:
         """Blocks until all saves are on disk."""
@@ -134,7 +134,7 @@ class Recorder:
 
     @property
     def has_new_best(self) -> bool:
-        """Whether the run may end with the state of the newest evaluation, which must be saved."""
+        """Whether the state of the newest evaluation is the best one and must be saved."""
         evals = self.progress["evals"]
         return (
             self.failure is None
@@ -144,25 +144,25 @@ class Recorder:
         )
 
     def _selected(self, step: int) -> int | None:
-        """The step of the best state among those evaluated up to a step."""
+        """The step of the best state that was evaluated up to a step."""
         if self.run.settings.best == "last":
             return None
         row = evaluate.selected([row for row in self.progress["evals"] if row["step"] <= step])
         return None if row is None else row["step"]
 
     def final(self, last: TrainState) -> TrainState:
-        """The state that corrects and predicts, once the run is at its end.
+        """The finished run's state for corrections and predictions.
 
         Args:
-          last: of the last step.
+          last: the state of the last step.
 
         Raises:
-          CheckpointError: the state that was kept is gone, or damaged.
+          CheckpointError: the best state is gone, or damaged.
         """
         if self.run.settings.best == "last" or self.failure is not None:
             return last
         if self.checkpointer is None:
-            assert self._kept is not None  # Of one evaluation at least.
+            assert self._kept is not None  # There was an evaluation.
             return self._kept
         selected = self._selected(int(last.step))
         assert selected is not None and self.workdir is not None
@@ -184,12 +184,11 @@ class Recorder:
     def evaluated(
         self, step: int, phase: int, predictions: Mapping[str, evaluate.Prediction]
     ) -> None:
-        """Notes an evaluation.
+        """Records an evaluation.
 
         Args:
-          step, phase: when.
-          predictions: of the sets `probe`, and `test`, `validation` and `judged` where there are
-            any.
+          step, phase: when it took place.
+          predictions: for the set `probe`, and for `test`, `validation` and `judged` if they exist.
         """
         dataset = self.run.dataset
         row: dict[str, float | None] = {}
@@ -215,7 +214,7 @@ class Recorder:
 
 
 def write_run(run: Run, progress: dict[str, Any], state: TrainState, workdir: epath.Path) -> None:
-    """Writes a finished run that was kept in memory: what it is, and its last state.
+    """Writes the description and last state of a finished run that was kept in memory.
 
     Raises:
       CheckpointError: it cannot be written.

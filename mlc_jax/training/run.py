@@ -1,4 +1,4 @@
-"""One run: what is trained, on what, and what its checkpoints remember of that."""
+"""One run: method, data, and the description that its checkpoints store."""
 
 import dataclasses
 import functools
@@ -31,13 +31,13 @@ from mlc_jax.models.bert_checkpoint import load_config
 from mlc_jax.training import sizing, stack
 from mlc_jax.workdir.checkpoint import Checkpointer
 
-# Noisy examples whose labels are measured at every evaluation; all of them at the end.
+# The number of noisy examples whose labels are measured at each evaluation; at the end all are.
 LABEL_PROBE_SIZE = 2_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a run goes, whatever its method and data; fields are those of the config."""
+    """Settings that do not depend on method and data; fields are those of the config."""
 
     seed: int = 0
     best: str = "last"
@@ -62,12 +62,13 @@ class Run:
     """One training run.
 
     Attributes:
-      description: JSON-like; all that made the run. A checkpoint of another one is refused.
-      prefix: what a field of the description is called by in messages: `config.`.
+      description: JSON-like, everything that defines the run. A checkpoint with another description
+        is refused.
+      prefix: put before fields of the description in messages: `config.`.
       dataset: see `Dataset`.
-      pipeline: of its training batches; all rows, where the method is cross-fitted.
+      pipeline: reads its training batches, or all rows for a cross-fitted method.
       method: with its settings.
-      bound: the same for the dataset's sizes, over the devices.
+      bound: the method for the dataset's sizes, over the devices.
       settings: see `Settings`.
       num_epochs: passes over the noisy set.
     """
@@ -89,20 +90,20 @@ class Run:
 
     @property
     def probe(self) -> np.ndarray:
-        """Positions in the noisy set at which labels are measured on the way."""
+        """Positions in the noisy set whose labels are measured during training."""
         size = len(self.dataset.noisy)
         return np.arange(0, size, -(-size // LABEL_PROBE_SIZE))
 
     @functools.cached_property
     def example(self) -> Any:
-        """One input `[1, ...]`, as stored; tokens where their states stand for them."""
+        """One input `[1, ...]`, as stored; for token states, the tokens."""
         source = self.dataset.noisy.source
         source = source.tokens if isinstance(source, StatesSource) else source
         return read_rows(source, self.dataset.noisy.rows[:1])
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Fingerprint of the data, and of how checked rows were drawn if that matters."""
+        """Fingerprint of the data and, if it matters, of how checked rows were drawn."""
         of_data = self.dataset.fingerprint()
         if not isinstance(self.pipeline, AllRows):
             return of_data
@@ -131,7 +132,7 @@ class Run:
 
     @property
     def offsets(self) -> tuple[float | int, ...]:
-        """That were taken off features of arrays."""
+        """Numbers that were subtracted from features of arrays."""
         return getattr(self.dataset.noisy.source, "offsets", ())
 
     def _sources(self) -> dict[str, Any]:
@@ -140,11 +141,11 @@ class Run:
 
 
 def build_run(config: ConfigDict, dataset: Dataset | None = None) -> Run:
-    """Builds what a config says; raises InputError for what the data do not allow.
+    """Builds the run of a config; raises InputError if the data do not allow it.
 
     Args:
       config: see `mlc_jax.config`.
-      dataset: what is in memory; None reads what the config names.
+      dataset: a data set in memory; None reads the one that the config names.
     """
     if dataset is None:
         dataset = datasets.load(config, readers.encode_of(config))
@@ -169,7 +170,7 @@ def build_run(config: ConfigDict, dataset: Dataset | None = None) -> Run:
 
 
 def _check_pictures(name: str, dataset: Dataset) -> None:
-    """Of arrays: whether they can be pictures."""
+    """Raises InputError if arrays cannot be pictures."""
     source = dataset.noisy.source
     if isinstance(source, ArraySource | IndexedSource) and np.ndim(source.inputs) != 4:
         raise InputError(
@@ -190,7 +191,7 @@ def create_run(
     """Fits batches to the data, and the method to both.
 
     Raises:
-      InputError: sizes that do not suit each other.
+      InputError: sizes that do not fit together.
     """
     pipeline = _create_pipeline(prefix, dataset, method, settings, augment=augment)
     if settings.best == "validation" and dataset.validation is None:
@@ -227,7 +228,7 @@ def create_run(
 def _create_pipeline(
     prefix: str, dataset: Dataset, method: Method, settings: Settings, *, augment: bool
 ) -> Pipeline | AllRows:
-    """The batches or rows for the method, in sizes that the data allow."""
+    """The pipeline of batches or rows for the method, in sizes that the data allow."""
     if isinstance(method, CrossFit):
         drawn = dataset.drawn
         if drawn is None:
@@ -275,7 +276,7 @@ def _create_pipeline(
 
 
 def _fitted(prefix: str, part: str, wanted: int, size: int, multiple: int) -> int:
-    """The batch size: as wanted, or what there is, in equal shares for devices and halves."""
+    """The wanted batch size, at most the set's, in equal shares for devices and halves."""
     fitted = min(wanted, size) // multiple * multiple
     if not fitted:
         raise InputError(
@@ -289,22 +290,22 @@ def _fitted(prefix: str, part: str, wanted: int, size: int, multiple: int) -> in
 
 def create_init(run: Run) -> Callable[[np.uint32], TrainState]:
     """seed -> the state before the first step, replicated over all devices of all processes."""
-    # Under jit, so that the state lies replicated from the start: donating one that does not would
-    # delete it. The seed is an argument, so that runs that differ in it share one program.
+    # Under jit, so that the state is replicated from the start: donating any other state would
+    # delete it. The seed is an argument, so that runs with different seeds share one program.
     jitted = _jitted(run.bound.init)
     return lambda seed: jitted(seed, run.example)
 
 
 @functools.lru_cache(maxsize=8)
 def _jitted(init: Callable[[Any, Any], TrainState]) -> Any:
-    """(seed, example) -> state; runs that start by the same function share what is compiled."""
+    """(seed, example) -> state; runs with the same `init` share the compiled program."""
     return jax.jit(
         lambda seed, example: init(jax.random.key(seed), example),
         out_shardings=stack.replicated(),
     )
 
 
-# Settings that say how large a part of the state is.
+# The settings that determine the size of each part of the state.
 _SIZES_OF = {
     "main": "config.model", "meta": "config.lcn", "extra": "config", "past":
     "config.meta_gradient.update_every",
@@ -312,11 +313,11 @@ _SIZES_OF = {
 
 
 def check_memory(run: Run, num_runs: int = 1) -> None:
-    """Raises InputError where a device cannot hold the state: it is not made then.
+    """Raises InputError if a device cannot hold the state, before it is created.
 
     Args:
-      run: what is trained.
-      num_runs: of one program.
+      run: the run.
+      num_runs: number of runs in one program.
     """
     state = jax.eval_shape(create_init(run), np.uint32(0))
     parts = {name: num_runs * _num_bytes(getattr(state, name)) for name in _SIZES_OF}
@@ -355,7 +356,7 @@ def _num_bytes(tree: Any) -> int:
 
 
 def _device_bytes() -> int:
-    """Memory of one device; a CPU's is the machine's."""
+    """Memory of one device; for a CPU, that of the machine."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
@@ -371,13 +372,13 @@ def restore_or_init(
     checkpointer: Checkpointer | None,
     formerly: Mapping[str, Any],
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state to resume from, and what the loop saved with it.
+    """The state to resume from, and the progress that the loop saved with it.
 
     Args:
-      run: for its description and data, which must be those of the checkpoint.
+      run: its description and data must be those of the checkpoint.
       init: see `create_init`.
       checkpointer: None without a workdir.
-      formerly: what a description that lacks a field was made with.
+      formerly: the values of fields that an older description lacks.
 
     Raises:
       CheckpointError: the checkpoint is of another run, or cannot be read.

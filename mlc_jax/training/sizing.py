@@ -1,4 +1,4 @@
-"""Settings that a config leaves open, from the sizes of the data."""
+"""Sets the settings that a config leaves open, from the sizes of the data."""
 
 import math
 
@@ -8,21 +8,21 @@ from ml_collections import ConfigDict
 from mlc_jax.config import SIZED, value_of
 from mlc_jax.data.dataset import Dataset
 
-# Digits' own settings, 60 epochs of 1,387 noisy examples, with steps growing as the square root of
-# the examples.
+# The settings of digits, 60 epochs of 1,387 noisy examples; steps grow with the square root of the
+# number of examples.
 _EPOCHS, _EPOCHS_AT = 60, 1_387
 _FEWEST_EPOCHS, _MOST_EPOCHS = 10, 200
 _STEPS_PER_EPOCH = 10
 _SMALLEST_BATCH, _LARGEST_BATCH = 16, 100
 _WIDTH, _LARGE_WIDTH = 64, 128
-_LARGE = 20_000  # Noisy examples.
+_LARGE = 20_000  # This many noisy examples make a large set.
 _MANY_CLASSES = 20
 
 
 def fill(config: ConfigDict, dataset: Dataset) -> ConfigDict:
-    """The config with a number for every setting that is 0 for "by the sizes of the data".
+    """The config with a number for every setting whose 0 means "by the sizes of the data".
 
-    They do not depend on the devices, so a run may resume with more of them.
+    The numbers do not depend on the devices, so a run may resume with more devices.
     """
     num_noisy, num_clean = len(dataset.noisy), len(dataset.clean)
     epochs = round(_EPOCHS * math.sqrt(_EPOCHS_AT / num_noisy))
@@ -31,7 +31,7 @@ def fill(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     chosen = {
         "num_epochs": _within(epochs, _FEWEST_EPOCHS, _MOST_EPOCHS),
         "noisy_batch_size": _within(num_noisy // _STEPS_PER_EPOCH, _SMALLEST_BATCH, _LARGEST_BATCH),
-        # Of every clean batch one half judges the other.
+        # One half of every clean batch judges the other.
         "clean_batch_size": max(2, min(num_clean, _LARGEST_BATCH) // 2 * 2),
         "lcn.hidden_size": width,
         "lcn.embedding_size": width,
@@ -41,7 +41,7 @@ def fill(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     flat = {name: x for name, x in chosen.items() if not value_of(config, name)}
     if flat:
         filled.update_from_flattened_dict(flat)
-    if flat and config.method != "cross_fit":  # Which has no use for them.
+    if flat and config.method != "cross_fit":  # It does not use them.
         logging.info(
             "From %d noisy and %d clean examples of %d classes: %s.", num_noisy, num_clean,
             dataset.num_classes, ", ".join(f"{name}={x}" for name, x in flat.items()),

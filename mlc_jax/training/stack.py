@@ -1,9 +1,9 @@
-"""Over devices by `pmap`, and over runs of one shape by `vmap`: the outermost layer of every step.
+"""Maps steps over devices by `pmap`, and over runs of one shape by `vmap`.
 
-Everything inside is a pure function of (state, arrays) that is testable without this. This is the
-only place that knows how several runs are one program: their states have a leading axis of runs,
-and their arrays one after that of the devices. A lone run has neither: it is the same program as
-without a stack.
+This is the outermost layer of every step. Everything inside is a pure function of (state, arrays)
+that can be tested without it. No other module knows how several runs become one program: their
+states have a leading axis of runs, and their arrays have that axis after the axis of devices. A
+single run has no such axis: its program is the same as without a stack.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,15 +26,15 @@ def over_devices(
 ) -> Any:
     """Compiles `fun` for all devices: (state, arrays `[devices, ...]`) -> its outputs.
 
-    pmap is the jit. The state goes in and comes out replicated, not stacked; that is right because
-    every output is averaged over the devices, gathered from them, or the same on all.
+    pmap also compiles. The state goes in and comes out replicated, not stacked. That is right
+    because every output is averaged over the devices, gathered from them, or equal on all.
 
     Args:
       fun: (state, this device's arrays) -> outputs.
       num_runs: with more than one, state and outputs have a leading axis of runs, and arrays are
         `[devices, runs, ...]`.
-      donate: whether the state's memory is given to the outputs.
-      devices: None are all.
+      donate: whether outputs reuse the state's memory.
+      devices: None uses all devices.
     """
     return jax.pmap(
         fun if num_runs == 1 else jax.vmap(fun),
@@ -47,12 +47,12 @@ def over_devices(
 
 
 def replicated() -> NamedSharding:
-    """How a state lies on the devices of all processes."""
+    """The sharding of a state: replicated over the devices of all processes."""
     return NamedSharding(Mesh(np.asarray(jax.devices()), (AXIS_NAME,)), PartitionSpec())
 
 
 def join_states(states: Sequence[Any]) -> Any:
-    """States of runs to one, replicated."""
+    """Joins the states of runs into one replicated state."""
     if len(states) == 1:
         return states[0]
     stack = lambda *xs: jnp.stack(xs)  # noqa: E731
@@ -60,7 +60,7 @@ def join_states(states: Sequence[Any]) -> Any:
 
 
 def split(tree: Any, num_runs: int) -> list[Any]:
-    """The inverse, for states and for what is computed from them."""
+    """The inverse of `join_states`; it also splits outputs."""
     if num_runs == 1:
         return [tree]
     leaves, structure = jax.tree.flatten(tree)
@@ -68,7 +68,7 @@ def split(tree: Any, num_runs: int) -> list[Any]:
 
 
 def for_all_devices(trees: Sequence[Any]) -> Any:
-    """NumPy arrays of each run to arrays of a stack, the same for every device."""
+    """Stacks NumPy arrays of each run, with the same values for every device."""
     joined = trees[0]
     if len(trees) > 1:
         joined = jax.tree.map(lambda *xs: np.stack(xs), *trees)
@@ -77,22 +77,22 @@ def for_all_devices(trees: Sequence[Any]) -> Any:
 
 
 def on_all_devices(trees: Sequence[Any]) -> Any:
-    """The same, placed on the devices: for data that every step reads."""
+    """`for_all_devices`, placed on the devices, for data that every step reads."""
     mesh = Mesh(np.asarray(jax.local_devices()), (AXIS_NAME,))
     return jax.device_put(for_all_devices(trees), NamedSharding(mesh, PartitionSpec(AXIS_NAME)))
 
 
 def per_run(fun: Callable[[Any], Any], state: Any, num_runs: int) -> list[Any]:
-    """`fun` of each run's state."""
+    """Applies `fun` to each run's state."""
     return split((fun if num_runs == 1 else jax.vmap(fun))(state), num_runs)
 
 
 def numbers(metrics: Any, num_runs: int) -> list[dict[str, float]]:
-    """Scalars of a step to a dict of numbers for each run."""
+    """Converts the scalars of a step to a dict of numbers for each run."""
     host = {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
     return [{k: float(x) for k, x in of_run.items()} for of_run in split(host, num_runs)]
 
 
 def step_of(state: Any) -> int:
-    """The inner steps made so far; all runs of a stack stand at the same one."""
+    """The number of inner steps made so far, the same for all runs of a stack."""
     return int(np.max(jax.device_get(state.step)))

@@ -26,14 +26,14 @@ with epy.lazy_imports():  # It takes a quarter of a second, and runs in memory s
     import orbax.checkpoint as ocp
 
 DIRECTORY = "checkpoints"
-CHECKSUMS = "checksums"  # Their place in what is saved of the progress.
+CHECKSUMS = "checksums"  # The key of the checksums in the saved progress.
 
 # Settings that may change when a run resumes: they do not affect what is learned.
 FREE_FIELDS = frozenset({
     "dataset.benchmark",  # The fingerprint of the data covers its effect.
     "dataset.data_dir",
     "dataset.download",
-    "dataset.encoder",  # Whose features are part of the data's fingerprint.
+    "dataset.encoder",  # The data's fingerprint covers its features.
     "dataset.encoder_feature",
     "dataset.max_cached_gb",
     "meta_gradient.backward",
@@ -53,15 +53,15 @@ FREE_FIELDS = frozenset({
 class Checkpointer:
     """Saves and restores `(TrainState, progress)` under `workdir/checkpoints/<step>`.
 
-    `progress` is a JSON-like dict saved with the arrays: the config, and what the loop has to
-    remember; a checksum of each array is added to it, since orbax reads flipped bytes as if they
-    had been written so. Every process takes part; a checkpoint counts once all of it is on disk
-    under its final name, and an older one is removed only after that.
+    `progress` is a JSON-like dict that is saved with the arrays: the config, and the state of the
+    loop. It gets a checksum of each array, because orbax does not notice flipped bytes. Every
+    process takes part. A checkpoint counts once all of it is on disk under its final name. Older
+    ones are removed only after that.
 
     Args:
-      workdir: of the run.
-      sharding: how the state lies on the devices, replicated.
-      keep: how many checkpoints to keep, and those that they refer to, see `save`.
+      workdir: the run's.
+      sharding: the state's, replicated.
+      keep: how many checkpoints to keep, in addition to those they refer to, see `save`.
     """
 
     def __init__(self, workdir: epath.Path, sharding: NamedSharding, *, keep: int):
@@ -72,7 +72,7 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept,
             enable_async_checkpointing=True,
-            cleanup_tmp_directories=True,  # What a killed run left half-written.
+            cleanup_tmp_directories=True,  # Half-written ones of a killed run.
         )
         with self._explained("cannot be opened"):
             self._manager = ocp.CheckpointManager(
@@ -95,24 +95,24 @@ class Checkpointer:
     ) -> tuple[TrainState, dict[str, Any]] | None:
         """Restores a checkpoint.
 
-        What the state has gained since the checkpoint was written is at its start, as `init` makes
-        it; the log names it.
+        Parts of the state that the checkpoint lacks get their initial value from `init`; the log
+        names them.
 
         Args:
           abstract_state: `jax.eval_shape` of the state.
-          config: of this run, nested; must equal the checkpoint's except `FREE_FIELDS`.
+          config: this run's, nested; must equal the checkpoint's except `FREE_FIELDS`.
           formerly: see `differing_fields`.
           init: makes the state before the first step, on the devices; called only if the checkpoint
             lacks a part of the state.
           prefix: see `differing_fields`.
-          step: of the checkpoint; None is the newest.
+          step: the checkpoint's; None takes the newest.
 
         Returns:
           `(state, progress)`, or None without a checkpoint.
 
         Raises:
-          CheckpointError: the checkpoint is damaged, of another config, or of a state that has
-            other shapes or dtypes or parts that this one lacks.
+          CheckpointError: the checkpoint is damaged, has another config, or has a state with other
+            shapes or dtypes or with further parts.
         """
         step = self.latest_step() if step is None else step
         if step is None or step not in self._manager.all_steps():
@@ -144,14 +144,14 @@ class Checkpointer:
         self, step: int, state: TrainState, progress: dict[str, Any],
         refers_to: Callable[[int], int | None] = lambda step: None,
     ) -> None:  # fmt: skip
-        """Starts to save; what went wrong with the save before is raised here.
+        """Starts to save; errors of the previous save are raised here.
 
-        A step that was saved before, or one before that, is there: a run that goes on from an older
-        checkpoint makes the same steps again.
+        Steps up to the newest saved one are skipped: a run that resumes from an older checkpoint
+        repeats them.
 
         Args:
-          step, state, progress: what is saved.
-          refers_to: a checkpoint's step -> that of an older one without which it is not whole.
+          step, state, progress: the checkpoint.
+          refers_to: maps a checkpoint's step to the step of an older checkpoint that it needs.
         """
         latest = self.latest_step()
         if latest is not None and step <= latest:
@@ -160,7 +160,7 @@ class Checkpointer:
         self._kept.refers_to = refers_to
         with self._explained(f"of step {step} or the one before it cannot be written"):
             self._manager.check_for_errors()
-            # A copy: it is written in the background, while the loop continues.
+            # A copy, because it is written in the background while the loop continues.
             progress = copy.deepcopy(progress)
             progress[CHECKSUMS] = {name: _checksum(x) for name, x in _by_path(state).items()}
             self._manager.save(
@@ -169,7 +169,7 @@ class Checkpointer:
                     state=ocp.args.StandardSave(jax.tree.map(self._global, state)),
                     progress=ocp.args.JsonSave(progress),
                 ),
-                force=bool(self._foreign),  # One of them may be of a later step.
+                force=bool(self._foreign),  # A foreign directory may have a later step's name.
             )
 
     def wait(self) -> None:
@@ -183,7 +183,7 @@ class Checkpointer:
             self._manager.close()
 
     def _stored_tree(self, step: int) -> Any:
-        """The state's tree as it was stored, of dicts and lists, its leaves descriptions."""
+        """The stored state's tree of dicts and lists, with descriptions as leaves."""
         metadata = self._manager.item_metadata(step)["state"]
         if metadata is None or not jax.tree.leaves(metadata.tree):
             raise ValueError("the description of its arrays is lost")
@@ -196,12 +196,12 @@ class Checkpointer:
             x = wanted[path_name(path)]
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding)
 
-        # Orbax wants exactly the structure that it stored, empty containers included.
+        # Orbax requires exactly the stored structure, with its empty containers.
         args = ocp.args.StandardRestore(jax.tree_util.tree_map_with_path(target, stored))
         return _by_path(self._manager.restore(step, args=ocp.args.Composite(state=args))["state"])
 
     def _global(self, x: jax.Array) -> jax.Array:
-        """pmap returns arrays replicated over this process' devices; orbax wants global ones."""
+        """Makes global arrays, which orbax needs, of those that pmap returns for one process."""
         if jax.process_count() == 1 or not x.is_fully_addressable:
             return x
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -216,8 +216,8 @@ class Checkpointer:
             yield
         except (KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:  # Orbax and TensorStore raise many types; none is swallowed.
-            # What a bucket does not take may be taken later; what was read and is damaged stays so.
+        except Exception as error:  # Orbax and TensorStore raise many types.
+            # Saving to a bucket may succeed later; a damaged checkpoint stays damaged.
             gone = reading is None and paths.is_remote(self._directory)
             raise (Lost if gone else CheckpointError)(
                 f"checkpoint {problem}: {_cause(error)}\n{self._advice(reading)}"
@@ -238,7 +238,7 @@ class Checkpointer:
 
 
 class _Kept:
-    """Orbax's rule of what is not removed: the newest checkpoints, and those that they refer to."""
+    """Orbax's rule for checkpoints to keep: the newest ones, and those that they refer to."""
 
     def __init__(self, num_newest: int, foreign: set[int]):
         self._num_newest, self._foreign = num_newest, foreign
@@ -253,7 +253,7 @@ class _Kept:
 
 
 def finished_steps(directory: epath.Path) -> list[int]:
-    """Steps of the checkpoints in `directory` that were written to the end."""
+    """Steps of the finished checkpoints in `directory`."""
     if not directory.is_dir():
         return []
     steps = (path for path in directory.iterdir() if path.name.isdigit())
@@ -262,7 +262,7 @@ def finished_steps(directory: epath.Path) -> list[int]:
 
 
 def _foreign_steps(directory: epath.Path) -> set[int]:
-    """Directories with a step's name that have nothing of a checkpoint."""
+    """Directories that have a step's name but no checkpoint."""
     if not directory.is_dir():
         return set()
     parts = ("state", "progress", "_CHECKPOINT_METADATA")
@@ -278,18 +278,18 @@ def differing_fields(
     formerly: Mapping[str, Any],
     prefix: str = "config.",
 ) -> list[str]:
-    """One line for each field that differs and may not: `config.seed: 0 before, 1 now`.
+    """One line for each field that must not differ: `config.seed: 0 before, 1 now`.
 
     Args:
-      saved: nested config of what exists.
+      saved: nested config of the existing run.
       given: nested config of this run; must equal `saved` except `FREE_FIELDS`.
       where: the word for values of `saved` in messages: `before`.
-      formerly: `{'a.b': value}`, for each field that was added: what the runs without it were made
-        with. A field that `saved` lacks counts as that.
-      prefix: what a field's name begins with in the lines.
+      formerly: `{'a.b': value}`, the former value of each field that was added. A field that
+        `saved` lacks has this value.
+      prefix: put before a field's name in the lines.
     """
     saved, given = flatten(saved), flatten(given)
-    # As JSON has them, like the values of configs: lists for tuples.
+    # In JSON form, like the values of configs: lists in place of tuples.
     added = json.loads(json.dumps({name: formerly[name] for name in given if name in formerly}))
     saved, given = meant(added | saved), meant(given)
     return [
@@ -352,9 +352,9 @@ def _check_complete(stored: Any, checksums: Mapping[str, str]) -> None:
 def _check_leaves(
     leaves: Mapping[str, jax.Array], wanted: Mapping[str, Any], checksums: Mapping[str, str]
 ) -> None:
-    """Raises ValueError if a leaf that was read is not what was saved."""
+    """Raises ValueError if a leaf that was read differs from the saved one."""
     for name, x in leaves.items():
-        # Orbax falls back to bare arrays for keys whose description is lost.
+        # Orbax returns bare arrays for typed keys whose description is lost.
         if (x.shape, x.dtype) != (wanted[name].shape, wanted[name].dtype):
             raise ValueError(f"{name} is {_description(x)}, not {_description(wanted[name])}")
     differing = [
@@ -365,12 +365,12 @@ def _check_leaves(
 
 
 def _listed(names: list[str]) -> str:
-    """A few of many names: an error is one line."""
+    """The first few of many names, because an error is one line."""
     return ", ".join(names[:3]) + (f" (and {len(names) - 3} more)" if len(names) > 3 else "")
 
 
 def _handlers() -> Any:
-    """Orbax describes only what it has a handler for before the first `save` or `restore`."""
+    """Handlers, without which orbax describes nothing before the first `save` or `restore`."""
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     state, progress = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
     for item, args, handler in [
@@ -391,13 +391,13 @@ def _by_path(tree: Any) -> dict[str, Any]:
 def _subtrees(names: Iterable[str], others: Iterable[str]) -> list[str]:
     """The largest subtrees that hold leaves `names` and none of `others`, sorted."""
     kept = {prefix for name in others for prefix in _prefixes(name)}
-    # A leaf that has become a subtree, or the reverse, is named as it is.
+    # A leaf that became a subtree, or the reverse, is named itself.
     tops = {next((p for p in _prefixes(name) if p not in kept), name) for name in names}
     return sorted(tops)
 
 
 def _prefixes(name: str) -> list[str]:
-    """`a/b/c` to a, a/b, a/b/c."""
+    """The prefixes a, a/b and a/b/c of `a/b/c`."""
     parts = name.split("/")
     return ["/".join(parts[: i + 1]) for i in range(len(parts))]
 
@@ -420,13 +420,13 @@ def _checksum(x: jax.Array) -> str:
     data = _data(x)
     values = np.asarray(data.addressable_data(0) if isinstance(data, jax.Array) else data)
     crc = zlib.crc32(_description(values).encode())
-    # Bytes: not every dtype (bfloat16) has a buffer that zlib takes.
+    # As bytes, because zlib does not take the buffers of all dtypes (bfloat16).
     return f"{zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data, crc):08x}"
 
 
 def _cause(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
-    # TensorStore wraps the operating system's reason in many lines of paths.
+    # TensorStore wraps the operating system's message in many lines of paths.
     if code := re.search(r"os_error_code=\W*(\d+)", text):
         return os.strerror(int(code[1]))
     return text.splitlines()[0][:500]

@@ -1,9 +1,9 @@
-"""Keeps other runs out of a directory in a bucket, where no lock of an operating system reaches.
+"""Keeps other runs out of a directory in a bucket, where file locks do not work.
 
-The lease is an object that is written under conditions on its generation, which the bucket counts
-up with every write: of two writers that saw the same generation one succeeds. The holder renews it
-every few seconds. Whoever else wants it watches for `EXPIRY`: if it was not renewed meanwhile, its
-holder is gone. No clock is compared with another machine's.
+The lease is an object. The bucket counts its generation up with every write, and each write names
+the generation that it replaces: of two writers that saw the same generation, one succeeds. The
+holder renews the lease every few seconds. Another run watches it for `EXPIRY` seconds: if nobody
+renewed it meanwhile, its holder is gone. Clocks of different machines are never compared.
 """
 
 import json
@@ -20,13 +20,13 @@ from etils import epath
 from mlc_jax.errors import InputError, Lost
 
 OBJECT = ".lease"
-EXPIRY = 60.0  # Seconds without a renewal after which others may take it.
+EXPIRY = 60.0  # Seconds without a renewal until another run may take the lease.
 RENEW_EVERY = 15.0
-# Of a job that is started again after a preemption: its next attempt need not wait.
+# Identifies a job that restarts after a preemption: its next attempt need not wait.
 JOB_VARIABLE, ATTEMPT_VARIABLE = "MLC_JAX_JOB", "MLC_JAX_ATTEMPT"
 
 _POLL = 2.0
-_TIMEOUT = 20.0  # Of one request.
+_TIMEOUT = 20.0  # Seconds for one request.
 
 
 class Lease:
@@ -41,7 +41,7 @@ class Lease:
 
     @classmethod
     def acquire(cls, workdir: epath.Path) -> "Lease":
-        """Takes the lease of a directory, once it is free or its holder is gone.
+        """Takes a directory's lease as soon as it is free or its holder is gone.
 
         Raises:
           InputError: another run holds it, or the bucket cannot be read or written.
@@ -83,14 +83,14 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Says that the holder is gone."""
+        """Marks the lease as free."""
         self._stop.set()
         self._thread.join()
         if not self._lost:
             try:
-                # Written, not deleted: a deletion may hit the next holder's.
+                # It is written, not deleted: a deletion might remove the next holder's lease.
                 self._write(self._record | {"token": "", "holder": ""})
-            except Exception as error:  # It expires.
+            except Exception as error:  # Then it expires.
                 logging.warning("The lease of the workdir was not given back: %s", error)
 
     def _renew_forever(self) -> None:
@@ -103,8 +103,8 @@ class Lease:
                 return
             start = time.monotonic()  # A process may be stopped during the request.
             try:
-                self._write(self._record, retry=None)  # It is renewed again soon.
-            except Exception as error:  # A bucket may be away for a while.
+                self._write(self._record, retry=None)  # The next renewal comes soon.
+            except Exception as error:  # A bucket may be unreachable for a while.
                 if self._taken(error):
                     self._lost = True
                 return
@@ -114,7 +114,7 @@ class Lease:
         self._generation = _write(self._blob, record, self._generation, **options)
 
     def _taken(self, error: Exception) -> bool:
-        """Whether the condition failed, and not for a renewal of ours whose answer was lost."""
+        """Whether another run took it, rather than our own renewal whose answer was lost."""
         if type(error).__name__ != "PreconditionFailed":
             return False
         found = _read(self._blob)
@@ -125,7 +125,7 @@ class Lease:
 
 
 def _take(blob: Any, record: dict[str, Any], workdir: epath.Path) -> int:
-    """The generation of the lease, taken."""
+    """Takes the lease and returns its generation."""
     deadline, first = time.monotonic() + EXPIRY, None
     while True:
         found = _read(blob)
@@ -137,7 +137,7 @@ def _take(blob: Any, record: dict[str, Any], workdir: epath.Path) -> int:
             except Exception as error:
                 if type(error).__name__ != "PreconditionFailed":
                     raise
-                continue  # Somebody came first.
+                continue  # Another run was first.
         assert held is not None
         if first is None:
             first, deadline = generation, time.monotonic() + EXPIRY
@@ -157,7 +157,7 @@ def _is_earlier_attempt(held: dict[str, Any], record: dict[str, Any]) -> bool:
 
 def _read(blob: Any) -> tuple[dict[str, Any], int] | None:
     """The content of the object, and its generation."""
-    blob = blob.bucket.blob(blob.name)  # One that knows a generation reads no other.
+    blob = blob.bucket.blob(blob.name)  # A blob with a known generation reads only that one.
     try:
         blob.reload(timeout=_TIMEOUT)
         generation = blob.generation
@@ -173,7 +173,7 @@ def _read(blob: Any) -> tuple[dict[str, Any], int] | None:
 
 
 def _write(blob: Any, record: dict[str, Any], generation: int, **options: Any) -> int:
-    """Writes if the generation is still this, 0 for none; returns the new one."""
+    """Writes if the generation is still `generation` (0: no object); returns the new one."""
     text = json.dumps(record)
     blob.upload_from_string(text, if_generation_match=generation, timeout=_TIMEOUT, **options)
     return int(blob.generation)

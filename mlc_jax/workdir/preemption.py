@@ -10,14 +10,14 @@ from jax.experimental import multihost_utils
 
 
 class PreemptionFlag:
-    """Whether SIGTERM came. With several processes JAX agrees on the step for all of them."""
+    """Whether SIGTERM came. With several processes JAX chooses one step for all."""
 
     def __init__(self) -> None:
         self.is_set = False
 
     def reached(self, count: int) -> bool:
         if jax.process_count() > 1:
-            # JAX stops everyone at one more than the largest count: it must go up by ones.
+            # JAX stops all processes one step after the largest count, so it must rise by one.
             return multihost_utils.reached_preemption_sync_point(count)
         return self.is_set
 

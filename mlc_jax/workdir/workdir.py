@@ -1,4 +1,4 @@
-"""The directory of a run: made, checked and held by one run at a time."""
+"""The directory of a run: it is created, checked, and locked for one run at a time."""
 
 import contextlib
 import fcntl
@@ -15,30 +15,30 @@ from mlc_jax.errors import InputError
 from mlc_jax.workdir.lease import OBJECT, Lease
 
 LOCK_FILE = ".lock"
-CONFIG_FILE = "config.json"  # What the run is; written when it starts.
-DATASET_FILE = "dataset.json"  # What prediction needs to know about the data.
+CONFIG_FILE = "config.json"  # The run's description, written at its start.
+DATASET_FILE = "dataset.json"  # The facts about the data that prediction needs.
 
-# What is written before a run starts, or lies in any directory; all else says whose it is.
+# Files that exist before a run starts, or in any directory. Other files show whose directory it is.
 _HARMLESS = re.compile(
     r"to_check((_first)?\.csv|_rows\.json)|answers(_used)?\.csv|checks\.txt|left_out\.csv|round_\d+|predictions"
     r"|lost\+found|\..*|.*\.log"
 )
-_FILES = (".json", ".jsonl", ".csv", ".npz", ".html", ".png")  # Ends of names that we write.
-_SHOWN = 3  # Of a foreign directory's files.
+_FILES = (".json", ".jsonl", ".csv", ".npz", ".html", ".png")  # Suffixes of files that we write.
+_SHOWN = 3  # Number of a foreign directory's files in a message.
 
-_leases: dict[str, Lease] = {}  # Of this process, by workdir.
+_leases: dict[str, Lease] = {}  # This process' leases by workdir.
 
 
 @contextlib.contextmanager
 def locked_workdir(path: str) -> Iterator[epath.Path]:
     """Makes the directory and keeps other runs out of it until the context ends.
 
-    On a disk the lock is the operating system's and goes with the process, however it dies; in a
-    bucket it is a `Lease`. Processes other than the first take none.
+    On a disk it is a file lock, which ends with the process, however that ends. In a bucket it is a
+    `Lease`. Only the first process of a run takes one.
 
     Raises:
-      InputError: the directory cannot be made or written, another run is in it, or it has files
-        that are not of a run.
+      InputError: the directory cannot be created or written, another run is in it, or it has files
+        that no run wrote.
     """
     workdir = paths.absolute(path)
     if jax.process_index() == 0:
@@ -64,7 +64,7 @@ def locked_workdir(path: str) -> Iterator[epath.Path]:
 
 
 def has_key(text: bytes, key: str) -> bool:
-    """Whether it is JSON of an object with that key, as a run writes it."""
+    """Whether the text is a JSON object with that key, as a run writes it."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -73,7 +73,7 @@ def has_key(text: bytes, key: str) -> bool:
 
 
 def _check_ours(workdir: epath.Path) -> None:
-    """Nothing is written into a directory of others: some files would be lost under our names."""
+    """Refuses a directory with other files, because ours could replace them."""
     try:
         there = sorted(path.name for path in workdir.iterdir()) if workdir.is_dir() else []
         clash = [name for name in there if name.endswith(_FILES) and (workdir / name).is_dir()]
@@ -81,7 +81,7 @@ def _check_ours(workdir: epath.Path) -> None:
         is_ours = (workdir / LOCK_FILE).exists() or (workdir / OBJECT).exists()
         if CONFIG_FILE in there and CONFIG_FILE not in clash and not is_ours:
             is_ours = has_key(config.read_bytes(), "method")
-    except OSError:  # Reported when it is written to.
+    except OSError:  # Writing to it will report the error.
         return
     for name in clash:
         if not _HARMLESS.fullmatch(name):
@@ -98,7 +98,7 @@ def _check_ours(workdir: epath.Path) -> None:
 
 
 def check_held(workdir: epath.Path) -> None:
-    """Before something is written that another run could be writing, too.
+    """Checks, before writing, that no other run may be writing.
 
     Raises:
       Lost: this process no longer holds the directory's lease.

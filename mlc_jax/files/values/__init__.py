@@ -1,1 +1,1 @@
-"""What single values of a user's files mean."""
+"""The meaning of single values in a user's files."""

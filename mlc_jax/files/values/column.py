@@ -8,7 +8,7 @@ import numpy as np
 from mlc_jax.errors import shown
 from mlc_jax.files.values import forms
 
-# (what is wrong, where the row stands, or None) -> raises an InputError: `Table.fail`.
+# (problem, line of the row or None) -> raises an InputError: `Table.fail`.
 Fail = Callable[[str, int | None], NoReturn]
 
 
@@ -16,15 +16,15 @@ class Column(NamedTuple):
     """How one column becomes features.
 
     Attributes:
-      name: of the column.
-      categories: a feature for each, 1 where the value is that, "" for a missing one; None for a
-        column of numbers.
-      median: in place of a number that is missing.
-      has_missing: whether a feature more says where a number was missing.
-      form: how its numbers are written, of `forms.FORMS`; dates become days, times of day parts of
-        one.
-      offset: taken off its numbers, in float64, where float32 could not tell them apart.
-      size: of a list of numbers in each row; 0 where there is none.
+      name: the column's name.
+      categories: one feature for each, 1 in rows with that value; "" stands for a missing value.
+        None for a column of numbers.
+      median: replaces missing numbers.
+      has_missing: whether a further feature marks missing numbers.
+      form: how its numbers are written, one of `forms.FORMS`. Dates become days, times become parts
+        of a day.
+      offset: subtracted from its numbers, in float64, if float32 could not tell them apart.
+      size: length of a list of numbers in each row; 0 if there is none.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Column(NamedTuple):
 
     @property
     def features(self) -> list[str]:
-        """Names of its features."""
+        """Names of the column's features."""
         if self.categories is not None:
             return [f"{self.name}={category}" for category in self.categories]
         if self.size:
@@ -45,7 +45,7 @@ class Column(NamedTuple):
         return [self.name, *([f"{self.name} is missing"] if self.has_missing else [])]
 
     def encode(self, fail: Fail, lines: Sequence[int], texts: list[str]) -> list[np.ndarray]:
-        """Its features, `[n]` each; see `Columns.encode`."""
+        """The column's features, `[n]` each; see `Columns.encode`."""
         if self.categories is not None:
             values = np.array([forms.category(text) for text in texts], object)
             return [values == category for category in self.categories]
@@ -77,7 +77,7 @@ class Column(NamedTuple):
         return list(np.array(rows).T)
 
     def describe(self, values: np.ndarray) -> str:
-        """What a row's features of it say, for a reader."""
+        """The text for people of a row's features."""
         if self.categories is not None:
             there = [x for x, y in zip(self.categories, values, strict=True) if y]
             return f"{self.name}={there[0] if there else '?'}"

@@ -1,4 +1,4 @@
-"""Numbers, dates, times and lists as people write them, and what stands for a missing value."""
+"""Numbers, dates, times and lists as people write them, and marks of missing values."""
 
 import datetime
 import json
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-# In columns of features. In a column of labels `NA` is a class like others.
+# For columns of features. In a column of labels `NA` is a class like any other.
 MISSING = frozenset({
     "", "na", "n/a", "#n/a", "#n/a n/a", "#na", "<na>", "nan", "-nan", "null", "none", "nat", "?",
     "-1.#ind", "-1.#qnan", "1.#ind", "1.#qnan",
@@ -17,7 +17,7 @@ MISSING = frozenset({
 _BOOLEANS = {"true": 1.0, "false": 0.0}
 _CURRENCY = r"(?:[$€£¥]|USD|EUR|GBP|CHF|JPY)?"
 _BARE = re.compile(rf"^([+-]?)\s*{_CURRENCY}\s*([+-]?.*?)\s*(?:%|{_CURRENCY})$")
-_MINUS = re.compile(r"\((.+)\)|(\d.*)-")  # As accounts have it: (5), 5-.
+_MINUS = re.compile(r"\((.+)\)|(\d.*)-")  # As in accounts: (5), 5-.
 _POINT = re.compile(
     r"[+-]?(\d{1,3}(,\d{3})+|\d{1,2}(,\d{2})+,\d{3}|\d{1,3}(['\u2019\s]\d{3})+|\d+|(?=\.\d))"
     r"(\.\d*)?([eE][+-]?\d+)?"
@@ -40,7 +40,7 @@ _EPOCH = datetime.date(1970, 1, 1).toordinal()
 
 
 def category(text: str) -> str:
-    """What a text says: without blanks around it, in one form of Unicode, "" where it is missing.
+    """A text without blanks around it, in one form of Unicode; "" if it stands for a missing value.
 
     Args:
       text: a value of a column of features.
@@ -50,10 +50,10 @@ def category(text: str) -> str:
 
 
 def read(texts: Sequence[str], form: str) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers `[n]` float64, NaN where there is none, and where something else stands, `[n]` bool.
+    """Numbers `[n]` float64, NaN if missing, and whether a text is no number, `[n]` bool.
 
     Args:
-      texts: as they are in the file.
+      texts: as in the file.
       form: one of `FORMS`.
     """
     number = FORMS[form]
@@ -63,13 +63,13 @@ def read(texts: Sequence[str], form: str) -> tuple[np.ndarray, np.ndarray]:
         categories = [category(text) for text in texts]
         missing = np.array([not text for text in categories], bool)
         numbers = np.array([number(text) if text else np.nan for text in categories], np.float64)
-    with np.errstate(over="ignore"):  # What float32 cannot hold is no number here.
+    with np.errstate(over="ignore"):  # Numbers that float32 cannot hold do not count.
         bad = ~missing & ~np.isfinite(numbers.astype(np.float32))
     return np.where(bad, np.nan, numbers), bad
 
 
 def read_list(text: str) -> list[float] | None:
-    """The numbers of `[0.5, 1, -2]`; None if it is something else."""
+    """The numbers of a text such as `[0.5, 1, -2]`; None if it is no list of numbers."""
     if not text.startswith("["):
         return None
     try:
@@ -81,22 +81,22 @@ def read_list(text: str) -> list[float] | None:
 
 
 def read_whole(text: str, offset: int) -> float:
-    """A whole number less `offset`, exactly: float64 holds no more than 16 digits."""
+    """A whole number minus `offset`, exactly, since float64 holds at most 16 digits."""
     text = text.strip()
     return float(int(text) - offset) if re.fullmatch(r"[+-]?\d+", text) else float(text) - offset
 
 
 def _plain(texts: Sequence[str]) -> np.ndarray | None:
-    """Numbers as Python writes them, or nothing; None if there is anything else."""
+    """Numbers as Python writes them, or empty texts; None if there is any other text."""
     try:
         numbers = np.array([float(text) if text else np.nan for text in texts], np.float64)
     except ValueError:
         return None
-    return None if any("_" in text for text in texts) else numbers  # To Python 1_0 is 10.
+    return None if any("_" in text for text in texts) else numbers  # Python reads 1_0 as 10.
 
 
 def _point(text: str) -> float:
-    """`1,234.5`, `$5`, `12 %`; booleans, too."""
+    """Reads `1,234.5`, `$5`, `12 %`, and booleans."""
     if "_" not in text:
         try:
             return float(text)
@@ -109,7 +109,7 @@ def _point(text: str) -> float:
 
 
 def _comma(text: str) -> float:
-    """`1.234,5`, `5 €`."""
+    """Reads `1.234,5`, `5 €`."""
     bare = _bare(text)
     if not _COMMA.fullmatch(bare):
         return float("nan")
@@ -117,7 +117,7 @@ def _comma(text: str) -> float:
 
 
 def _bare(text: str) -> str:
-    """Without a currency or a percent sign, and with its minus before it."""
+    """Drops a currency or a percent sign, and puts the minus in front."""
     text = text.replace("\u2212", "-")
     minus = _MINUS.fullmatch(text)
     text = f"-{minus[1] or minus[2]}" if minus else text
@@ -127,7 +127,7 @@ def _bare(text: str) -> str:
 
 def _date(pattern: re.Pattern[str]) -> Callable[[str], float]:
     def days(text: str) -> float:
-        """Since 1970, of UTC where a zone is told."""
+        """Days since 1970, in UTC if there is a time zone."""
         found = pattern.fullmatch(text)
         if found is None:
             return float("nan")
@@ -139,7 +139,7 @@ def _date(pattern: re.Pattern[str]) -> Callable[[str], float]:
         except ValueError:
             return float("nan")
         clock = _time(parts["clock"]) if parts["clock"] else 0.0
-        if parts["half"]:  # 12 is 0 then.
+        if parts["half"]:  # 12 am is 0.
             clock = clock % 0.5 + (0.5 if parts["half"] in "pP" else 0)
         zone = (parts["zone"] or "Z").strip().replace(":", "")
         zone = "Z" if zone in ("UTC", "GMT") else zone
@@ -150,7 +150,7 @@ def _date(pattern: re.Pattern[str]) -> Callable[[str], float]:
 
 
 def _time(text: str) -> float:
-    """Of a day: 0.5 is noon."""
+    """A time as a part of the day: 0.5 is noon."""
     found = _TIME.fullmatch(text)
     if found is None:
         return float("nan")
@@ -161,7 +161,7 @@ def _time(text: str) -> float:
 
 
 DATES = ("date", "day first", "month first", "named month")
-# How a column writes its numbers: the first that reads all of it counts.
+# How columns write numbers. The first form that reads the whole column counts.
 FORMS: dict[str, Callable[[str], float]] = {
     "point": _point,
     "comma": _comma,

@@ -1,4 +1,4 @@
-"""Whether arrays of a user's inputs are numbers that a model can compute with."""
+"""Checks that arrays of a user's inputs are numbers that a model can use."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -8,29 +8,29 @@ import numpy as np
 from mlc_jax.data.prepare import blocks
 from mlc_jax.files.values.survey import FAR, far_off
 
-_LEVELS = 64  # A deviation has so many different float32 numbers at least.
-_SAMPLE = 4_096  # Rows that quartiles are first taken of.
+_LEVELS = 64  # The fewest different float32 numbers within a standard deviation.
+_SAMPLE = 4_096  # Rows for a first estimate of quartiles.
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
-_EXACT = 2.0**62  # Differences of whole numbers, at most, that wrap to themselves.
+_EXACT = 2.0**62  # Differences of whole numbers up to this do not overflow.
 
-# What is taken off each feature, in float64; of none where all are as they are.
+# Numbers to subtract from each feature, in float64; empty if none is changed.
 Offsets = tuple[float | int, ...]
-Fail = Callable[[str], NoReturn]  # (what is wrong: `row 3, column 2 is nan; expected ...`)
+Fail = Callable[[str], NoReturn]  # (problem, such as `row 3, column 2 is nan; expected ...`)
 
 
 def as_stored(fail: Fail, inputs: np.ndarray, offsets: Offsets = ()) -> np.ndarray:
-    """Inputs `[N, ...]` as they are stored: float32 in place of wider floats and of bool.
+    """Inputs `[N, ...]` in the form for storage: wider floats and bool become float32.
 
-    A memory map stays one.
+    A memory map stays a memory map.
 
     Args:
       fail: raises an InputError that names the array.
-      inputs: as the user has them.
+      inputs: the user's.
       offsets: see `offsets_of`.
 
     Raises:
-      InputError: they are no finite numbers, or none that float32 holds and tells apart.
+      InputError: they are not finite numbers, or float32 cannot hold them or tell them apart.
     """
     if isinstance(inputs, np.ma.MaskedArray):
         if inputs.mask.any():
@@ -59,14 +59,14 @@ def as_stored(fail: Fail, inputs: np.ndarray, offsets: Offsets = ()) -> np.ndarr
 
 
 def offsets_of(fail: Fail, inputs: np.ndarray) -> Offsets:
-    """Of features `[N, F]` to learn from, as the user has them: what is taken off each.
+    """The numbers to subtract from each of a user's features `[N, F]`.
 
-    Where float32 tells all values of all features apart there is none.
+    If float32 tells all values of all features apart there are none.
 
     Raises:
-      InputError: a value is `survey.FAR` quartiles away from others: a slip, which would leave
-        nothing of these once they are scaled. Or those of a memory map, which stays as it is, are
-        not told apart.
+      InputError: a value is `survey.FAR` quartiles away from the others. It is probably a slip, and
+        scaling would make all others equal. Or float32 cannot tell apart the values of a memory
+        map, which is not changed.
     """
     if inputs.ndim != 2 or inputs.dtype.kind not in "iuf":
         return ()
@@ -89,7 +89,7 @@ def _offsets(inputs: np.ndarray) -> Offsets:
     low = np.min([block.min(axis=0) for block in blocks(inputs)], axis=0)
     high = np.max([block.max(axis=0) for block in blocks(inputs)], axis=0)
     if not np.isfinite(high.astype(np.float64) - low).all():
-        return ()  # Told elsewhere.
+        return ()  # `as_stored` reports it.
     size = np.maximum(np.abs(low.astype(np.float64)), np.abs(high.astype(np.float64)))
     span = _less(high[None], low)[0]
     offsets: list[float | int] = [0] * inputs.shape[1]
@@ -103,7 +103,7 @@ def _offsets(inputs: np.ndarray) -> Offsets:
 
 
 def _less(inputs: np.ndarray, offset: Any) -> np.ndarray:
-    """`inputs - offset` in float64; exactly, of whole numbers of 64 bits."""
+    """`inputs - offset` in float64, exact for whole numbers of 64 bits."""
     apart = inputs.astype(np.float64) - np.float64(offset)
     if inputs.dtype.kind not in "iu":
         return apart
@@ -127,7 +127,7 @@ def _check_far(fail: Fail, inputs: np.ndarray) -> None:
 
 def _check_finite(fail: Fail, block: np.ndarray, start: int) -> None:
     flat = block.reshape(len(block), -1)
-    good = np.abs(flat) <= _FLOAT32_MAX  # Not NaN, either.
+    good = np.abs(flat) <= _FLOAT32_MAX  # False for NaN, too.
     if good.all():
         return
     row, column = np.argwhere(~good)[0].tolist()

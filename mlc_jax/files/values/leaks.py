@@ -1,4 +1,4 @@
-"""Columns that say which label is right, or which was given: nothing is left to learn then."""
+"""Finds columns that give the right or the given label away, so that nothing is left to learn."""
 
 from collections.abc import Iterable
 
@@ -22,7 +22,7 @@ def leak(
     names: list[str],
     rows: np.ndarray | None = None,
 ) -> str | None:
-    """What a column gives away: a sentence's end, such as `determines checked_label`.
+    """What a column gives away, as the end of a sentence: `determines checked_label`.
 
     Args:
       values: `[N]` float64, equal where the column's values are, NaN where one is missing; None if
@@ -50,7 +50,7 @@ def leak(
 
 
 def _share_of_equal(texts: np.ndarray, labels: np.ndarray, names: list[str]) -> float:
-    """Of rows in which both are there; 0 if chance comes near to it."""
+    """The share of equal rows among those with both; 0 if chance comes near it."""
     known = (labels >= 0) & (texts != "")
     if not known.any():
         return 0.0
@@ -64,7 +64,7 @@ def _share_of_equal(texts: np.ndarray, labels: np.ndarray, names: list[str]) -> 
 
 
 def _codes(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where value and label are known; numbers of the values; the labels there."""
+    """The mask of rows with known value and label, their values as numbers, and their labels."""
     known = (labels >= 0) & ~np.isnan(values)
     _, codes = np.unique(values[known], return_inverse=True)
     return known, codes, labels[known].astype(np.int64)
@@ -74,7 +74,7 @@ def _usual(codes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """The most frequent label of each value."""
     num_labels = int(numbers.max()) + 1
     pairs, counts = np.unique(codes * num_labels + numbers, return_counts=True)
-    order = np.lexsort((counts, pairs // num_labels))  # The last of each value is the largest.
+    order = np.lexsort((counts, pairs // num_labels))  # Each value's largest count comes last.
     usual = np.zeros(int(codes.max()) + 1, np.int64)
     usual[pairs[order] // num_labels] = pairs[order] % num_labels
     return usual

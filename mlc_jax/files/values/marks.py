@@ -1,4 +1,4 @@
-"""What a file says of itself: by the end of its name, its first bytes, the keys of its objects."""
+"""Recognises a file by the end of its name, its first bytes, or the keys of its objects."""
 
 import codecs
 from collections.abc import Callable
@@ -14,7 +14,7 @@ _HINTS = {
     ".feather": "; pandas.read_feather(FILE).to_parquet('x.parquet')",
     ".pkl": "; pandas.read_pickle(FILE).to_parquet('x.parquet')",
 }
-_ENCODINGS = {  # By what text begins with; longer marks first.
+_ENCODINGS = {  # By the first bytes of a text; longer marks first.
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
@@ -27,7 +27,7 @@ _OTHERS = {
     b"SQLite format 3": "a database of SQLite",
     b"\xd0\xcf\x11\xe0": "a spreadsheet (.xls)",
 }
-# Nested JSON of annotation tools: what an object of theirs has, and what they export that is read.
+# Nested JSON of annotation tools: keys of their objects, and the export that can be read.
 _TOOLS: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
     "Label Studio": (
         lambda row: "annotations" in row or "completions" in row,
@@ -45,22 +45,22 @@ _TOOLS: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
 
 
 def hint(suffix: str) -> str:
-    """How a file whose name ends so becomes one that is read; "" where nobody knows."""
+    """How to convert a file with this suffix to one that can be read; "" if unknown."""
     return _HINTS.get(suffix.lower(), "")
 
 
 def encoding(start: bytes) -> str:
-    """Of a text that begins so; a mark of UTF-8 is left in it."""
+    """The encoding of a text with these first bytes; a mark of UTF-8 stays in the text."""
     return next((x for mark, x in _ENCODINGS.items() if start.startswith(mark)), "utf-8")
 
 
 def other_kind(start: bytes) -> str:
-    """What a file that begins so is, if it is no text; "" where nobody knows."""
+    """The kind of a file with these first bytes, if it is no text; "" if unknown."""
     return next((kind for mark, kind in _OTHERS.items() if start.startswith(mark)), "")
 
 
 def tool_of(row: dict[str, Any]) -> str:
-    """Which annotation tool wrote an object, and what is expected of it; "" if none did."""
+    """The annotation tool that wrote an object, and the expected export; "" if none did."""
     for tool, (is_of, export) in _TOOLS.items():
         if is_of(row):
             return f"as {tool} writes it; expected {export}"

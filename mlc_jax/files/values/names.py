@@ -1,4 +1,4 @@
-"""Names of classes: which of them are one and the same, and which only look so."""
+"""Names of classes: which are the same, and which only look alike."""
 
 import functools
 import json
@@ -13,7 +13,7 @@ _UNSEEN = ("Cc", "Cf")  # Such as a zero-width space, a soft hyphen, a byte orde
 _BETWEEN = re.compile(r"(?<=\w)[\s_\u2010-\u2015-]+(?=\w)")  # big cat, big_cat, big-cat.
 _NUMBER = re.compile(r"[+-]?(0+\d+|\d+[.,]0*|\d+([.,]\d+)?[eE][+-]?\d+)", re.ASCII)
 _DIGITS = 15
-# Letters of other alphabets that look like these; quotes that are bent.
+# Letters of other alphabets that look like Latin ones, and curly quotes.
 _ALIKE = str.maketrans(
     "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0455\u0458\u03bf\u2018\u2019\u201c\u201d",
     "aeopcyxisjo''\"\"",
@@ -24,16 +24,16 @@ _RUNS = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # The last are f
 
 
 def whole(name: str) -> str:
-    """`1.0` is `1`: a column of numbers that lacks one becomes one of floats in many programs."""
+    """Turns `1.0` into `1`: many programs make floats of a column with missing numbers."""
     found = _WHOLE.fullmatch(name)
     return found[1] if found else name
 
 
 def bare(name: str) -> str:
-    """What look-alike names have in common: of `cat `, `Cat`, `"['cat']"`, `{"choices": ["cat"]}`.
+    """The common form of look-alikes: `cat `, `Cat`, `"['cat']"`, `{"choices": ["cat"]}`.
 
-    It is without case, blanks, dashes, quotes, brackets and what cannot be seen, in one form of
-    Unicode, and of whole numbers their value: `007` is 7 once a spreadsheet has saved it.
+    It has no case, blanks, dashes, quotes, brackets and invisible characters, and one form of
+    Unicode. Whole numbers become their value, because a spreadsheet saves `007` as 7.
     """
     text = unicodedata.normalize("NFKC", name).translate(_ALIKE).strip()
     if text[:1] in "[{(\"'" and len(text) > 1:
@@ -47,15 +47,15 @@ def bare(name: str) -> str:
 
 
 def bare_id(name: str) -> str:
-    """What an id has in common with what a spreadsheet saves of it: `00029`, `29` and `29.0`."""
+    """The common form of an id and its copy from a spreadsheet: `00029`, `29` and `29.0`."""
     text = whole(name.strip())
     return text.lstrip("0") or "0" if text.isdigit() else text
 
 
 def is_one_hot(labels: np.ndarray) -> bool:
-    """Whether `[N, S]` are a one in each row, and zeros: no labels by S sources, but of S classes.
+    """Whether each row of `[N, S]` is one 1 and zeros: S classes rather than S sources.
 
-    Of two sources that say 0 or 1 that would mean that they never agree.
+    Two sources with labels 0 and 1 would have to disagree in every row.
     """
     if labels.ndim != 2 or labels.shape[1] < 2 or labels.dtype.kind not in "biuf":
         return False
@@ -63,7 +63,7 @@ def is_one_hot(labels: np.ndarray) -> bool:
 
 
 def look_alikes(names: Iterable[str]) -> tuple[str, str] | None:
-    """The first two of different names that look like one; None if there are none."""
+    """The first two different names that look alike; None if there are none."""
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(bare(name), name)
@@ -73,7 +73,7 @@ def look_alikes(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def _innermost(text: str) -> str:
-    """The only text in a list or an object, as tools write them."""
+    """The only text in a list or an object that an annotation tool wrote."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Labels of a user's files that do not go together, and are refused."""
+"""Refuses labels of a user's files that contradict each other."""
 
 import difflib
 import itertools
@@ -15,16 +15,16 @@ from mlc_jax.files.values.names import look_alikes
 if TYPE_CHECKING:
     from mlc_jax.files.own import Checks, LabelledFile, Labels
 
-# In `checked_label` they say that nobody looked, unless they are a label as given.
+# In `checked_label` these mean that nobody looked, unless one is a given label.
 NOBODY_LOOKED = ("-1", "-1.0")
-# So do these, most likely, which could be names of a class as well.
+# These probably mean the same, but could be names of classes.
 _NO_CLASSES = frozenset({
     "todo", "tbd", "?", "??", "-", "--", "na", "n/a", "nan", "none", "null", "<na>", "unknown",
     "unchecked", "not checked", "x",
 })  # fmt: skip
 
 
-_MOST_SINGLE = 0.5  # Share of rows that are alone in their class; more are no classes.
+_MOST_SINGLE = 0.5  # Labels are no classes if a larger share of rows is alone in its class.
 _FEW_ROWS = 10
 
 
@@ -33,7 +33,7 @@ class NothingChecked(InputError):
 
 
 def only_labels(file: "LabelledFile", checked: "Labels") -> "Labels":
-    """Checked labels without what says that nobody looked."""
+    """Checked labels without the values that mean nobody looked."""
     given = {*file.labels.names, *(file.votes.names if file.votes else ())}
     for number, name in enumerate(checked.names):
         if name.casefold().strip() in _NO_CLASSES and name not in given:
@@ -46,7 +46,7 @@ def only_labels(file: "LabelledFile", checked: "Labels") -> "Labels":
 
 
 def check_ids(files: Mapping[str, "LabelledFile"]) -> None:
-    """No example may be in two files: it would be noisy and clean, or judge what it taught."""
+    """Refuses an example in two files: it would be noisy and clean, or judge what it taught."""
     for one, other in itertools.combinations(files.values(), 2):
         if one.ids is None or other.ids is None:
             continue
@@ -61,7 +61,7 @@ def check_ids(files: Mapping[str, "LabelledFile"]) -> None:
 def check_benchmark(
     file: "LabelledFile", checks: "Checks | None", *, benchmark: bool, needs_checks: bool
 ) -> None:
-    """Labels count as doubtful unless somebody says that all are true."""
+    """Requires checked labels, unless the user says that all labels are true."""
     has_checks = checks is not None or (file.checked is not None and bool(file.checked.names))
     if benchmark and has_checks:
         raise InputError(
@@ -79,7 +79,7 @@ def check_benchmark(
 
 
 def check_classes(files: Mapping[str, "LabelledFile"], names: Sequence[str]) -> None:
-    """Before anything is trained: two names of one class, or nothing to tell apart."""
+    """Refuses, before training, two names of one class, or fewer than two classes."""
     if len(names) == 1:
         file = next(iter(files.values()))
         file.fail(f"has one class, {names[0]!r}, in all of its labels; expected two at least")
@@ -93,7 +93,7 @@ def check_classes(files: Mapping[str, "LabelledFile"], names: Sequence[str]) -> 
 
 
 def _places(files: Mapping[str, "LabelledFile"], name: str) -> list[str]:
-    """Where a label stands."""
+    """The places of a label in the files."""
     found = []
     for file in files.values():
         for column in (file.labels, file.checked, file.given, file.votes):
@@ -107,7 +107,7 @@ def _places(files: Mapping[str, "LabelledFile"], name: str) -> list[str]:
 def check_judged(
     file: "LabelledFile", given: np.ndarray, truth: np.ndarray, names: Sequence[str]
 ) -> None:
-    """Rows that judge have classes that others have; a class of one row is said."""
+    """Refuses judged rows with classes that no other row has; logs classes with one row."""
     learned = np.concatenate([given[~file.judging], truth[~file.judging]])
     judged = np.where(file.judging, truth, UNKNOWN)
     for number in np.setdiff1d(judged[judged != UNKNOWN], learned)[:1].tolist():
@@ -163,7 +163,7 @@ def check_all_labelled(file: "LabelledFile") -> None:
 def check_votes(
     file: "LabelledFile", votes: np.ndarray | None, truth: np.ndarray, names: Sequence[str]
 ) -> None:
-    """A label that one source gave once, and nobody else did, is misspelt, most likely."""
+    """Refuses a label that one source gave once and no other did: probably a typing error."""
     if votes is None:
         return
     counts = np.bincount(votes[votes != UNKNOWN], minlength=len(names))
@@ -192,7 +192,7 @@ def check_sizes(
 def check_names(
     file: "LabelledFile", given: np.ndarray, truth: np.ndarray, class_names: Sequence[str]
 ) -> None:
-    """A true label that no row was given, and one row has, is misspelt, most likely."""
+    """Refuses a true label of one row that is no given label: probably a typing error."""
     for number in np.setdiff1d(truth[truth != UNKNOWN], given):
         rows = np.flatnonzero(truth == number)
         if len(rows) > 1:
