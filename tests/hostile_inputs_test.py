@@ -1226,6 +1226,22 @@ def test_cut_off_labels_of_a_run(tmp_path, finished):
         assert (tmp_path / "target.csv").read_bytes() == predictions[0]
 
 
+@pytest.mark.parametrize("mine", ["all.csv", "run/config.json", "run/corrected.csv", "notes.txt"])
+def test_predictions_take_the_place_of_older_ones_alone(run_command, tmp_path, finished, mine):
+    """`--output` of a table with labels, of a run's own files, or of anything else there is."""
+    shutil.copytree(finished[1], tmp_path / "run")
+    (tmp_path / "new.csv").write_bytes(csv(table()))
+    shutil.copy(tmp_path / "new.csv", tmp_path / "all.csv")
+    (tmp_path / "notes.txt").write_text("mine")
+    before = (tmp_path / mine).read_bytes()
+    arguments = ("predict", str(tmp_path / "run"), str(tmp_path / "new.csv"), "--noprogress")
+    code, _, err = run_command(*arguments, f"--output={tmp_path / mine}")
+    assert code == 2 and "is there, and holds no predictions" in err
+    assert (tmp_path / mine).read_bytes() == before
+    for _ in range(2):
+        assert run_command(*arguments, f"--output={tmp_path / 'out.csv'}")[0] == 0
+
+
 # One of each letter by the real command: that what is refused above is one line there, too.
 COMMANDS = [
     ("A", table(), {"workdir": ROOT / "docs"}, "has files that are not of a run"),

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from mlc_jax.api import Result
     from mlc_jax.commands.new_examples import Opened
 
+_FIRST = ("id", "label", "confidence")
+_HEADER = f"{','.join(_FIRST)},p_".encode()  # How all files of predictions begin.
 _CONFIG_FILE, _ENDED = "config.json", ("config.json", "dataset.json", "results.json")
 
 
@@ -106,6 +108,14 @@ def _check_place(output: pathlib.Path, examples: pathlib.Path) -> None:
         )
     if output.exists() and output.samefile(examples):
         raise InputError(f"--output: {str(output)!r} is NEW; expected another file")
+    if output.exists() and output.stat().st_size:
+        with output.open("rb") as file:
+            is_ours = file.read(len(_HEADER)) == _HEADER
+        if not is_ours:
+            raise InputError(
+                f"--output: {str(output)!r} is there, and holds no predictions; expected a new "
+                "file, or older predictions to be replaced"
+            )
 
 
 @contextlib.contextmanager
@@ -133,7 +143,7 @@ def _write(
     from mlc_jax.files.values.names import for_spreadsheet
 
     names = [for_spreadsheet(str(name)) for name in result.classes]
-    table.writerow(["id", "label", "confidence", *(f"p_{name}" for name in result.classes)])
+    table.writerow([*_FIRST, *(f"p_{name}" for name in result.classes)])
     number = 0
     with tqdm(total=opened.size, unit=" examples", disable=not progress) as bar:
         for ids, source in opened.chunks:
