@@ -239,6 +239,11 @@ TABLES = [
     ("B a few wrong ones", table(
         checked_label=np.where((GIVEN != TRUTH) & (ROWS < 36), TRUTH, "")
     ), lambda dataset: set(dataset.drawn) == {"random"}),
+    ("B slips towards the usual label", table(
+        label=np.where(ROWS % 9, "dog", "cat"), day=[DAYS[i % 20] for i in ROWS],
+        checked_label=np.select([ROWS % 2 == 0, ROWS % 4 == 1, ROWS % 9 == 0], ["", "cat", "cat"],
+                                "dog"),
+    ), AB | {"day"}),
     ("B a good feature", table(size=np.where(TRUTH == "cat", 1, 5) + ROWS % 3 * 2), AB | {"size"}),
     ("B row numbers", table(index=ROWS, **{"Unnamed: 0": ROWS + 5, "row": ROWS * 1.0}), AB),
     ("B row numbers, wanted", table(row=ROWS), {"features": "+row"}, AB | {"row"}),

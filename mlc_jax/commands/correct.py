@@ -103,6 +103,7 @@ def correct(options: Options) -> int:
     file = _labels_of(kind, config, options)
     cells = functools.partial(_cells, file, kind, config)
     done = rounds.Rounds(out)
+    done.check_file(file.path)
     new = done.take_up(file, cells)
     if new:
         logging.info("New answers: %d; all answers are in %s.", new,

@@ -22,6 +22,7 @@ from mlc_jax.files.own import FIELD, LabelledFile
 from mlc_jax.files.tables import Table
 from mlc_jax.files.values.names import from_spreadsheet
 from mlc_jax.report import to_check
+from mlc_jax.report.steps import shown_path
 
 ANSWERS_FILE = "answers.csv"
 USED_FILE = "answers_used.csv"  # Those that a round was trained with.
@@ -97,6 +98,19 @@ class Rounds:
 
     def has_ended(self, number: int) -> bool:
         return (self.directory(number) / "results.json").exists()
+
+    def check_file(self, path: str) -> None:
+        """Says that the rounds so far were of a file of another name; it may be a newer version."""
+        try:
+            config = json.loads((self.directory(self.newest) / "config.json").read_bytes())
+            before = str(config["dataset"]["data"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if epath.Path(before).name != epath.Path(path).name:
+            logging.warning(
+                "%s was made of %s, and goes on with %s; if that is another table, give another "
+                "--out.", shown_path(self.out), before, path,
+            )  # fmt: skip
 
     def answers(self) -> list[Answer]:
         """All answers, in order of time."""
@@ -334,10 +348,11 @@ def _is_one(checking: Checking, label: str, other: str) -> bool:
 def _kept(directory: epath.Path) -> dict[str, dict[str, str]]:
     """Hashes of cells of rows, by row and column; see `Rounds.remember`."""
     try:
-        kept: dict[str, dict[str, str]] = json.loads((directory / _ROWS_FILE).read_bytes())
+        kept = json.loads((directory / _ROWS_FILE).read_bytes())
     except (OSError, ValueError):
         return {}
-    return kept
+    is_ours = isinstance(kept, dict) and all(isinstance(x, dict) for x in kept.values())
+    return kept if is_ours else {}
 
 
 def _hashed(cells: Mapping[str, str]) -> dict[str, str]:

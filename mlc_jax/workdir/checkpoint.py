@@ -29,11 +29,16 @@ CHECKSUMS = "checksums"  # Their place in what is saved of the progress.
 # Settings that may change when a run resumes: they do not affect what is learned.
 FREE_FIELDS = frozenset({
     "dataset.benchmark",  # The fingerprint of the data covers its effect.
+    "dataset.checked",  # So it does of files: they, and the workdir with them, may be moved.
+    "dataset.clean",
+    "dataset.data",
     "dataset.data_dir",
     "dataset.download",
     "dataset.encoder",  # Whose features are part of the data's fingerprint.
     "dataset.encoder_feature",
     "dataset.max_cached_gb",
+    "dataset.noisy",
+    "dataset.votes",
     "meta_gradient.backward",
     "meta_gradient.diagnose_every",
     "meta_gradient.unroll",
