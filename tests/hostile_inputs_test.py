@@ -1058,6 +1058,19 @@ def test_what_changes_between_rounds(tmp_path, frame, change, edit, expected):
     assert {int(name): checks.labels.names[x] for name, x in got if x >= 0} == labels
 
 
+def test_a_directory_of_somebody_is_no_round(tmp_path):
+    """Nor is anything written into it."""
+    (tmp_path / "data.csv").write_bytes(csv(table()))
+    file = read_labels(Table("config.dataset.data", str(tmp_path / "data.csv")), Said())
+    out = epath.Path(tmp_path / "out")
+    (out / "round_2").mkdir(parents=True)
+    (out / "config.json").touch()
+    (out / "round_2" / "mine.txt").touch()
+    with pytest.raises(InputError, match=r"not of a round, such as 'mine\.txt'"):
+        rounds.Rounds(out).begin(2, file, [])
+    assert os.listdir(out / "round_2") == ["mine.txt"]
+
+
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "npz"])
 def test_rows_without_ids_that_have_moved_are_refused(run_command, tmp_path, ending):
     """By the command: answers would go to other rows, silently."""
@@ -1245,6 +1258,10 @@ def test_predictions_take_the_place_of_older_ones_alone(run_command, tmp_path, f
     assert (tmp_path / mine).read_bytes() == before
     for _ in range(2):
         assert run_command(*arguments, f"--output={tmp_path / 'out.csv'}")[0] == 0
+    (tmp_path / "run" / "predictions").write_text("mine")
+    code, _, err = run_command(*arguments)
+    assert code == 2 and "--output: cannot write to" in err.splitlines()[-1]
+    assert (tmp_path / "run" / "predictions").read_text() == "mine"
 
 
 # One of each letter by the real command: that what is refused above is one line there, too.

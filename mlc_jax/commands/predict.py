@@ -92,7 +92,8 @@ def _names(path: epath.Path, run: str) -> dict[str, str]:
 def _beside(run: str, examples: pathlib.Path) -> epath.Path:
     """The default file of predictions."""
     directory = paths.absolute(run, "RUN") / "predictions"
-    directory.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # It is said where the file is written.
+        directory.mkdir(parents=True, exist_ok=True)
     return directory / f"{examples.stem}.csv"
 
 
@@ -128,7 +129,14 @@ def _written_whole(output: epath.Path) -> Iterator[pathlib.Path]:
             paths.write(output, place.read_bytes())
         return
     # A directory of its own: whatever else is called OUT.partial is somebody's.
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as directory:
+    try:
+        created = tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
+    except OSError as error:
+        raise InputError(
+            f"--output: cannot write to {str(output.parent)!r} ({error.strerror}); expected a file "
+            "in a directory that this user may write to"
+        ) from error
+    with created as directory:
         place = pathlib.Path(directory) / output.name
         yield place
         place.replace(output)

@@ -6,6 +6,7 @@ typed into a `to_check.csv` is added to `OUT/answers.csv` before anything else i
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -30,6 +31,10 @@ FIRST_FILE = "to_check_first.csv"  # The one that was drawn before the first rou
 
 _KEY_FILE = "checks.txt"  # Differs where the checks of a round do, or its labels.
 _ROWS_FILE = "to_check_rows.json"  # What stands in rows that have no ids.
+# What a round may have left that was stopped before its config.json was written.
+_BEFORE = re.compile(
+    r"\..*|.*\.log|answers_used\.csv|checks\.txt|left_out\.csv|checkpoints|encoder"
+)
 _COLUMNS = ("id", "checked_label", "why", "file")
 _OURS = (ANSWERS_FILE, to_check.FILE, FIRST_FILE, "config.json", ".lock", "checkpoints", _KEY_FILE)
 
@@ -284,6 +289,13 @@ class Rounds:
         """Creates the directory of a round and saves the answers that it uses; see `is_known`."""
         directory, answers = self.directory(number), self._newest(file)
         key = "\n".join(self._keys(file, checks)).encode()
+        if number > 1 and directory.is_dir():
+            foreign = [x.name for x in directory.iterdir() if not _BEFORE.fullmatch(x.name)]
+            if foreign:
+                raise InputError(
+                    f"--out: {str(directory)!r} has files that are not of a round, such as "
+                    f"{foreign[0]!r}; expected nothing there"
+                )
         make(directory)
         if answers:
             paths.write(directory / USED_FILE, _csv(answers))
