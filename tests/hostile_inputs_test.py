@@ -239,6 +239,11 @@ TABLES = [
     ("B a few wrong ones", table(
         checked_label=np.where((GIVEN != TRUTH) & (ROWS < 36), TRUTH, "")
     ), lambda dataset: set(dataset.drawn) == {"random"}),
+    ("B slips towards the usual label", table(
+        label=np.where(ROWS % 9, "dog", "cat"), day=[DAYS[i % 20] for i in ROWS],
+        checked_label=np.select([ROWS % 2 == 0, ROWS % 4 == 1, ROWS % 9 == 0], ["", "cat", "cat"],
+                                "dog"),
+    ), AB | {"day"}),
     ("B a good feature", table(size=np.where(TRUTH == "cat", 1, 5) + ROWS % 3 * 2), AB | {"size"}),
     ("B row numbers", table(index=ROWS, **{"Unnamed: 0": ROWS + 5, "row": ROWS * 1.0}), AB),
     ("B row numbers, wanted", table(row=ROWS), {"features": "+row"}, AB | {"row"}),
@@ -1053,6 +1058,19 @@ def test_what_changes_between_rounds(tmp_path, frame, change, edit, expected):
     assert {int(name): checks.labels.names[x] for name, x in got if x >= 0} == labels
 
 
+def test_a_directory_of_somebody_is_no_round(tmp_path):
+    """Nor is anything written into it."""
+    (tmp_path / "data.csv").write_bytes(csv(table()))
+    file = read_labels(Table("config.dataset.data", str(tmp_path / "data.csv")), Said())
+    out = epath.Path(tmp_path / "out")
+    (out / "round_2").mkdir(parents=True)
+    (out / "config.json").touch()
+    (out / "round_2" / "mine.txt").touch()
+    with pytest.raises(InputError, match=r"not of a round, such as 'mine\.txt'"):
+        rounds.Rounds(out).begin(2, file, [])
+    assert os.listdir(out / "round_2") == ["mine.txt"]
+
+
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "npz"])
 def test_rows_without_ids_that_have_moved_are_refused(run_command, tmp_path, ending):
     """By the command: answers would go to other rows, silently."""
@@ -1224,6 +1242,26 @@ def test_cut_off_labels_of_a_run(tmp_path, finished):
         predict.predict(str(run), finished[0].dataset.data, str(tmp_path / "link.csv"))
         assert (tmp_path / "link.csv").is_symlink()
         assert (tmp_path / "target.csv").read_bytes() == predictions[0]
+
+
+@pytest.mark.parametrize("mine", ["all.csv", "run/config.json", "run/corrected.csv", "notes.txt"])
+def test_predictions_take_the_place_of_older_ones_alone(run_command, tmp_path, finished, mine):
+    """`--output` of a table with labels, of a run's own files, or of anything else there is."""
+    shutil.copytree(finished[1], tmp_path / "run")
+    (tmp_path / "new.csv").write_bytes(csv(table()))
+    shutil.copy(tmp_path / "new.csv", tmp_path / "all.csv")
+    (tmp_path / "notes.txt").write_text("mine")
+    before = (tmp_path / mine).read_bytes()
+    arguments = ("predict", str(tmp_path / "run"), str(tmp_path / "new.csv"), "--noprogress")
+    code, _, err = run_command(*arguments, f"--output={tmp_path / mine}")
+    assert code == 2 and "is there, and holds no predictions" in err
+    assert (tmp_path / mine).read_bytes() == before
+    for _ in range(2):
+        assert run_command(*arguments, f"--output={tmp_path / 'out.csv'}")[0] == 0
+    (tmp_path / "run" / "predictions").write_text("mine")
+    code, _, err = run_command(*arguments)
+    assert code == 2 and "--output: cannot write to" in err.splitlines()[-1]
+    assert (tmp_path / "run" / "predictions").read_text() == "mine"
 
 
 # One of each letter by the real command: that what is refused above is one line there, too.

@@ -103,6 +103,7 @@ def correct(options: Options) -> int:
     file = _labels_of(kind, config, options)
     cells = functools.partial(_cells, file, kind, config)
     done = rounds.Rounds(out)
+    done.check_file(file.path)
     new = done.take_up(file, cells)
     if new:
         logging.info("New answers: %d; all answers are in %s.", new,
@@ -270,13 +271,13 @@ def _show(
         return {} if found is None else {"path": found}
     if not config.dataset.data.lower().endswith(ENDINGS):
         return {}
-    found = _written(config, rows)
+    cells = _written(config, rows)
     if kind == "text":
         text = settings_.column_names(config.dataset.columns).get("text", "text")
-        return {"example": [row[text] for row in found]}
-    if len(found[0]) == 1:
-        return {"example": [text for row in found for text in row.values()]}
-    return {"example": [", ".join(f"{x}={text}" for x, text in row.items()) for row in found]}
+        return {"example": [row[text] for row in cells]}
+    if len(cells[0]) == 1:
+        return {"example": [text for row in cells for text in row.values()]}
+    return {"example": [", ".join(f"{x}={text}" for x, text in row.items()) for row in cells]}
 
 
 def _cells(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from mlc_jax.api import Result
     from mlc_jax.commands.new_examples import Opened
 
+_FIRST = ("id", "label", "confidence")
+_HEADER = f"{','.join(_FIRST)},p_".encode()  # How all files of predictions begin.
 _CONFIG_FILE, _ENDED = "config.json", ("config.json", "dataset.json", "results.json")
 
 
@@ -90,7 +92,8 @@ def _names(path: epath.Path, run: str) -> dict[str, str]:
 def _beside(run: str, examples: pathlib.Path) -> epath.Path:
     """The default file of predictions."""
     directory = paths.absolute(run, "RUN") / "predictions"
-    directory.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # It is said where the file is written.
+        directory.mkdir(parents=True, exist_ok=True)
     return directory / f"{examples.stem}.csv"
 
 
@@ -106,6 +109,14 @@ def _check_place(output: pathlib.Path, examples: pathlib.Path) -> None:
         )
     if output.exists() and output.samefile(examples):
         raise InputError(f"--output: {str(output)!r} is NEW; expected another file")
+    if output.exists() and output.stat().st_size:
+        with output.open("rb") as file:
+            is_ours = file.read(len(_HEADER)) == _HEADER
+        if not is_ours:
+            raise InputError(
+                f"--output: {str(output)!r} is there, and holds no predictions; expected a new "
+                "file, or older predictions to be replaced"
+            )
 
 
 @contextlib.contextmanager
@@ -118,7 +129,14 @@ def _written_whole(output: epath.Path) -> Iterator[pathlib.Path]:
             paths.write(output, place.read_bytes())
         return
     # A directory of its own: whatever else is called OUT.partial is somebody's.
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as directory:
+    try:
+        created = tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
+    except OSError as error:
+        raise InputError(
+            f"--output: cannot write to {str(output.parent)!r} ({error.strerror}); expected a file "
+            "in a directory that this user may write to"
+        ) from error
+    with created as directory:
         place = pathlib.Path(directory) / output.name
         yield place
         place.replace(output)
@@ -133,7 +151,7 @@ def _write(
     from mlc_jax.files.values.names import for_spreadsheet
 
     names = [for_spreadsheet(str(name)) for name in result.classes]
-    table.writerow(["id", "label", "confidence", *(f"p_{name}" for name in result.classes)])
+    table.writerow([*_FIRST, *(f"p_{name}" for name in result.classes)])
     number = 0
     with tqdm(total=opened.size, unit=" examples", disable=not progress) as bar:
         for ids, source in opened.chunks:

@@ -6,6 +6,7 @@ typed into a `to_check.csv` is added to `OUT/answers.csv` before anything else i
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from mlc_jax.files.own import FIELD, LabelledFile
 from mlc_jax.files.tables import Table
 from mlc_jax.files.values.names import from_spreadsheet
 from mlc_jax.report import to_check
+from mlc_jax.report.steps import shown_path
 
 ANSWERS_FILE = "answers.csv"
 USED_FILE = "answers_used.csv"  # Those that a round was trained with.
@@ -29,6 +31,10 @@ FIRST_FILE = "to_check_first.csv"  # The one that was drawn before the first rou
 
 _KEY_FILE = "checks.txt"  # Differs where the checks of a round do, or its labels.
 _ROWS_FILE = "to_check_rows.json"  # What stands in rows that have no ids.
+# What a round may have left that was stopped before its config.json was written.
+_BEFORE = re.compile(
+    r"\..*|.*\.log|answers_used\.csv|checks\.txt|left_out\.csv|checkpoints|encoder"
+)
 _COLUMNS = ("id", "checked_label", "why", "file")
 _OURS = (ANSWERS_FILE, to_check.FILE, FIRST_FILE, "config.json", ".lock", "checkpoints", _KEY_FILE)
 
@@ -97,6 +103,19 @@ class Rounds:
 
     def has_ended(self, number: int) -> bool:
         return (self.directory(number) / "results.json").exists()
+
+    def check_file(self, path: str) -> None:
+        """Says that the rounds so far were of a file of another name; it may be a newer version."""
+        try:
+            config = json.loads((self.directory(self.newest) / "config.json").read_bytes())
+            before = str(config["dataset"]["data"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if epath.Path(before).name != epath.Path(path).name:
+            logging.warning(
+                "%s was made of %s, and goes on with %s; if that is another table, give another "
+                "--out.", shown_path(self.out), before, path,
+            )  # fmt: skip
 
     def answers(self) -> list[Answer]:
         """All answers, in order of time."""
@@ -270,6 +289,13 @@ class Rounds:
         """Creates the directory of a round and saves the answers that it uses; see `is_known`."""
         directory, answers = self.directory(number), self._newest(file)
         key = "\n".join(self._keys(file, checks)).encode()
+        if number > 1 and directory.is_dir():
+            foreign = [x.name for x in directory.iterdir() if not _BEFORE.fullmatch(x.name)]
+            if foreign:
+                raise InputError(
+                    f"--out: {str(directory)!r} has files that are not of a round, such as "
+                    f"{foreign[0]!r}; expected nothing there"
+                )
         make(directory)
         if answers:
             paths.write(directory / USED_FILE, _csv(answers))
@@ -334,10 +360,11 @@ def _is_one(checking: Checking, label: str, other: str) -> bool:
 def _kept(directory: epath.Path) -> dict[str, dict[str, str]]:
     """Hashes of cells of rows, by row and column; see `Rounds.remember`."""
     try:
-        kept: dict[str, dict[str, str]] = json.loads((directory / _ROWS_FILE).read_bytes())
+        kept = json.loads((directory / _ROWS_FILE).read_bytes())
     except (OSError, ValueError):
         return {}
-    return kept
+    is_ours = isinstance(kept, dict) and all(isinstance(x, dict) for x in kept.values())
+    return kept if is_ours else {}
 
 
 def _hashed(cells: Mapping[str, str]) -> dict[str, str]:

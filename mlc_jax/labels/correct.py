@@ -65,7 +65,8 @@ def correct_labels(
       checked: the column of labels that somebody checked, empty where nobody looked. Without this
         column there is no estimate of how good the labels are.
       checks: later checks, with the columns `id` and `checked_label`, such as a `to_check.csv` that
-        was filled in: a frame, a path, or a list of these.
+        was filled in: a frame, a path, or a list of these. Without a column `id` in `frame`, ids
+        are places of its rows, from 0, whatever its index is.
       text: the column of texts. The classifier then learns from these alone.
       image: the column of paths of pictures. The classifier then learns from these alone.
       encoder: for texts or pictures, the directory of a pretrained encoder, or its name on the

@@ -125,11 +125,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         """
         from mlc_jax.labels import correct
 
-        if hasattr(X, "toarray"):
-            raise TypeError(
-                "X: Sparse data was passed, but dense data is required. Use X.toarray(), or fewer "
-                "features by sklearn.decomposition.TruncatedSVD"
-            )
+        _check_dense(X)
         kind = memory.kind_of(X)
         x = X if kind != memory.ARRAYS else memory.as_array(X)
         labels = _labels(y, checked, drawn, votes, _num_rows(x))
@@ -164,6 +160,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities (n, n_classes) of new examples, in the order of `classes_`."""
         check_is_fitted(self)
+        _check_dense(X)
         if self.result_.kind == "arrays":
             X = memory.as_array(X)
             if X.shape[1:] != self._shape:
@@ -217,6 +214,14 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         elif kind == memory.ARRAYS:
             self._shape = x.shape[1:]
             self.n_features_in_ = x.shape[1]
+
+
+def _check_dense(x: Any) -> None:
+    if hasattr(x, "toarray"):
+        raise TypeError(
+            "X: Sparse data was passed, but dense data is required. Use X.toarray(), or fewer "
+            "features by sklearn.decomposition.TruncatedSVD"
+        )
 
 
 def _labels(y: Any, checked: Any, drawn: Any, votes: Any, num_rows: int) -> memory.LabelsInMemory:

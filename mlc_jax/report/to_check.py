@@ -59,7 +59,11 @@ def is_filled_in(file: epath.Path) -> bool:
     """
     if not file.exists():
         return False
-    text = io.StringIO(file.read_bytes().decode("utf-8-sig", "replace"), newline="")
+    try:
+        content = file.read_bytes()
+    except OSError:  # What is wrong is said where it is read.
+        return True
+    text = io.StringIO(content.decode("utf-8-sig", "replace"), newline="")
     rows = csv.DictReader(text)
     if "checked_label" not in (rows.fieldnames or ()):
         return True

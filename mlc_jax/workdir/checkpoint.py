@@ -31,11 +31,16 @@ CHECKSUMS = "checksums"  # The key of the checksums in the saved progress.
 # Settings that may change when a run resumes: they do not affect what is learned.
 FREE_FIELDS = frozenset({
     "dataset.benchmark",  # The fingerprint of the data covers its effect.
+    "dataset.checked",  # So it does of files: they, and the workdir with them, may be moved.
+    "dataset.clean",
+    "dataset.data",
     "dataset.data_dir",
     "dataset.download",
     "dataset.encoder",  # The data's fingerprint covers its features.
     "dataset.encoder_feature",
     "dataset.max_cached_gb",
+    "dataset.noisy",
+    "dataset.votes",
     "meta_gradient.backward",
     "meta_gradient.diagnose_every",
     "meta_gradient.unroll",

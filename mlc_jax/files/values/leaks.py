@@ -8,6 +8,7 @@ _CHANCE = 1e-6  # A column determines a label if chance would do so more seldom 
 _SAME = 0.95  # Share of rows.
 _BEYOND_CHANCE = 0.8  # Cohen's kappa.
 _OFTEN = 0.8  # Share of rows that a column agrees with the given label in, to be held for its copy.
+_HALF = 0.5  # Cohen's kappa of a copy and the label: where nine in ten have one label, all agree.
 _MIN_WRONG = 8  # Rows whose given label the check says is wrong, to tell anything by them.
 _AS_ROWS = 0.9  # Values of a column, by different rows: it tells rows that are there twice.
 _ROWS_PER_LABEL = 10  # Fewer different rows than that tell nothing of it.
@@ -120,7 +121,13 @@ def _follows_slips(
         return False
     if _are_rows(int(codes.max()) + 1, numbers, rows, known):
         return False
-    agrees = _usual(codes, numbers)[codes] == numbers
+    usual = _usual(codes, numbers)[codes]
+    agrees = usual == numbers
+    size = int(numbers.max()) + 1
+    chance = float(np.bincount(usual, minlength=size) @ np.bincount(numbers, minlength=size))
+    chance /= len(numbers) ** 2
+    if agrees.mean() - chance < _HALF * (1 - chance):
+        return False
     wrong = (checked[known] >= 0) & (checked[known] != numbers)
     often = agrees.mean() >= _OFTEN and len(np.unique(codes)) > 1
     return bool(wrong.sum() >= _MIN_WRONG and agrees[wrong].mean() >= _SAME and often)
