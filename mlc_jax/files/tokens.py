@@ -249,8 +249,8 @@ def create_source(
 ) -> TokenSource:
     """A source of texts; they are tokenised unless the cache holds them.
 
-    The cache is keyed by all texts, the tokenizer and the length. It is written to another place and
-    renamed when it is complete; a damaged cache is made again.
+    The cache is keyed by all texts, the tokenizer and the length. It is written to another place
+    and renamed when it is complete; a damaged cache is made again.
 
     Args:
       texts: at least one.
