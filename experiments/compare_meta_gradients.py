@@ -1,4 +1,4 @@
-"""Every estimator of the meta-gradient side by side: how right, at what cost, to what end.
+"""Compares all estimators of the meta-gradient: agreement, cost, and accuracy after training.
 
     python -m experiments.compare_meta_gradients --config=configs/digits.py --workdir=DIR
 
@@ -7,14 +7,14 @@ Parts, each with a table (CSV and Markdown) and a picture in DIR; the first thre
     agreement   cosine with the exact k-step meta-gradient, and norm over its norm, on the same
                 windows: at three points of one real run, at low and at high noise
     cost        time, compilation, memory and FLOPs beside plain steps (`speed.benchmark`)
-    accuracy    what training with each of them ends at, over seeds
-    lookahead   what looking ahead is worth, and exactness, where the LCN learns as often
+    accuracy    accuracy after training with each of them, over seeds
+    lookahead   the value of looking ahead and of exactness, with equally many updates of the LCN
                 (`experiments.meta.lookahead`): `--parts=lookahead --batch_runs=25` took an hour
 
-Everything is written as soon as it is measured (`cost.jsonl` after every k, `agreement.jsonl` after
-every k and noise level, `runs/` after every run), and the same command measures what is missing.
-Seeds of one estimator and k are trained as one program, `--batch_runs` of them at most: each is the
-run that it would be alone, rounding aside.
+Results are written as soon as they are measured (`cost.jsonl` after every k, `agreement.jsonl`
+after every k and noise level, `runs/` after every run), and the same command resumes. Seeds of one
+estimator and k are trained as one program, at most `--batch_runs` of them. Except for rounding,
+each run is the same as alone.
 
 Estimators are named as in `meta_gradient.estimator`; `truncated:5` is truncated with
 `meta_gradient.truncation=5`, `exact:store` exact with `meta_gradient.backward=store`.
@@ -107,7 +107,7 @@ def main() -> None:
     config, parts = _CONFIG.value, _PARTS.value
     lengths, trained, levels, ahead, rates = _check_flags(config)
     with locked_workdir(_WORKDIR.value) as workdir:
-        # All are checked before the first is measured: it holds nothing of other settings.
+        # All files are checked for other settings before the first measurement.
         cost = _cost_records(config, workdir) if "cost" in parts else None
         agreements = _agreement_records(config, workdir) if "agreement" in parts else None
         grid = _grid(config, trained) if "accuracy" in parts else {}
@@ -121,7 +121,7 @@ def main() -> None:
                 config, lengths, steps, repeats=_REPEATS.value, records=cost
             )
             _write(workdir, "cost", rows, costs.to_markdown(rows), plot_cost)
-        runs.cache_programs(workdir)  # After the cost: compilation is part of that.
+        runs.cache_programs(workdir)  # After the cost, which includes compilation.
         if agreements:
             rows = measure_agreement(
                 config, levels, lengths, _ESTIMATORS.value, _WINDOWS.value, agreements
@@ -138,7 +138,7 @@ def main() -> None:
 
 
 def _cost_records(config: ConfigDict, workdir: epath.Path) -> Records:
-    settings = flat_settings(config) | programs.describe(config)  # With what times depend on.
+    settings = flat_settings(config) | programs.describe(config)  # Times depend on these, too.
     settings |= {"--estimators": _ESTIMATORS.value, "--repeats": _REPEATS.value}
     return Records(workdir / "cost.jsonl", settings)
 
@@ -168,16 +168,15 @@ def measure_agreement(
 ) -> list[dict[str, Any]]:
     """Cosine and norm ratio to exact of every estimator, window, phase, level and length.
 
-    At each phase the training state is held, and `num_windows` windows of the data that would come
-    next are tried on it: all estimators on the same ones. What `records` holds of a level and k is
-    not measured again.
+    At each phase all estimators are tried on the same `num_windows` next windows, from the same
+    training state. Measurements in `records` are not repeated.
     """
     at_level = {level: runs.override(config, {"noise.level": level}) for level in levels}
     states = functools.cache(lambda level: trajectory(at_level[level]))
     bar = tqdm(total=len(levels) * len(lengths), desc="agreement", unit="point")
 
     def of_length(k: int) -> list[Row]:
-        step, rows = _comparison(config, k, names), []  # One program for all levels.
+        step, rows = _comparison(config, k, names), []  # One program serves all levels.
         for level in levels:
             place, of_level = {"level": level, "k": k}, functools.partial(states, level)
             measure = functools.partial(
@@ -191,7 +190,7 @@ def measure_agreement(
     with bar:
         for k in lengths:
             rows += of_length(k)
-            clear_programs()  # Here, where nothing refers to those of `of_length` any more.
+            clear_programs()  # Nothing refers to the programs of `of_length` any more.
     return rows
 
 
@@ -206,7 +205,7 @@ def trajectory(config: ConfigDict) -> dict[str, TrainState]:
     windows = tqdm(range(max(points) + 1), desc="trajectory", unit="window", leave=False)
     for window, batch in zip(windows, _batches(run, 0), strict=False):
         if window in points:
-            states[points[window]] = jax.tree.map(lambda x: x.copy(), state)  # Donated otherwise.
+            states[points[window]] = jax.tree.map(lambda x: x.copy(), state)  # Donated next.
         state, _ = jax.block_until_ready(step(state, batch))
     return states
 

@@ -3,12 +3,12 @@
     python -m experiments.noise_sweep --config=configs/digits.py --methods=all \
         --noise=uniform,flip --levels=0:1:0.1 --seeds=5 --batch_runs=55 --workdir=DIR
 
-Every run has a workdir of its own, DIR/<noise>/<level>/<method>/seed<n>; one that is finished is
-not run again, one that was interrupted resumes. In DIR: `runs.csv`, `sweep.csv`, `sweep.md` and
+Every run has its own workdir, DIR/<noise>/<level>/<method>/seed<n>. Finished runs are not repeated,
+interrupted ones resume. In DIR: `runs.csv`, `sweep.csv`, `sweep.md` and
 `sweep.png` (`experiments.paper.noise_tables`).
 
 --batch_runs=N trains up to N runs of a method, which differ in seed and noise alone, as one
-program: many times faster for small models. Each is the run that it would be alone, rounding aside.
+program: many times faster for small models. Except for rounding, each run is the same as alone.
 
 --shard=i/n trains a share of the grid, for n workers on n machines with one DIR (or --shard=auto in
 a job array); --collect then makes the tables (`experiments.shards`).
@@ -52,7 +52,7 @@ def main() -> None:
     workdir = paths.absolute(_WORKDIR.value)
     grid = noise_grid.grid(config, {name: {"method": name} for name in methods}, cells, seeds)
     rows = _SHARDS.rows(config, grid, workdir, batch_runs=_BATCH_RUNS.value)
-    if not rows:  # Of a worker, whose share is no table.
+    if not rows:  # A worker's share makes no table.
         return
     noise_tables.write(rows, workdir, trained_here=not _SHARDS.collect.value)
     print(f"Everything is in {workdir}: results, corrected labels, metrics for each run.")

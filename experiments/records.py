@@ -1,9 +1,8 @@
-"""What an experiment has measured so far: a file that it is stopped and started again with.
+"""Stores the measurements of an experiment, so that it can be stopped and resumed.
 
-`DIR/<name>.jsonl` holds the settings in its first line and then one line for each measurement, say
-of one k: the names of what was measured and its rows. The file is replaced whole after every
-measurement, so a process that is killed loses no more than the one it was at, and the same command
-measures what is missing.
+`DIR/<name>.jsonl` has the settings in its first line, and then one line for each measurement, for
+example of one k, with its place and its rows. The whole file is replaced after every measurement.
+So a process that is killed loses one measurement at most, and the same command resumes.
 """
 
 import gc
@@ -30,13 +29,13 @@ class Records:
 
         Args:
           path: the file; need not exist, its directory must.
-          settings: what measurements of one file have in common, as JSON can hold it.
+          settings: common settings of all measurements in the file, JSON-like.
 
         Raises:
           InputError: the file cannot be read, or holds measurements with other settings.
         """
         self._path = path
-        self._settings = json.loads(json.dumps(settings))  # As they will be read back.
+        self._settings = json.loads(json.dumps(settings))  # In the form that will be read back.
         self._rows: dict[str, list[Row]] = {}
         if path.exists():
             self._read()
@@ -45,8 +44,8 @@ class Records:
         """The rows of a measurement, which is made if the file does not hold it.
 
         Args:
-          place: what tells it from the others of the file: `{"level": 0.2, "k": 5}`.
-          measure: makes it; the rows are of what JSON can hold.
+          place: identifies it in the file: `{"level": 0.2, "k": 5}`.
+          measure: makes it; the rows are JSON-like.
         """
         key = _key(place)
         if key not in self._rows:
@@ -98,10 +97,10 @@ def flat_settings(config: ConfigDict) -> dict[str, Any]:
 
 
 def clear_programs() -> None:
-    """Gives compiled programs back to which nothing refers any more but JAX's caches.
+    """Frees compiled programs that only JAX's caches still refer to.
 
-    A program is tens to hundreds of memory mappings, of which Linux allows a process 65,530: an
-    experiment that compiles one after another and keeps them is aborted ("LLVM ERROR: Unable to
+    A program takes tens to hundreds of memory mappings, and Linux allows a process 65,530. An
+    experiment that compiles and keeps many programs is aborted ("LLVM ERROR: Unable to
     allocate section memory").
     """
     gc.collect()

@@ -1,4 +1,4 @@
-"""What experiments that train a grid of runs share: the runs themselves, and cells of tables."""
+"""Trains grids of runs for experiments, and formats cells of tables."""
 
 import copy
 import json
@@ -22,7 +22,7 @@ from mlc_jax.report import report
 from mlc_jax.workdir import checkpoint
 from mlc_jax.workdir.workdir import CONFIG_FILE
 
-# Runs by directory: what the row of each says, and its config.
+# Runs by directory: the cells of the run's row, and its config.
 Grid = Mapping[str, tuple[dict[str, Any], ConfigDict]]
 
 
@@ -32,9 +32,9 @@ def override(
     """A copy of `config` with other values.
 
     Args:
-      config: stays as it is.
+      config: is not changed.
       fields: keyed as on the command line: `{"noise.level": 0.2}`.
-      seed: of everything that is drawn: the split, the noise, the start, the order of the batches.
+      seed: for everything random: the split, the noise, the start, the order of the batches.
     """
     config = copy.deepcopy(config)
     if seed is not None:
@@ -44,10 +44,10 @@ def override(
 
 
 def cache_programs(workdir: epath.Path) -> None:
-    """Keeps compiled programs for what differs only in its seed or data; for the whole process.
+    """Caches compiled programs for runs with other seeds or data, for the whole process.
 
-    Not in a bucket: whoever can write to one could run code here. JAX_COMPILATION_CACHE_DIR is for
-    those who want it nevertheless.
+    There is no cache in a bucket, because anyone who can write to the bucket could run code here.
+    JAX_COMPILATION_CACHE_DIR turns it on nevertheless.
     """
     if paths.is_remote(workdir):
         return
@@ -58,23 +58,23 @@ def cache_programs(workdir: epath.Path) -> None:
 def run_grid(
     runs: Mapping[str, ConfigDict], workdir: epath.Path, *, batch_runs: int = 1
 ) -> dict[str, dict[str, Any]]:
-    """Trains what is missing of a grid.
+    """Trains the missing runs of a grid.
 
-    A run that is finished is not run again; one that was interrupted resumes. From the first run on
-    the process keeps its compiled programs in `workdir/compilation_cache`. A run that diverges is
-    logged and skipped; the others go on.
+    Finished runs are not repeated, interrupted ones resume. From the first run on the process
+    caches its compiled programs in `workdir/compilation_cache`. A run that diverges is logged and
+    skipped; the others go on.
 
     Args:
       runs: configs, keyed by the directories of the runs below `workdir`: `mlc/seed0`.
-      workdir: made if need be.
+      workdir: created if it is missing.
       batch_runs: how many runs to train as one program at most, see `train.train_together`.
 
     Returns:
       `results.json` of every run that did not diverge, in the order of `runs`.
 
     Raises:
-      InputError: a config that cannot be run, or a directory that holds a run of another config;
-        found for all runs before the first is started.
+      InputError: a config cannot be run, or a directory has a run of another config. All runs are
+        checked before the first one starts.
       CheckpointError, Preempted: of the run that the message names. Those before it are finished,
         and the same call resumes from there.
       NonFiniteLossError: all runs diverged.
@@ -105,7 +105,7 @@ def finished(names: Iterable[str], workdir: epath.Path) -> dict[str, dict[str, A
 
 
 def train_rows(grid: Grid, workdir: epath.Path, *, batch_runs: int) -> list[Row]:
-    """`run_grid` of a `Grid`: what each run's row says, and its results."""
+    """`run_grid` of a `Grid`: rows with the cells of each run and its results."""
     configs = {path: config for path, (_, config) in grid.items()}
     results = run_grid(configs, workdir, batch_runs=batch_runs)
     return [grid[path][0] | result for path, result in results.items()]
@@ -165,7 +165,7 @@ def _train(
     names = _listed(list(runs))
     by_workdir = {str(workdir / name): config for name, config in runs.items()}
     try:
-        # Below the bar of the grid, for those who watch; a log has the latter alone.
+        # A terminal shows it below the bar of the grid; a log has only that bar.
         results = train.train_together(by_workdir, show_progress=sys.stderr.isatty())
     except (InputError, CheckpointError, Preempted) as error:
         raise type(error)(f"{names}: {error}") from error

@@ -1,10 +1,10 @@
-"""A grid of runs dealt out to workers that share nothing but a workdir.
+"""Deals a grid of runs to workers that only share a workdir.
 
     python -m experiments.noise_sweep ... --workdir=DIR --shard=2/6    # the third of six workers
     python -m experiments.noise_sweep ... --workdir=DIR --collect      # the tables, at the end
 
-A worker's share depends on the grid and on its number alone: one that died is started again with
-the same number, and goes on. What the workers of a sweep must agree on stands in DIR/sweep.json.
+A worker's share depends only on the grid and its number. A worker that died resumes if it is
+started with the same number. DIR/sweep.json has the settings that all workers must share.
 """
 
 import json
@@ -27,7 +27,7 @@ from mlc_jax.errors import InputError, expect
 from mlc_jax.workdir import checkpoint
 
 SWEEP_FILE = "sweep.json"
-# Of a job array whose manager tells its tasks their number only, and not how many there are.
+# For job arrays whose manager tells tasks their number, but not how many there are.
 COUNT_VARIABLE = "JOB_COMPLETIONS"
 
 _EXPECTED = "i/n with i from 0 to n - 1, or auto in a task of a job array"
@@ -52,14 +52,14 @@ class Flags(NamedTuple):
         """Trains the grid, or a worker's share of it, or reads what others have trained.
 
         Args:
-          config: what all of the grid is made from.
-          grid: all of it.
-          workdir: made if need be; shared by all workers.
+          config: the config that the grid is made from.
+          grid: the whole grid.
+          workdir: created if it is missing; shared by all workers.
           batch_runs: see `runs.run_grid`.
 
         Returns:
-          The rows to make tables from: of all runs, or with `--collect` of those that are there;
-          none for a worker's share.
+          The rows for tables: of all runs, or with `--collect` of finished ones; none for a
+          worker's share.
 
         Raises:
           InputError: bad flags, another sweep's workdir, or nothing to collect.
@@ -105,7 +105,7 @@ def parse(text: str, environment: Mapping[str, str]) -> Shard | None:
       environment: of this process.
 
     Raises:
-      InputError: no such share; or this is one host of several that train one run.
+      InputError: there is no such share, or this is one of several hosts that train one run.
     """
     if not text:
         return None
@@ -167,7 +167,7 @@ def check_sweep(config: ConfigDict, workdir: epath.Path) -> None:
 
 
 def mark_sweep(config: ConfigDict, workdir: epath.Path) -> None:
-    """Writes what all workers of a sweep must agree on, if none has before.
+    """Writes the settings that all workers of a sweep must share, unless they are written.
 
     Raises:
       InputError: a worker of another config did so at the same time.
@@ -177,16 +177,16 @@ def mark_sweep(config: ConfigDict, workdir: epath.Path) -> None:
         return
     workdir.mkdir(parents=True, exist_ok=True)
     content = json.dumps(_common(config), indent=2).encode()
-    # Others may do the same at the same time: on a disk each renames a file of its own.
+    # Others may write at the same time: on a disk each renames its own file.
     paths.write(path, content, beside=f"{SWEEP_FILE}.{uuid.uuid4().hex}")
     check_sweep(config, workdir)
 
 
 def collect(grid: runs.Grid, workdir: epath.Path) -> list[Row]:
-    """The rows of the runs that are finished; prints which are not.
+    """The rows of finished runs; prints which runs are missing.
 
     Raises:
-      InputError: none is.
+      InputError: no run is finished.
     """
     results = runs.finished([*grid], workdir)
     missing = [path for path in grid if path not in results]
@@ -198,6 +198,6 @@ def collect(grid: runs.Grid, workdir: epath.Path) -> list[Row]:
 
 
 def _common(config: ConfigDict) -> dict[str, Any]:
-    """What the runs of a sweep have in common, by the names of the fields."""
+    """The settings that all runs of a sweep share, by field."""
     flat = flatten(json.loads(config.to_json()))
     return {name: value for name, value in flat.items() if name not in noise_grid.AXES}

@@ -115,7 +115,7 @@ class _Plain(std_logging.Formatter):
         self._told = told
 
     def format(self, record: std_logging.LogRecord) -> str:
-        if isinstance(record.args, tuple):  # What is ours may have several lines.
+        if isinstance(record.args, tuple):  # Our own messages may have several lines.
             record.args = tuple(readable(x) if isinstance(x, str) else x for x in record.args)
         text = readable(self._told(super().format(record)), keep="\n")
         return f"warning: {text}" if record.levelno >= std_logging.WARNING else text

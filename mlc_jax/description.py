@@ -15,7 +15,7 @@ from mlc_jax.errors import InputError
 from mlc_jax.methods import METHODS
 
 _CLASS = "class"
-_FLAX_FIELDS = ("parent", "name")  # Which every Flax module has, and which are not its settings.
+_FLAX_FIELDS = ("parent", "name")  # Every Flax module has these fields, which are not settings.
 _OWN = {
     cls.__name__: cls
     for cls in (

@@ -72,7 +72,7 @@ _EXIT_CODES: dict[type[BaseException], ExitCode] = {
     # Network errors are OSErrors, too; the first match counts.
     ConnectionError: ExitCode.LOST,
     TimeoutError: ExitCode.LOST,
-    OSError: ExitCode.FAILED,  # Such as a full disk, outside of checkpoints.
+    OSError: ExitCode.FAILED,  # For example a full disk, outside of checkpoints.
 }
 
 

@@ -361,7 +361,7 @@ def _num_classes(method: Method, prepare: Callable[[Any], Any], example: Any) ->
         return int(jax.eval_shape(logits, example).shape[-1])
     except InputError:
         raise
-    except Exception as error:  # Of a user's model, whatever it raises.
+    except Exception as error:  # A user's model may raise any error.
         raise InputError(
             "model: it does not take the inputs as prepared: "
             f"{str(error).splitlines()[0]}; expected model(inputs, train=...) -> (logits, features)"
@@ -402,7 +402,7 @@ def _numbers(
     else:
         whole = np.issubdtype(array.dtype, np.integer)
         expect(whole, field, array.dtype, "whole numbers from 0, or names")
-        found = np.clip(array, -2, num_classes).astype(np.int32)  # What is larger is bad below.
+        found = np.clip(array, -2, num_classes).astype(np.int32)  # Larger values are refused below.
     bad = (found < (0 if known else UNKNOWN)) | (found >= num_classes)
     if bad.any():
         row = int(np.argwhere(bad)[0][0])

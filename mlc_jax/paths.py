@@ -36,7 +36,7 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def regular_file(path: str | bytes | os.PathLike[str]) -> os.stat_result:
-    """What the system says of a file, before it is opened: a FIFO, or a device, may never end.
+    """The status of a file before it is opened, because a FIFO or a device may never end.
 
     Raises:
       OSError: there is none, or it is something else.
@@ -76,7 +76,7 @@ def absolute(path: epath.PathLike, name: str = "--workdir") -> epath.Path:
             f"{name}: got {text!r}, expected a local path, or the packages for buckets "
             f"({error}): pip install 'mlc_jax[gcs]'"
         ) from error
-    # What other processes write is to be seen: a run before this one, or workers of a sweep.
+    # Files of other processes must be seen: of an earlier run, or of workers of a sweep.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(f"gs://{bucket}/{inside}")
 

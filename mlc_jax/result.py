@@ -37,7 +37,7 @@ _ADDED = 4  # Columns that `to_frame` adds to the user's.
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """What the files of a workdir are written from.
+    """The data from which the files of a workdir are written.
 
     Attributes:
       run: the run.

@@ -12,12 +12,12 @@ from mlc_jax.data.votes import accuracies, vote_of_most
 
 
 class Draw(NamedTuple):
-    """What is known of a table's rows.
+    """One draw of a table's rows and labels.
 
     Attributes:
-      rows: `[n]`, of the table.
-      votes: `[n, S]` labels as given, or UNKNOWN.
-      truth: `[n]` labels; seen where `checked`.
+      rows: `[n]`, rows of the table.
+      votes: `[n, S]` given labels, or UNKNOWN.
+      truth: `[n]` true labels; the method sees those of checked rows.
       checked: `[n]` bool.
     """
 
@@ -28,13 +28,13 @@ class Draw(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What came of a draw.
+    """The result of a draw.
 
     Attributes:
       pipeline: all rows: doubtful ones, then checked ones.
       out_of_fold: probabilities `[n, C]` by name, in that order of rows.
-      probs: `[N, C]`, of the classifier, for every row of the table.
-      weights: of the pool.
+      probs: `[N, C]`, the classifier's, for every row of the table.
+      weights: the pool's weights.
       pi: `[C]`, shares of classes, mean over folds.
     """
 
@@ -54,10 +54,10 @@ def fit(
     """Trains `method` on each draw; the seed is the draw's place.
 
     Args:
-      method: with its classifier.
-      features: `[N, F]` of the table.
-      draws: of equally many checked rows.
-      drawn: how rows were checked, of `folds.DRAWN`; or, for each draw, of each row `[n]`.
+      method: the method, with its classifier.
+      features: the table's, `[N, F]`.
+      draws: all with equally many checked rows.
+      drawn: how rows were checked, one of `folds.DRAWN`; or, for each draw, one per row `[n]`.
     """
     num_classes = method.model.num_classes
     source, pipelines = ArraySource(features), []

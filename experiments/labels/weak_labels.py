@@ -4,7 +4,7 @@
         --config.dataset.data_dir=DIR --config.model.bert.checkpoint=NAME --workdir=runs/weak
 
 writes `weak_labels.npz` with the arrays `keywords` and `zero_shot`, a label for each training text,
-and prints how many are right. They are learned from by
+and prints how many are right. This command learns from them:
 
     python -m mlc_jax.main --config=configs/ag_news.py:frozen ... --config.noise.type=human \
         --config.noise.file=runs/weak/weak_labels.npz --config.noise.key=keywords --workdir=DIR
@@ -28,7 +28,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the labels.")
 
-# By class. Written down once, from what a reader of newspapers knows; no label was looked at.
+# By class. Written down once, from general knowledge, without a look at any label.
 KEYWORDS = (
     "iraq|israel|palestin|president|minister|election|troops|bomb|nuclear|peace|rebel|police"
     "|militant|hostage",
@@ -48,7 +48,7 @@ DESCRIPTIONS = (
 
 
 def by_keywords(texts: Sequence[str], seed: int = 0) -> np.ndarray:
-    """The class with most matches, the first of several; a random one where nothing matches."""
+    """The class with most matches, the first one if equal; a random class without a match."""
     patterns = [re.compile(rf"\b({words})", re.IGNORECASE) for words in KEYWORDS]
     counts = np.array([[len(pattern.findall(text)) for pattern in patterns] for text in texts])
     drawn = np.random.default_rng(seed).integers(0, len(patterns), len(counts))
@@ -56,11 +56,11 @@ def by_keywords(texts: Sequence[str], seed: int = 0) -> np.ndarray:
 
 
 def by_likeness(texts: np.ndarray, descriptions: np.ndarray) -> np.ndarray:
-    """The class whose description a text is most like, by cosine; each class has mean 0.
+    """The class with the most similar description, by cosine; each class has mean 0.
 
     Args:
       texts: features, `[N, F]`.
-      descriptions: of the classes, `[C, F]`.
+      descriptions: features of the classes' descriptions, `[C, F]`.
     """
     norm = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
     cosines = norm(texts) @ norm(descriptions).T

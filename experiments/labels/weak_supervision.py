@@ -10,11 +10,11 @@ of different skill, who label a part each) and `cancer_rules` (breast cancer by 
 threshold on one column that its authors set by twenty rows). A few rows are checked. In OUT:
 `weak_supervision.csv`, a row for each draw, and `weak_supervision.md`.
 
-Columns are percent right of test rows. All rivals say what a row's label is, and then train the
-same classifier, scikit-learn's `LogisticRegression(C=1)`, on their soft labels: the share of votes
-(majority), Dawid-Skene, GLAD and MACE of crowd-kit, and CROWDLAB of cleanlab; `+` is with the
-labels of checked rows in place of theirs. `cross_fit` is this project's, once with the vote of most
-as the only given label and once with all votes.
+Columns are percent right of test rows. Rivals make soft labels, and then train the same classifier,
+scikit-learn's `LogisticRegression(C=1)`, on them: the share of votes (majority), Dawid-Skene, GLAD
+and MACE of crowd-kit, and CROWDLAB of cleanlab. With `+`, the labels of checked rows replace
+theirs. `cross_fit` is this project's, once with the majority vote as the only given label and once
+with all votes.
 """
 
 import functools
@@ -46,11 +46,11 @@ _CHECKED = flags.DEFINE_string("checked", "per_class:5,per_class:20", "Which row
 _DRAWS = flags.DEFINE_integer("draws", 10, "Of checked rows.", lower_bound=1)
 _FIRST = flags.DEFINE_integer("first_draw", 0, "Number of the first draw.", lower_bound=0)
 
-_SEED = 20  # Of the sets that are made here.
-_SKILLS = ((0.9, 0.3), (0.75, 0.6), (0.7, 0.9), (0.5, 0.8), (0.34, 0.5))  # Right, and how often.
+_SEED = 20  # For the sets that are made here.
+_SKILLS = ((0.9, 0.3), (0.75, 0.6), (0.7, 0.9), (0.5, 0.8), (0.34, 0.5))  # Right, share of rows.
 _NUM_RULES, _RULE_ROWS = 12, 20
 _POOL = "cross_fit, all votes"
-_SOFT_FLOOR = 1e-3  # Labels of less probability are not trained on.
+_SOFT_FLOOR = 1e-3  # Less probable labels are not trained on.
 
 
 class VoteSet(NamedTuple):
@@ -59,8 +59,8 @@ class VoteSet(NamedTuple):
     Attributes:
       features: `[N, F]`.
       labels: `[N]`, true.
-      votes: `[n, S]`, of the first n rows, which are trained with; UNKNOWN is nothing said.
-      test: rows that are tested on.
+      votes: `[n, S]`, for the first n rows, the training rows; UNKNOWN stands for no label.
+      test: test rows.
     """
 
     features: np.ndarray
@@ -106,7 +106,7 @@ def _labelme() -> VoteSet:
 
 
 def _split(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Standardised, in a random order, and how many rows are trained with: seven in ten."""
+    """Standardised data in a random order, and the number of training rows: seven in ten."""
     order = np.random.default_rng(_SEED).permutation(len(y))
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     return x[order].astype(np.float32), y[order].astype(np.int32), round(0.7 * len(y))
@@ -125,7 +125,7 @@ def _wine_annotators() -> VoteSet:
 
 
 def _cancer_rules() -> VoteSet:
-    """Each rule is of one column, and says one class beyond one threshold, else nothing."""
+    """Each rule votes for one class beyond a threshold of one column, else for none."""
     from sklearn.datasets import load_breast_cancer
 
     x, y, size = _split(*load_breast_cancer(return_X_y=True))
@@ -150,7 +150,7 @@ SETS: dict[str, Callable[[], VoteSet]] = {
 
 
 def draw(data: VoteSet, checked: str, number: int) -> Draw:
-    """Which of the rows with votes are checked: `per_class:N`, or `random:N`."""
+    """Draws checked rows among those with votes: `per_class:N`, or `random:N`."""
     how, _, count = checked.partition(":")
     size = len(data.votes)
     truth = data.labels[:size]
@@ -226,7 +226,7 @@ def _learned(x: np.ndarray, soft: np.ndarray, test: np.ndarray) -> np.ndarray:
 
 
 def soft_labels(data: VoteSet) -> dict[str, np.ndarray]:
-    """By each rival that is installed, without the checked rows."""
+    """Soft labels by each installed rival, without the checked rows."""
     votes, num_classes = data.votes, data.num_classes
     found = {"majority": _shares(votes, num_classes)}
     if importlib.util.find_spec("crowdkit"):
@@ -242,7 +242,7 @@ def _percent(data: VoteSet, said: np.ndarray) -> float:
 
 
 def without_checks(data: VoteSet, by_rival: dict[str, np.ndarray]) -> Row:
-    """Percent of test rows right of what knows no checked row, or the truth of all."""
+    """Percent of test rows right for models that know no checked row, or all true labels."""
     x, test = data.features[: len(data.votes)], data.features[data.test]
     one_hot = np.eye(data.num_classes)[data.labels[: len(x)]]
     labels = by_rival | {"all true": one_hot}
@@ -250,7 +250,7 @@ def without_checks(data: VoteSet, by_rival: dict[str, np.ndarray]) -> Row:
 
 
 def with_checks(data: VoteSet, by_rival: dict[str, np.ndarray], cell: Draw) -> Row:
-    """The same of what knows the checked rows."""
+    """Percent of test rows right for models that know the checked rows."""
     x, test = data.features[: len(data.votes)], data.features[data.test]
     one_hot, checked = np.eye(data.num_classes)[cell.truth], cell.checked[:, None]
     found = {"checked rows alone": _learned(x, np.where(checked, one_hot, np.nan), test)}

@@ -1,8 +1,8 @@
 """Does it help to look ahead, and how exactly must one look?
 
-A window of k steps looks k steps ahead, and with s = k the LCN also learns but once per k steps.
-Here the two are taken apart: `update_every` = s is 1 or k. Every arm has the meta rate that is best
-on UNIF 0.6 by further clean labels, on seeds that are not shown. The part `lookahead` of
+A window of k steps looks k steps ahead, and with s = k the LCN is updated only once per k steps.
+Here both effects are separated: `update_every` = s is 1 or k. Every arm has the best meta rate on
+UNIF 0.6, by additional clean labels and on other seeds. This is the part `lookahead` of
 `experiments.compare_meta_gradients`.
 """
 
@@ -21,11 +21,11 @@ from experiments.tables import to_markdown, values, where
 from mlc_jax.training.run import build_run
 
 NOISES = (("uniform", 0.4), ("uniform", 0.6), ("uniform", 0.8), ("flip", 0.4), ("flip", 0.8))
-HARD = (("uniform", 0.8), ("flip", 0.4))  # Where it is asked whether it holds elsewhere, too.
+HARD = (("uniform", 0.8), ("flip", 0.4))  # Further noise, to test whether results hold there.
 TUNED_ON = ("uniform", 0.6)
 VALIDATION_PER_CLASS = 5
 FIRST_SEED, FIRST_TUNING_SEED = 100, 200
-LONGER = 4  # Times the steps.
+LONGER = 4  # Factor on the number of steps.
 
 
 class Arm(NamedTuple):
@@ -50,7 +50,7 @@ class Arm(NamedTuple):
         return f"{self.estimator.replace(':', '_')}_k{self.k}_s{self.s}{normalized}"
 
     def fields(self) -> dict[str, Any]:
-        """What it says of a config."""
+        """The arm's fields of a config."""
         of_estimator = programs.settings(self.estimator)
         of_estimator |= {"num_inner_steps": self.k, "update_every": self.s}
         return {f"meta_gradient.{name}": value for name, value in of_estimator.items()} | {
@@ -59,7 +59,7 @@ class Arm(NamedTuple):
 
 
 def arms(lengths: Sequence[int]) -> dict[str, list[Arm]]:
-    """By question."""
+    """The arms of each question."""
     longest = max(lengths)
     one, far = Arm("exact", 1, 1), Arm("exact", longest, 1)
     looking = [Arm("exact", k, s) for k in lengths for s in dict.fromkeys((1, k))]
@@ -104,7 +104,7 @@ def grid_of(
     num_seeds: int,
     flop_ratio: float,
 ) -> runs.Grid:
-    """What is shown, at the rates chosen; `flop_ratio` is what the longest arm costs over k = 1."""
+    """Runs for the tables at chosen rates; `flop_ratio`: FLOPs of the longest arm over k = 1."""
     of_question, grid = arms(lengths), {}
     steps = _num_steps(config)
     settings: list[tuple[str, list[Arm], Any, dict[str, Any]]] = [
@@ -215,14 +215,14 @@ def train(
     num_seeds: int,
     batch_runs: int,
 ) -> tuple[list[Row], str]:
-    """Tunes, trains what is missing, and tells: rows, tables.
+    """Tunes, trains missing runs, and returns rows and tables.
 
     Args:
-      config: of the data, the models and the number of steps.
+      config: has the data, the models and the number of steps.
       workdir: see `runs.run_grid`.
       lengths: values of k; the first is 1.
       rates: meta rates to choose from.
-      num_seeds: of each arm, for tuning and for what is shown.
+      num_seeds: seeds per arm, for tuning and for the tables.
       batch_runs: see `runs.run_grid`.
     """
     tuned = runs.train_rows(

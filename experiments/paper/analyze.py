@@ -1,4 +1,4 @@
-"""What a finished run made of its labels: the paper's figures 6 to 8, and a report on label errors.
+"""Analyses the labels of a finished run: the paper's figures 6 to 8, and a report on label errors.
 
     python -m experiments.paper.analyze --workdir=DIR
 
@@ -11,13 +11,13 @@ DIR is the workdir of one run, of any method, or of `mlc_jax.fit`. In DIR/analys
     label_errors.md    "this label is wrong": precision and recall of what was corrected, AUC and
     label_errors.csv   average precision of the ranking by 1 - label_quality; beside cleanlab
 
-Where the true labels are not known, given and corrected labels are held against each other: a heat
-map of the corrected labels of each given one, and the quality of labels that were kept and of those
-that were corrected. Precision and recall stay empty then.
+If the true labels are not known, given and corrected labels are compared: a heat map of the
+corrected labels of each given label, and the quality of kept and of corrected labels. Precision and
+recall stay empty then.
 
 cleanlab (pip install cleanlab) ranks the same labels by out-of-sample probabilities, here of a
-scikit-learn MLP on the raw inputs in five-fold cross-validation. It sees no clean label. For other
-than small inputs give it better ones: --pred_probs=FILE.npy, [N, C] in the order of
+scikit-learn MLP on the raw inputs in five-fold cross-validation. It sees no clean label. For large
+inputs give it better probabilities: --pred_probs=FILE.npy, [N, C] in the order of
 corrected_labels.csv.
 """
 
@@ -68,12 +68,12 @@ class Labels(NamedTuple):
 
     @property
     def changed(self) -> np.ndarray:
-        """Which labels were corrected, `[N]`."""
+        """Whether each label was corrected, `[N]`."""
         return self.corrected != self.given
 
     @property
     def wrong(self) -> np.ndarray | None:
-        """Which given labels are wrong, `[N]`; None where the truth is not known."""
+        """Whether each given label is wrong, `[N]`; None if the truth is not known."""
         return None if (self.true == UNKNOWN).any() else self.given != self.true
 
 
@@ -137,8 +137,8 @@ def detection(
 
     Args:
       labels: of the run.
-      flagged: `[N]`, bool: held to be wrong.
-      quality: `[N]`, ranked by, the lowest first.
+      flagged: `[N]` bool, labels that count as wrong.
+      quality: `[N]`, the ranking, lowest first.
 
     Returns:
       `flagged`, how many; precision and recall of them; AUC and average precision of the ranking.
@@ -219,7 +219,7 @@ def cross_validated(config: ConfigDict, given: np.ndarray) -> np.ndarray:
     hidden = tuple(config.model.mlp.hidden_sizes)
     model = make_pipeline(
         StandardScaler(),
-        # Stopped early, or it would learn the wrong labels by heart.
+        # Stopped early, or it would memorise the wrong labels.
         MLPClassifier(hidden, early_stopping=True, max_iter=100, random_state=0),
     )
     flat = source.inputs[noisy.rows].reshape(len(noisy), -1).astype(np.float32)
@@ -298,7 +298,7 @@ def plot_label_quality(labels: Labels, title: str) -> Figure:
 
 
 def plot_dynamics(metrics: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """What `metrics.jsonl` has of losses and accuracies."""
+    """Losses and accuracies from `metrics.jsonl`."""
     panels: dict[str, dict[str, str]] = {
         "loss on noisy data (as corrected)": {"inner loss": "train/inner_loss"},
         "loss on clean data": {"outer loss": "train/outer_loss"},
@@ -337,7 +337,7 @@ def _curves(
 
 
 def _class_names(workdir: epath.Path, config: ConfigDict | None, num_classes: int) -> Sequence[str]:
-    """The dataset's, or numbers where the data of an older run are not at hand."""
+    """The dataset's class names, or numbers if an older run's data are missing."""
     path = workdir / DATASET_FILE
     try:
         if path.exists():

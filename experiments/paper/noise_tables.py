@@ -27,7 +27,7 @@ _COLUMNS = {
     "given labels right": "given_label_accuracy",
     "corrected labels right": "corrected_label_accuracy",
 }
-_MARKERS = "osv^<>DPX*h"  # Of methods, which are more than there are colours.
+_MARKERS = "osv^<>DPX*h"  # There are more methods than colours.
 
 
 def write(rows: Rows, workdir: epath.Path, *, trained_here: bool = True) -> None:
@@ -102,7 +102,7 @@ def noise_of(rows: Rows) -> str:
 
 
 def _overall(rows: Rows, method: str) -> list[str]:
-    """Spread is that of the seeds' means over all noise."""
+    """The overall row of a method; the spread is over seeds' means over all noise."""
     of_method = where(rows, method=method)
     spent = str(of_method[0]["clean_labels_spent"])
     if len(of_method) < len(values(rows, "seed")) * _num_cells(rows):

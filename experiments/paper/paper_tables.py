@@ -1,4 +1,4 @@
-"""What the paper's tables have in common here: its numbers, and what it costs to get one's own.
+"""Shared parts of the paper's tables: published numbers, and the cost of one's own.
 
 Costs are estimates, to be read before a week of work: XLA counts a forward pass, and a method's
 cost relative to a plain step is taken from docs/results/benchmark.md.
@@ -21,7 +21,7 @@ from mlc_jax.methods import METHODS
 from mlc_jax.methods.types import BilevelMethod, TwoPhaseMethod
 from mlc_jax.models.bert_checkpoint import load_config
 
-# Of Zheng, Awadallah and Dumais (2021): mean accuracy over UNIF and FLIP at ten levels each.
+# From Zheng, Awadallah and Dumais (2021): mean accuracy over UNIF and FLIP at ten levels each.
 TABLE2 = {
     "cifar10": {"meta_weight_net": 65.12, "glc": 86.62, "mlc": 86.81},
     "cifar100": {"meta_weight_net": 39.96, "glc": 50.50, "mlc": 53.68},
@@ -40,8 +40,8 @@ TABLE3 = {
     "mlc": 75.78,
 }
 
-# What a step takes in forward passes of its images: a plain one three, one with a meta-gradient
-# about three times that (k = 5, exact); MLNT a step for each synthetic set, and two more.
+# The cost of a step in forward passes of its images: three for a plain step, about nine with a
+# meta-gradient (k = 5, exact). MLNT makes a step for each synthetic set, and two more.
 _PLAIN, _BILEVEL = 3, 9
 
 
@@ -137,12 +137,12 @@ def beside_published(
 
 
 def _forward_flops(config: ConfigDict) -> float:
-    """Of one example, as XLA counts them before it optimises."""
+    """FLOPs of one example, as XLA counts them before it optimises."""
     if config.model.name == "bert":
         shape, num_classes = load_config(config.model.bert.checkpoint), 10
         tokens = np.ones((1, config.dataset.max_length), np.int32)
         example: Any = {"input_ids": tokens, "attention_mask": tokens}
-        if config.model.bert.num_frozen_layers == -1:  # What the encoder says is computed once.
+        if config.model.bert.num_frozen_layers == -1:  # The encoder's output is computed once.
             example = np.ones((1, shape.hidden_size), np.float32)
     else:
         pool = programs.load_pool(config)

@@ -71,7 +71,7 @@ def main() -> None:
         settings = {method: {"method": method} for method in methods}
         grid = noise_grid.grid(config, settings, cells, range(_SEEDS.value))
         of_dataset = _SHARDS.rows(config, grid, workdir / name, batch_runs=_BATCH_RUNS.value)
-        if not of_dataset:  # Of a worker, whose share is no table.
+        if not of_dataset:  # A worker's share makes no table.
             continue
         rows += of_dataset
         published = paper_tables.TABLE2.get(name, {})

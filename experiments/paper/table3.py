@@ -54,7 +54,7 @@ def main() -> None:
     }
     workdir = paths.absolute(_WORKDIR.value)
     rows = _SHARDS.rows(config, grid, workdir, batch_runs=1)
-    if not rows:  # Of a worker, whose share is no table.
+    if not rows:  # A worker's share makes no table.
         return
     text = (
         f"{rows[0]['dataset']}, {rows[0]['num_noisy']} noisy labels, percent, mean ± standard "

@@ -12,8 +12,8 @@ on which others are tuned.
 
 The setting with the best last validation accuracy, mean over all noise and tuning seeds, is trained
 with --seeds other seeds on --final_levels. The test set has no say in it. A setting with which runs
-diverge comes after all with which fewer do, whatever the others reach; its accuracy is that of the
-runs that end. What validates is counted among the clean labels spent.
+diverge ranks below all settings with fewer such runs; its accuracy is over the runs that end.
+Validation labels count as clean labels spent.
 
 In DIR: `trials.csv`, a row per trial; `chosen.csv` and `chosen.md`, the setting of each method; of
 the final runs `runs.csv`, `sweep.csv`, `sweep.md`, `sweep.png` (`noise_tables`). Every
@@ -95,7 +95,7 @@ def _meta_rate(low: float, high: float) -> Dimension:
     return Dimension("meta_optimizer.learning_rate", "log", (low, high))
 
 
-# What is drawn for each method, beside the learning rate, which is for all.
+# The settings that are drawn for each method, in addition to the learning rate.
 _OWN: dict[str, tuple[Dimension, ...]] = {
     "cross_entropy": (_WEIGHT_DECAY,),
     "clean_only": (_WEIGHT_DECAY,),
@@ -147,7 +147,7 @@ class Trial(NamedTuple):
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Of the config."""
+        """The trial's fields of the config."""
         return {"method": self.method} | (self.settings if self.number else {})
 
 
@@ -167,7 +167,7 @@ def main() -> None:
         for trial in create_trials(config, method, _TRIALS.value, _SEARCH_SEED.value)
     ]
     tuning = grid_of("tuning", config, trials, tuned_on, tuning_seeds)
-    # Before the first run: what is right for the config as it is, is right for what is drawn.
+    # Before the first run. If the config itself is right, so are drawn settings.
     untuned = [trial for trial in trials if trial.number == 0]
     of_untuned = grid_of("final", config, untuned, final_cells, seeds)
     runs.check({path: of_run for path, (_, of_run) in of_untuned.items()}, workdir)
@@ -199,7 +199,7 @@ def _cells(config: ConfigDict) -> tuple[list[noise_grid.Cell], list[noise_grid.C
 
 
 def _seeds() -> tuple[range, range]:
-    """Those of the trials, and those of the final runs, of which none is among the former."""
+    """The seeds of the trials, and those of the final runs, which must differ."""
     tuning = range(_FIRST_TUNING_SEED.value, _FIRST_TUNING_SEED.value + _TUNING_SEEDS.value)
     final = range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value)
     fresh = not set(tuning) & set(final)
@@ -309,7 +309,7 @@ def choose(scored: Sequence[Row]) -> list[Row]:
 def to_markdown(
     chosen: Sequence[Row], results: Sequence[Row], *, num_trials: int, num_validation: int
 ) -> str:
-    """What was chosen, and by what.
+    """A table of the chosen settings and their scores.
 
     Args:
       chosen: see `choose`.

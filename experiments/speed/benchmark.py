@@ -1,15 +1,14 @@
-"""What an MLC step costs, compared with a plain one: time, memory, FLOPs, waiting for data.
+"""The cost of an MLC step, compared with a plain step: time, memory, FLOPs, waiting for data.
 
     python -m experiments.speed.benchmark --config=configs/digits.py --workdir=DIR \
         --num_inner_steps=1,5 --estimators=exact,exact:store,approximate --repeats=10
 
-`programs` says what the steps are, `costs` what is measured: an MLC window
-of k steps is held against a window of k plain ones. `exact:store` is exact with
-`meta_gradient.backward=store`; without a colon the config's is taken. Steps are timed in turn
-(plain, exact, approximate, plain, ...), so that whatever else the machine does weighs on all of
-them alike: on a shared machine the ratios are the message. Each k is written to `benchmark.jsonl`
-as soon as it is measured, and the same command resumes from there.
-Only the wait for pictures needs TensorFlow.
+`programs` defines the steps, `costs` measures them: an MLC window of k steps is compared with a
+window of k plain steps. `exact:store` is exact with `meta_gradient.backward=store`; without a colon
+the config's setting is used. Steps are timed in turn (plain, exact, approximate, plain, ...), so
+that other work on the machine affects all alike: on a shared machine only the ratios mean
+something. Each k is written to `benchmark.jsonl` as soon as it is measured, and the same command
+resumes. Only the wait for pictures needs TensorFlow.
 """
 
 import time

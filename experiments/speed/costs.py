@@ -1,6 +1,6 @@
-"""What a window of MLC costs, compared with a plain one: time, FLOPs, memory. No TensorFlow.
+"""The cost of a window of MLC, compared with a plain one: time, FLOPs, memory. No TensorFlow.
 
-On CPU, what XLA says of a program needs care:
+On CPU, XLA's analysis of a program needs care:
 
 * It counts the body of a loop once. `window_flops` counts all turns.
 * Its scheduler spends memory to run operations at the same time, and the timed programs have their
@@ -34,8 +34,8 @@ from experiments.speed.programs import (
 from experiments.tables import to_markdown as markdown_table
 from mlc_jax import core
 
-MIN_SECONDS = 0.2  # Of one timing: a step of a millisecond is run many times for it.
-# Of programs that are compiled for their analysis alone. The level changes the machine code only.
+MIN_SECONDS = 0.2  # Shortest timing; a step of a millisecond is run many times.
+# For programs that are compiled only for analysis. The level changes only the machine code.
 _ANALYSIS_OPTIONS: dict[str, Any] = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "xla_backend_optimization_level": 0,
@@ -56,7 +56,7 @@ _COLUMNS = {
 
 
 class Measurement(NamedTuple):
-    """What one call of a program costs.
+    """The cost of one call of a program.
 
     `seconds` is `[repeats]`, one per round; `memory` is of the program that was timed, `rolled` of
     the same window as a loop; `compile_seconds` tracing, lowering and XLA together.
@@ -109,7 +109,7 @@ def _measure_length(
 def _analyse_length(
     config: ConfigDict, k: int, steps: Sequence[str], count: Callable[..., float]
 ) -> list[dict[str, Any]]:
-    """What needs no timing: FLOPs, and memory with the steps in a loop."""
+    """Figures without timing: FLOPs, and memory with the steps in a loop."""
     rows: list[dict[str, Any]] = []
     names = list(dict.fromkeys((PLAIN, *steps)))
     for name in tqdm(names, desc=f"k = {k}: analysing", unit="step", dynamic_ncols=True):
@@ -233,7 +233,7 @@ def window_flops(
         last, other = (count(name, n + 1) - count(name, n) for n in (5, 6))
         segments = _num_segments(k)
         return count(name, 5) + (segments - 2) * last + (k - 3 - segments) * other
-    # Of two steps nothing is in a loop: `remat` finds other things to save, and XLA to share.
+    # Two steps make no loop: `remat` saves other values, and XLA shares others.
     start = 2 if backward in ("", "store") else 3
     if k <= start + 1:
         return count(name, k)
@@ -254,7 +254,7 @@ def _overlapping_flops(
 
 
 def rolled_memory(config: ConfigDict, name: str, num_inner_steps: int) -> Memory:
-    """What a window takes with its steps in a loop, scheduled for little memory."""
+    """The memory of a window with its steps in a loop, scheduled for little memory."""
     return analyse(create_program(config, name, num_inner_steps, scan_unroll=1))[1]
 
 
@@ -317,7 +317,7 @@ def _unrolled_flops(config: ConfigDict, name: str, k: int, **meta_gradient: int)
 
 
 def _num_segments(k: int) -> int:
-    """Of `core.unroll`'s `two_level`, after the window's first step."""
+    """The number of segments of `core.unroll`'s `two_level`, after the window's first step."""
     return math.ceil((k - 1) / math.isqrt(k - 1))
 
 
@@ -325,7 +325,7 @@ def _analysis(compiled: Any) -> tuple[float, Memory]:
     memory = compiled.memory_analysis()
     allocated = memory.argument_size_in_bytes + memory.output_size_in_bytes
     allocated += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    # The CPU's temp memory is one block that is there from begin to end, which its peak leaves out.
+    # On CPU temp memory is one block for the whole program, which its peak leaves out.
     peak = allocated if jax.default_backend() == "cpu" else memory.peak_memory_in_bytes
     return compiled.cost_analysis()["flops"], Memory(memory.temp_size_in_bytes, peak)
 

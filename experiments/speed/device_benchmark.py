@@ -1,11 +1,11 @@
-"""What steps cost on an accelerator, compared with PyTorch and the released code; no TensorFlow.
+"""The cost of steps on an accelerator, compared with PyTorch and the released code; no TensorFlow.
 
     python -m experiments.speed.device_benchmark --workdir=DIR --parts=equality,lengths
     python -m experiments.speed.device_benchmark --workdir=DIR --parts=released \
         --released_code=CLONE
     python -m experiments.speed.device_benchmark --workdir=DIR --parts=bert --config=...
 
-Parts: `equality` holds every estimator on the accelerator against the CPU. `lengths` times exact
+Parts: `equality` compares every estimator on the accelerator with the CPU. `lengths` times exact
 windows of k steps for each way back, `windows` several windows per call, `stack` several runs as
 one program. `released` times the step of https://github.com/microsoft/MLC, of which CLONE is a
 clone, and ours; `bert` a classifier of texts and PyTorch's plain step of the same model. Without
@@ -46,7 +46,7 @@ _RELEASED = flags.DEFINE_string("released_code", "", "A clone of the authors' co
 _SECONDS = flags.DEFINE_float("seconds", 0.0, "Begin no measurement after; 0 is never.")
 _LENGTHS = flags.DEFINE_list("num_inner_steps", ["1", "2", "5", "10", "20"], "lengths: k.")
 
-MIN_SECONDS = 0.3  # Of one timing.
+MIN_SECONDS = 0.3  # Shortest timing.
 _REPEATS = 3
 _EQUALITY_WINDOWS, _EQUALITY_STEPS = 10, 5
 _WINDOWS_PER_CALL = (1, 20)
@@ -85,7 +85,7 @@ Measure = Iterator[tuple[dict[str, Any], Callable[[], Row]]]
 def _row_of(place: dict[str, Any], measure: Callable[[], Row]) -> list[Row]:
     try:
         row = measure()
-    except jax.errors.JaxRuntimeError as error:  # Such as too little memory.
+    except jax.errors.JaxRuntimeError as error:  # For example too little memory.
         row = {"failed": str(error).splitlines()[0][:200]}
     clear_programs()
     return [place | row]
@@ -261,7 +261,7 @@ def _bert(config: ConfigDict) -> Measure:
 
 def _texts(config: ConfigDict, step: str) -> Row:
     row = _ours(config, step)
-    num_texts = config.noisy_batch_size + config.clean_batch_size // 2  # Of the inner loss.
+    num_texts = config.noisy_batch_size + config.clean_batch_size // 2  # The inner loss has these.
     num_tokens = num_texts * config.dataset.max_length
     return row | {"tokens_per_second": 1e3 * num_tokens / row["ms"]}
 

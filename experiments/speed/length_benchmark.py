@@ -1,4 +1,4 @@
-"""What batches of like length save: padding, steps and tokens per second, for texts.
+"""Savings by batches of similar length: padding, steps and tokens per second, for texts.
 
     python -m experiments.speed.length_benchmark --config=configs/ag_news.py \
         --config.dataset.data_dir=DIR --config.model.bert.checkpoint=NAME --workdir=DIR \
@@ -54,7 +54,7 @@ _COLUMNS = {
     "against one length": "{speedup:.2f}",
 }
 
-Lengths = tuple[int, ...]  # Of the parts of a batch.
+Lengths = tuple[int, ...]  # Lengths of a batch's parts.
 
 
 class Variant:
@@ -86,7 +86,7 @@ class Variant:
         self.padding = 1 - real / padded
 
     def time(self, lengths: Lengths) -> None:
-        """One more timing of the step; the first is of its compilation."""
+        """Times the step once more; the first timing includes compilation."""
         state = self._init(self._seed)  # The step takes it.
         jax.block_until_ready(state)
         start = time.perf_counter()
@@ -110,7 +110,7 @@ class Variant:
 
 
 def measure(config: ConfigDict, num_inner_steps: int, buckets: list[int]) -> list[dict[str, Any]]:
-    """One row for each number of lengths; the first is what the others are held against."""
+    """One row for each number of lengths; the others are compared with the first."""
     variants = []
     for num in buckets:
         of_variant = copy.deepcopy(config)

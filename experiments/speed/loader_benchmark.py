@@ -108,7 +108,7 @@ def bare_batches(paths: list[str], size: int, seed: int) -> Iterator[Any]:
 
 
 def speed(batches: Any, num_batches: int) -> dict[str, float]:
-    """Of a generator of batches of 96, which is closed afterwards."""
+    """The speed of a generator of batches of 96, which is closed afterwards."""
     for _ in itertools.islice(batches, _WARM_UP):
         pass
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -121,7 +121,7 @@ def speed(batches: Any, num_batches: int) -> dict[str, float]:
 
 
 def torch_speed(python: str, paths: list[str], size: int, num_batches: int) -> dict[str, float]:
-    """Of torch's DataLoader with a worker for each core, in a process of its own."""
+    """The speed of torch's DataLoader with a worker for each core, in its own process."""
     asked = {"paths": paths, "size": size, "batch_size": _BATCH, "batches": num_batches}
     asked |= {"warm_up": _WARM_UP, "workers": os.cpu_count()}
     script = pathlib.Path(__file__).with_name("torch_loader.py")

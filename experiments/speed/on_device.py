@@ -45,7 +45,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the figures; made i
 _IMAGES = flags.DEFINE_string("images", "", "An .npz of images in place of the config's dataset.")
 _WINDOWS = flags.DEFINE_integer("windows", 100, "Windows per call.", lower_bound=1)
 
-_PAD = 4  # Of a random crop, as `data.source.augment_images`.
+_PAD = 4  # Border of a random crop, as in `data.source.augment_images`.
 
 
 def main() -> None:
@@ -92,8 +92,8 @@ def train(
     """Trains to the end.
 
     Args:
-      config, dataset: what is trained on what, see `load`.
-      windows: per call.
+      config, dataset: see `load`.
+      windows: number of windows per call.
       write: is given a row of figures at every evaluation, at or just after the end of its epoch.
 
     Returns:
@@ -174,7 +174,7 @@ def _arrays(source: Source) -> Inputs:
 
 
 class _Draw:
-    """Which rows a step takes: NumPy permutations, one per pass over a set."""
+    """The rows of each step: NumPy permutations, one per pass over a set."""
 
     def __init__(
         self, config: ConfigDict, method: Method, sets: dict[str, Labelled], *, augment: bool

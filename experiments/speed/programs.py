@@ -46,11 +46,11 @@ STEPS = (
 # Published figures: such files may not be there, and reading them may take TensorFlow.
 _IMAGE_CLASSES = {"cifar10": 10, "cifar100": 100, "clothing1m": 14}
 _CIFAR_SIZE = 32
-_NUM_RANDOM_IMAGES, _NUM_TEXTS = 100, 1_000  # Of which batches are drawn.
+_NUM_RANDOM_IMAGES, _NUM_TEXTS = 100, 1_000  # Sizes of random datasets.
 
 
 class Pool(NamedTuple):
-    """What programs need of a dataset.
+    """The parts of a dataset that programs need.
 
     Attributes:
       inputs: that batches are drawn from, a pytree of arrays `[N, ...]`, as stored.
@@ -69,7 +69,7 @@ class Pool(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What a compiled program takes, in bytes.
+    """The memory of a compiled program, in bytes.
 
     `temp` is beside arguments and results; `peak` includes them, and on backends that do not tell
     it, such as the CPU, is all that is ever allocated.
@@ -98,7 +98,7 @@ class Program(NamedTuple):
 
 
 def settings(name: str) -> dict[str, Any]:
-    """What the name of an estimator's step stands for: fields of `config.meta_gradient`."""
+    """The fields of `config.meta_gradient` that the name of an estimator's step stands for."""
     name, _, every = name.partition("@")
     estimator, _, option = name.partition(":")
     fields: dict[str, Any] = {"estimator": estimator}
@@ -131,7 +131,7 @@ def create_program(
 
 
 def load_pool(config: ConfigDict) -> Pool:
-    """Of the config's dataset; imports no TensorFlow."""
+    """The pool of the config's dataset; imports no TensorFlow."""
     name = config.dataset.name
     if name in _IMAGE_CLASSES:
         size = config.dataset.image_size if name == "clothing1m" else _CIFAR_SIZE
@@ -151,7 +151,7 @@ def load_pool(config: ConfigDict) -> Pool:
 
 
 def _random_texts(config: ConfigDict) -> Any:
-    """Of full length, as tokens; of an encoder that is frozen as a whole, its features."""
+    """Random texts of full length, as tokens, or as features of a frozen encoder."""
     shape = load_config(config.model.bert.checkpoint)
     rng, size = np.random.default_rng(0), (_NUM_TEXTS, config.dataset.max_length)
     if config.model.bert.num_frozen_layers == -1:
@@ -209,7 +209,7 @@ def _draw(pool: Pool, shapes: Batch) -> Batch:
 
 
 def whole_numbers(flag: str, texts: Sequence[str]) -> list[int]:
-    """What a flag says of values of k, say; InputError unless there are some, all from 1 on."""
+    """Whole numbers of a flag; InputError unless there are some, all 1 or more."""
     ok = texts and all(text.isdecimal() and int(text) for text in texts)
     expect(ok, flag, ",".join(texts), "whole numbers from 1, as in 1,5")
     return [int(text) for text in texts]
@@ -254,7 +254,7 @@ def describe_step(config: ConfigDict) -> dict[str, Any]:
 
 
 def _model_name(config: ConfigDict) -> str:
-    """Of `config.model`, with its size where the name does not say it."""
+    """The name of `config.model`, with its size if the name lacks it."""
     if config.name == "resnet":
         return f"resnet-{config.resnet.depth}"
     if config.name == "resnet50":
@@ -280,7 +280,7 @@ class _Plain(Method):
 
 
 def _method(config: ConfigDict, name: str, num_classes: int) -> Method:
-    """What makes a step."""
+    """The method of a step."""
     config = copy.deepcopy(config)
     if name == PLAIN:
         config.method = "cross_entropy"

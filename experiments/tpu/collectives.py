@@ -1,4 +1,4 @@
-"""What chips exchange in a compiled program."""
+"""The data that chips exchange in a compiled program."""
 
 import math
 import re
@@ -14,7 +14,7 @@ _SHAPE = re.compile(r"\b(pred|[a-z]+(\d+))\[([\d,]*)\]")
 
 
 def collective_bytes(program: str) -> list[int]:
-    """What each operation that chips do together gives every one of them, in bytes.
+    """The size in bytes of each collective operation's result on one chip.
 
     Args:
       program: XLA's text. The body of a loop counts once.

@@ -1,4 +1,4 @@
-"""What the training step would take of a TPU, found out without one.
+"""Compiles the training step for a TPU, without a TPU, and reports its memory and FLOPs.
 
     python -m experiments.tpu.compile --config=configs/cifar10.py --topology=v5e:2x4 \
         --config.noisy_batch_size=128 --config.clean_batch_size=128 --workdir=DIR
@@ -8,16 +8,16 @@ Compiles the pmapped step for all chips of a topology with the TPU's own compile
 compile there, or does not fit into a chip's memory, shows it here. Nothing runs and nothing is
 timed but the compiler; TensorFlow is not needed, nor CIFAR.
 
-Compiled is the step of the config; with `--estimators=all --num_inner_steps=1,5` that of every
-estimator at both k, which are twenty. A ResNet-32 takes two to four minutes each. The tables are
-written anew after every step, and the same command resumes where it was stopped.
+It compiles the config's step, or with `--estimators=all --num_inner_steps=1,5` the twenty steps of
+all estimators at both k. A ResNet-32 takes two to four minutes each. The tables are written after
+every step, and the same command resumes.
 
-Figures are a chip's. Temporary memory is what XLA sets aside in HBM: none at all, maybe, for a
-small model, whose arrays fit into the chip's fast memory. The peak is as XLA simulates it. FLOPs
-are as XLA counts them: the body of a loop, such as the k inner steps or a solver's, counts once. So
-do collectives, the sums over all chips: their number, and the size of what they sum.
-JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1 in the environment compiles a ResNet several times faster, into
-another program that takes more memory. Of a BERT's checkpoint the config.json is enough.
+Figures are per chip. Temporary memory is what XLA reserves in HBM; it may be zero for a small
+model, whose arrays fit into the chip's fast memory. XLA simulates the peak. XLA counts FLOPs: the
+body of a loop, such as the k inner steps or a solver's, counts once. So do collectives, the sums
+over all chips, given by number and size. JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1 in the environment
+compiles a ResNet several times faster, into another program that takes more memory. Of a BERT's
+checkpoint the config.json is enough.
 """
 
 import os

@@ -30,9 +30,9 @@ from mlc_jax.errors import ExitCode, InputError, expect
 from mlc_jax.workdir.lease import ATTEMPT_VARIABLE, JOB_VARIABLE
 
 COUNT_VARIABLE = "JOB_COMPLETIONS"  # See `experiments.shards`.
-COORDINATOR_PORTS = (8471, 8482)  # Of libtpu, and of jax.distributed.
+COORDINATOR_PORTS = (8471, 8482)  # Ports of libtpu and of jax.distributed.
 DISRUPTED = {"type": "DisruptionTarget", "status": "True"}
-SPOT_GRACE_SECONDS = 15  # What spot pods get of GKE, however much they ask for.
+SPOT_GRACE_SECONDS = 15  # The most that GKE gives spot pods.
 GRACE_SECONDS = 120
 SECONDS_KEPT = 24 * 60 * 60  # A finished job, for its state and events; logs are kept elsewhere.
 
@@ -69,7 +69,7 @@ _OURS = (  # Flags that the manifest sets, or that its machines need none of.
     "workdir", "shard", "collect", "distributed", "coordinator", "num_processes", "process_id",
 )  # fmt: skip
 
-# What the workdir's lease knows the next attempt by, so that it need not wait for the last one's.
+# The workdir's lease knows the next attempt by this, so that it need not wait.
 _ATTEMPT = {
     "name": ATTEMPT_VARIABLE,
     "valueFrom": {
@@ -127,7 +127,7 @@ class Slice(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What is asked for, beside the chips.
+    """The request, except for the chips.
 
     Attributes:
       name: of the job, unique.
@@ -276,7 +276,7 @@ def _array(job: Job, pod: dict[str, Any]) -> dict[str, Any]:
 
 
 def _permanent() -> dict[str, Any]:
-    """What is not worth another try: all but what `ExitCode` says is."""
+    """Exit codes without another try: all except those that `ExitCode` names for it."""
     return _codes("NotIn", [int(code) for code in ExitCode if code.should_retry])
 
 
@@ -332,7 +332,7 @@ def _pod(job: Job, tpu: Slice) -> dict[str, Any]:
 
 
 def _job(arguments: list[str], tpu: Slice) -> Job:
-    """Of the flags; raises InputError for what is wrong."""
+    """The job of the flags; raises InputError for wrong ones."""
     array, workdir = _ARRAY.value, _WORKDIR.value.rstrip("/")
     in_bucket = re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]+/.+", workdir)
     expect(

@@ -10,7 +10,7 @@ from mlc_jax.data.prepare import Normalize
 from mlc_jax.data.source import ArraySource, augment_images
 from mlc_jax.data.tfds import read_columns, read_tfds
 
-# Of the CIFAR training images in [0, 1], as in the published code: (125.3, 123.0, 113.9) / 255 ...
+# Of the CIFAR training images in [0, 1], by the published code: (125.3, 123.0, 113.9) / 255 ...
 _CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 _CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 CIFAR_PREPARE = Normalize(255.0, _CIFAR_MEAN, _CIFAR_STD)

@@ -13,7 +13,7 @@ from mlc_jax.files.arrays import read_npz
 
 NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human")
 
-_RATE_DEVIATION = 0.1  # Of the examples' rates of instance noise, as in its paper.
+_RATE_DEVIATION = 0.1  # The deviation of examples' rates of instance noise, as in its paper.
 _ROWS_AT_ONCE = 1_000
 
 
@@ -83,7 +83,7 @@ class InstanceNoise:
             count, total, square = count + len(x), total + x.sum(0), square + (x**2).sum(0)
         self._mean = total / count
         deviation = np.sqrt(np.maximum(square / count - self._mean**2, 0))
-        # What is the same everywhere says nothing; the tolerance is of the sums' rounding.
+        # Constant features say nothing. The tolerance is for rounding of the sums.
         varies = deviation > 1e-6 * (1 + np.abs(self._mean))
         self._scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0)
         shape = (num_classes, len(self._mean), num_classes)

@@ -1,1 +1,1 @@
-"""What the commands do, without their flags: a config or a file in, files out."""
+"""The commands without their flags: a config or a file in, files out."""

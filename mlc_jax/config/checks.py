@@ -1,4 +1,4 @@
-"""What a setting is, and when a value of it is right."""
+"""Settings, and the checks of their values."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 from mlc_jax.config.choices import COLUMN_NAMES
 
 _INFINITY = float("inf")
-# What is larger is a slip, or asks for more than there is; each check has an upper bound.
+# Larger values are slips, or ask for more than there is. Each check has an upper bound.
 MOST_STEPS = 2**31 - 1  # A step is an int32.
 MOST_ROWS = 2**31 - 1
 MOST_EPOCHS = 10**6
-MOST_UNITS = 2**16  # Of a layer: a square matrix of them takes 16 GiB.
-LARGEST = 10**9  # Of weights and factors: float32 still has room for what they multiply.
-_SMALLEST = 1e-30  # Of what must not be zero, and would be in float32.
+MOST_UNITS = 2**16  # Width of a layer. A square matrix of this width takes 16 GiB.
+LARGEST = 10**9  # Largest weight or factor: products still fit into float32.
+_SMALLEST = 1e-30  # Smallest number that must not be zero: smaller ones would be zero in float32.
 _MOST_LAYERS = 100
 
 

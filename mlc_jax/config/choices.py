@@ -37,7 +37,7 @@ IMAGE_CROPS = ("resized", "plain")
 BAD_IMAGES = ("refuse", "leave_out")
 NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human", "none")
 
-# Of these 0 is "by the sizes of the data", see `training.sizing`; only a config may say it.
+# For these 0 means "by the sizes of the data", see `training.sizing`; only configs may use it.
 SIZED = (
     "num_epochs", "noisy_batch_size", "clean_batch_size", "lcn.hidden_size", "lcn.embedding_size",
 )  # fmt: skip

@@ -24,7 +24,7 @@ class WrongFile(Exception):
 
 
 class ConfigFile(flags.ArgumentParser):
-    """Of a flag: `FILE.py`, or `FILE.py:KIND`, whose `get_config` takes the kind."""
+    """The config of a flag: `FILE.py`, or `FILE.py:KIND`, whose `get_config` takes the kind."""
 
     def parse(self, path: str) -> ConfigDict:
         """Raises WrongFile, in one line."""
@@ -32,7 +32,7 @@ class ConfigFile(flags.ArgumentParser):
         try:
             config = _load(file).get_config(*([kind] if colon else []))
             problem = _problem(config)
-        except InputError as error:  # Of a preset, which says which kinds it has.
+        except InputError as error:  # It comes from a preset, which names its kinds.
             raise WrongFile(str(error)) from error
         except FileNotFoundError as error:
             if error.filename != file:
@@ -56,7 +56,7 @@ def _load(file: str) -> types.ModuleType:
 
 
 def _problem(config: Any) -> str:
-    """What is wrong with what `get_config` returned; empty if nothing is."""
+    """The problem with the result of `get_config`; empty if there is none."""
     if not isinstance(config, ConfigDict):
         kind = "nothing" if config is None else type(config).__name__
         return f"get_config returns {kind}, expected {_SOURCE}"
@@ -97,7 +97,7 @@ def _shortened(found: re.Match[str]) -> str:
 
 
 def _line_of_function(file: str) -> int:
-    """Of `get_config`, or of what it is imported by; 1 if it cannot be found."""
+    """The line of `get_config`, or of its import; 1 if it cannot be found."""
     with open(file, encoding="utf-8") as stream:
         tree = ast.parse(stream.read())
     for node in tree.body:

@@ -1,4 +1,4 @@
-"""What several settings say together."""
+"""Checks of several settings together."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from mlc_jax.config.choices import (
 
 
 def relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tuple[str, bool, str]]:
-    """What several settings say together: (field, whether it is right, what would be)."""
+    """A check of several settings together: (field, whether it is right, what would be)."""
     relations = [
         (
             "lcn.tie_embeddings",
@@ -137,7 +137,7 @@ def _inner_loss(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
 
 
 def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
-    """Which files go together, and what cannot be asked of labels whose truth is not known."""
+    """Checks which files fit together, and settings that need known true labels."""
     names = ("data", "noisy", "clean", "test", "checked")
     data, noisy, clean, *_ = (values[f"dataset.{name}"] for name in names)
     if values["dataset.name"] not in OWN_FILES:
@@ -182,7 +182,7 @@ def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
 
 
 def _texts(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
-    """What texts need, and what is for them alone."""
+    """Checks the settings that texts need, and those that only texts may have."""
     name, directory = values["dataset.name"], values["dataset.data_dir"]
     builder, is_benchmark = values["dataset.tfds_name"], name in TEXT_BENCHMARKS
     is_text, is_bert = is_benchmark or name == "text", values["model.name"] == "bert"
@@ -239,7 +239,7 @@ def _texts(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
 
 
 def _images(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
-    """What pictures in files need, and what is not for them."""
+    """Checks the settings that picture files need, and those that they must not have."""
     size, resized = values["dataset.image_size"], values["dataset.resize_size"]
     encoder, is_own = values["dataset.encoder"], values["dataset.name"] == "image_folder"
     of_features = is_own and values["model.name"] == "mlp"

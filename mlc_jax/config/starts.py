@@ -30,7 +30,7 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_encoder(field: str, name: str, is_there: Callable[[pathlib.Path], bool]) -> None:
-    """Of an encoder or a tokenizer; on the hub, a name is `NAME` or `OWNER/NAME`."""
+    """Checks an encoder's or tokenizer's name; on the hub it is `NAME` or `OWNER/NAME`."""
     is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1
     if is_path and not is_there(pathlib.Path(name).expanduser()):
         raise InputError(f"config.{field}: no directory {name!r}; expected {_ENCODER}")

@@ -29,22 +29,22 @@ from mlc_jax.files.pictures import (
 )
 from mlc_jax.files.tables import Table
 
-# From pictures and their ids to a source of the features of those that can be decoded, and by row
-# what is wrong with the others.
+# (pictures, their ids) -> a source of features of those that can be decoded, and by row the problem
+# of each other one.
 Encode = Callable[[Store, np.ndarray], tuple[Source, dict[int, str]]]
 
-_NAMED = 5  # Bad files in a message.
+_NAMED = 5  # The most bad files that a message names.
 
 
 class Options(NamedTuple):
     """How pictures are read.
 
     Attributes:
-      geometry: what is seen of them.
-      bad: what is done with those that cannot be decoded: `refuse` or `leave_out`.
+      geometry: the part of a picture that is used.
+      bad: `refuse` or `leave_out` pictures that cannot be decoded.
       cache_dir: see `check_pictures`.
-      normalize: by ImageNet's mean and deviation; if not, pixels lie in [0, 1].
-      encode: to features that are trained on; None trains on pixels.
+      normalize: whether to normalise by ImageNet's mean and deviation; else pixels are in [0, 1].
+      encode: maps pictures to features for training; None trains on pixels.
     """
 
     geometry: Geometry
@@ -55,7 +55,7 @@ class Options(NamedTuple):
 
     @property
     def prepare(self) -> Normalize:
-        if self.encode is not None:  # What scales features is known once they are.
+        if self.encode is not None:  # Features' scales are known once the features are.
             return Normalize()
         return PREPARE if self.normalize else Normalize(255.0)
 
@@ -104,7 +104,7 @@ def load(
         checks = read_checks(checked, files["data"]) if checked else None
         return combine(files, options.prepare, checks=checks, drawn=drawn, benchmark=benchmark)
 
-    # What is wrong with labels is said at once: looking at pictures takes long.
+    # Problems with labels are reported first, because decoding pictures takes long.
     combined({name: part.file for name, part in parts.items()})
     looked = {name: _looked_at(part, options) for name, part in parts.items()}
     left_out = [bad for _, of_part in looked.values() for bad in of_part]
@@ -139,7 +139,7 @@ def unlabelled(
 
 
 class Listed(NamedTuple):
-    """Pictures that nobody has looked at yet.
+    """Pictures that were not decoded yet.
 
     Attributes:
       path: where they were found, for messages.
@@ -212,7 +212,7 @@ def _encoded(
 def open_store(
     field: str, root: str, names: np.ndarray, options: Options
 ) -> tuple[Store, dict[int, str]]:
-    """Pictures by name, in files or packed, and by row what is wrong with those that are bad.
+    """Pictures by name, in files or packed, and by row the problems of bad ones.
 
     Args:
       field: for messages.
@@ -220,7 +220,7 @@ def open_store(
       names: bytes `[N]`.
       options: how they are read.
     """
-    if is_packed(root):  # All were looked at when they were packed.
+    if is_packed(root):  # All were decoded when they were packed.
         packed = Packed(root, names, field)
         return packed, packed.problems
     sizes, problems = check_pictures(root, names, options.cache_dir)
@@ -230,13 +230,13 @@ def open_store(
 def kept(
     field: str, path: str, ids: np.ndarray, problems: dict[int, str], options: Options
 ) -> np.ndarray:
-    """Which pictures stay, `[N]` bool, of those that were looked at.
+    """The pictures to keep, `[N]` bool.
 
     Args:
       field, path: for messages.
       ids: `[N]`.
       problems: see `check_pictures`.
-      options: what is done with bad ones.
+      options: say whether bad pictures are refused.
 
     Raises:
       InputError: there are bad ones, and they are refused.
@@ -257,7 +257,7 @@ def kept(
 
 
 def _looked_at(part: parts_.Part, options: Options) -> tuple[LabelledFile, list[tuple[str, str]]]:
-    """The pictures of a part that can be decoded, and (id, what is wrong) of the others."""
+    """The pictures of a part that can be decoded, and (id, problem) of the others."""
     file, ids = part.file, part.file.ids
     assert ids is not None
     if options.encode is not None:

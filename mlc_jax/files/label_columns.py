@@ -160,7 +160,7 @@ class LabelColumns:
             return None
         array = np.array([x or "" for x in self._ids])  # `_ID_LENGTH` bounds its width.
         _, first, places = np.unique(array, return_index=True, return_inverse=True)
-        earlier = first[places]  # Of each row the first with its id.
+        earlier = first[places]  # The first row with each id.
         for row in np.flatnonzero((array == "") | (earlier != np.arange(len(array))))[:1]:
             if not array[row]:
                 self._table.fail(
@@ -225,7 +225,7 @@ def _sources(table: Table, said: Said) -> list[str]:
     if found and not said.votes:
         logging.info("Given labels, one column per source: %s.", ", ".join(found))
         return found
-    return [] if said.votes else ["label"]  # Which is missed where the file is read.
+    return [] if said.votes else ["label"]  # Reading the file reports that it is missing.
 
 
 def _without_silence(

@@ -19,7 +19,7 @@ from mlc_jax.files.columns import Columns
 from mlc_jax.files.values import together
 from mlc_jax.files.values.names import whole
 
-FIELD = "config.dataset."  # Of the settings that name files.
+FIELD = "config.dataset."  # The settings that name files.
 SPLITS = ("", "train", "test", "validation")  # Values of the column `split`.
 SPLIT_NAMES = "train, test, validation or nothing"
 _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
@@ -45,11 +45,11 @@ class Labels(NamedTuple):
         """From text `[N]`; empty is no label."""
         names, numbers = np.unique(labels, return_inverse=True)
         empty = int(len(names) > 0 and names[0] == "")  # "" comes before all others.
-        numbers = (numbers - empty).astype(np.int32)  # That of "" is UNKNOWN then.
+        numbers = (numbers - empty).astype(np.int32)  # The number of "" becomes UNKNOWN.
         return cls(tuple(str(name) for name in names[empty:]), numbers)
 
     def without(self, names: Sequence[str]) -> "Labels":
-        """The same where these say that there is no label."""
+        """The labels, except that these values mean no label."""
         kept = [name for name in self.names if name not in names]
         places = [kept.index(x) if x in kept else UNKNOWN for x in self.names]
         return Labels(tuple(kept), np.array([*places, UNKNOWN], np.int32)[self.numbers])

@@ -30,9 +30,9 @@ from mlc_jax.files.images.listing import pictures_below
 INFO_FILE, NAMES_FILE = "packed.json", "names.npy"
 # For random access, and for no threads and buffers of each of a hundred open shards.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
-_PLAN_FILE = "plan.json"  # What is being packed; gone when it is done.
+_PLAN_FILE = "plan.json"  # The plan of unfinished packing; removed at the end.
 _COPIED = (".txt", ".csv", ".jsonl", ".parquet")
-_CHUNK = 64  # Pictures that the threads have before them.
+_CHUNK = 64  # Pictures that threads take at a time.
 
 
 def shard_name(number: int) -> str:

@@ -3,10 +3,9 @@
 Pretrained weights were made with antialiased resizing; without it a picture differs by several grey
 levels on average from what they saw.
 
-Which pictures there are, and whether all can be decoded, is found out before training, and
-remembered. A crop may lie in the intact part of a damaged file, so what a random crop meets must
-not decide whether a picture is bad. Nor may the set of rows change on the way: it fixes the order
-of batches.
+The pictures are listed and decoded once before training, and the result is stored. A random crop
+may lie in the intact part of a damaged file, so it must not decide whether a picture is bad. The
+set of rows must not change during training either: it fixes the order of batches.
 """
 
 import dataclasses
@@ -27,29 +26,29 @@ from mlc_jax.data.prepare import Normalize
 from mlc_jax.files.images import pillow
 from mlc_jax.files.tokens import CACHE_DIR
 
-# Of the training pictures of ImageNet in [0, 1], which pretrained weights expect.
+# Mean and deviation of ImageNet's training pictures in [0, 1], as pretrained weights expect.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PREPARE = Normalize(255.0, IMAGENET_MEAN, IMAGENET_STD)
 CROPS = ("resized", "plain")
 
-# Of a random resized crop: share of the area, and width over height, as torchvision's.
+# A random resized crop's share of the area, and width over height, as in torchvision.
 _AREAS, _RATIOS = (0.08, 1.0), (3 / 4, 4 / 3)
 _DRAWS = 5  # Area, shape, row, column, flip.
 
-_CHUNK = 256  # Files that the threads have before them.
+_CHUNK = 256  # Files that threads take at a time.
 _GREY = b"".join(bytes([level, level, level, 0]) for level in range(256))
 
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """What of a picture a model sees.
+    """The part of a picture that a model sees.
 
     Attributes:
-      image_size: pixels of its side.
-      resize_size: of a picture's shorter side before the middle, or a plain crop, is taken of it;
+      image_size: side of the square in pixels.
+      resize_size: a picture's shorter side before the middle square, or a plain crop, is taken;
         None is 8/7 of `image_size`.
-      crop: how it is cropped at random: `resized` (8 to 100 % of the area, any shape from 3:4 to
-        4:3, stretched to a square) or `plain` (anywhere). Either way half of them are mirrored.
+      crop: how pictures are cropped at random: `resized` (8 to 100 % of the area, any shape from
+        3:4 to 4:3, stretched to a square) or `plain` (anywhere). Half of them are mirrored.
     """
 
     image_size: int = 224
@@ -70,7 +69,7 @@ class Encoded(Protocol):
         """The bytes of one picture.
 
         Raises:
-          BadPicture: there are none to be had.
+          BadPicture: they cannot be read.
         """
         ...
 
@@ -100,14 +99,12 @@ class Store(Encoded, Protocol):
 
 
 class Files:
-    """Pictures in files, which stay where they are.
-
-    A million of them take the memory of their names.
+    """Pictures in files. Only their names take memory.
 
     Args:
-      root: what names are relative to.
+      root: the directory that names are relative to.
       names: bytes `[N]`, paths.
-      sizes: `[N]`, of the files.
+      sizes: `[N]`, sizes of the files.
     """
 
     def __init__(self, root: str, names: np.ndarray, sizes: np.ndarray):
@@ -127,7 +124,7 @@ class Files:
         return os.path.join(self.root, os.fsdecode(bytes(self.names[row])))
 
     def fingerprint(self) -> str:
-        # Neither the root nor times: a folder may be copied elsewhere.
+        # Without the root and times, because a folder may be copied elsewhere.
         digest = hashlib.blake2b(digest_size=8)
         digest.update(b"\0".join(self.names.tolist()))
         digest.update(np.ascontiguousarray(self.sizes, np.int64).data)
@@ -157,7 +154,7 @@ class Pictures:
 
     Args:
       store: where the pictures are.
-      geometry: what of them is seen.
+      geometry: the part of them that is used.
       ids: text `[N]`, or its bytes, which take a quarter of the memory; None numbers the rows.
     """
 
@@ -192,12 +189,12 @@ class Pictures:
 
 
 def places_of(store: Encoded, rows: np.ndarray) -> list[str] | None:
-    """Where a reader finds the files of pictures; None where they are packed."""
+    """The paths of pictures, for people; None if they are packed."""
     return [store.place(row) for row in rows.tolist()] if isinstance(store, Files) else None
 
 
 def show_pictures(store: Encoded, rows: np.ndarray) -> list[np.ndarray]:
-    """Pictures for a reader, uint8 `[H, W, 3]`; see `show`."""
+    """Pictures for people, uint8 `[H, W, 3]`; see `show`."""
     return [pillow.thumbnail(functools.partial(store.__getitem__, row)) for row in rows.tolist()]
 
 
@@ -210,12 +207,12 @@ def decode(data: Any) -> Any:
 
 
 def see(image: Any, geometry: Geometry, draws: Any = None) -> Any:
-    """What a model sees of a picture, in TensorFlow: uint8 `[image_size, image_size, 3]`.
+    """The part of a picture for a model, in TensorFlow: uint8 `[image_size, image_size, 3]`.
 
     Args:
       image: uint8 `[H, W, 3]`.
-      geometry: how.
-      draws: float32 `[5]` in [0, 1) of a random crop; None is the middle.
+      geometry: how to cut it out.
+      draws: float32 `[5]` in [0, 1) for a random crop; None takes the middle.
     """
     if draws is None:
         return _middle(image, geometry)
@@ -224,14 +221,14 @@ def see(image: Any, geometry: Geometry, draws: Any = None) -> Any:
 
 
 def to_uint8(image: Any) -> Any:
-    """Rounded and clipped: a cast alone would cut off and wrap around."""
+    """Rounds and clips; a cast alone would cut off and wrap around."""
     from mlc_jax.data.streaming import tf
 
     return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
 
 
 def _middle(image: Any, geometry: Geometry) -> Any:
-    """Shorter side to `shorter_side`, then the middle square."""
+    """Resizes the shorter side, then takes the middle square."""
     from mlc_jax.data.streaming import tf
 
     resized = _resized_shape(image, geometry)
@@ -241,7 +238,7 @@ def _middle(image: Any, geometry: Geometry) -> Any:
 
 
 def _plain_crop(image: Any, geometry: Geometry, draws: Any) -> Any:
-    """Shorter side to `shorter_side`, then any square."""
+    """Resizes the shorter side, then takes any square."""
     from mlc_jax.data.streaming import tf
 
     resized = _resized_shape(image, geometry)
@@ -252,7 +249,7 @@ def _plain_crop(image: Any, geometry: Geometry, draws: Any) -> Any:
 def _resized_crop(image: Any, geometry: Geometry, draws: Any) -> Any:
     """A part of the picture, stretched to a square.
 
-    What would not fit into the picture is cut to fit, where torchvision draws again.
+    A part that does not fit into the picture is cut to fit; torchvision draws again.
     """
     from mlc_jax.data.streaming import tf
 
@@ -270,7 +267,7 @@ def _resized_crop(image: Any, geometry: Geometry, draws: Any) -> Any:
 
 
 def _resized_shape(image: Any, geometry: Geometry) -> Any:
-    """int32 `[2]`: the shorter side as it should be, the longer in proportion, rounded down."""
+    """The new shape, int32 `[2]`: the longer side is in proportion, rounded down."""
     from mlc_jax.data.streaming import tf
 
     shape = tf.shape(image)[:2]
@@ -278,9 +275,9 @@ def _resized_shape(image: Any, geometry: Geometry) -> Any:
 
 
 def _window(image: Any, resized: Any, offset: Any, size: int) -> Any:
-    """The square at `offset` of the picture as it were if it had the shape `resized`.
+    """The square at `offset` of the picture after resizing to the shape `resized`.
 
-    Only that square is computed, with the pixels around it as if all had been.
+    Only that square is computed, with the same pixels as in the whole picture.
     """
     from mlc_jax.data.streaming import tf
 
@@ -301,17 +298,17 @@ def _mirror(image: Any, draws: Any) -> Any:
 def check_pictures(
     root: str, names: np.ndarray, cache_dir: str | None = None
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Decodes every file that was not found good before.
+    """Decodes every file that is not known to be good.
 
-    A file counts as another one once its size or its time of change differs.
+    A file with another size or time of change counts as a new one.
 
     Args:
-      root: what names are relative to.
+      root: the directory that names are relative to.
       names: bytes `[N]`.
-      cache_dir: where is kept which files are good, in `pictures`; None is `CACHE_DIR`.
+      cache_dir: its folder `pictures` lists good files; None is `CACHE_DIR`.
 
     Returns:
-      Sizes of the files, int64 `[N]`, and by row what is wrong with those that are bad.
+      Sizes of the files, int64 `[N]`, and by row the problems of bad files.
 
     Raises:
       InputError: the cache cannot be written.
@@ -343,7 +340,7 @@ def check_pictures(
 
 
 def problem_of(path: bytes) -> str:
-    """What is wrong with a file that is decoded to its end; empty if nothing is."""
+    """Decodes a file to its end and returns its problem; empty if there is none."""
     from mlc_jax.data.streaming import tf
 
     try:
@@ -361,7 +358,7 @@ def problem_of(path: bytes) -> str:
 
 
 def _look_at(files: dict[int, bytes]) -> dict[int, str]:
-    """What is wrong with files by row, of those that are bad."""
+    """The problems of bad files by row."""
     rows = list(files)
     problems: dict[int, str] = {}
     num_turned = 0
@@ -388,7 +385,7 @@ def _is_turned(path: bytes) -> bool:
 
 
 def _is_bmp_with_palette(data: bytes) -> bool:
-    """One of colours: TensorFlow would take its numbers for grey levels."""
+    """Whether it has a palette of colours, whose numbers TensorFlow would take for grey levels."""
     if not data.startswith(b"BM") or int.from_bytes(data[28:30], "little") > 8:
         return False
     palette = 14 + int.from_bytes(data[14:18], "little")
@@ -403,6 +400,6 @@ def _reason(error: OSError | ValueError) -> str:
 def _read(cache: pathlib.Path) -> np.ndarray:
     try:
         good: np.ndarray = np.load(cache, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # Not there, or damaged: it is made again.
+    except (OSError, ValueError, EOFError):  # Missing or damaged: it is made again.
         return np.zeros(0, np.uint64)
     return good if good.dtype == np.uint64 else np.zeros(0, np.uint64)

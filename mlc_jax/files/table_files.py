@@ -32,7 +32,7 @@ _VOUCHED = "--config.dataset.features=+NAME takes a column, -NAME leaves one out
 
 
 class Options(NamedTuple):
-    """Which columns of a table are used, and how.
+    """The columns of a table that are used, and how.
 
     Attributes:
       features: names of columns; none of them is all that `columns.left_out` leaves. `+name` adds a
@@ -89,7 +89,7 @@ def of_tables(
     needs_checks: bool = True,
     benchmark: bool = False,
 ) -> OwnData | Benchmark:
-    """The same for open tables, keyed by `data`, `noisy`, `clean`, `test`.
+    """`load` for open tables, keyed by `data`, `noisy`, `clean`, `test`.
 
     Args:
       needs_checks, benchmark: see `combine`.

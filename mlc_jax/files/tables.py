@@ -19,15 +19,15 @@ from mlc_jax.errors import InputError, readable, shown
 from mlc_jax.files.values import marks
 from mlc_jax.files.values.names import whole as as_whole
 
-# A longer field is most likely a quote that was never closed. Python's own limit is 131,072.
+# A longer field is probably a quote that was never closed. Python's own limit is 131,072.
 MAX_FIELD_CHARACTERS = 2**24
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")  # The ending of a name decides how a file is read.
-_PARQUET_ROWS = 4_096  # Held in memory at once.
-_SEPARATORS = (",", ";", "\t", "|")  # Of CSV files.
+_PARQUET_ROWS = 4_096  # Rows in memory at once.
+_SEPARATORS = (",", ";", "\t", "|")  # Separators of CSV files.
 _SAYS_SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # A first line that spreadsheets write and read.
 _HEADER_CHARACTERS = 2**20
 _DAY = 86_400 * 10**9  # Nanoseconds.
-_SHOWN = 50  # Names in a message.
+_SHOWN = 50  # The most names in a message.
 
 Row = tuple[int, list[str | None]]
 
@@ -41,8 +41,8 @@ class Table:
         object per line) or `.parquet` file. Text is UTF-8; with a byte order mark, UTF-16 and
         UTF-32, too.
       header: columns of a CSV file whose first line does not name them.
-      names: what columns are called here that have other names in the file: `{"label": "Etikett"}`.
-        A column that has such a name of ours itself is not seen then.
+      names: our names of columns that have other names in the file: `{"label": "Etikett"}`. A
+        column of the file that has our name is then ignored.
 
     Raises:
       InputError: the file does not exist, or has another ending.
@@ -84,7 +84,7 @@ class Table:
         ]
 
     def header(self) -> list[str]:
-        """The same as the file has them."""
+        """Names of columns as in the file."""
         with self._explained():
             if self._kind == ".parquet":
                 return [x.name for x in self._schema() if _is_read(x.type, whole=False)]
@@ -93,7 +93,7 @@ class Table:
             return [*next(self._csv_rows(), (0, []))[1]]
 
     def unread(self) -> dict[str, str]:
-        """Columns that are none for `columns`, and what they hold: nested values of Parquet."""
+        """Columns that `columns` leaves out, and their content: nested values of Parquet."""
         if self._kind != ".parquet":
             return {}
         with self._explained():
@@ -107,9 +107,9 @@ class Table:
         optional: Sequence[str] = (),
         values: Sequence[str] = (),
     ) -> Iterator[Row]:
-        """Yields where a row stands (see `place`), and its values in the order of the columns.
+        """Yields the place of each row (see `place`), and its values in the order of the columns.
 
-        Every call reads the file again, and holds a few rows of it.
+        Every call reads the file again, and holds only a few rows in memory.
 
         Args:
           required: columns that the file must have; a value that is missing is "".
@@ -185,8 +185,8 @@ class Table:
         return ((line, fields) for line, fields, _ in self._csv_text() if fields)  # Not blank.
 
     def _csv_text(self) -> Iterator[tuple[int, list[str], str]]:
-        """The same with the text of each row, including its line end."""
-        csv.field_size_limit(max(MAX_FIELD_CHARACTERS, csv.field_size_limit()))  # Of the process.
+        """All lines with the text of each row, including its line end."""
+        csv.field_size_limit(max(MAX_FIELD_CHARACTERS, csv.field_size_limit()))  # Global.
         read: list[str] = []
         with self._file.open(encoding=self._encoding, newline="") as stream:
 
@@ -208,7 +208,7 @@ class Table:
 
     @functools.cached_property
     def _encoding(self) -> str:
-        """Of its text; a mark of UTF-8 is left in it."""
+        """The file's encoding; a mark of UTF-8 stays in the text."""
         return marks.encoding(self._start())
 
     def _start(self) -> bytes:
@@ -217,7 +217,7 @@ class Table:
 
     @functools.cached_property
     def separator(self) -> str:
-        """Between the fields of a CSV file: the one that its first line has most of, or names."""
+        """The separator of a CSV file: the one that its first line has most of, or names."""
         with self._file.open(encoding=self._encoding, newline="", errors="replace") as stream:
             start = stream.read(_HEADER_CHARACTERS).removeprefix("\ufeff")
         said = _SAYS_SEPARATOR.match(start)
@@ -287,9 +287,9 @@ class Table:
         if value is None:
             return ""
         if isinstance(value, float) and whole and value.is_integer():
-            return str(int(value))  # A column that lacks some becomes one of floats.
+            return str(int(value))  # A column with missing numbers becomes floats.
         if isinstance(value, int) or (isinstance(value, float) and not whole):
-            return json.dumps(value)  # Of bool, too: `true`.
+            return json.dumps(value)  # Booleans, too: `true`.
         if isinstance(value, list) and not whole:
             return json.dumps(value)
         expected = "a text or a whole number" if whole else "a text, a number or a list of numbers"
@@ -364,7 +364,7 @@ class Table:
         values: list[str],
         number: int | None = None,
     ) -> list[int | None]:
-        """Where columns stand; None for an optional one that is not there."""
+        """The positions of columns; None for an optional one that is missing."""
         names = [*required, *optional, *values]
         counts = collections.Counter(header)
         places: dict[str, int] = {}

@@ -27,13 +27,13 @@ from mlc_jax import paths
 from mlc_jax.data.source import IndexedSource
 from mlc_jax.errors import InputError
 
-CACHE_DIR = "~/.cache/mlc_jax"  # Of tokens, and of what is computed from them.
+CACHE_DIR = "~/.cache/mlc_jax"  # For tokens, and for features that are computed from them.
 
-_FORMAT = 1  # Of the cache; another number for another content.
-_CHUNK = 1_024  # Texts that are tokenised at once: enough for every core, and a few MB.
+_FORMAT = 1  # The cache's version; it changes with the content.
+_CHUNK = 1_024  # Texts that are tokenised at once: enough for all cores, and only a few MB.
 _IDS, _LENGTHS, _INFO = "ids.bin", "lengths.npy", "info.json"
-_CHECKED_AT_ONCE = 16 * 2**20  # Ids whose checksum is taken.
-_PADDING = ("[PAD]", "<pad>")  # What the tokenizers of BERT and of RoBERTa call it.
+_CHECKED_AT_ONCE = 16 * 2**20  # Ids per step of the checksum.
+_PADDING = ("[PAD]", "<pad>")  # The names of the tokenizers of BERT and of RoBERTa.
 
 
 class Texts(NamedTuple):
@@ -71,8 +71,8 @@ class Tokenizer:
     """Texts to ids, with the special tokens of a checkpoint and none of its padding.
 
     Args:
-      backend: a `tokenizers.Tokenizer`; truncation and padding that its file asks for are undone.
-      pad_id: the id that fills a row up; None looks for it in the backend.
+      backend: a `tokenizers.Tokenizer`; truncation and padding of its file are turned off.
+      pad_id: the id for padding; None looks for it in the backend.
 
     Attributes:
       vocab_size: the largest id plus one: rows that an embedding must have.
@@ -121,12 +121,12 @@ class Tokenizer:
                 import tokenizers
 
                 return cls(tokenizers.Tokenizer.from_file(str(file)))
-            # Knows how an older checkpoint's vocabulary is to be read; its import takes seconds.
+            # It can read an older checkpoint's vocabulary; its import takes seconds.
             from transformers import AutoTokenizer
 
             slow = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name)
             return cls(slow.backend_tokenizer, slow.pad_token_id)
-        except Exception as error:  # Of Rust, JSON, the hub and the network, a dozen types.
+        except Exception as error:  # Rust, JSON, the hub and the network raise a dozen types.
             reason = " ".join(str(error).split())
             raise InputError(
                 f"{field}: {name!r} cannot be read ({reason}); expected {expected}"
@@ -134,7 +134,7 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[Any]:
         """Encodings, in parallel, with `ids` of at most `max_length`; `overflowing` if cut off."""
-        with _one_encodes:  # The length is a setting of the backend, which threads may share.
+        with _one_encodes:  # The length is a setting of the backend, and threads may share it.
             self._backend.enable_truncation(max_length)
             try:
                 return list(self._backend.encode_batch_fast(texts))
@@ -142,7 +142,7 @@ class Tokenizer:
                 self._backend.no_truncation()
 
     def save(self, file: str | os.PathLike[str]) -> None:
-        """Writes a `tokenizer.json` that `load` makes the same of."""
+        """Writes a `tokenizer.json` that `load` can read."""
         token = self._backend.id_to_token(self.pad_id)
         self._backend.enable_padding(pad_id=self.pad_id, pad_token=token)
         try:
@@ -169,7 +169,7 @@ class TokenCache:
         if there != (size * dtype.itemsize, info["num_texts"]):
             raise ValueError("files of other sizes than they were written with")
         self._ids = np.memmap(directory / _IDS, dtype, "r") if size else np.zeros(0, dtype)
-        # A flipped bit would be another text. A GB takes a second or less; it is read anyway.
+        # A flipped bit would change a text. A GB takes a second at most, and is read anyway.
         checksum = 0
         for start in range(0, size, _CHECKED_AT_ONCE):
             checksum = zlib.crc32(self._ids[start : start + _CHECKED_AT_ONCE].data, checksum)
@@ -195,12 +195,12 @@ class TokenSource(IndexedSource):
     """Tokens of texts, a `Source`: `{"input_ids": int32 [n, T], "attention_mask": int32 [n, T]}`.
 
     Args:
-      cache: of the tokens.
-      tokenizer: that made them.
-      fingerprint: of texts, tokenizer and length.
-      ids: text `[N]`; None makes them of the row numbers.
-      id_format: of a row number.
-      texts: to show to a reader; None shows nothing.
+      cache: the cache of the tokens.
+      tokenizer: the tokenizer that made them.
+      fingerprint: differs for other texts, tokenizers and lengths.
+      ids: text `[N]`; None makes them from row numbers.
+      id_format: format of a row number.
+      texts: texts to show; None shows nothing.
 
     Attributes:
       tokenizer: see above; an embedding of its ids needs `tokenizer.vocab_size` rows.
@@ -231,7 +231,7 @@ class TokenSource(IndexedSource):
         return self._of_everything
 
     def show(self, rows: np.ndarray) -> list[str]:
-        """The texts of a few rows; all are read for it."""
+        """The texts of a few rows; it reads all texts."""
         wanted = set(rows.tolist())
         texts = self._texts.read() if self._texts else ()
         there = {row: text for row, text in enumerate(texts) if row in wanted}
@@ -249,14 +249,14 @@ def create_source(
 ) -> TokenSource:
     """A source of texts; they are tokenised unless the cache holds them.
 
-    The cache is keyed by all texts, the tokenizer and the length. It is written next to its place
-    and moved there when complete; a damaged one is made again.
+    The cache is keyed by all texts, the tokenizer and the length. It is written to another place
+    and renamed when it is complete; a damaged cache is made again.
 
     Args:
       texts: at least one.
       tokenizer: see `Tokenizer.load`.
       max_length: T, tokens of an input; longer texts are cut off, and their share is logged.
-      cache_dir: where caches lie, in `tokens`; None is `CACHE_DIR`.
+      cache_dir: its folder `tokens` has the caches; None is `CACHE_DIR`.
       ids, id_format: see `TokenSource`.
 
     Raises:
@@ -289,7 +289,7 @@ def _opened_or_made(
 
 
 def _opened(open_cache: Callable[[], TokenCache]) -> TokenCache | None:
-    """The cache, or None where it is not there or was cut off."""
+    """The cache, or None if it is missing or was cut off."""
     try:
         return open_cache()
     except (OSError, ValueError, KeyError, TypeError, EOFError):
@@ -299,8 +299,8 @@ def _opened(open_cache: Callable[[], TokenCache]) -> TokenCache | None:
 def _make(
     root: pathlib.Path, key: str, texts: Texts, tokenizer: Tokenizer, max_length: int, alone: bool
 ) -> None:
-    """Writes a cache under another name, and gives it its own when it is whole."""
-    if alone:  # No other process is writing: these were left behind.
+    """Writes a cache under another name, and renames it when it is complete."""
+    if alone:  # No other process is writing: these are leftovers.
         for left in root.glob(f"{key}*.part"):
             shutil.rmtree(left, ignore_errors=True)
     part = pathlib.Path(tempfile.mkdtemp(".part", f"{key}.", root))
@@ -312,7 +312,7 @@ def _make(
             part.rename(root / key)
         except OSError:
             if not (root / key / _INFO).is_file():
-                raise  # Otherwise another process came first, without locks.
+                raise  # Otherwise another process was first, without locks.
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -354,12 +354,12 @@ def _write(directory: pathlib.Path, texts: Texts, tokenizer: Tokenizer, max_leng
 
 def _add(digest: Any, text: str) -> None:
     content = text.encode()
-    digest.update(len(content).to_bytes(8, "little"))  # Where one text ends and the next begins.
+    digest.update(len(content).to_bytes(8, "little"))  # Separates texts.
     digest.update(content)
 
 
 def _sync(file: Any) -> None:
-    """To the disk: a cache is not called whole before it is."""
+    """Writes to the disk, before the cache counts as complete."""
     file.flush()
     os.fsync(file.fileno())
 

@@ -40,5 +40,5 @@ def get_config() -> ConfigDict:
     config.lcn.skip_link = True
     config.lcn.hidden_size = 64
     config.eval_batch_size = 256
-    config.max_exported_labels = 100_000  # Of a million; 0 is all.
+    config.max_exported_labels = 100_000  # Out of a million; 0 is all.
     return config

@@ -16,7 +16,7 @@ from mlc_jax.report.to_check import csv_of
 from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.run import Run
 
-# What is added to each row of a user's file.
+# Columns that are added to each row of a user's file.
 ADDED = ("corrected_label", "confidence", "label_quality", "is_label_issue")
 
 
@@ -135,7 +135,7 @@ def add_to_table(path: str, rows: Mapping[str, Sequence[str]], identifier: str |
 
 def is_of_own_files(run: Run) -> bool:
     """Whether a run is on a user's files with some checked labels."""
-    name = run.description.get("dataset", {}).get("name")  # Of the command; `fit` has none.
+    name = run.description.get("dataset", {}).get("name")  # From the command; `fit` has none.
     return name in OWN_FILES and run.dataset.noise == "given"
 
 

@@ -10,11 +10,11 @@ from mlc_jax.errors import readable
 
 
 class Names(NamedTuple):
-    """What a picture says.
+    """Names as a picture shows them.
 
     Attributes:
       names: in the order of those given.
-      families: fonts that have their letters between them, the usual one first.
+      families: fonts that together have all their letters, the usual one first.
     """
 
     names: list[str]

@@ -52,7 +52,7 @@ def text(value: Any, keep: str = "") -> str:
 
 
 def example(shown: str | np.ndarray) -> str:
-    """Of what `show` says of an example."""
+    """The HTML of an example, from the result of `show`."""
     if isinstance(shown, np.ndarray):
         return image(_thumbnail(shown), "example")
     cut = shown if len(shown) <= _MOST_CHARACTERS else shown[:_MOST_CHARACTERS] + "…"
@@ -74,7 +74,7 @@ def _thumbnail(pixels: np.ndarray) -> bytes:
 
 
 def image(content: bytes, name: str) -> str:
-    """Of an encoded PNG or JPEG; `name` is read where it is not seen."""
+    """The HTML of an encoded PNG or JPEG, with `name` as its alternative text."""
     kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
     data = base64.b64encode(content).decode()
     return f'<img alt="{text(name)}" src="data:image/{kind};base64,{data}">'

@@ -9,7 +9,7 @@ import numpy as np
 from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.report.glyphs import drawable
 
-_MOST_CHARACTERS = 24  # Of a name; longer ones leave no room for the picture.
+_MOST_CHARACTERS = 24  # The most characters of a name; longer ones leave no room for the picture.
 _MAX_NAMED_CLASSES = 20  # More names are not readable.
 
 

@@ -37,7 +37,7 @@ def table(shown: Mapping[str, Sequence[Any]], why: Sequence[str]) -> bytes:
 
 
 def page(shown: Mapping[str, Sequence[Any]], examples: Sequence[str | np.ndarray]) -> bytes:
-    """The same for a reader who wants to see the rows: HTML.
+    """The rows to check as HTML, for people who want to see them.
 
     Args:
       shown: as for `table`.

@@ -287,7 +287,7 @@ def weighted_share(
     right: np.ndarray, checks: np.ndarray, class_shares: np.ndarray, doubtful: int,
     dependence: float = 1.0,
 ) -> Share:  # fmt: skip
-    """The same if a fixed number per class was drawn: the weighted mean of shares per class.
+    """The estimate if a fixed number per class was drawn: the weighted mean of shares per class.
 
     A class without a row counts as the mean of the others. The variance of a class is computed with
     two right and two wrong rows added.

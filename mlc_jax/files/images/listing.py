@@ -1,4 +1,4 @@
-"""Which pictures there are in a directory."""
+"""Lists the pictures in a directory."""
 
 import os
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from mlc_jax.errors import InputError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_IGNORED = ("__MACOSX", "Thumbs.db")  # What programs leave in folders.
+_IGNORED = ("__MACOSX", "Thumbs.db")  # Files that programs leave in folders.
 
 
 def pictures_below(

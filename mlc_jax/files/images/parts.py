@@ -1,4 +1,4 @@
-"""Folders and tables of pictures: labels, and which files they are of. No picture is decoded."""
+"""Folders and tables of pictures: labels, and their files. No picture is decoded."""
 
 import dataclasses
 import hashlib
@@ -24,9 +24,9 @@ class Part(NamedTuple):
     """One folder or table.
 
     Attributes:
-      file: its labels; its source is of pictures at which nobody has looked.
+      file: its labels; its source has pictures that were not decoded yet.
       root: what names are relative to.
-      names: of the pictures, bytes `[N]`.
+      names: the pictures' names, bytes `[N]`.
     """
 
     file: LabelledFile
@@ -41,7 +41,7 @@ class Part(NamedTuple):
         return cls(dataclasses.replace(file, create_source=create_source), root, names)
 
     def take(self, keep: np.ndarray) -> "Part":
-        """Those of a mask, bool `[N]`."""
+        """The pictures of a mask, bool `[N]`."""
 
         def of_kept(labels: Labels | None) -> Labels | None:
             return labels and labels._replace(numbers=labels.numbers[keep])
@@ -72,9 +72,9 @@ def read(name: str, path: str, said: Said) -> Part:
     """A folder with a sub-directory for each class, or a table; see `image_folder.load`.
 
     Args:
-      name: of the setting: data, noisy, clean or test.
-      path: of it.
-      said: where a table's labels stand.
+      name: the setting: data, noisy, clean or test.
+      path: its value.
+      said: names of a table's label columns.
 
     Raises:
       InputError: it cannot be read.
@@ -93,14 +93,14 @@ def read(name: str, path: str, said: Said) -> Part:
 def joined(data: Part, clean: Part) -> Part:
     """Doubtful pictures, and others whose labels somebody checked, as one.
 
-    A picture that is in both, by what it holds, is one row: doubtful, and checked.
+    A picture whose content is in both is one row: doubtful, and checked.
 
     Args:
-      data: doubtful ones.
-      clean: whose labels are right.
+      data: doubtful pictures.
+      clean: pictures with right labels.
 
     Raises:
-      InputError: one of them is packed; or a picture that has another check.
+      InputError: one of them is packed, or a picture has another check.
     """
     for part in (data, clean):
         if is_packed(part.root):
@@ -150,7 +150,7 @@ def joined(data: Part, clean: Part) -> Part:
 
 
 def stored(root: str, names: np.ndarray) -> Store:
-    """Pictures by name, in files or packed, at which nobody has looked."""
+    """Pictures by name, in files or packed, not decoded yet."""
     if is_packed(root):
         return Packed(root, names)
     return Files(root, names, np.zeros(len(names), np.int64))
@@ -164,12 +164,12 @@ def below(field: str, root: str) -> list[str]:
 
 
 def _same(data: Part, clean: Part) -> dict[int, int]:
-    """By row of `clean` that of `data` with the same picture, the first one."""
+    """Maps rows of `clean` to the first row of `data` with the same picture."""
 
     def size_of(path: bytes) -> int:
         try:
             return os.stat(path).st_size
-        except OSError:  # It is told when pictures are looked at.
+        except OSError:  # Decoding reports it.
             return -1
 
     def digest(path: bytes) -> bytes:
@@ -244,7 +244,7 @@ def _read_folder(field: str, path: str) -> Part:
                 "expected it renamed"
             ) from None
     joined_ids = [os.path.join(path, name) for name in names]
-    # Alone, a folder may be moved; beside another one its name says which is meant.
+    # A single folder may be moved; of two, each is identified by its name.
     ids, others = (names, joined_ids) if field == f"{FIELD}data" else (joined_ids, names)
     file = LabelledFile(
         field=field,

@@ -1,7 +1,7 @@
-"""Pictures decoded by Pillow, as a person sees them, and within bounds of memory.
+"""Decodes pictures by Pillow, as a person sees them, with limited memory.
 
-A picture is turned as its EXIF orientation says, and what is transparent lies on white. Large ones
-are made smaller while they are decoded: an encoder sees a few hundred pixels.
+Pictures are turned by their EXIF orientation, and transparent parts become white. Large pictures
+are made smaller while they are decoded, because an encoder sees a few hundred pixels.
 """
 
 import io
@@ -16,30 +16,30 @@ from absl import logging
 from PIL import Image
 
 THUMBNAIL_SIZE = 96
-SHORTER_SIDE = 1024  # Pixels that are left of a large picture's shorter side, at least.
-MAX_PIXELS = 100_000_000  # Of a picture that must be decoded whole: 400 MB.
+SHORTER_SIDE = 1024  # The least pixels of a large picture's shorter side after scaling.
+MAX_PIXELS = 100_000_000  # The most pixels of a picture that must be decoded whole: 400 MB.
 
 TURNED = "are turned by their EXIF orientation"
 TRANSPARENT = "are transparent in part, and lie on white"
 DEEP = "have 16-bit grey levels, each picture's from its darkest to its brightest one"
 
 _KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-_LARGE = 20_000_000  # Pixels; of pictures that have more one is decoded at a time.
+_LARGE = 20_000_000  # Pictures with more pixels are decoded one at a time.
 _ORIENTATION = 0x0112  # The EXIF tag.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-_PNG_DEPTH = 24  # The byte of a PNG that says how many bits a number has.
-_DARK = 16  # Of 256 levels: what 12 bits of 16 come to.
+_PNG_DEPTH = 24  # The byte of a PNG with the number of bits per value.
+_DARK = 16  # The highest of 256 levels if only 12 bits of 16 are used.
 _CANNOT = "is no JPEG, PNG, WebP or BMP that can be decoded to its end"
 
 _one_at_a_time = threading.Lock()
 
 
 class BadPicture(ValueError):
-    """What is wrong with a picture, to follow its name: `is empty`."""
+    """The problem of a picture, to follow its name: `is empty`."""
 
 
 class Decoded(NamedTuple):
@@ -47,7 +47,7 @@ class Decoded(NamedTuple):
 
     Attributes:
       image: mode RGB.
-      notes: what was done to it, of TURNED, TRANSPARENT and DEEP.
+      notes: changes that were made, of TURNED, TRANSPARENT and DEEP.
     """
 
     image: Image.Image
@@ -55,7 +55,7 @@ class Decoded(NamedTuple):
 
 
 def read_file(path: str | bytes) -> bytes:
-    """The bytes of a regular file: a pipe or a device may never end.
+    """Reads a regular file; a pipe or a device may never end.
 
     Raises:
       BadPicture: it cannot be read.
@@ -109,7 +109,7 @@ def thumbnail(read: Callable[[], bytes]) -> np.ndarray:
 
 
 def orientation(data: bytes) -> int:
-    """Of the EXIF tag, 1 to 8; 1, as it is, where there is none that can be read."""
+    """The orientation of the EXIF tag, 1 to 8; 1 (upright) if there is none that can be read."""
     try:
         return _orientation(_opened(data))
     except Exception:  # Of Pillow and of its plugins, a dozen types.
@@ -184,7 +184,7 @@ def _is_made_smaller(image: Any) -> bool:
 def _orientation(image: Any) -> int:
     try:
         found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # What cannot be read says nothing; the pixels may be whole.
+    except Exception:  # A tag that cannot be read is ignored, because the pixels may be undamaged.
         return 1
     return found if found in range(1, 9) else 1
 

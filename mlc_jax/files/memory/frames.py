@@ -104,8 +104,8 @@ class Frame(Table):
         raise InputError(f"{self.field}:{where} {readable(problem)}")
 
     def as_texts(self, name: str, column: Any) -> list[str]:
-        """The same of any column; `name` is for messages."""
-        if hasattr(column, "cat"):  # Of pandas' categories, each is looked at once.
+        """Any column as text; `name` is for messages."""
+        if hasattr(column, "cat"):  # Each of pandas' categories is converted once.
             texts = self.as_texts(name, column.cat.categories)
             return [texts[code] if code >= 0 else "" for code in column.cat.codes.tolist()]
         if isinstance(column, np.ma.MaskedArray):
@@ -157,7 +157,7 @@ class Frame(Table):
         if isinstance(value, datetime.date | datetime.time | np.datetime64):
             return "" if value != value else str(value)  # NaT is not equal to itself.
         if isinstance(value, list | tuple | np.ndarray) and not isinstance(value, np.generic):
-            return str(np.asarray(value).tolist())  # Of numbers, such as an embedding.
+            return str(np.asarray(value).tolist())  # A list of numbers, such as an embedding.
         return self.fail(
             f"column {name!r} has {type(value).__name__} {_short(value)}, expected a number, a "
             "text, a boolean or a date",

@@ -20,12 +20,12 @@ from mlc_jax.files.values.inputs import Offsets, as_stored, offsets_of
 
 # As in `config.dataset.name`.
 ARRAYS, TABLE, TEXT, PICTURES = "arrays", "table", "text", "image_folder"
-READ = (TEXT, PICTURES)  # Those that an encoder reads.
+READ = (TEXT, PICTURES)  # An encoder reads these.
 COLUMNS = {TEXT: "text", PICTURES: "path"}
 
 
 def kind_of(x: Any) -> str:
-    """Which kind of data inputs are: `arrays`, `table`, `text` or, of paths, `image_folder`.
+    """The kind of inputs: `arrays`, `table`, `text` or, of paths, `image_folder`.
 
     Raises:
       InputError: they are none of these.
@@ -55,7 +55,7 @@ def _kind_of_list(x: Sequence[Any]) -> str:
 
 
 def as_array(x: Any) -> np.ndarray:
-    """Arrays, or lists of lists, `[N, ...]`; of objects floats are made.
+    """Arrays, or lists of lists, `[N, ...]`; objects become floats.
 
     Raises:
       InputError: they are not numbers, or not one row for each example.
@@ -66,7 +66,7 @@ def as_array(x: Any) -> np.ndarray:
         array = np.asanyarray(x)  # A mask stays, to be refused.
     except (ValueError, TypeError) as error:
         raise InputError(f"X: rows of different lengths ({error}); expected one shape") from error
-    if isinstance(array, np.matrix):  # Whose rows are matrices.
+    if isinstance(array, np.matrix):  # Its rows would be matrices.
         array = np.asarray(array)
     if array.dtype.name == "bfloat16":
         array = array.astype(np.float32)
@@ -76,7 +76,7 @@ def as_array(x: Any) -> np.ndarray:
         try:
             array = array.astype(np.float64)
         except (ValueError, TypeError) as error:
-            # Of the same kind: scikit-learn tells a wrong type from a wrong value.
+            # The same type, because scikit-learn tells a wrong type from a wrong value.
             kind = InputError if isinstance(error, ValueError) else TypeError
             raise kind(
                 f"X: {error}; expected numbers. A data frame may have columns of texts"
@@ -98,7 +98,7 @@ def as_array(x: Any) -> np.ndarray:
 
 
 def inputs_of(x: Any, offsets: Offsets = ()) -> np.ndarray:
-    """The same in the stored type: float32, or unsigned whole numbers.
+    """Inputs in the type for storage: float32, or unsigned whole numbers.
 
     Args:
       x: see `as_array`.
@@ -108,7 +108,7 @@ def inputs_of(x: Any, offsets: Offsets = ()) -> np.ndarray:
       InputError: they are not finite numbers.
     """
     stored = as_stored(_fail, as_array(x), offsets)
-    # Whole numbers may be others in new rows; pixels, without a sign, may not.
+    # Signed whole numbers may become fractions in new rows; pixels (unsigned) may not.
     return stored.astype(np.float32) if stored.dtype.kind == "i" else stored
 
 
@@ -145,7 +145,7 @@ def from_memory(
       drawn: how checked rows were chosen, where `labels` do not say so.
 
     Raises:
-      InputError: what does not go together.
+      InputError: inputs and labels do not fit together.
     """
     kind = kind_of(x)
     if kind == TABLE:
@@ -164,7 +164,7 @@ def from_memory(
         texts = Frame("X", {column: [os.fspath(one) for one in x]} | labels.columns)
         of = of_texts if kind == TEXT else of_pictures
         return of(texts, read, said=labels.said, drawn=drawn)
-    inputs_of(x)  # Finite, before anything is told of them.
+    inputs_of(x)  # Checks first that all are finite.
     offsets = offsets_of(_fail, as_array(x))
     inputs = inputs_of(x, offsets)
     table = Frame("y", labels.columns)
@@ -199,7 +199,7 @@ def of_texts(
     checked: Sequence[str | Table] = (),
     drawn: str | None = None,
 ) -> OwnData:
-    """The same of texts in a column `text`."""
+    """A table of texts in a column `text`, with their labels."""
     file = text_files.read_own(table, read_texts, said, text)
     checks = read_checks(checked, file) if checked else None
     return _doubtful(combine({"data": file}, identity, checks, drawn, needs_checks=False))
@@ -214,7 +214,7 @@ def of_pictures(
     checked: Sequence[str | Table] = (),
     drawn: str | None = None,
 ) -> OwnData:
-    """The same of paths of pictures in a column `path`."""
+    """A table of paths of pictures in a column `path`, with their labels."""
     columns, places = LabelColumns(table, said), []
     for line, (place, *values) in table.rows([path, *columns.required], columns.optional):
         if not place or place.isspace():
