@@ -458,6 +458,26 @@ def test_fit_in_memory():
     assert str(result.verdict).splitlines()[-1].startswith("Verdict: Take the corrected labels.")
 
 
+@pytest.mark.parametrize("is_everywhere", [False, True])
+def test_some_checked_rows_lack_a_given_label(is_everywhere):
+    """They say nothing of given labels; or, where other rows have none, either, they are wrong."""
+    x, truth, given, checked = _data()
+    given = given.copy()
+    lacking = np.flatnonzero(checked)[:3]
+    given[lacking] = -1
+    if is_everywhere:
+        given[np.flatnonzero(~checked)[:20]] = -1
+    result = mlc.fit(
+        mlc.methods.cross_fit(model=mlc.models.MLP(CLASSES, ()), **SHORT),
+        mlc.Examples(x[~checked], given[~checked]),
+        mlc.Examples(x[checked], truth[checked], given[checked], drawn="random"),
+        progress=False,
+    )
+    shares, right = result.verdict.shares, (given == truth)[checked]
+    assert {share.n for share in shares.values()} == {len(right) - 3 * (not is_everywhere)}
+    assert shares["as_given"].estimate == right.sum() / shares["as_given"].n
+
+
 @pytest.mark.slow
 def test_without_the_old_labels_of_checked_rows():
     x, truth, given, checked = _data()

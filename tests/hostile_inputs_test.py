@@ -880,6 +880,17 @@ def test_what_is_typed(run_command, tmp_path, arguments, expected):
     assert path.read_bytes() == csv(table()) and os.listdir(tmp_path) == ["data.csv"]
 
 
+def test_the_output_is_no_input(run_command, tmp_path):
+    """A directory of results is one of pictures, too: it has one."""
+    out = tmp_path / "data.mlc"
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    (out / "training.png").touch()
+    code, _, err = run_command("correct", str(out))
+    assert code == 2 and "is the directory of the output; expected the file" in err
+    assert sorted(os.listdir(out)) == ["config.json", "training.png"]
+
+
 def _answered(fields=("id", "checked_label", "why"), encoding="utf-8", delimiter=",", **changes):
     """A `to_check.csv` with the labels of ten rows, as a person or a program saves it."""
     rows = [{"id": f"{i:04d}", "checked_label": TRUTH[i], "why": "random"} for i in range(10)]

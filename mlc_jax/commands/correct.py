@@ -96,8 +96,8 @@ def correct(options: Options) -> int:
       InputError: a bad file or setting; nothing was started.
       Others: see `train.train_and_evaluate`.
     """
-    config, kind = create_config(options)
     out = out_of(options)
+    config, kind = create_config(options)
     from mlc_jax.commands import rounds  # It may import JAX.
 
     file = _labels_of(kind, config, options)
@@ -179,6 +179,11 @@ def out_of(options: Options) -> epath.Path:
     else:
         whole = _whole(options.file).rstrip("/")
         out = epath.Path(os.path.splitext(whole)[0] + ".mlc")
+    if str(out) == _whole(options.file).rstrip("/"):
+        raise InputError(
+            f"FILE: {options.file!r} is the directory of the output; expected the file, or the "
+            "directory of pictures, whose labels are to be corrected"
+        )
     if "," in str(out):
         raise InputError(f"--out: got {str(out)!r}, expected a path without a comma")
     return out

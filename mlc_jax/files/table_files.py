@@ -199,7 +199,8 @@ def _read_first(table: Table, features: Sequence[str], said: Said) -> tuple[Labe
 def _by_name(names: Sequence[str]) -> dict[str, str]:
     """Columns that are never features, and why."""
     left = {name: "written by a run" for name in names if name in WRITTEN}
-    left |= {name: "a label of somebody" for name in names if name.startswith(ONE_EACH)}
+    others = [name for name in names if name.startswith(ONE_EACH) and name not in left]
+    left |= dict.fromkeys(others, "a label of somebody")
     tools = [name for name in names if name in _BOOKKEEPING]
     if len(tools) >= _MANY_OF_THEM:
         left |= dict.fromkeys(tools, "written by an annotation tool")

@@ -130,13 +130,17 @@ def judged(run: Run, of_noisy: Prediction) -> tuple[Verdict | None, Prediction]:
     assert isinstance(pipeline, AllRows)
     rows, clean = pipeline.rows, run.dataset.clean
     places = rows.judged[rows.counts > 0] - len(run.dataset.noisy)
+    folds, given = rows.fold[rows.counts > 0], _known_given(clean, run.dataset.noisy)
+    known = given[places] != UNKNOWN
+    if known.any():  # The others say nothing of given labels.
+        places, folds = places[known], folds[known]
     of_checked = of_noisy.out_of_fold[CHECKED_ROWS]
     shares = None if rows.is_random else of_noisy.soft_labels.mean(axis=0)
     found = judge(
         {name: x[places] for name, x in of_checked.items()},
         clean.truth[places],
-        _known_given(clean)[places],
-        rows.fold[rows.counts > 0],
+        given[places],
+        folds,
         doubtful=len(run.dataset.noisy),
         class_names=run.dataset.class_names,
         class_shares=shares,
@@ -180,10 +184,11 @@ def _number(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _known_given(clean: Subset) -> np.ndarray:
-    """Given labels; with several sources, NO_LABEL in rows that none of them labelled."""
-    no_vote = NO_LABEL if clean.votes is not None and (clean.given != UNKNOWN).any() else UNKNOWN
-    return np.where(clean.given == UNKNOWN, no_vote, clean.given)
+def _known_given(clean: Subset, noisy: Subset) -> np.ndarray:
+    """Given labels; NO_LABEL in rows that had none, where rows to correct may have none, too."""
+    may_have_none = clean.votes is not None or bool((noisy.given == UNKNOWN).any())
+    no_label = NO_LABEL if may_have_none and (clean.given != UNKNOWN).any() else UNKNOWN
+    return np.where(clean.given == UNKNOWN, no_label, clean.given)
 
 
 def summarize(
