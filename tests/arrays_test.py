@@ -310,7 +310,7 @@ def test_labels_that_are_checked_later(tmp_path, rows, has_ids):
     more = {"ids": names} if has_ids else {}
     file = _one_file(tmp_path / "all.npz", rows, TOLD["names"], **more)
     new = np.flatnonzero(~checked)[:5]
-    written = {label_columns.for_spreadsheet(names[i]): NAMES[truth[i]] for i in new}
+    written = {names.for_spreadsheet(names[i]): NAMES[truth[i]] for i in new}
     first = _checks(tmp_path / "1.csv", written | {names[new[4] + 20]: ""})
     old = int(np.flatnonzero(checked)[0])
     other = NAMES[(truth[new[0]] + 1) % 10]
@@ -397,7 +397,7 @@ def test_an_example_is_in_one_file_alone(refused, tmp_path):
 )  # fmt: skip
 def test_a_spreadsheet_runs_nothing(text, written):
     """And what it was is found again."""
-    assert label_columns.for_spreadsheet(text) == written
+    assert names.for_spreadsheet(text) == written
     assert label_columns.from_spreadsheet(written) == text
 
 

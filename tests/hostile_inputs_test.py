@@ -3,8 +3,9 @@
 A newcomer adds a case by a line in one of the tables: own tables (`TABLES`), arrays in files
 (`ARRAYS`), arrays in Python (`FITS`), new rows (`NEW_ROWS`), directories (`DIRECTORIES`). These
 train nothing; the marked ones at the end start the real command. Frames in Python are in `FRAMES`,
-settings and config files in `SETTINGS` and `CONFIG_FILES`. Letters are kinds: A what somebody
-made is lost, B something is silently something else, C numbers, D bounds, E one line, F screens.
+settings and config files in `SETTINGS` and `CONFIG_FILES`, rounds in `ANSWERS` and `CHANGES`.
+Letters are kinds: A what somebody made is lost, B something is silently something else, C numbers,
+D bounds, E one line, F screens.
 """
 
 import decimal

@@ -47,6 +47,13 @@ def fitted():
         return mlc.LabelCorrector(num_epochs=2).fit(x, y, checked=checked, drawn="random")
 
 
+def test_new_rows_that_are_sparse_are_refused_as_those_to_learn_from(fitted):
+    import scipy.sparse
+
+    with pytest.raises(TypeError, match=r"Use X\.toarray"):
+        fitted.predict(scipy.sparse.csr_matrix(np.eye(5)))
+
+
 def test_labels_are_corrected_and_checked_rows_stay(fitted):
     x, y, checked, truth = _iris()
     seen = checked != None  # noqa: E711

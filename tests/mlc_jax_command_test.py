@@ -267,7 +267,9 @@ def test_what_a_run_wrote_is_no_feature(tmp_path):
          for i in range(30)],
     )  # fmt: skip
     config, _ = correct.create_config(correct.Options(path))
-    assert datasets.load(config).columns.names == ["x", "why.1"]
+    columns = datasets.load(config).columns
+    assert columns.names == ["x", "why.1"]
+    assert dict(columns.left_out)["label_quality"] == "written by a run"
 
 
 BAD = [
