@@ -19,7 +19,7 @@ from mlc_jax.commands import train
 from mlc_jax.data import UNKNOWN
 from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
-from mlc_jax.files import label_columns
+from mlc_jax.files.values import names as class_names
 from mlc_jax.report import report
 from mlc_jax.training import sizing
 from mlc_jax.training.metrics import read_metrics
@@ -310,7 +310,7 @@ def test_labels_that_are_checked_later(tmp_path, rows, has_ids):
     more = {"ids": names} if has_ids else {}
     file = _one_file(tmp_path / "all.npz", rows, TOLD["names"], **more)
     new = np.flatnonzero(~checked)[:5]
-    written = {names.for_spreadsheet(names[i]): NAMES[truth[i]] for i in new}
+    written = {class_names.for_spreadsheet(names[i]): NAMES[truth[i]] for i in new}
     first = _checks(tmp_path / "1.csv", written | {names[new[4] + 20]: ""})
     old = int(np.flatnonzero(checked)[0])
     other = NAMES[(truth[new[0]] + 1) % 10]
@@ -397,8 +397,8 @@ def test_an_example_is_in_one_file_alone(refused, tmp_path):
 )  # fmt: skip
 def test_a_spreadsheet_runs_nothing(text, written):
     """And what it was is found again."""
-    assert names.for_spreadsheet(text) == written
-    assert label_columns.from_spreadsheet(written) == text
+    assert class_names.for_spreadsheet(text) == written
+    assert class_names.from_spreadsheet(written) == text
 
 
 # --- Memory-mapped.

@@ -514,7 +514,7 @@ def test_a_folder_begins_with_pictures_to_check(
     page = pathlib.Path("all.mlc/to_check.html").read_text()
     assert page.count("<img") == 40 and rows[0]["id"] in page
     for row in rows[:20]:
-        row["checked_label"] = "light"
+        row["checked_label"] = row["given_label"]
     with open("all.mlc/to_check.csv", "w", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()
@@ -522,7 +522,7 @@ def test_a_folder_begins_with_pictures_to_check(
     assert run_command(*command)[0] == 0
     dataset = _loaded(trained[0], tmp_path)
     assert _given(dataset.clean, dataset) == {
-        row["id"]: (row["given_label"], "light") for row in rows[:20]
+        row["id"]: (row["given_label"], row["given_label"]) for row in rows[:20]
     }
     assert set(dataset.drawn) == {"random"} and len(dataset.noisy) == 60
 
