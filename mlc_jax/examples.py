@@ -16,7 +16,8 @@ from mlc_jax.data.prepare import Normalize, identity
 from mlc_jax.data.source import Layout, layout_of, num_examples, read_rows
 from mlc_jax.data.votes import prepared
 from mlc_jax.errors import InputError, expect
-from mlc_jax.files.own import how_drawn, missing_classes
+from mlc_jax.files.own import missing_classes
+from mlc_jax.files.values.drawn import how_drawn
 from mlc_jax.files.values.inputs import Offsets, as_stored, offsets_of
 from mlc_jax.files.values.names import is_one_hot
 from mlc_jax.methods import Method

@@ -12,8 +12,8 @@ import mlc_jax as mlc
 from mlc_jax.benchmarks import datasets
 from mlc_jax.errors import InputError
 from mlc_jax.examples import create_dataset
-from mlc_jax.files import own
 from mlc_jax.files.label_columns import random_order
+from mlc_jax.files.values.drawn import how_drawn
 
 NAMES = np.array(["ant", "bee", "cow"])
 LABELS = NAMES[np.arange(30) % 3]
@@ -161,7 +161,7 @@ def test_random_rows_of_later_checks_are_one_random_sample(tmp_path):
 
 def _how_drawn(truth, given, unchecked):
     said = np.full(len(truth), "")
-    (drawn,) = {*own.how_drawn(np.array(truth), said, None, np.array(given), unchecked)}
+    (drawn,) = {*how_drawn(np.array(truth), said, None, np.array(given), unchecked)}
     return drawn
 
 

@@ -11,22 +11,18 @@ import numpy as np
 from absl import logging
 
 from mlc_jax.data.dataset import Benchmark
-from mlc_jax.data.folds import DRAWN, LOOKED_UP, PER_CLASS, RANDOM
 from mlc_jax.data.source import UNKNOWN, Source, Subset
 from mlc_jax.data.votes import prepared
 from mlc_jax.errors import InputError
 from mlc_jax.files.columns import Columns
 from mlc_jax.files.values import together
+from mlc_jax.files.values.drawn import how_drawn
 from mlc_jax.files.values.names import whole
 
 FIELD = "config.dataset."  # The settings that name files.
 SPLITS = ("", "train", "test", "validation")  # Values of the column `split`.
 SPLIT_NAMES = "train, test, validation or nothing"
 _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
-_MIN_NOT_RANDOM = 8  # Checked rows, to be seen to be no random sample.
-_CHANCE = 1e-5  # Of what a random sample would hardly be.
-_MOST = 2 / 3  # Of the given labels.
-_FEW = 5  # Expected rows of a class; those with fewer count as one class.
 
 
 class Labels(NamedTuple):
@@ -226,89 +222,6 @@ def missing_classes(given: np.ndarray, truth: np.ndarray, class_names: Sequence[
             "No checked row has class %s%s: labels of that class cannot be judged.",
             ", ".join(missing[:5]), more,
         )  # fmt: skip
-
-
-def how_drawn(
-    truth: np.ndarray,
-    said: np.ndarray,
-    setting: str | None,
-    given: np.ndarray,
-    unchecked: np.ndarray,
-    proposed: np.ndarray | None = None,
-) -> np.ndarray:
-    """How each checked row was chosen, text `[M]` of `folds.DRAWN`.
-
-    Where neither the row nor the setting says, equally many of each class were drawn so, and others
-    count as a random sample. Two kinds of rows are none, and count as looked up: rows of which no
-    given label is right, since somebody wrote down the wrong ones alone; and rows that have other
-    classes than all rows, such as checks of one class alone. Taken for a random sample, they would
-    turn right labels into wrong ones.
-
-    Args:
-      truth: `[M]` labels of checked rows.
-      said: text `[M]`, by the rows themselves; "" where they do not.
-      setting: for all others; None guesses.
-      given: `[M]`, labels before they were checked; UNKNOWN where that is not known.
-      unchecked: `[N]`, given labels of the other rows.
-      proposed: `[M]` bool, rows that we drew to be checked: `said` is of us; None for none.
-    """
-    drawn = said.astype("U9")
-    guessed = drawn == ""
-    if guessed.any():
-        counts = np.unique(truth[guessed], return_counts=True)[1]
-        alike = len(counts) > 1 and counts.min() == counts.max()
-        drawn[guessed] = setting or (PER_CLASS if alike else RANDOM)
-    open_ = guessed if proposed is None else guessed | proposed
-    known = open_ & (drawn != LOOKED_UP) & (given != UNKNOWN)
-    why = None
-    if setting is None and known.sum() >= _MIN_NOT_RANDOM:
-        if not (given == truth)[known].any():
-            why = (
-                f"None of {known.sum()} checked rows has a given label that is right: they count "
-                "as looked up, and judge nothing. Check rows whose label is right, too"
-            )
-        elif PER_CLASS not in drawn[open_] and _are_others(truth[known], given[known], unchecked):
-            why = (
-                f"The {known.sum()} checked rows have other classes than all rows, as no random "
-                "sample has: they count as looked up, and judge nothing. Check rows drawn at random"
-            )
-    if why is not None:
-        drawn[open_] = LOOKED_UP
-        logging.warning("%s; if these were drawn at random, dataset.drawn=random says so.", why)
-    elif guessed.any() and setting is None:
-        what = "so many per class" if PER_CLASS in drawn[guessed] else "a random sample"
-        logging.info(
-            "The %d checked rows count as %s; dataset.drawn or a column `drawn` (%s) says "
-            "otherwise.", guessed.sum(), what, ", ".join(DRAWN),
-        )  # fmt: skip
-    return drawn
-
-
-def _are_others(truth: np.ndarray, given: np.ndarray, unchecked: np.ndarray) -> bool:
-    """Whether checked rows `[M]` are hardly a random sample, by their classes.
-
-    They are all of one class, which fewer than two in three given labels name; or their given
-    labels differ from those of all rows by Pearson's chi-squared test.
-    """
-    from scipy.special import gammaincc
-
-    unchecked = unchecked[unchecked != UNKNOWN]
-    if not len(unchecked):
-        return False
-    if (truth == truth[0]).all() and np.mean(unchecked == truth[0]) < _MOST:
-        return True
-    of_all = np.concatenate([given, unchecked])
-    size = int(of_all.max()) + 1
-    counts = np.bincount(given, minlength=size)
-    expected = np.bincount(of_all, minlength=size) * (len(given) / len(of_all))
-    rare = expected < _FEW
-    counts = np.append(counts[~rare], counts[rare].sum())
-    expected = np.append(expected[~rare], expected[rare].sum())
-    counts, expected = counts[expected >= _FEW], expected[expected >= _FEW]
-    if len(expected) < 2:
-        return False
-    distance = float(np.sum(np.square(counts - expected) / expected))
-    return bool(gammaincc((len(expected) - 1) / 2, distance / 2) < _CHANCE)
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
