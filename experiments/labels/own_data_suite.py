@@ -199,7 +199,11 @@ def _summary(cells: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     close = sum(gap >= -max(2.0, error) for gap, error in gaps)
     worst = min(_mean(cell, "corrected") - _mean(cell, "given") for cell in cells)
     rows = [row for cell in cells for row in cell]
-    doubt = [row["estimate"] - row["corrected"] for row in rows]
+    # Kinds of wrong labels share the checked rows of a draw, so they count once.
+    by_draw = collections.defaultdict(list)
+    for row in rows:
+        by_draw[row["set"], row["draw"]].append(row["estimate"] - row["corrected"])
+    doubt = [float(np.mean(of_draw)) for of_draw in by_draw.values()]
     held = np.mean([row["low"] - 1e-6 <= row["corrected"] <= row["high"] + 1e-6 for row in rows])
     width = np.mean([(row["high"] - row["low"]) / row["wilson"] for row in rows])
     said = [row["take_is_true"] for row in rows if row["take_is_true"] is not None]

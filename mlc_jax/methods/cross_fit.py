@@ -253,7 +253,7 @@ class _Machine:
         """Probabilities `[N, C]` of runs that did not learn from a row; the rivals' beside them.
 
         A judged row's are those of the runs that its check was hidden from, by weights that were
-        fitted without its fold: by weights fitted with it, the verdict was 1.5 points too good
+        fitted without its fold: by weights fitted with it, the verdict was two points too good
         (docs/results/own_data.md).
         """
         params, meta = state.main.params, state.meta.params  # type: ignore[union-attr]
