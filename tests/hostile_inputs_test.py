@@ -3,7 +3,7 @@
 A newcomer adds a case by a line in one of the tables: own tables (`TABLES`), arrays in files
 (`ARRAYS`), arrays in Python (`FITS`), new rows (`NEW_ROWS`), directories (`DIRECTORIES`). These
 train nothing; the marked ones at the end start the real command. Frames in Python are in `FRAMES`,
-settings and config files in `SETTINGS` and `CONFIG_FILES`, rounds in `ANSWERS` and `CHANGES`.
+settings and config files in `SETTINGS` and `CONFIG_FILES`, rounds in `hostile_rounds_test`.
 Letters are kinds: A what somebody made is lost, B something is silently something else, C numbers,
 D bounds, E one line, F screens.
 """
@@ -21,6 +21,23 @@ import unicodedata
 import numpy as np
 import pandas
 import pytest
+from cats_and_dogs import (
+    CHECKED,
+    DAYS,
+    GIVEN,
+    OTHER,
+    ROWS,
+    SIZE,
+    TRUTH,
+    WORDS,
+    A,
+    B,
+    X,
+    cases,
+    csv,
+    one_line,
+    table,
+)
 from etils import epath
 
 import mlc_jax as mlc
@@ -29,14 +46,14 @@ from configs import table as table_config
 from mlc_jax import config as settings
 from mlc_jax.api import read_frame
 from mlc_jax.benchmarks import datasets
-from mlc_jax.commands import predict, rounds, train
+from mlc_jax.commands import predict, train
 from mlc_jax.config import starts
 from mlc_jax.config.file import ConfigFile, WrongFile
 from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
 from mlc_jax.examples import create_dataset, create_source
 from mlc_jax.files import table_files
-from mlc_jax.files.label_columns import Said, read_checks, read_labels
+from mlc_jax.files.label_columns import Said, read_labels
 from mlc_jax.files.memory import inputs as memory
 from mlc_jax.files.pictures import check_pictures
 from mlc_jax.files.tables import Table
@@ -45,28 +62,6 @@ from mlc_jax.report import glyphs
 from mlc_jax.workdir.workdir import locked_workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
-SIZE = 120
-ROWS = np.arange(SIZE)
-_RNG = np.random.default_rng(0)
-TRUTH = np.array(["cat", "dog"])[_RNG.integers(2, size=SIZE)]
-OTHER = np.where(TRUTH == "cat", "dog", "cat")
-GIVEN = np.where(ROWS % 5 == 1, OTHER, TRUTH)
-CHECKED = np.where(ROWS % 2 == 0, TRUTH, "")
-A, B = _RNG.normal(size=(2, SIZE)).round(4)
-WORDS = np.array(["Rome", "Bonn", "Oslo"])[_RNG.integers(3, size=SIZE)]
-DAYS = [f"2024-{1 + i % 12:02d}-{1 + i % 28:02d}" for i in ROWS]
-
-
-def table(drop=(), **columns):
-    """A table that is as it should be, with other columns."""
-    frame = pandas.DataFrame({"label": GIVEN, "checked_label": CHECKED, "a": A, "b": B})
-    for name, values in columns.items():
-        frame[name] = list(values) if hasattr(values, "__len__") and len(values) == SIZE else values
-    return frame.drop(columns=list(drop))
-
-
-def csv(frame, **options):
-    return frame.to_csv(index=False, **options).encode()
 
 
 def with_cell(column, row, value):
@@ -402,13 +397,6 @@ TABLES = [
 ]  # fmt: skip
 
 
-def _line(error):
-    """The message, which is one line of a length that one can read."""
-    text = str(error)
-    assert "\n" not in text and len(text) < 1_500
-    return text
-
-
 @pytest.fixture
 def load_table(tmp_path):
     def load(content, ending="csv", **fields):
@@ -433,19 +421,15 @@ def load_table(tmp_path):
     return load
 
 
-def _cases(cases):
-    return [pytest.param(*case[1:], id=case[0]) for case in cases]
-
-
 @pytest.mark.parametrize(
     ("content", "fields", "expected"),
-    _cases((x if len(x) == 4 else (x[0], x[1], {}, x[2])) for x in TABLES),
+    cases((x if len(x) == 4 else (x[0], x[1], {}, x[2])) for x in TABLES),
 )
 def test_tables(load_table, content, fields, expected):
     if isinstance(expected, str):
         with pytest.raises(InputError) as error:
             load_table(content, **fields)
-        assert re.search(expected, _line(error.value)), str(error.value)
+        assert re.search(expected, one_line(error.value)), str(error.value)
         return
     dataset = load_table(content, **fields)
     if isinstance(expected, set):
@@ -489,7 +473,7 @@ NEW_ROWS = [
 ]
 
 
-@pytest.mark.parametrize(("change", "problem"), _cases(NEW_ROWS))
+@pytest.mark.parametrize(("change", "problem"), cases(NEW_ROWS))
 def test_new_rows(load_table, change, problem):
     frame = table(city=WORDS, day=DAYS, year=2024)
     dataset = load_table(frame)
@@ -499,7 +483,7 @@ def test_new_rows(load_table, change, problem):
         return
     with pytest.raises(InputError) as error:
         read_frame(dataset.columns, change(frame))
-    assert re.search(problem, _line(error.value)), str(error.value)
+    assert re.search(problem, one_line(error.value)), str(error.value)
 
 
 def test_categories_that_no_row_had_are_counted(load_table, caplog):
@@ -508,9 +492,6 @@ def test_categories_that_no_row_had_are_counted(load_table, caplog):
     with caplog.at_level("WARNING"):
         read_frame(dataset.columns, frame.assign(city=np.where(ROWS < 7, "Ulm", WORDS)))
     assert "Column city has 7 values that no row to learn from has, such as 'Ulm'" in caplog.text
-
-
-X = np.stack([A, B], axis=1)
 
 
 def with_number(value):
@@ -557,7 +538,7 @@ ARRAYS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "problem"), _cases(ARRAYS))
+@pytest.mark.parametrize(("changes", "problem"), cases(ARRAYS))
 @pytest.mark.filterwarnings("ignore:overflow")  # Of the test's own arrays.
 def test_arrays(tmp_path, changes, problem):
     arrays = {name: x for name, x in (NPZ | changes).items() if x is not None}
@@ -573,7 +554,7 @@ def test_arrays(tmp_path, changes, problem):
         return
     with pytest.raises(InputError) as error:
         datasets.load(config)
-    assert re.search(problem, _line(error.value)), str(error.value)
+    assert re.search(problem, one_line(error.value)), str(error.value)
 
 
 def test_offsets_are_taken_off_new_rows_too(tmp_path):
@@ -604,7 +585,7 @@ def test_a_csv_given_as_npz(tmp_path):
     config.dataset.data = str(path)
     with pytest.raises(InputError, match=r"is not a readable \.npz") as error:
         datasets.load(config)
-    assert "allow_pickle" not in _line(error.value)
+    assert "allow_pickle" not in one_line(error.value)
 
 
 NUMBERS = np.where(GIVEN == "cat", 0, 1)
@@ -638,7 +619,7 @@ FITS = [
 ]
 
 
-@pytest.mark.parametrize(("x", "labels", "problem"), _cases(FITS))
+@pytest.mark.parametrize(("x", "labels", "problem"), cases(FITS))
 def test_fit(x, labels, problem):
     method = mlc.methods.cross_entropy(model=mlc.models.MLP(2, (4,)), tx=mlc.sgd(0.1))
 
@@ -656,7 +637,7 @@ def test_fit(x, labels, problem):
         return
     with pytest.raises(InputError) as error:
         dataset()
-    assert re.search(problem, _line(error.value)), str(error.value)
+    assert re.search(problem, one_line(error.value)), str(error.value)
 
 
 @pytest.mark.parametrize("x", [np.array([[1.0, np.nan]]), np.array([[1e300, 0]]), np.zeros((2, 0))])
@@ -713,14 +694,14 @@ FRAMES = [
 ]
 
 
-@pytest.mark.parametrize(("columns", "expected"), _cases(FRAMES))
+@pytest.mark.parametrize(("columns", "expected"), cases(FRAMES))
 def test_frames(columns, expected):
     frame = memory.Frame("frame", table().assign(**columns))
     options = table_files.Options((), None)
     if isinstance(expected, str):
         with pytest.raises(InputError) as error:
             memory.of_frame(frame, options)
-        assert re.search(expected, _line(error.value)), str(error.value)
+        assert re.search(expected, one_line(error.value)), str(error.value)
         return
     own = memory.of_frame(frame, options)
     names = {*own.columns.features}
@@ -756,7 +737,7 @@ def _fitted(x, y, checked=None):
     return mlc.LabelCorrector().fit(x, y, checked=checked)
 
 
-@pytest.mark.parametrize(("call", "expected"), _cases(CALLS))
+@pytest.mark.parametrize(("call", "expected"), cases(CALLS))
 def test_calls(call, expected):
     with pytest.raises(InputError) as error:
         call(table())
@@ -792,13 +773,13 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("fields", "expected"), _cases(SETTINGS))
+@pytest.mark.parametrize(("fields", "expected"), cases(SETTINGS))
 def test_settings(fields, expected):
     config = table_config.get_config()
     config.update_from_flattened_dict({"dataset.data": "all.csv"} | fields)
     with pytest.raises(InputError) as error:
         settings.validate(config)
-    assert re.search(expected, _line(error.value)), str(error.value)
+    assert re.search(expected, one_line(error.value)), str(error.value)
 
 
 _MINE = "from mlc_jax.config import get_config as defaults\ndef get_config():\n    c = defaults()\n"
@@ -823,14 +804,14 @@ CONFIG_FILES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("content", "expected"), _cases(CONFIG_FILES))
+@pytest.mark.parametrize(("content", "expected"), cases(CONFIG_FILES))
 def test_config_files(tmp_path, content, expected):
     path = tmp_path / "mine.py"
     path.write_text(content)
     with pytest.raises(WrongFile) as error:
         ConfigFile().parse(str(path))
-    assert re.search(expected, _line(error.value)), str(error.value)
-    assert _line(error.value).startswith(f"--config: {str(path)!r}")
+    assert re.search(expected, one_line(error.value)), str(error.value)
+    assert one_line(error.value).startswith(f"--config: {str(path)!r}")
 
 
 def test_only_regular_files_are_opened(tmp_path):
@@ -871,7 +852,7 @@ TYPED = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "expected"), _cases(TYPED))
+@pytest.mark.parametrize(("arguments", "expected"), cases(TYPED))
 def test_what_is_typed(run_command, tmp_path, arguments, expected):
     path = tmp_path / "data.csv"
     path.write_bytes(csv(table()))
@@ -892,220 +873,15 @@ def test_the_output_is_no_input(run_command, tmp_path):
     assert sorted(os.listdir(out)) == ["config.json", "training.png"]
 
 
-def _answered(fields=("id", "checked_label", "why"), encoding="utf-8", delimiter=",", **changes):
-    """A `to_check.csv` with the labels of ten rows, as a person or a program saves it."""
-    rows = [{"id": f"{i:04d}", "checked_label": TRUTH[i], "why": "random"} for i in range(10)]
-    columns = {name: [changes.get(name, str)(str(row[name])) for row in rows] for name in fields}
-    return pandas.DataFrame(columns).to_csv(index=False, sep=delimiter).encode(encoding)
-
-
-def _no_cells(rows):
-    raise AssertionError("rows with ids are known by them")
-
-
-# (name, the file of rows to check as it is saved, how many answers there are or what is wrong)
-ANSWERS = [
-    ("A semicolons", _answered(delimiter=";"), 10),
-    ("A tabs, in UTF-16", _answered(delimiter="\t", encoding="utf-16"), 10),
-    ("A a byte order mark", _answered(encoding="utf-8-sig"), 10),
-    ("A blank lines", _answered().replace(b"\n", b"\r\n\r\n"), 10),
-    ("A columns are gone", _answered(fields=("id", "checked_label")), 10),
-    ("A ids lost their zeros", _answered(id=lambda x: x.lstrip("0") or "0"), 10),
-    ("A ids became floats", _answered(id=lambda x: f"{int(x)}.0"), 10),
-    ("A labels in capitals", _answered(checked_label=str.upper), 10),
-    ("A labels with a blank", _answered(checked_label=lambda x: f"{x} "), 10),
-    ("A labels in quotes", _answered(checked_label=lambda x: f'"{x}"'), 10),
-    ("A ids as powers of ten", _answered(id=lambda x: "1.0E+3"), r"id '1\.0E\+3' is not in"),
-    ("A an unknown id", _answered(id=lambda x: "zzz"), "id 'zzz' is not in"),
-    ("A another label", _answered(checked_label=lambda x: "emu"), "or nothing where nobody looked"),
-    ("A two labels of a row", _answered() + b"0000,emu,\n".replace(b"emu", OTHER[0].encode()),
-     "is checked as"),
-    ("A nothing filled in", _answered(delimiter=";", checked_label=lambda x: ""), 0),
-    ("A -1 is none", _answered(checked_label=lambda x: "-1"), 0),
-    ("A nothing", b"", "is empty, expected a first line"),
-    ("A a spreadsheet", b"PK\x03\x04" + b"\xff" * 40, "is a ZIP archive"),
-    ("A cut off", _answered() + b'"00', "is never closed"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("content", "expected"), _cases(ANSWERS))
-def test_answers_are_taken_up_as_they_are_saved(tmp_path, content, expected):
-    path = tmp_path / "data.csv"
-    path.write_bytes(csv(table(drop=["checked_label"], id=[f"{i:04d}" for i in ROWS])))
-    file = read_labels(Table("config.dataset.data", str(path)), Said())
-    out = epath.Path(tmp_path / "out")
-    out.mkdir()
-    (out / "to_check.csv").write_bytes(content)
-    if isinstance(expected, str):
-        with pytest.raises(InputError) as error:
-            rounds.Rounds(out).take_up(file, _no_cells)
-        assert re.search(expected, _line(error.value)), str(error.value)
-        assert os.listdir(out) == ["to_check.csv"]
-    else:
-        assert rounds.Rounds(out).take_up(file, _no_cells) == expected
-        assert rounds.Rounds(out).take_up(file, _no_cells) == 0  # All are known now.
-    if expected == 10:
-        checks = read_checks([str(out / "answers.csv")], file)
-        names = np.array([*checks.labels.names, ""])[checks.labels.numbers]
-        assert names.tolist() == [*TRUTH[:10], *[""] * (SIZE - 10)]
-        drawn = "random" if b"why" in content.replace(b"\0", b"") else "looked_up"
-        assert set(checks.drawn[:10]) == {drawn}
-    assert (out / "to_check.csv").read_bytes() == content
-
-
-NAMED = table(drop=["checked_label"], id=[f"{i:04d}" for i in ROWS])
-NAMELESS = NAMED.drop(columns="id")
-
-
-def _relabelled(row, name="to_check.csv", **forms):
-    """In a file of answers, another label of a row, and everything in other forms."""
-
-    def change(out):
-        # An editor that was open all the time saves the first rows in the place of the next ones.
-        source = "to_check_first.csv" if name == "to_check.csv" else name
-        frame = pandas.read_csv(out / source, dtype=str, keep_default_na=False)
-        frame.loc[row, "checked_label"] = OTHER[row]
-        for column, form in forms.items():
-            frame[column] = frame[column].map(form)
-        frame.to_csv(out / name, index=False)
-
-    return change
-
-
-def _shuffled(frame):
-    return frame.sample(frac=1, random_state=0)
-
-
-def _nothing(out):
-    pass
-
-
 def test_votes_by_ids_that_lost_their_zeros(tmp_path):
     """As in a file of checks; a blank after a source's name makes no second source."""
     path, votes = tmp_path / "data.csv", tmp_path / "votes.csv"
-    path.write_bytes(csv(NAMED.drop(columns="label")))
+    path.write_bytes(csv(table(drop=["label", "checked_label"], id=[f"{i:04d}" for i in ROWS])))
     rows = [(i, f"{name} " if i % 2 else name, GIVEN[i]) for i in ROWS for name in ("anna", "ben")]
     votes.write_bytes(csv(pandas.DataFrame(rows, columns=["id", "source", "label"])))
     file = read_labels(Table("config.dataset.data", str(path)), Said(votes=str(votes)))
     assert file.source_names == ("anna", "ben")
     assert np.array(file.votes.names)[file.votes.numbers].tolist() == [[x, x] for x in GIVEN]
-
-
-# (name, the table, what it is for the next round, what is done to the files of the first one,
-# how many answers are new and all answers of that round, by row, or what is wrong)
-LABELS = dict(enumerate(TRUTH[:10]))
-CHANGES = [
-    ("A nothing", NAMED, lambda x: x, _nothing, (0, LABELS, True)),
-    ("A an answer changes its mind", NAMED, lambda x: x, _relabelled(3),
-     (1, LABELS | {3: OTHER[3]}, False)),
-    ("A a spreadsheet took the zeros of ids", NAMED, lambda x: x,
-     _relabelled(3, id=lambda x: f"{int(x)}", checked_label=str.upper),
-     (1, LABELS | {3: OTHER[3]}, False)),
-    ("A answers.csv is edited", NAMED, lambda x: x, _relabelled(3, "answers.csv"),
-     (0, LABELS | {3: OTHER[3]}, False)),
-    ("A the first rows are edited", NAMED, lambda x: x, _relabelled(3, "to_check_first.csv"),
-     (1, LABELS | {3: OTHER[3]}, False)),
-    ("B rows move, with ids", NAMED, _shuffled, _nothing, (0, LABELS, False)),
-    ("B rows come", NAMED, lambda x: pandas.concat([x, x.assign(id=x["id"] + "b")]), _nothing,
-     (0, LABELS, False)),
-    ("B rows go", NAMED, lambda x: x.drop(index=[2, 4]), _nothing,
-     (0, {i: x for i, x in LABELS.items() if i not in (2, 4)}, False)),
-    ("B a column comes", NAMED, lambda x: x.assign(c=B), _nothing, (0, LABELS, True)),
-    ("B other ids", NAMED, lambda x: x.assign(id="q" + x["id"]), _nothing,
-     "no id of .*answers.csv', such as '0000', is in"),
-    ("B other classes", NAMED, lambda x: x.assign(label=x["label"] + "s"), _nothing,
-     "says that id '0000' is '...', which no row of .* was given"),
-    ("B rows without ids move", NAMELESS, _shuffled, _nothing, "is another one than when to_check"),
-    ("B a row without an id goes", NAMELESS, lambda x: x.drop(index=5), _nothing,
-     "line 7 of .* is another one than when to_check"),
-    ("B a row without an id comes first", NAMELESS, lambda x: pandas.concat([x[7:8], x]), _nothing,
-     "is another one than when to_check"),
-    ("B rows without ids come last", NAMELESS, lambda x: pandas.concat([x, x]), _nothing,
-     (0, LABELS, False)),
-    ("B a cell of rows without ids", NAMELESS, lambda x: x.assign(b=1.0), _nothing,
-     (0, LABELS, True)),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("frame", "change", "edit", "expected"), _cases(CHANGES))
-def test_what_changes_between_rounds(tmp_path, frame, change, edit, expected):
-    path, out = tmp_path / "data.csv", epath.Path(tmp_path / "out")
-    out.mkdir()
-
-    def read(frame):
-        path.write_bytes(csv(frame))
-        cells = frame.drop(columns=["label"]).astype(str).to_dict("records")
-        file = read_labels(Table("config.dataset.data", str(path)), Said())
-        return file, lambda rows: [cells[row] for row in rows]
-
-    file, cells = read(frame)
-    done = rounds.Rounds(out)
-    (out / "to_check.csv").write_bytes(
-        _answered(id=str if "id" in frame else lambda x: f"{int(x)}")
-    )
-    done.remember(1, file, cells)
-    assert done.take_up(file, cells) == 10
-    done.begin(1, file, [])
-    (out / "config.json").touch()
-    edit(out)
-
-    file, cells = read(change(frame))
-    before = (out / "answers.csv").read_bytes()
-    if isinstance(expected, str):
-        with pytest.raises(InputError) as error:
-            done.take_up(file, cells)
-            done.begin(2, file, [])
-        assert re.search(expected, _line(error.value)), str(error.value)
-        assert (out / "answers.csv").read_bytes() == before
-        return
-    number, labels, is_known = expected
-    assert done.take_up(file, cells) == number
-    assert (out / "answers.csv").read_bytes().startswith(before)  # Nothing is lost.
-    assert done.is_known(1, file, []) == is_known
-    done.begin(2, file, [])
-    assert done.take_up(file, cells) == 0
-    checks = read_checks([str(out / "round_2" / "answers_used.csv")], file)
-    names = [str(i) for i in range(len(checks.labels.numbers))] if file.ids is None else file.ids
-    got = zip(names, checks.labels.numbers, strict=True)
-    assert {int(name): checks.labels.names[x] for name, x in got if x >= 0} == labels
-
-
-def test_a_directory_of_somebody_is_no_round(tmp_path):
-    """Nor is anything written into it."""
-    (tmp_path / "data.csv").write_bytes(csv(table()))
-    file = read_labels(Table("config.dataset.data", str(tmp_path / "data.csv")), Said())
-    out = epath.Path(tmp_path / "out")
-    (out / "round_2").mkdir(parents=True)
-    (out / "config.json").touch()
-    (out / "round_2" / "mine.txt").touch()
-    with pytest.raises(InputError, match=r"not of a round, such as 'mine\.txt'"):
-        rounds.Rounds(out).begin(2, file, [])
-    assert os.listdir(out / "round_2") == ["mine.txt"]
-
-
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "npz"])
-def test_rows_without_ids_that_have_moved_are_refused(run_command, tmp_path, ending):
-    """By the command: answers would go to other rows, silently."""
-    path, to_check = tmp_path / f"data.{ending}", tmp_path / "data.mlc" / "to_check.csv"
-
-    def write(rows):
-        if ending == "npz":
-            np.savez(path, inputs=X[rows], labels=GIVEN[rows])
-        elif ending == "csv":
-            path.write_bytes(csv(NAMELESS.iloc[rows]))
-        else:
-            NAMELESS.iloc[rows].to_json(path, orient="records", lines=True)
-
-    write(ROWS)
-    assert run_command("correct", str(path))[0] == 2
-    frame = pandas.read_csv(to_check, dtype=str)
-    frame["checked_label"] = [TRUTH[int(x)] for x in frame["id"]]
-    frame.to_csv(to_check, index=False)
-    before = to_check.read_bytes()
-    write(ROWS[::-1])
-    code, _, err = run_command("correct", str(path))
-    assert code == 2 and "is another one than when to_check.csv asked for it" in err
-    assert to_check.read_bytes() == before and not (to_check.parent / "answers.csv").exists()
 
 
 HOSTILE = "\x1b[31m=cmd\u202e\nnew\u732b$\\frac$"  # A class that wants to be obeyed.
@@ -1181,7 +957,7 @@ DIRECTORIES = [
 ]
 
 
-@pytest.mark.parametrize(("files", "problem"), _cases(DIRECTORIES))
+@pytest.mark.parametrize(("files", "problem"), cases(DIRECTORIES))
 def test_directories(tmp_path, files, problem):
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -1192,7 +968,7 @@ def test_directories(tmp_path, files, problem):
     else:
         with pytest.raises(InputError) as error, locked_workdir(str(tmp_path)):
             pass
-        assert re.search(problem, _line(error.value)), str(error.value)
+        assert re.search(problem, one_line(error.value)), str(error.value)
         assert not (tmp_path / ".lock").exists()
     assert all((tmp_path / name).read_bytes() == content for name, content in files.items())
 
@@ -1230,7 +1006,7 @@ def test_a_damaged_description_is_mended(tmp_path, finished):
                 (run / name).write_text(content)
         with pytest.raises(InputError) as error:
             mlc.load(run)
-        assert re.search(r"damaged|cannot be read|lacks", _line(error.value))
+        assert re.search(r"damaged|cannot be read|lacks", one_line(error.value))
         if number in (0, len(DAMAGED) - 1):
             train.train_and_evaluate(config, str(run), show_progress=False)
             assert {name: (run / name).read_bytes() for name in whole} == whole
@@ -1287,7 +1063,7 @@ COMMANDS = [
 
 
 @pytest.mark.slow  # Each starts a process that imports JAX: seven seconds.
-@pytest.mark.parametrize(("frame", "flags", "problem"), _cases(COMMANDS))
+@pytest.mark.parametrize(("frame", "flags", "problem"), cases(COMMANDS))
 def test_the_command(tmp_path, frame, flags, problem):
     (tmp_path / "data.csv").write_bytes(csv(frame))
     flags = {"workdir": tmp_path / "run"} | flags
