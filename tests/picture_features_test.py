@@ -150,6 +150,7 @@ def test_models_of_other_kinds(create, tmp_path):
     assert mean.inputs.shape == (3, 16) and len(np.unique(mean.inputs)) > 16
 
 
+@pytest.mark.slow  # It compiles a ResNet-50.
 def test_a_resnet_50_needs_no_pytorch(tmp_path, monkeypatch):
     """A small one in its place, by JAX: the mean of its last layer of a picture's middle."""
     import functools
@@ -433,6 +434,7 @@ def test_paths_go_into_the_estimator(tmp_path, standard_promotion):
     )
 
 
+@pytest.mark.slow  # The estimator's paths go the same way.
 def test_fit_takes_paths_with_a_reader(tmp_path, standard_promotion):
     places, truth = _table(tmp_path / "all.csv")
     labels = np.array([NAMES.index(x) for x in truth])

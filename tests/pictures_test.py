@@ -494,6 +494,7 @@ def test_a_run_from_end_to_end(create, tmp_path, run_command, standard_promotion
     np.testing.assert_allclose(probs[:, 0], want, atol=1e-5)
 
 
+@pytest.mark.slow  # It compiles and times steps of a ResNet.
 def test_a_network_that_takes_too_long_is_not_begun(
     create, tmp_path, caplog, monkeypatch, standard_promotion
 ):
