@@ -170,12 +170,15 @@ def fit_weights(
       terms: `[M, 4, C]`: log p, label term, log p_given, log p_checked.
       checks: `[M]` int32.
       counts: `[M]`, by which a row counts.
-      trust_widths: of the log-normal priors of a and l, whose median is 1.
+      trust_widths: of the log-normal priors of a and l, whose median is 1; above 1, that of l is
+        the second.
       rival_width: of the half-normal prior of b and c.
     """
 
     is_log = jnp.arange(NUM_TERMS) < 2  # The parameters of a and l are their logarithms.
-    widths = jnp.array([*trust_widths, rival_width, rival_width], terms.dtype)
+    rivals = (rival_width, rival_width)
+    below = jnp.array([trust_widths[0], trust_widths[0], *rivals], terms.dtype)
+    above = jnp.array([*trust_widths, *rivals], terms.dtype)
     right = jax.nn.one_hot(checks, terms.shape[-1], dtype=terms.dtype)
 
     def weights_of(theta: jax.Array) -> jax.Array:
@@ -189,6 +192,7 @@ def fit_weights(
         log_q = log_pool(theta)
         counted = counts * (jnp.sum(right * log_q, axis=-1) > LOG_FLOOR)
         by_weight = jnp.einsum("m,mtc,mc->t", counted, terms, jnp.exp(log_q) - right)
+        widths = jnp.where(theta > 0, above, below)
         return theta / jnp.square(widths) + by_weight * jnp.where(is_log, jnp.exp(theta), 1)
 
     adam = optax.adam(optax.cosine_decay_schedule(_WEIGHT_RATE, _WEIGHT_STEPS))

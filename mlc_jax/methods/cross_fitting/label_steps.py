@@ -41,6 +41,7 @@ class Known(NamedTuple):
       given: `[N, C]`, log-probabilities of the classifier on labels as given, out of part.
       checked: `[K, N, C]`, of those on the checked rows alone.
       trust: in given labels before any row is checked, see `source_counts`.
+      shares: of classes, `[K, C]`, see `_shares`.
     """
 
     rows: Rows
@@ -49,6 +50,7 @@ class Known(NamedTuple):
     given: jax.Array
     checked: jax.Array
     trust: jax.Array
+    shares: jax.Array
 
 
 class Labels(NamedTuple):
@@ -57,7 +59,7 @@ class Labels(NamedTuple):
     Attributes:
       q: `[K, N, C]`.
       matrices: R, `[K, S, V, C]`.
-      pi: `[K, C]`.
+      pi: `[K, C]`, shares of classes among the rows that R counts.
     """
 
     q: jax.Array
@@ -131,7 +133,9 @@ class LabelSteps:
 
         rivals = _by_blocks(of_block, x, rows.part)
         one_hot = jax.nn.one_hot(rows.checks, self.num_classes)
-        return Known(rows, x, one_hot, rivals[0], rivals[1:], _trust(rows, rivals[0]))
+        trust = _trust(rows, rivals[0])
+        shares = self._shares(rows, one_hot, rivals[1:], trust)
+        return Known(rows, x, one_hot, rivals[0], rivals[1:], trust, shares)
 
     def mixed(self, runs: Params, decay_weights: jax.Array, known: Known) -> jax.Array:
         """`log p` `[K, N, C]`."""
@@ -159,25 +163,9 @@ class LabelSteps:
 
     def start(self, known: Known) -> Labels:
         """Before the first round: from the given labels and the checks alone."""
-        rows, num_classes = known.rows, self.num_classes
-        flat = jnp.full(num_classes, 1 / num_classes)
-
-        def shares(is_visible: jax.Array, checked: jax.Array) -> jax.Array:
-            """From what never saw a `pi`, so that nothing feeds itself."""
-            clean = (is_visible & rows.is_judged).astype(jnp.float32)
-            per_class = jnp.maximum(jnp.sum(known.one_hot * clean[:, None], axis=0), 1)
-            balanced = clean * (known.one_hot @ (jnp.mean(per_class) / per_class))
-            matrices = source_counts(
-                rows.votes, known.one_hot, balanced, balanced, flat, self.prior_strength / 2,
-                known.trust,
-            )  # fmt: skip
-            evidence = label_term(rows.votes, matrices, flat) + _CHECKED_TRUST * checked
-            doubtful = _doubtful(rows, is_visible)
-            return shifted_shares(evidence, doubtful, 0.2)
-
-        pi = jax.vmap(shares)(rows.is_visible, known.checked)
-        q = jnp.where(rows.is_visible[..., None], known.one_hot, pi[:, None, :])
-        return self._sweep(None, q, pi, jnp.ones(NUM_TERMS), known)
+        rows, shares = known.rows, known.shares
+        q = jnp.where(rows.is_visible[..., None], known.one_hot, shares[:, None, :])
+        return self._sweep(None, q, jnp.ones(NUM_TERMS), known)
 
     def labels(
         self, params: dict[str, Params], meta: dict[str, jax.Array], known: Known, is_first: Any
@@ -198,15 +186,20 @@ class LabelSteps:
         self,
         mixed: jax.Array | None,
         q: jax.Array,
-        pi: jax.Array,
         weights: jax.Array,
         known: Known,
     ) -> Labels:
-        """R, pi and q of all folds, one after the other; without `mixed`, from the labels alone."""
+        """R, pi and q of all folds, one after the other; without `mixed`, from the labels alone.
+
+        Args:
+          mixed, q: `[K, N, C]`.
+          weights: of the pool, `[4]`.
+          known: what stays the same.
+        """
         rows = known.rows
 
         def of_fold(
-            log_p: jax.Array | None, is_visible: jax.Array, q: jax.Array, pi: jax.Array,
+            log_p: jax.Array | None, is_visible: jax.Array, q: jax.Array, shares: jax.Array,
             checked: jax.Array,
         ) -> Labels:  # fmt: skip
             doubtful = _doubtful(rows, is_visible)
@@ -214,11 +207,12 @@ class LabelSteps:
             seen = (is_visible & rows.is_judged).astype(jnp.float32)
             # Where nobody looked, labels would teach how good they are themselves.
             counted = jnp.where(jnp.any(rows.checks >= 0), doubtful, 0.0)
+            clean = self._check_weights(seen, shares, known)
 
             def sweep(labels: Labels, _: None) -> tuple[Labels, None]:
-                clean = self._check_weights(seen, labels.pi, known)
-                shares = class_shares(labels.q, clean + doubtful)
-                pi = jnp.where(rows.is_random, shares, labels.pi)
+                # Of the rows that R counts, whatever the true shares are: by any other pi, each
+                # source would favour a class, and many sources would make it the label of all.
+                pi = class_shares(labels.q, clean + doubtful)
                 matrices = source_counts(
                     rows.votes, labels.q, clean + counted, clean, pi, self.prior_strength,
                     known.trust,
@@ -233,11 +227,11 @@ class LabelSteps:
 
             num_classes = self.num_classes
             nothing = jnp.zeros((rows.votes.shape[1], num_classes, num_classes), q.dtype)
-            return jax.lax.scan(sweep, Labels(q, nothing, pi), None, length=_SWEEPS)[0]
+            return jax.lax.scan(sweep, Labels(q, nothing, shares), None, length=_SWEEPS)[0]
 
         axes = (None if mixed is None else 0, 0, 0, 0, 0)
         folds = jax.vmap(of_fold, in_axes=axes)
-        result: Labels = folds(mixed, rows.is_visible, q, pi, known.checked)
+        result: Labels = folds(mixed, rows.is_visible, q, known.shares, known.checked)
         return result
 
     def said_anew(
@@ -245,17 +239,12 @@ class LabelSteps:
     ) -> dict[str, jax.Array]:
         """Between rounds: weights by the likelihood of hidden checks, then R, pi and q."""
         says = self.says(labels.matrices, labels.pi, known.rows)
-        fitted = self._fitted(params["runs"], says, labels.pi, known)
-        weights = fitted["weights"]
+        fitted = self._fitted(params["runs"], says, known)
         mixed = self.mixed(params["runs"], fitted["decay_weights"], known)
-        pi = self._shares_of_predictions(mixed, says, weights, known)
-        pi = jnp.where(known.rows.is_random, labels.pi, pi)
-        said = self._sweep(mixed, labels.q, pi, weights, known)
+        said = self._sweep(mixed, labels.q, fitted["weights"], known)
         return fitted | {"matrices": said.matrices, "class_shares": said.pi}
 
-    def _fitted(
-        self, runs: Params, says: jax.Array, pi: jax.Array, known: Known
-    ) -> dict[str, jax.Array]:
+    def _fitted(self, runs: Params, says: jax.Array, known: Known) -> dict[str, jax.Array]:
         """Weights by the likelihood of hidden checks: of the pool, and of the decays.
 
         Returns:
@@ -264,15 +253,16 @@ class LabelSteps:
         """
         members, rows = self.members, known.rows
         hidden = jnp.zeros(rows.checks.shape, jnp.float32).at[rows.judged].add(rows.counts)
-        weight = self._check_weights(hidden, jnp.mean(pi, axis=0), known)
+        weight = self._check_weights(hidden, jnp.mean(known.shares, axis=0), known)
         counts = weight[rows.judged] * rows.counts
         others = jnp.stack(
             [says[rows.fold, rows.judged], known.given[rows.judged],
              known.checked[rows.fold, rows.judged]], axis=1,
         )  # fmt: skip
 
-        # The term of several sources is right as it is, but for what they have in common. Where
-        # it is right in all of a few checks, a wide prior would let it overrule everything.
+        # The evidence of several sources counts too much where they have something in common,
+        # hardly ever too little. If it is right in all of a few checks, a wide prior above 1 would
+        # let it overrule everything.
         several = rows.votes.shape[1] > 1
         widths = (
             self.trust_width,
@@ -310,19 +300,38 @@ class LabelSteps:
             "decay_weights": decay_weights[0],
         }
 
-    def _shares_of_predictions(
-        self, mixed: jax.Array, says: jax.Array, weights: jax.Array, known: Known
+    def _shares(
+        self, rows: Rows, one_hot: jax.Array, checked: jax.Array, trust: jax.Array
     ) -> jax.Array:
-        """`pi` `[K, C]` where so many checks per class were drawn: those say no shares.
+        """Of classes, `[K, C]`, where so many checks of each were drawn: those do not show them.
 
-        How often each class is predicted, and what each is taken for by hidden checks: the shares
-        that explain the one by the other. No prediction feeds itself so, as the mean of q would.
+        From given labels and checks alone, so that no label feeds itself. The mean of two
+        estimates, which err in different directions: how often each class is predicted; and the
+        shares that explain this by what hidden checks are predicted as. A few checks say that so
+        vaguely that the second alone may be far off.
+
+        Args:
+          rows: all of them.
+          one_hot: `[N, C]`, of checks.
+          checked: `[K, N, C]`, of classifiers on the checked rows alone.
+          trust: see `source_counts`.
         """
-        rows, num_classes = known.rows, self.num_classes
-        predicted = jnp.argmax(pool(weights, *self.terms(mixed, says, known)), axis=-1)
-        own = predicted[rows.fold, rows.judged]
+        num_classes = self.num_classes
+        flat, eye = jnp.full(num_classes, 1 / num_classes), jnp.eye(num_classes)
         checks = jnp.maximum(rows.checks[rows.judged], 0)
-        eye = jnp.eye(num_classes)
+
+        def predicted(is_visible: jax.Array, checked: jax.Array) -> jax.Array:
+            clean = (is_visible & rows.is_judged).astype(jnp.float32)
+            per_class = jnp.maximum(jnp.sum(one_hot * clean[:, None], axis=0), 1)
+            balanced = clean * (one_hot @ (jnp.mean(per_class) / per_class))
+            matrices = source_counts(
+                rows.votes, one_hot, balanced, balanced, flat, self.prior_strength / 2, trust
+            )
+            says = label_term(rows.votes, matrices, flat)
+            return jnp.argmax(says + _CHECKED_TRUST * checked, axis=-1)
+
+        predictions = jax.vmap(predicted)(rows.is_visible, checked)
+        own = predictions[rows.fold, rows.judged]
 
         def of_fold(fold: jax.Array, predicted: jax.Array, is_visible: jax.Array) -> jax.Array:
             seen = rows.counts * (rows.fold != fold)
@@ -330,7 +339,8 @@ class LabelSteps:
             prior = rho * eye + (1 - rho) * (1 - eye) / max(1, num_classes - 1)
             taken = (eye[checks] * seen[:, None]).T @ eye[own] + self.prior_strength / 2 * prior
             likelihood = taken / jnp.sum(taken, axis=1, keepdims=True)
-            doubtful = _doubtful(rows, is_visible)
-            return shifted_shares(jnp.log(likelihood).T, doubtful @ eye[predicted], 0.2)
+            times = _doubtful(rows, is_visible) @ eye[predicted]
+            explained = shifted_shares(jnp.log(likelihood).T, times, 0.2)
+            return (explained + (times + 1) / jnp.sum(times + 1)) / 2
 
-        return jax.vmap(of_fold)(jnp.arange(self.members.num_folds), predicted, rows.is_visible)
+        return jax.vmap(of_fold)(jnp.arange(self.members.num_folds), predictions, rows.is_visible)
