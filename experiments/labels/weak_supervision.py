@@ -5,18 +5,26 @@
 
 `--data` holds `weak/youtube` and `weak/trec` as WRENCH has them (`train.jsonl.gz`, `test.jsonl.gz`:
 `text`, `label`, `weak_labels`) and `crowd/labelme.npz`; texts become features by the frozen encoder
-of `--checkpoint`. Two sets need no files: `wine_annotators` (scikit-learn's wine by five annotators
-of different skill, who label a part each) and `cancer_rules` (breast cancer by twelve rules, each a
-threshold on one column that its authors set by twenty rows). A few rows are checked. In OUT:
+of `--checkpoint`. Other sets need no files: `KIND:TABLE` is a table of `tables_of_people` with
+labels that are made anew in each draw, of which three rows in ten are for tests. Kinds:
+
+* `annotators`: five, right in a share of rows between chance and 95 %, wrong in ways of their own;
+  each labels between 20 and 100 % of the rows.
+* `crowd`: twenty, most of them good; each row has labels from one to three.
+* `rules`: ten; each says one class beyond a threshold of one column, set by twenty rows.
+
+`KIND:many` is fifteen of them. A few rows are checked. In OUT:
 `weak_supervision.csv`, a row for each draw, and `weak_supervision.md`.
 
-Columns are percent right of test rows. Rivals make soft labels, and then train the same classifier,
-scikit-learn's `LogisticRegression(C=1)`, on them: the share of votes (majority), Dawid-Skene, GLAD
-and MACE of crowd-kit, and CROWDLAB of cleanlab. With `+`, the labels of checked rows replace
-theirs. `cross_fit` is this project's, once with the majority vote as the only given label and once
-with all votes.
+Tables are percent right: of the test rows, and of the rows with doubtful labels. Rivals make soft
+labels, and then train the same classifier, scikit-learn's `LogisticRegression(C=1)`, on them: the
+share of votes (majority), Dawid-Skene, GLAD and MACE of crowd-kit, and CROWDLAB of cleanlab. With
+`+`, the labels of checked rows replace theirs. Where a row has no vote, the classifier labels it.
+`cross_fit` is this project's, once with the majority vote as the only given label and once with all
+votes.
 """
 
+import collections
 import functools
 import gzip
 import importlib.util
@@ -31,8 +39,9 @@ from etils import epath
 from tqdm import tqdm
 
 from experiments.labels.cross_fitted import Draw, fit
+from experiments.labels.tables_of_people import MANY, TABLES
 from experiments.records import Records, Row, clear_programs
-from experiments.tables import to_csv, to_markdown, values, where
+from experiments.tables import to_csv, to_markdown
 from mlc_jax import command_line, methods, models, paths
 from mlc_jax.data import UNKNOWN, folds
 from mlc_jax.data.votes import prepared
@@ -41,15 +50,18 @@ from mlc_jax.errors import expect
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the tables.")
 _DATA = flags.DEFINE_string("data", "", "Directory with weak/ and crowd/.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Encoder of texts: a directory, or a hub name.")
-_SETS = flags.DEFINE_string("sets", "all", "Some of the sets, or all.")
+# Every third; without the two that something was chosen on.
+_MANY = tuple(x for x in list(MANY)[2::3] if x not in ("Tuna", "mexico"))
+_ALL = ("trec", "youtube", "labelme", "annotators:wine", "rules:breast_cancer")
+_SETS = flags.DEFINE_string("sets", "all", f"all is {', '.join(_ALL)}; or KIND:TABLE, KIND:many.")
 _CHECKED = flags.DEFINE_string("checked", "per_class:5,per_class:20", "Which rows are checked.")
 _DRAWS = flags.DEFINE_integer("draws", 10, "Of checked rows.", lower_bound=1)
 _FIRST = flags.DEFINE_integer("first_draw", 0, "Number of the first draw.", lower_bound=0)
 
-_SEED = 20  # For the sets that are made here.
-_SKILLS = ((0.9, 0.3), (0.75, 0.6), (0.7, 0.9), (0.5, 0.8), (0.34, 0.5))  # Right, share of rows.
-_NUM_RULES, _RULE_ROWS = 12, 20
-_POOL = "cross_fit, all votes"
+_UNSEEN = 0.3  # Of the tables' rows.
+_NUM_ANNOTATORS, _NUM_WORKERS, _NUM_RULES, _RULE_ROWS = 5, 20, 10, 20
+_POOL, _LABELS = "cross_fit, all votes", "labels, "
+_CROWDLAB_FOLDS = 5
 _SOFT_FLOOR = 1e-3  # Less probable labels are not trained on.
 
 
@@ -59,14 +71,16 @@ class VoteSet(NamedTuple):
     Attributes:
       features: `[N, F]`.
       labels: `[N]`, true.
-      votes: `[n, S]`, for the first n rows, the training rows; UNKNOWN stands for no label.
-      test: test rows.
+      rows: `[n]`, the training rows.
+      votes: `[n, S]`, theirs; UNKNOWN stands for no label.
+      test: `[u]`, the test rows.
     """
 
     features: np.ndarray
     labels: np.ndarray
+    rows: np.ndarray
     votes: np.ndarray
-    test: slice
+    test: np.ndarray
 
     @property
     def num_classes(self) -> int:
@@ -90,8 +104,9 @@ def _wrench(name: str) -> VoteSet:
     return VoteSet(
         np.asarray(source.inputs),  # type: ignore[attr-defined]
         np.array([row["label"] for row in everything], np.int32),
+        np.arange(len(rows["train"])),
         np.array([row["weak_labels"] for row in rows["train"]], np.int32),
-        slice(len(rows["train"]), None),
+        np.arange(len(rows["train"]), len(everything)),
     )
 
 
@@ -102,58 +117,87 @@ def _labelme() -> VoteSet:
         x, y = (np.concatenate([arrays[f"{part}_{name}"] for part in ("train", "test")])
                 for name in ("x", "y"))  # fmt: skip
         votes = arrays["train_v"].astype(np.int32)
-    return VoteSet(x.astype(np.float32), y.astype(np.int32), votes, slice(len(votes), None))
+    size = len(votes)
+    rows, test = np.arange(size), np.arange(size, len(y))
+    return VoteSet(x.astype(np.float32), y.astype(np.int32), rows, votes, test)
 
 
-def _split(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Standardised data in a random order, and the number of training rows: seven in ten."""
-    order = np.random.default_rng(_SEED).permutation(len(y))
-    x = (x - x.mean(axis=0)) / x.std(axis=0)
-    return x[order].astype(np.float32), y[order].astype(np.int32), round(0.7 * len(y))
+def _annotators(rng: np.random.Generator, _: np.ndarray, y: np.ndarray, c: int) -> np.ndarray:
+    votes = np.full((len(y), _NUM_ANNOTATORS), UNKNOWN, np.int32)
+    for number in range(_NUM_ANNOTATORS):
+        right, often = rng.uniform(1 / c, 0.95), rng.uniform(0.2, 1.0)
+        # Of each class, what it is taken for when it is not recognised.
+        taken = np.stack([np.insert(rng.dirichlet(np.ones(c - 1)), k, 0.0) for k in range(c)])
+        wrong = (taken.cumsum(axis=1)[y] < rng.random(len(y))[:, None]).sum(axis=1)
+        said = np.where(rng.random(len(y)) < right, y, np.minimum(wrong, c - 1))
+        votes[:, number] = np.where(rng.random(len(y)) < often, said, UNKNOWN)
+    return votes
 
 
-def _wine_annotators() -> VoteSet:
-    from sklearn.datasets import load_wine
+def _crowd(rng: np.random.Generator, _: np.ndarray, y: np.ndarray, c: int) -> np.ndarray:
+    votes = np.full((len(y), _NUM_WORKERS), UNKNOWN, np.int32)
+    right = 1 / c + (1 - 1 / c) * rng.beta(3, 1.5, _NUM_WORKERS)
+    often = 0.7 * rng.dirichlet(np.ones(_NUM_WORKERS)) + 0.3 / _NUM_WORKERS
+    for row, label in enumerate(y):
+        for number in rng.choice(_NUM_WORKERS, rng.integers(1, 4), replace=False, p=often):
+            is_right = rng.random() < right[number]
+            votes[row, number] = label if is_right else rng.integers(0, c)
+    return votes
 
-    x, y, size = _split(*load_wine(return_X_y=True))
-    rng = np.random.default_rng(_SEED)
-    votes = np.full((size, len(_SKILLS)), UNKNOWN, np.int32)
-    for number, (right, often) in enumerate(_SKILLS):
-        said = np.where(rng.random(size) < right, y[:size], rng.integers(0, 3, size))
-        votes[:, number] = np.where(rng.random(size) < often, said, UNKNOWN)
-    return VoteSet(x, y, votes, slice(size, None))
 
-
-def _cancer_rules() -> VoteSet:
-    """Each rule votes for one class beyond a threshold of one column, else for none."""
-    from sklearn.datasets import load_breast_cancer
-
-    x, y, size = _split(*load_breast_cancer(return_X_y=True))
-    rng = np.random.default_rng(_SEED)
-    votes = np.full((size, _NUM_RULES), UNKNOWN, np.int32)
-    for number, column in enumerate(rng.choice(x.shape[1], _NUM_RULES, replace=False)):
-        seen, label = rng.choice(size, _RULE_ROWS, replace=False), number % 2
+def _rules(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, c: int) -> np.ndarray:
+    columns = np.flatnonzero(x.std(axis=0) > 0)
+    chosen = rng.choice(columns, _NUM_RULES, replace=len(columns) < _NUM_RULES)
+    votes = np.full((len(y), _NUM_RULES), UNKNOWN, np.int32)
+    for number, column in enumerate(chosen):
+        seen, label = rng.choice(len(y), _RULE_ROWS, replace=False), number % c
         of_label = x[seen, column][y[seen] == label]
+        if len(of_label) == 0:
+            continue  # Its authors saw no row of that class.
         sign = 1 if of_label.mean() > x[seen, column].mean() else -1
-        fires = sign * x[:size, column] > sign * np.median(of_label)
-        votes[fires, number] = label
-    return VoteSet(x, y, votes, slice(size, None))
+        votes[sign * x[:, column] > sign * np.median(of_label), number] = label
+    return votes
 
 
-SETS: dict[str, Callable[[], VoteSet]] = {
+KINDS: dict[str, Callable[..., np.ndarray]] = {
+    "annotators": _annotators,
+    "crowd": _crowd,
+    "rules": _rules,
+}
+FILES: dict[str, Callable[[], VoteSet]] = {
     "trec": functools.partial(_wrench, "trec"),
     "youtube": functools.partial(_wrench, "youtube"),
     "labelme": _labelme,
-    "wine_annotators": _wine_annotators,
-    "cancer_rules": _cancer_rules,
 }
 
 
+@functools.lru_cache(maxsize=1)  # Texts are encoded once for all draws.
+def _of_files(name: str) -> VoteSet:
+    return FILES[name]()
+
+
+def load(name: str, number: int) -> VoteSet:
+    """A set by its name; of tables, the draw `number` of rows and votes."""
+    if name in FILES:
+        return _of_files(name)
+    kind, table_name = name.split(":")
+    table = TABLES[table_name]()
+    place = list(KINDS).index(kind), list(TABLES).index(table_name)
+    rng = np.random.default_rng([number, *place])
+    order = rng.permutation(len(table.labels))
+    test, rows = np.split(order, [round(_UNSEEN * len(order))])
+    num_classes = int(table.labels.max()) + 1
+    votes = KINDS[kind](rng, table.features[rows], table.labels[rows], num_classes)
+    # A source that says nothing is dropped, as for own files.
+    votes = votes[:, (votes != UNKNOWN).any(axis=0)]
+    return VoteSet(table.features, table.labels, rows, votes, test)
+
+
 def draw(data: VoteSet, checked: str, number: int) -> Draw:
-    """Draws checked rows among those with votes: `per_class:N`, or `random:N`."""
+    """Draws checked rows: `per_class:N`, or `random:N`."""
     how, _, count = checked.partition(":")
     size = len(data.votes)
-    truth = data.labels[:size]
+    truth = data.labels[data.rows]
     order = np.random.default_rng([number, int(count), 1]).permutation(size)
     is_checked = np.zeros(size, bool)
     if how == "random":
@@ -161,7 +205,7 @@ def draw(data: VoteSet, checked: str, number: int) -> Draw:
     for label in range(data.num_classes if how == "per_class" else 0):
         of_class = order[truth[order] == label]
         is_checked[of_class[: min(int(count), len(of_class) // 2)]] = True
-    return Draw(np.arange(size), data.votes, truth, is_checked)
+    return Draw(data.rows, data.votes, truth, is_checked)
 
 
 def _by_crowdkit(name: str, votes: np.ndarray, num_classes: int) -> np.ndarray:
@@ -171,11 +215,12 @@ def _by_crowdkit(name: str, votes: np.ndarray, num_classes: int) -> np.ndarray:
 
     task, worker = np.nonzero(votes != UNKNOWN)
     table = pandas.DataFrame({"task": task, "worker": worker, "label": votes[task, worker]})
-    model: Any = {
+    models_of: dict[str, Callable[[], Any]] = {
         "dawid_skene": functools.partial(DawidSkene, n_iter=100),
         "glad": functools.partial(GLAD, n_iter=30, silent=True),
         "mace": functools.partial(MACE, n_restarts=3, n_iter=30, random_state=0, verbose=0),
-    }[name]()
+    }
+    model = models_of[name]()
     probs = model.fit_predict_proba(table).fillna(0.0)
     soft = np.full((len(votes), num_classes), np.nan)
     soft[probs.index] = 0
@@ -201,8 +246,10 @@ def _crowdlab(x: np.ndarray, votes: np.ndarray, num_classes: int) -> np.ndarray:
     there = np.flatnonzero((votes != UNKNOWN).any(axis=1))
     said = np.where(votes[there] == UNKNOWN, np.nan, votes[there])
     most = get_majority_vote_label(said)
+    if np.unique(most, return_counts=True)[1].min() < _CROWDLAB_FOLDS:
+        return _shares(votes, num_classes)  # It has no classifier to ask.
     model = LogisticRegression(C=1, max_iter=300)
-    folded = cross_val_predict(model, x[there], most, method="predict_proba")
+    folded = cross_val_predict(model, x[there], most, cv=_CROWDLAB_FOLDS, method="predict_proba")
     probs = np.full((len(there), num_classes), 1e-6)
     probs[:, np.unique(most)] = folded
     probs /= probs.sum(axis=1, keepdims=True)
@@ -233,100 +280,132 @@ def soft_labels(data: VoteSet) -> dict[str, np.ndarray]:
         for name in ("dawid_skene", "glad", "mace"):
             found[name] = _by_crowdkit(name, votes, num_classes)
     if importlib.util.find_spec("cleanlab"):
-        found["crowdlab"] = _crowdlab(data.features[: len(votes)], votes, num_classes)
+        found["crowdlab"] = _crowdlab(data.features[data.rows], votes, num_classes)
     return found
 
 
-def _percent(data: VoteSet, said: np.ndarray) -> float:
-    return float(100 * np.mean(said == data.labels[data.test]))
+def _percent(said: np.ndarray, truth: np.ndarray) -> float:
+    return float(100 * np.mean(said == truth))
 
 
-def without_checks(data: VoteSet, by_rival: dict[str, np.ndarray]) -> Row:
-    """Percent of test rows right for models that know no checked row, or all true labels."""
-    x, test = data.features[: len(data.votes)], data.features[data.test]
-    one_hot = np.eye(data.num_classes)[data.labels[: len(x)]]
-    labels = by_rival | {"all true": one_hot}
-    return {name: _percent(data, _learned(x, soft, test)) for name, soft in labels.items()}
-
-
-def with_checks(data: VoteSet, by_rival: dict[str, np.ndarray], cell: Draw) -> Row:
-    """Percent of test rows right for models that know the checked rows."""
-    x, test = data.features[: len(data.votes)], data.features[data.test]
+def of_rivals(data: VoteSet, cell: Draw) -> Row:
+    """Percent of test rows, and of doubtful labels, right by each rival."""
+    x, test = data.features[data.rows], data.features[data.test]
     one_hot, checked = np.eye(data.num_classes)[cell.truth], cell.checked[:, None]
-    found = {"checked rows alone": _learned(x, np.where(checked, one_hot, np.nan), test)}
-    for name, soft in by_rival.items():
-        found[f"{name} +"] = _learned(x, np.where(checked, one_hot, soft), test)
-    return {name: _percent(data, said) for name, said in found.items()}
+    found = {"all true": one_hot, "checked rows alone": np.where(checked, one_hot, np.nan)}
+    for name, soft in soft_labels(data).items():
+        found |= {name: soft, f"{name} +": np.where(checked, one_hot, soft)}
+    row: Row = {}
+    for name, soft in found.items():
+        said = _learned(x, soft, np.concatenate([test, x]))
+        row[name] = _percent(said[: len(test)], data.labels[data.test])
+        if name != "all true":
+            known = ~np.isnan(soft[:, 0])
+            labels = np.where(known, np.nan_to_num(soft).argmax(axis=1), said[len(test) :])
+            doubtful = ~cell.checked
+            row[_LABELS + name] = _percent(labels[doubtful], cell.truth[doubtful])
+    return row
+
+
+def of_cross_fit(
+    data: Sequence[VoteSet], cells: Sequence[Draw], name: str, drawn: str
+) -> list[Row]:
+    """The same by `cross_fit`, of cells with equally many checked rows and sources."""
+    num_classes = data[0].num_classes
+    method = methods.cross_fit(model=models.MLP(num_classes, ()))
+    fitted = fit(method, data[0].features, cells, drawn)
+    clear_programs()
+    rows: list[Row] = []
+    for each, cell, result in zip(data, cells, fitted, strict=True):
+        doubtful = ~cell.checked
+        labels = result.out_of_fold["corrected"][: doubtful.sum()].argmax(axis=1)
+        said = result.probs[each.test].argmax(axis=1)
+        rows.append({
+            name: _percent(said, each.labels[each.test]),
+            _LABELS + name: _percent(labels, cell.truth[doubtful]),
+        })  # fmt: skip
+    return rows
 
 
 def measure(name: str, checked: str, draws: Sequence[int]) -> list[Row]:
     """All draws of a set."""
-    data, cells = SETS[name](), []
-    for number in draws:
-        cells.append(draw(data, checked, number))
     drawn = folds.RANDOM if checked.startswith("random") else folds.PER_CLASS
-    method = methods.cross_fit(model=models.MLP(data.num_classes, ()))
-    alone, together = [], []
-    sources = [str(i) for i in range(data.votes.shape[1])]
-    for cell in cells:
+    rows: list[Row] = []
+    cells: list[tuple[VoteSet, Draw, Draw]] = []
+    groups = collections.defaultdict(list)  # Of one shape.
+    for number in draws:
+        data = load(name, number)
+        cell = draw(data, checked, number)
         seen = np.where(cell.checked, cell.truth, UNKNOWN)
+        sources = [str(i) for i in range(data.votes.shape[1])]
         most, votes = prepared(cell.votes, seen, sources, data.num_classes)
-        alone.append(cell._replace(votes=most[:, None]))
-        together.append(cell._replace(votes=votes))
-    by_rival = soft_labels(data)
-    same_for_all = without_checks(data, by_rival)
-    rows: list[Row] = [
-        {"set": name, "checked": checked, "draw": number}
-        | with_checks(data, by_rival, cell)
-        | same_for_all
-        for number, cell in zip(draws, cells, strict=True)
-    ]
-    for column, given in (("cross_fit, majority", alone), (_POOL, together)):
-        fitted = fit(method, data.features, given, drawn)
-        clear_programs()
-        for row, cell, result in zip(rows, cells, fitted, strict=True):
-            said = result.probs[data.test].argmax(axis=1)
-            row[column] = _percent(data, said)
-            doubtful = ~cell.checked
-            labels = result.out_of_fold["corrected"][: doubtful.sum()].argmax(axis=1)
-            row[f"labels, {column}"] = float(100 * np.mean(labels == cell.truth[doubtful]))
+        groups[int(cell.checked.sum()), votes.shape[1]].append(len(rows))
+        place = {"set": name, "checked": checked, "draw": number}
+        rows.append(place | of_rivals(data, cell))
+        cells.append((data, cell._replace(votes=most[:, None]), cell._replace(votes=votes)))
+    for members in groups.values():
+        data_of, alone, together = zip(*(cells[i] for i in members), strict=True)
+        for column, given in (("cross_fit, majority", alone), (_POOL, together)):
+            for i, row in zip(members, of_cross_fit(data_of, given, column, drawn), strict=True):
+                rows[i] |= row
     return rows
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """Markdown: a column for each set and choice of checked rows, means over draws.
+    """Markdown: of test rows, and of doubtful labels."""
+    names = list(dict.fromkeys(x for row in rows for x in row))
+    columns = [x for x in names if x not in ("set", "checked", "draw")]
+    of_labels = [x for x in columns if x.startswith(_LABELS)]
+    of_test = [x for x in columns if x not in of_labels]
+    return (
+        f"Percent of test rows right:\n\n{_table(rows, of_test, _POOL)}\n"
+        f"Percent of doubtful labels right:\n\n{_table(rows, of_labels, _LABELS + _POOL)}"
+    )
+
+
+def _table(rows: Sequence[Row], columns: Sequence[str], ours: str) -> str:
+    """A column for each kind of set and choice of checked rows, means over tables and draws.
 
     The last line is the paired gap of `cross_fit` with all votes to the best of all others that do
-    not know all true labels, with its standard error.
+    not know all true labels, with its standard error; one before, in how many sets it is not below
+    the best by more than one standard error.
     """
-    columns = list(dict.fromkeys(x for row in rows for x in row if x not in ("set", "checked")))
-    columns = [x for x in columns if x != "draw" and not x.startswith("labels")]
-    cells = [
-        where(rows, set=name, checked=checked)
-        for name in values(rows, "set")
-        for checked in values(rows, "checked")
-    ]
-    cells = [cell for cell in cells if cell]
-    means = [
-        {x: np.mean([row[x] for row in cell]) for x in columns if x in cell[0]} for cell in cells
-    ]
-    body = [[x, *(f"{mean[x]:.1f}" if x in mean else "" for mean in means)] for x in columns]
-    gaps = ["gap to the best"]
-    for cell, mean in zip(cells, means, strict=True):
-        others = mean.keys() - {"all true", _POOL}
-        best = max(sorted(others), key=mean.__getitem__)
-        gap = [row[_POOL] - row[best] for row in cell]
-        error = float(np.std(gap, ddof=1) / np.sqrt(len(gap))) if len(gap) > 1 else 0.0
-        gaps.append(f"{np.mean(gap):+.1f} ± {error:.1f} ({best})")
-    header = ["", *(f"{cell[0]['set']}, {cell[0]['checked']}" for cell in cells)]
-    return to_markdown(header, [*body, gaps])
+    by_kind: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for row in rows:
+        of_set = by_kind.setdefault((row["set"].split(":")[0], row["checked"]), {})
+        of_set.setdefault(row["set"], []).append(row)
+    header, body = [""], [[x.removeprefix(_LABELS)] for x in columns]
+    close, last = ["sets not below their best"], ["gap to the best"]
+    for (kind, checked), of_set in by_kind.items():
+        together = [row for cell in of_set.values() for row in cell]
+        header.append(f"{kind}, {checked.replace(':', ' ')}")
+        for line, x in zip(body, columns, strict=True):
+            there = [row[x] for row in together if x in row]
+            line.append(f"{np.mean(there):.1f}" if there else "")
+        gaps = [_gap(cell, columns, ours) for cell in of_set.values()]
+        close.append(f"{sum(gap >= -error for gap, error, _ in gaps)} of {len(gaps)}")
+        gap, error, best = _gap(together, columns, ours)
+        last.append(f"{gap:+.1f} ± {error:.1f} ({best.removeprefix(_LABELS)})")
+    return to_markdown(header, [*body, close, last])
+
+
+def _gap(cell: Sequence[Row], columns: Sequence[str], ours: str) -> tuple[float, float, str]:
+    """To the best of the others by its mean: its mean, standard error, and which it is."""
+    others = [x for x in columns if x not in ("all true", ours) and all(x in row for row in cell)]
+    best = max(others, key=lambda x: float(np.mean([row[x] for row in cell])))
+    gaps = [row[ours] - row[best] for row in cell]
+    error = float(np.std(gaps, ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else 0.0
+    return float(np.mean(gaps)), error, best
 
 
 def main() -> None:
     """Measures what is missing, and writes the tables."""
-    sets = tuple(SETS) if _SETS.value == "all" else tuple(_SETS.value.split(","))
-    for name in sets:
-        expect(name in SETS, "--sets", name, f"some of {', '.join(SETS)}")
+    sets: list[str] = []
+    for name in _ALL if _SETS.value == "all" else _SETS.value.split(","):
+        kind, _, table = name.partition(":")
+        ok = name in FILES or (kind in KINDS and (table in TABLES or table == "many"))
+        expect(ok, "--sets", name, f"{', '.join(FILES)}, or KIND:TABLE of {', '.join(KINDS)}")
+        sets += [f"{kind}:{x}" for x in _MANY] if table == "many" else [name]
     choices = _CHECKED.value.split(",")
     for choice in choices:
         how, _, count = choice.partition(":")

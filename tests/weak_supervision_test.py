@@ -1,0 +1,68 @@
+"""Sets with many labels per row: how votes are made, and what is said of the cells."""
+
+import numpy as np
+import pytest
+
+PROGRAM = "experiments.labels.weak_supervision"
+
+
+@pytest.fixture
+def program(load_program):
+    return load_program(PROGRAM)
+
+
+@pytest.mark.parametrize("kind", ["annotators", "crowd", "rules"])
+def test_votes_are_of_the_training_rows_and_anew_in_each_draw(program, kind):
+    one, again, other = (program.load(f"{kind}:iris", number) for number in (3, 3, 4))
+    for x, y in zip(one, again, strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert not np.array_equal(one.rows, other.rows)
+    assert not {*one.rows} & {*one.test}
+    assert len(one.rows) + len(one.test) == 150 and len(one.votes) == len(one.rows)
+    said = one.votes != program.UNKNOWN
+    assert said.any(axis=0).all() and one.votes.max() < 3
+    if kind == "rules":  # Each says one class.
+        assert all(
+            len({*votes[there]}) == 1 for votes, there in zip(one.votes.T, said.T, strict=True)
+        )
+    if kind == "crowd":
+        assert {*said.sum(axis=1)} == {1, 2, 3}
+    if kind == "annotators":
+        assert one.votes.shape[1] == 5 and (said.mean(axis=0) > 0.1).all()
+
+
+def test_annotators_are_right_as_often_as_drawn(program):
+    """The mean of shares between chance and 95 %."""
+    labels = np.random.default_rng(0).integers(0, 3, 300)
+    right = []
+    for seed in range(40):
+        votes = program.KINDS["annotators"](np.random.default_rng(seed), labels, labels, 3)
+        said = votes != program.UNKNOWN
+        right.append((votes == labels[:, None])[said].mean())
+    assert np.mean(right) == pytest.approx((1 / 3 + 0.95) / 2, abs=0.03)
+
+
+def test_rivals_label_rows_without_votes_by_the_classifier(program, monkeypatch):
+    monkeypatch.setattr(program.importlib.util, "find_spec", lambda name: None)  # None installed.
+    data = program.load("rules:wine", 0)
+    cell = program.draw(data, "per_class:5", 0)
+    assert np.bincount(cell.truth[cell.checked]).tolist() == [5, 5, 5]
+    silent = data._replace(votes=np.where(cell.checked[:, None], data.votes, program.UNKNOWN))
+    found = program.of_rivals(silent, cell._replace(votes=silent.votes))
+    # Nothing but the checked rows is known, so what is learned from both is the same.
+    assert found["majority +"] == found["checked rows alone"]
+    assert found["labels, majority +"] == found["labels, checked rows alone"]
+    assert found["all true"] >= found["majority +"] > 60
+
+
+def test_the_gap_is_to_the_best_other_column(program):
+    rows = [
+        {"set": f"crowd:{name}", "checked": "per_class:5", "draw": draw, "all true": 99.0,
+         "glad": 80.0, "mace": 70.0, program._POOL: ours}
+        for name, of_set in (("a", (82.0, 84.0)), ("b", (70.0, 72.0)))
+        for draw, ours in enumerate(of_set)
+    ]  # fmt: skip
+    table = program._table(rows, ["all true", "glad", "mace", program._POOL], program._POOL)
+    lines = {line.split("|")[1].strip(): line for line in table.splitlines()}
+    assert "1 of 2" in lines["sets not below their best"]
+    assert "-3.0 ± 3.5 (glad)" in lines["gap to the best"]
