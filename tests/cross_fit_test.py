@@ -380,6 +380,41 @@ def test_many_sources_do_not_make_one_class_of_all(seed):
     assert np.mean(said == truth[~checked]) > 0.72  # 0.56 and 0.69 when they did.
 
 
+@pytest.mark.slow  # A program of its own: six sources.
+def test_what_each_kind_of_source_is_taken_for():
+    x, truth, _, checked = _data(size=240, num_checked=40)
+    rng = np.random.default_rng(100)
+    votes = {
+        "good": np.where(rng.random(240) < 0.8, truth, (truth + 1) % CLASSES),
+        "as good": np.where(rng.random(240) < 0.8, truth, (truth + 1) % CLASSES),
+        "at random": rng.integers(0, CLASSES, 240),
+        "always wrong": (truth + 1) % CLASSES,
+        "one class alone": np.where(truth == 0, 0, -1),
+        "always the same": np.ones(240, int),
+    }
+    said = np.stack(list(votes.values()), axis=1).astype(np.int16)
+    rows = _pipeline(x, truth, said[:, 0].astype(np.int32), checked, votes=said).rows
+    method = mlc.methods.cross_fit(model=mlc.models.MLP(CLASSES, ()), **SHORT)
+    bound = method.bind(
+        num_noisy=200, num_classes=CLASSES, steps_per_epoch=40, num_epochs=1, num_sources=6
+    )
+    state = _trained(bound, rows, x)
+    shares = np.asarray(state.meta.params["class_shares"]).mean(axis=0)
+    matrices = np.asarray(state.meta.params["matrices"]).mean(axis=0)
+    evidence = dict(zip(votes, np.log(matrices / shares), strict=True))
+    assert np.abs(evidence["at random"]).max() < 0.6  # A vote says next to nothing,
+    assert np.abs(evidence["always the same"][1]).max() < 0.2
+    assert (evidence["good"].argmax(axis=1) == [0, 1, 2]).all()
+    assert evidence["good"].diagonal().min() > 0.5
+    # as much as a good one if one knows how to read it,
+    assert (evidence["always wrong"].argmax(axis=1) == [2, 0, 1]).all()
+    # and only about the classes that it names.
+    assert evidence["one class alone"][0].argmax() == 0
+    probs = jax.device_get(jax.jit(bound.out_of_fold)(state, rows))
+    right = {name: np.mean(p[:200].argmax(1) == truth[~checked]) for name, p in probs.items()}
+    assert right["corrected"] > 0.95 > right["classifier"]
+
+
 # --- The command, and fit.
 
 
