@@ -13,7 +13,7 @@ from mlc_jax import build
 from mlc_jax.commands import train
 from mlc_jax.data import ArraySource, Subset, folds
 from mlc_jax.errors import Preempted
-from mlc_jax.files.label_columns import random_order
+from mlc_jax.files.values.checks import random_order
 from mlc_jax.models import label_model
 from mlc_jax.training import run, stack
 from mlc_jax.workdir import preemption

@@ -27,8 +27,9 @@ from etils import epath
 
 from mlc_jax.commands import rounds
 from mlc_jax.errors import InputError
-from mlc_jax.files.label_columns import Said, read_checks, read_labels
+from mlc_jax.files.label_columns import Said, read_labels
 from mlc_jax.files.tables import Table
+from mlc_jax.files.values.checks import read_checks
 
 
 def _answered(fields=("id", "checked_label", "why"), encoding="utf-8", delimiter=",", **changes):

@@ -12,7 +12,7 @@ import mlc_jax as mlc
 from mlc_jax.benchmarks import datasets
 from mlc_jax.errors import InputError
 from mlc_jax.examples import create_dataset
-from mlc_jax.files.label_columns import random_order
+from mlc_jax.files.values.checks import random_order
 from mlc_jax.files.values.drawn import how_drawn
 
 NAMES = np.array(["ant", "bee", "cow"])

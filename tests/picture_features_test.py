@@ -19,8 +19,9 @@ from mlc_jax.benchmarks import datasets
 from mlc_jax.encoders import image_models, picture_features, pictures, readers
 from mlc_jax.errors import InputError
 from mlc_jax.files import image_folder
-from mlc_jax.files.label_columns import Said, read_checks
+from mlc_jax.files.label_columns import Said
 from mlc_jax.files.packed import pack
+from mlc_jax.files.values.checks import read_checks
 from mlc_jax.presets import image_folder as preset
 
 NAMES = ("dark", "light")

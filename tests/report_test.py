@@ -13,7 +13,7 @@ from matplotlib import image
 from mlc_jax.benchmarks import datasets
 from mlc_jax.data import UNKNOWN, ArraySource, Subset
 from mlc_jax.data.dataset import Dataset
-from mlc_jax.files.label_columns import random_order
+from mlc_jax.files.values.checks import random_order
 from mlc_jax.report import plots, report
 from mlc_jax.report.steps import shown_path
 from mlc_jax.training.evaluate import Prediction

@@ -18,9 +18,9 @@ from mlc_jax import paths
 from mlc_jax.data.folds import RANDOM
 from mlc_jax.data.source import UNKNOWN
 from mlc_jax.errors import InputError
-from mlc_jax.files.label_columns import Checking
 from mlc_jax.files.own import FIELD, LabelledFile
 from mlc_jax.files.tables import Table
+from mlc_jax.files.values.checks import Checking
 from mlc_jax.files.values.names import from_spreadsheet
 from mlc_jax.report import to_check
 from mlc_jax.report.steps import shown_path

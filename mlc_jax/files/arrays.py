@@ -13,11 +13,13 @@ from mlc_jax.data.folds import DRAWN
 from mlc_jax.data.prepare import Normalize, extremes, standardize
 from mlc_jax.data.source import UNKNOWN, ArraySource, IndexedSource, Subset
 from mlc_jax.errors import InputError
-from mlc_jax.files.label_columns import LabelColumns, Said, first_said, read_checks
+from mlc_jax.files.label_columns import LabelColumns, Said
 from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile, Labels, OwnData, combine
 from mlc_jax.files.tables import ENDINGS, Table
+from mlc_jax.files.values.checks import read_checks
 from mlc_jax.files.values.inputs import Offsets, as_stored, offsets_of
 from mlc_jax.files.values.names import is_one_hot
+from mlc_jax.files.values.votes import first_said
 
 _COLUMNS = ("labels", "checked_labels", "given_labels", "ids", "splits", "drawn")
 

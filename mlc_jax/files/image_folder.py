@@ -16,7 +16,7 @@ from mlc_jax.errors import InputError
 from mlc_jax.files.arrays import scale
 from mlc_jax.files.images import parts as parts_
 from mlc_jax.files.images.listing import ENDINGS
-from mlc_jax.files.label_columns import Said, read_checks
+from mlc_jax.files.label_columns import Said
 from mlc_jax.files.own import FIELD, LabelledFile, OwnData, combine
 from mlc_jax.files.packed import Packed, is_packed, local_directory
 from mlc_jax.files.pictures import (
@@ -28,6 +28,7 @@ from mlc_jax.files.pictures import (
     check_pictures,
 )
 from mlc_jax.files.tables import Table
+from mlc_jax.files.values.checks import read_checks
 
 # (pictures, their ids) -> a source of features of those that can be decoded, and by row the problem
 # of each other one.

@@ -14,10 +14,11 @@ from mlc_jax.data.source import ArraySource, Source
 from mlc_jax.errors import InputError
 from mlc_jax.files.arrays import scale
 from mlc_jax.files.columns import Columns, Survey, is_constant, left_out, survey
-from mlc_jax.files.label_columns import NAMES, ONE_EACH, WRITTEN, LabelColumns, Said, read_checks
+from mlc_jax.files.label_columns import NAMES, ONE_EACH, WRITTEN, LabelColumns, Said
 from mlc_jax.files.own import FIELD, LabelledFile, OwnData, combine
 from mlc_jax.files.tables import Table
 from mlc_jax.files.values import forms
+from mlc_jax.files.values.checks import read_checks
 from mlc_jax.files.values.leaks import leak, same_rows
 from mlc_jax.files.values.names import whole
 

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 from mlc_jax.data.dataset import Benchmark
 from mlc_jax.data.prepare import identity
 from mlc_jax.data.source import Source
-from mlc_jax.files.label_columns import LabelColumns, Said, read_checks
+from mlc_jax.files.label_columns import LabelColumns, Said
 from mlc_jax.files.own import FIELD, LabelledFile, OwnData, combine
 from mlc_jax.files.tables import Table
 from mlc_jax.files.tokens import Texts, Tokenizer, TokenSource, create_source
+from mlc_jax.files.values.checks import read_checks
 
 
 class Settings(NamedTuple):

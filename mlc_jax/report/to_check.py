@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mlc_jax.files.label_columns import random_order
+from mlc_jax.files.values.checks import random_order
 from mlc_jax.files.values.names import for_spreadsheet
 from mlc_jax.report import pieces
 

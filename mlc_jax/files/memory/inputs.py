@@ -12,10 +12,11 @@ from mlc_jax.errors import InputError
 from mlc_jax.files import table_files, text_files
 from mlc_jax.files.arrays import scale
 from mlc_jax.files.images.listing import ENDINGS
-from mlc_jax.files.label_columns import NAMES, LabelColumns, Said, read_checks
+from mlc_jax.files.label_columns import NAMES, LabelColumns, Said
 from mlc_jax.files.memory.frames import Frame
 from mlc_jax.files.own import OwnData, combine
 from mlc_jax.files.tables import Table
+from mlc_jax.files.values.checks import read_checks
 from mlc_jax.files.values.inputs import Offsets, as_stored, offsets_of
 
 # As in `config.dataset.name`.

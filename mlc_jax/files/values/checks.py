@@ -1,0 +1,139 @@
+"""Labels that somebody checked later: a `to_check.csv`, or any table of ids and labels."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mlc_jax.data.folds import LOOKED_UP, RANDOM
+from mlc_jax.data.source import UNKNOWN
+from mlc_jax.files.own import FIELD, Checks, LabelledFile, Labels
+from mlc_jax.files.tables import Table
+from mlc_jax.files.values.names import Known, bare, bare_id, from_spreadsheet
+from mlc_jax.files.values.together import NOBODY_LOOKED
+
+
+def read_checks(checks: Sequence[str | Table], file: LabelledFile) -> Checks:
+    """Labels of rows of a file that were checked later, `[N]`, and how these rows were chosen.
+
+    Args:
+      checks: tables, or their paths; see `Checking.said`. `why` says, as in a `to_check.csv`, which
+        rows were drawn at random; without it all were looked up. Random rows of a `to_check.csv`
+        are the next ones of one order (`random_order`), so a row that was looked up counts as drawn
+        at random, too, once that order has passed it.
+      file: `config.dataset.data`.
+
+    Raises:
+      InputError: an id that the file does not have, a label that none of its rows was given, or
+        two labels of one row.
+    """
+    checking = Checking(file)
+    drawn = np.full(len(checking.ids), "", "U9")
+    for one in checks:
+        table, found = one if isinstance(one, Table) else Table(f"{FIELD}checked", one), False
+        for line, written, label, why in checking.said(table):
+            found = True
+            row, is_new = checking.add(table, line, written, label)
+            if is_new:
+                drawn[row] = RANDOM if why == RANDOM else LOOKED_UP
+        if not found:
+            table.fail("has no checked_label; expected some that are filled in")
+    order = random_order(checking.ids)
+    last = max(order[drawn == RANDOM], default=-1)
+    drawn[(drawn == LOOKED_UP) & (order < last)] = RANDOM
+    return Checks(Labels(tuple(checking.names), checking.numbers), drawn)
+
+
+class Checking:
+    """The rows and labels of a user's file that tables of checks speak of.
+
+    What a spreadsheet or a hand makes of ids and labels is found, where it can be one alone: `29`
+    for `00029`, `DOG` for `dog`.
+
+    Args:
+      file: `config.dataset.data`.
+
+    Attributes:
+      ids: N texts; numbers of the rows, from 0, where the file has none.
+      names: of labels.
+      numbers: `[N]` int32, checked labels so far, those in the file itself at first; places in
+        `names`, UNKNOWN for none.
+    """
+
+    def __init__(self, file: LabelledFile):
+        self._file = file
+        named = range(len(file.labels.numbers)) if file.ids is None else file.ids
+        self.ids = [str(name) for name in named]
+        checked = file.checked.names if file.checked else ()
+        self.names = list(dict.fromkeys((*file.labels.names, *checked)))
+        self.numbers = np.full(len(self.ids), UNKNOWN, np.int32)
+        places = {name: number for number, name in enumerate(self.names)}
+        self._rows = Known({name: row for row, name in enumerate(self.ids)}, bare_id)
+        self._names, self._places = Known(places, bare), dict[int, str]()
+        if file.checked is not None:
+            for row in np.flatnonzero(file.checked.numbers != UNKNOWN).tolist():
+                self.numbers[row] = places[file.checked.names[file.checked.numbers[row]]]
+                self._places[row] = f"{file.path!r} {file.name_row(row)}"
+
+    def said(self, table: Table) -> Iterator[tuple[int, str, str, str]]:
+        """Yields line, id, label and `why` of the rows that somebody checked, as written."""
+        for line, (written, label, why) in table.rows(["id", "checked_label"], ["why"]):
+            is_none = label in NOBODY_LOOKED and label not in self._names.numbers
+            if label and not label.isspace() and not is_none:
+                yield line, written or "", label, why or ""
+
+    def row(self, written: str) -> int | None:
+        """The row of an id; None if there is none, or if it could be several."""
+        row = self._rows.find(written)
+        if row is None and self._file.aliases:
+            plain = os.path.normpath(from_spreadsheet(written))
+            row = self._rows.find(plain)
+            row = self._file.aliases.get(plain) if row is None else row
+        return row
+
+    def label(self, written: str) -> int | None:
+        """The number of a label; None if there is none, or if it could be several."""
+        return self._names.find(written)
+
+    def add(self, table: Table, line: int, written: str, label: str) -> tuple[int, bool]:
+        """The row of a check, and whether it is the first one of that row.
+
+        Raises:
+          InputError: as `read_checks`.
+        """
+        file, row = self._file, self.row(written)
+        if row is None:
+            table.fail(f"id {written!r} is not in {file.path!r}; expected one of its ids", line)
+        if file.judging[row]:
+            table.fail(f"id {written!r} is a row that judges; expected one to train with", line)
+        number = self.label(label)
+        if number is None:
+            more = ", ..." if len(self.names) > 10 else ""
+            table.fail(
+                f"checked_label is {label!r}, which no row was given; expected one of "
+                f"{', '.join(self.names[:10])}{more}, or nothing where nobody looked",
+                line,
+            )
+        is_new = row not in self._places
+        if not is_new and self.numbers[row] != number:
+            table.fail(
+                f"id {written!r} is checked as {label!r}, and as "
+                f"{self.names[self.numbers[row]]!r} in {self._places[row]}; expected one label",
+                line,
+            )
+        self.numbers[row] = number
+        self._places.setdefault(row, f"{table.path!r} {table.place(line)}")
+        return row, is_new
+
+
+def random_order(ids: Sequence[str] | np.ndarray) -> np.ndarray:
+    """The place of each row in the random order in which rows are drawn to be checked; int64 `[N]`.
+
+    It depends on the ids alone, so that the rows that it has passed are a random sample of all,
+    whatever was checked beside them: rows drawn from what is left over would not be.
+    """
+    keys = [hashlib.blake2b(str(name).encode(), digest_size=8).digest() for name in ids]
+    ranks = np.empty(len(keys), np.int64)
+    ranks[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
+    return ranks
