@@ -48,7 +48,8 @@ def test_rivals_label_rows_without_votes_by_the_classifier(program, monkeypatch)
     cell = program.draw(data, "per_class:5", 0)
     assert np.bincount(cell.truth[cell.checked]).tolist() == [5, 5, 5]
     silent = data._replace(votes=np.where(cell.checked[:, None], data.votes, program.UNKNOWN))
-    found = program.of_rivals(silent, cell._replace(votes=silent.votes))
+    unchecked = program.without_checks(silent)
+    found = program.of_rivals(silent, cell._replace(votes=silent.votes), unchecked)
     # Nothing but the checked rows is known, so what is learned from both is the same.
     assert found["majority +"] == found["checked rows alone"]
     assert found["labels, majority +"] == found["labels, checked rows alone"]

@@ -259,6 +259,13 @@ def _crowdlab(x: np.ndarray, votes: np.ndarray, num_classes: int) -> np.ndarray:
     return soft
 
 
+class Learned(NamedTuple):
+    """Attributes: soft `[n, C]`, labels; said `[u + n]`, what is learned of them, on all rows."""
+
+    soft: np.ndarray
+    said: np.ndarray
+
+
 def _learned(x: np.ndarray, soft: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Predictions of a classifier of soft labels `[n, C]`; rows of NaN are left out."""
     from sklearn.linear_model import LogisticRegression
@@ -288,22 +295,42 @@ def _percent(said: np.ndarray, truth: np.ndarray) -> float:
     return float(100 * np.mean(said == truth))
 
 
-def of_rivals(data: VoteSet, cell: Draw) -> Row:
-    """Percent of test rows, and of doubtful labels, right by each rival."""
+def _learned_by_all(data: VoteSet, softs: dict[str, np.ndarray]) -> dict[str, Learned]:
     x, test = data.features[data.rows], data.features[data.test]
+    return {
+        name: Learned(soft, _learned(x, soft, np.concatenate([test, x])))
+        for name, soft in softs.items()
+    }
+
+
+def without_checks(data: VoteSet) -> dict[str, Learned]:
+    """What models learn that know no checked row, or all true labels."""
+    one_hot = np.eye(data.num_classes)[data.labels[data.rows]]
+    return _learned_by_all(data, {"all true": one_hot} | soft_labels(data))
+
+
+def of_rivals(data: VoteSet, cell: Draw, unchecked: dict[str, Learned]) -> Row:
+    """Percent of test rows, and of doubtful labels, right by each rival.
+
+    Args:
+      data: the set.
+      cell: its checked rows.
+      unchecked: `without_checks(data)`.
+    """
     one_hot, checked = np.eye(data.num_classes)[cell.truth], cell.checked[:, None]
-    found = {"all true": one_hot, "checked rows alone": np.where(checked, one_hot, np.nan)}
-    for name, soft in soft_labels(data).items():
-        found |= {name: soft, f"{name} +": np.where(checked, one_hot, soft)}
+    softs = {"checked rows alone": np.where(checked, one_hot, np.nan)} | {
+        f"{name} +": np.where(checked, one_hot, each.soft)
+        for name, each in unchecked.items()
+        if name != "all true"
+    }
     row: Row = {}
-    for name, soft in found.items():
-        said = _learned(x, soft, np.concatenate([test, x]))
-        row[name] = _percent(said[: len(test)], data.labels[data.test])
+    for name, (soft, said) in (unchecked | _learned_by_all(data, softs)).items():
+        of_test, of_rows = np.split(said, [len(data.test)])
+        row[name] = _percent(of_test, data.labels[data.test])
         if name != "all true":
             known = ~np.isnan(soft[:, 0])
-            labels = np.where(known, np.nan_to_num(soft).argmax(axis=1), said[len(test) :])
-            doubtful = ~cell.checked
-            row[_LABELS + name] = _percent(labels[doubtful], cell.truth[doubtful])
+            labels = np.where(known, np.nan_to_num(soft).argmax(axis=1), of_rows)
+            row[_LABELS + name] = _percent(labels[~cell.checked], cell.truth[~cell.checked])
     return row
 
 
@@ -333,15 +360,18 @@ def measure(name: str, checked: str, draws: Sequence[int]) -> list[Row]:
     rows: list[Row] = []
     cells: list[tuple[VoteSet, Draw, Draw]] = []
     groups = collections.defaultdict(list)  # Of one shape.
+    last: tuple[VoteSet, dict[str, Learned]] | None = None
     for number in draws:
         data = load(name, number)
+        if last is None or data is not last[0]:  # Sets of files are the same in all draws.
+            last = data, without_checks(data)
         cell = draw(data, checked, number)
         seen = np.where(cell.checked, cell.truth, UNKNOWN)
         sources = [str(i) for i in range(data.votes.shape[1])]
         most, votes = prepared(cell.votes, seen, sources, data.num_classes)
         groups[int(cell.checked.sum()), votes.shape[1]].append(len(rows))
         place = {"set": name, "checked": checked, "draw": number}
-        rows.append(place | of_rivals(data, cell))
+        rows.append(place | of_rivals(data, cell, last[1]))
         cells.append((data, cell._replace(votes=most[:, None]), cell._replace(votes=votes)))
     for members in groups.values():
         data_of, alone, together = zip(*(cells[i] for i in members), strict=True)
