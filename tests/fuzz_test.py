@@ -133,7 +133,8 @@ def test_trained(tmp_path):
     trained = []
 
     @hypothesis.settings(
-        max_examples=400, deadline=None, derandomize=True, suppress_health_check=_HEALTH,
+        # Which tables come depends on constants in our sources, too; about one in twenty is trained.
+        max_examples=1_500, deadline=None, derandomize=True, suppress_health_check=_HEALTH,
         database=None,
     )  # fmt: skip
     @hypothesis.given(case=tables())
