@@ -58,7 +58,7 @@ class CrossFit(Method):
       prior_strength: pseudo-counts of the prior of R, the matrix of what given labels mean.
       expected_weight: of a doubtful row in R, beside a checked one's 1.
       trust_width: of the prior of a and l, the weights of classifier and given label; of l at most
-        0.5 where there are several sources.
+        0.5 above 1 where there are several sources.
       rival_width: of the prior of b and c; towards 0 the rivals are left out.
     """
 
