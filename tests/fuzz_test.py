@@ -133,7 +133,7 @@ def test_trained(tmp_path):
     trained = []
 
     @hypothesis.settings(
-        # Which tables come depends on constants in our sources, too; about one in twenty is trained.
+        # Which tables come depends on our sources, too; about one in twenty is trained.
         max_examples=1_500, deadline=None, derandomize=True, suppress_health_check=_HEALTH,
         database=None,
     )  # fmt: skip
