@@ -285,7 +285,7 @@ def test_a_row_is_judged_by_weights_that_its_check_did_not_fit(example):
         meta = state.meta.params | {"decay_weights": np.ones(1, np.float32)}
         labels = steps.labels(params, meta, known, False)
         changed = known._replace(rows=rows._replace(checks=checks))
-        return steps.said_anew(params, labels, changed)
+        return steps.said_anew(params, labels, meta["estimated_shares"], changed)
 
     one, other = jax.device_get((fitted(rows.checks), fitted(checks)))
     changes = np.abs(one["judging_weights"] - other["judging_weights"]).max(axis=1)

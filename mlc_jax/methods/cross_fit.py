@@ -157,7 +157,8 @@ class _Machine:
 
     # State: main.params has the runs, `[K * H, E, ...]`, and the rivals, `[H + K, 1, ...]`: the
     # first H learn labels as given, the others the checked rows. meta.params is the label model:
-    # R, pi, the weights of the pool, those without fold k `[K, 4]`, and those of the decays.
+    # R, pi, class shares as estimated at first, the weights of the pool, those without fold k
+    # `[K, 4]`, and those of the decays.
 
     def init(self, rng: chex.PRNGKey, example: Inputs) -> TrainState:
         method, num_classes = self.method, self.binding.num_classes
@@ -194,6 +195,7 @@ class _Machine:
                 flat[:, None, None, :], (method.num_folds, num_sources, num_classes, num_classes)
             ),
             "class_shares": flat,
+            "estimated_shares": flat,
             "weights": jnp.ones(NUM_TERMS, jnp.float32),
             "judging_weights": jnp.ones((method.num_folds, NUM_TERMS), jnp.float32),
             "decay_weights": jnp.full(
@@ -219,8 +221,11 @@ class _Machine:
             target_of, decays, jax.random.fold_in(state.rng, _RIVALS), state.step,
         )  # fmt: skip
         known = self.label_steps.known(params, rows)
-        labels = self.label_steps.start(known)
-        meta = state.meta.params | {"matrices": labels.matrices, "class_shares": labels.pi}  # type: ignore[union-attr]
+        shares = self.label_steps.shares(known)
+        labels = self.label_steps.start(known, shares)
+        meta = state.meta.params | {  # type: ignore[union-attr]
+            "matrices": labels.matrices, "class_shares": labels.pi, "estimated_shares": shares,
+        }  # fmt: skip
         return self._advanced(state, params, meta), {"inner_loss": loss}
 
     def train_round(self, state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
@@ -240,7 +245,8 @@ class _Machine:
             params["runs"], known.x, labels.q, lists, rows.lengths.reshape(-1), target_of, decays,
             jax.random.fold_in(state.rng, _RUNS), state.step,
         )  # fmt: skip
-        meta = self.label_steps.said_anew(params, labels, known)
+        shares = meta["estimated_shares"]
+        meta = meta | self.label_steps.said_anew(params, labels, shares, known)
         metrics = {"inner_loss": loss} | {
             f"weight_of_{name}": x
             for name, x in zip(

@@ -41,7 +41,6 @@ class Known(NamedTuple):
       given: `[N, C]`, log-probabilities of the classifier on labels as given, out of part.
       checked: `[K, N, C]`, of those on the checked rows alone.
       trust: in given labels before any row is checked, see `source_counts`.
-      shares: of classes, `[K, C]`, see `_shares`.
     """
 
     rows: Rows
@@ -50,7 +49,6 @@ class Known(NamedTuple):
     given: jax.Array
     checked: jax.Array
     trust: jax.Array
-    shares: jax.Array
 
 
 class Labels(NamedTuple):
@@ -133,9 +131,7 @@ class LabelSteps:
 
         rivals = _by_blocks(of_block, x, rows.part)
         one_hot = jax.nn.one_hot(rows.checks, self.num_classes)
-        trust = _trust(rows, rivals[0])
-        shares = self._shares(rows, one_hot, rivals[1:], trust)
-        return Known(rows, x, one_hot, rivals[0], rivals[1:], trust, shares)
+        return Known(rows, x, one_hot, rivals[0], rivals[1:], _trust(rows, rivals[0]))
 
     def mixed(self, runs: Params, decay_weights: jax.Array, known: Known) -> jax.Array:
         """`log p` `[K, N, C]`."""
@@ -161,11 +157,10 @@ class LabelSteps:
         weight = weight * jnp.sum(clean) / jnp.maximum(jnp.sum(weight), 1e-9)
         return jnp.where(known.rows.is_random, clean, weight)
 
-    def start(self, known: Known) -> Labels:
+    def start(self, known: Known, shares: jax.Array) -> Labels:
         """Before the first round: from the given labels and the checks alone."""
-        rows, shares = known.rows, known.shares
-        q = jnp.where(rows.is_visible[..., None], known.one_hot, shares[:, None, :])
-        return self._sweep(None, q, jnp.ones(NUM_TERMS), known)
+        q = jnp.where(known.rows.is_visible[..., None], known.one_hot, shares[:, None, :])
+        return self._sweep(None, q, shares, jnp.ones(NUM_TERMS), known)
 
     def labels(
         self, params: dict[str, Params], meta: dict[str, jax.Array], known: Known, is_first: Any
@@ -186,6 +181,7 @@ class LabelSteps:
         self,
         mixed: jax.Array | None,
         q: jax.Array,
+        shares: jax.Array,
         weights: jax.Array,
         known: Known,
     ) -> Labels:
@@ -193,6 +189,7 @@ class LabelSteps:
 
         Args:
           mixed, q: `[K, N, C]`.
+          shares: of classes, `[K, C]`, by which checks count.
           weights: of the pool, `[4]`.
           known: what stays the same.
         """
@@ -231,20 +228,22 @@ class LabelSteps:
 
         axes = (None if mixed is None else 0, 0, 0, 0, 0)
         folds = jax.vmap(of_fold, in_axes=axes)
-        result: Labels = folds(mixed, rows.is_visible, q, known.shares, known.checked)
+        result: Labels = folds(mixed, rows.is_visible, q, shares, known.checked)
         return result
 
     def said_anew(
-        self, params: dict[str, Params], labels: Labels, known: Known
+        self, params: dict[str, Params], labels: Labels, shares: jax.Array, known: Known
     ) -> dict[str, jax.Array]:
         """Between rounds: weights by the likelihood of hidden checks, then R, pi and q."""
         says = self.says(labels.matrices, labels.pi, known.rows)
-        fitted = self._fitted(params["runs"], says, known)
+        fitted = self._fitted(params["runs"], says, shares, known)
         mixed = self.mixed(params["runs"], fitted["decay_weights"], known)
-        said = self._sweep(mixed, labels.q, fitted["weights"], known)
+        said = self._sweep(mixed, labels.q, shares, fitted["weights"], known)
         return fitted | {"matrices": said.matrices, "class_shares": said.pi}
 
-    def _fitted(self, runs: Params, says: jax.Array, known: Known) -> dict[str, jax.Array]:
+    def _fitted(
+        self, runs: Params, says: jax.Array, shares: jax.Array, known: Known
+    ) -> dict[str, jax.Array]:
         """Weights by the likelihood of hidden checks: of the pool, and of the decays.
 
         Returns:
@@ -253,7 +252,7 @@ class LabelSteps:
         """
         members, rows = self.members, known.rows
         hidden = jnp.zeros(rows.checks.shape, jnp.float32).at[rows.judged].add(rows.counts)
-        weight = self._check_weights(hidden, jnp.mean(known.shares, axis=0), known)
+        weight = self._check_weights(hidden, jnp.mean(shares, axis=0), known)
         counts = weight[rows.judged] * rows.counts
         others = jnp.stack(
             [says[rows.fold, rows.judged], known.given[rows.judged],
@@ -300,37 +299,30 @@ class LabelSteps:
             "decay_weights": decay_weights[0],
         }
 
-    def _shares(
-        self, rows: Rows, one_hot: jax.Array, checked: jax.Array, trust: jax.Array
-    ) -> jax.Array:
+    def shares(self, known: Known) -> jax.Array:
         """Of classes, `[K, C]`, where so many checks of each were drawn: those do not show them.
 
         From given labels and checks alone, so that no label feeds itself. The mean of two
         estimates, which err in different directions: how often each class is predicted; and the
         shares that explain this by what hidden checks are predicted as. A few checks say that so
         vaguely that the second alone may be far off.
-
-        Args:
-          rows: all of them.
-          one_hot: `[N, C]`, of checks.
-          checked: `[K, N, C]`, of classifiers on the checked rows alone.
-          trust: see `source_counts`.
         """
-        num_classes = self.num_classes
+        rows, num_classes = known.rows, self.num_classes
         flat, eye = jnp.full(num_classes, 1 / num_classes), jnp.eye(num_classes)
         checks = jnp.maximum(rows.checks[rows.judged], 0)
 
         def predicted(is_visible: jax.Array, checked: jax.Array) -> jax.Array:
             clean = (is_visible & rows.is_judged).astype(jnp.float32)
-            per_class = jnp.maximum(jnp.sum(one_hot * clean[:, None], axis=0), 1)
-            balanced = clean * (one_hot @ (jnp.mean(per_class) / per_class))
+            per_class = jnp.maximum(jnp.sum(known.one_hot * clean[:, None], axis=0), 1)
+            balanced = clean * (known.one_hot @ (jnp.mean(per_class) / per_class))
             matrices = source_counts(
-                rows.votes, one_hot, balanced, balanced, flat, self.prior_strength / 2, trust
-            )
+                rows.votes, known.one_hot, balanced, balanced, flat, self.prior_strength / 2,
+                known.trust,
+            )  # fmt: skip
             says = label_term(rows.votes, matrices, flat)
             return jnp.argmax(says + _CHECKED_TRUST * checked, axis=-1)
 
-        predictions = jax.vmap(predicted)(rows.is_visible, checked)
+        predictions = jax.vmap(predicted)(rows.is_visible, known.checked)
         own = predictions[rows.fold, rows.judged]
 
         def of_fold(fold: jax.Array, predicted: jax.Array, is_visible: jax.Array) -> jax.Array:
