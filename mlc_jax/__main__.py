@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from mlc_jax import __version__, presets
-from mlc_jax.errors import ExitCode, closed_pipes_forgiven
+from mlc_jax.errors import ExitCode, closed_pipes_forgiven, readable
 
 _CORRECT = """\
 Finds wrong labels in FILE and corrects them.
@@ -55,7 +55,9 @@ class _Parser(argparse.ArgumentParser):
     """Reports errors in the same form as the other commands."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message}\n`{self.prog} --help` lists all options.", file=sys.stderr)
+        print(
+            f"error: {readable(message)}\n`{self.prog} --help` lists all options.", file=sys.stderr
+        )
         sys.exit(ExitCode.BAD_INPUT)
 
 

@@ -25,7 +25,7 @@ from mlc_jax.files import image_folder
 from mlc_jax.files.arrays import read_npz
 from mlc_jax.files.columns import Columns
 from mlc_jax.files.memory.frames import Frame
-from mlc_jax.files.table_files import TableSource
+from mlc_jax.files.table_files import TableSource, warn_of_new
 from mlc_jax.files.values.inputs import Offsets
 from mlc_jax.methods import BoundMethod, Method
 from mlc_jax.models import Bert
@@ -318,8 +318,9 @@ def _inputs_of(
     if reader is not None:
         return Inputs(reader.kind, reader)
     if sizes.get("columns") is not None:
-        columns = Columns.from_json(sizes["columns"])
-        return Inputs("table", functools.partial(read_frame, columns), columns)
+        columns = Columns.from_json(sizes)
+        read = functools.partial(read_frame, columns, sources=sizes.get("sources", ()))
+        return Inputs("table", read, columns)
     if complete is None:
         if described.get("reader"):
             reader = readers.of_fit(described["reader"], path)
@@ -376,9 +377,10 @@ def _restored(
     return restored[0]
 
 
-def read_frame(columns: Columns, x: Any) -> Source:
+def read_frame(columns: Columns, x: Any, *, sources: Sequence[str] = ()) -> Source:
     """New rows of a table: a data frame, or a dict of columns."""
     frame = Frame("x", x)
+    warn_of_new(columns, frame.columns(), sources)
     return TableSource(columns.encode(frame.fail, frame.rows([], [], columns.names)), columns)
 
 

@@ -87,7 +87,12 @@ def _again(typed: Sequence[str]) -> str:
     checked = ",".join(filter(None, [data.checked, f"{path}/to_check.csv"]))
     changed = ("--workdir", "--config.dataset.checked")
     # A child of the supervisor has one more flag.
-    kept = [x for x in typed if not x.startswith(changed) and x != "--nosupervise"]
+    values = [False, *(x in changed for x in typed)]  # `--workdir DIR`, in two words.
+    kept = [
+        x
+        for x, is_value in zip(typed, values, strict=False)
+        if not (is_value or x.startswith(changed) or x == "--nosupervise")
+    ]
     further = [f"--config.dataset.checked={checked}", f"--workdir={path}.next"]
     return shlex.join([*kept, *further]) if data.data else ""
 

@@ -81,6 +81,18 @@ def absolute(path: epath.PathLike, name: str = "--workdir") -> epath.Path:
     return epath.Path(f"gs://{bucket}/{inside}")
 
 
+def check_no_pattern(path: epath.Path, name: str) -> None:
+    """Refuses a directory of checkpoints that orbax could not find again: it reads a pattern.
+
+    Raises:
+      InputError: the path has a [ or a backslash.
+    """
+    text = os.fspath(path)
+    for letter in "[\\":
+        if letter in text:
+            raise InputError(f"{name}: got {text!r}, expected a path without {letter}")
+
+
 def write(path: epath.Path, content: bytes, beside: str = "") -> None:
     """Writes a file whole: a reader never sees half of it, nor loses the one before.
 

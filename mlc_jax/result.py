@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from mlc_jax.training.run import Run
 
 _SHOWN = 10  # Rows of a notebook's table.
-_ADDED = 4  # Columns that `to_frame` adds to the user's.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,13 +159,16 @@ class Result:
 
         After `correct_labels` it is the frame with four more columns: `corrected_label`;
         `confidence`, the probability that it is right; `label_quality`, the probability that the
-        given label is right; `is_label_issue`, whether it was corrected.
+        given label is right; `is_label_issue`, whether it was corrected. Where the frame has some
+        of these columns itself, ours are called `mlc_...`, as in `corrected.csv`.
 
         Otherwise a row for each noisy example: `id`, `is_label_issue`, `label_quality`,
         `given_label`, `predicted_label` (the corrected one), `confidence`. That table goes into
         cleanlab's `CleanLearning.fit(..., label_issues=table)`.
         """
         import pandas
+
+        from mlc_jax.report.corrected import added_names
 
         if self.rows is None or self.frame is None:
             issues = (self.labels != self.given_labels) & ~np.isnan(self.label_quality)
@@ -180,15 +182,19 @@ class Result:
             })  # fmt: skip
         rows = self.rows
         frame = self.frame if hasattr(self.frame, "assign") else pandas.DataFrame(self.frame)
-        return frame.assign(
-            corrected_label=self.classes[rows.corrected_label],
-            confidence=rows.confidence,
-            label_quality=rows.label_quality,
-            is_label_issue=rows.is_label_issue,
+        added = (
+            self.classes[rows.corrected_label],
+            rows.confidence,
+            rows.label_quality,
+            rows.is_label_issue,
         )
+        names = added_names([str(name) for name in frame.columns])
+        return frame.assign(**dict(zip(names, added, strict=True)))
 
     def report(self, path: str | pathlib.Path) -> None:
         """Writes the report, one page, to a file.
+
+        The files that it names are those of `save("DIR")`.
 
         Raises:
           InputError: the result was loaded, and so has a `report.html` in its workdir already; or
@@ -197,7 +203,7 @@ class Result:
         from mlc_jax.report import report
 
         with tempfile.TemporaryDirectory() as directory:
-            self._write(pathlib.Path(directory))
+            self._write(pathlib.Path(directory), shown="DIR")
             page = (pathlib.Path(directory) / report.PAGE_FILE).read_bytes()
         try:
             pathlib.Path(path).write_bytes(page)
@@ -215,7 +221,7 @@ class Result:
             raise InputError(f"workdir: {str(place)!r} is not empty; expected a new directory")
         self._write(place, state=self.state)
 
-    def _write(self, place: pathlib.Path, state: TrainState | None = None) -> None:
+    def _write(self, place: pathlib.Path, state: TrainState | None = None, shown: str = "") -> None:
         from mlc_jax.training.recorder import write_run
         from mlc_jax.workdir.workdir import locked_workdir
 
@@ -230,7 +236,7 @@ class Result:
         with locked_workdir(str(place)) as workdir:
             if state is not None:
                 write_run(run, progress, state, workdir)
-            report.write(run, progress, of_noisy, workdir)
+            report.write(run, progress, of_noisy, workdir, shown=shown)
 
     def __repr__(self) -> str:
         changed = int(np.sum((self.labels != self.given_labels) & ~np.isnan(self.label_quality)))
@@ -243,14 +249,18 @@ class Result:
 
     def _repr_html_(self) -> str:
         """For notebooks: the verdict, the most frequent changes, and the least trusted rows."""
+        from mlc_jax.report.corrected import added_names
+
         verdict = self.verdict
         lines = [repr(self)] if verdict is None else verdict.lines()
         told = [html.escape(line) for line in lines]
         changes = ", ".join(f"{name}: {n}" for name, n in self.figures["most_changed"].items())
-        frame = self.to_frame()
-        worst = frame.iloc[np.argsort(frame["label_quality"].to_numpy(), kind="stable")[:_SHOWN]]
-        if self.rows is not None and self.frame is not None:  # Ours first: wide frames are cut.
-            worst = worst[[*frame.columns[-_ADDED:], *frame.columns[:-_ADDED]]]
+        frame, of_frame = self.to_frame(), self.rows is not None and self.frame is not None
+        quality = self.rows.label_quality if of_frame and self.rows else self.label_quality
+        worst = frame.iloc[np.argsort(quality, kind="stable")[:_SHOWN]]
+        if of_frame:  # Ours first: wide frames are cut.
+            ours = added_names([str(name) for name in self.frame])
+            worst = worst[[*ours, *(name for name in frame.columns if name not in ours)]]
         return (
             f"<pre>{chr(10).join(told)}</pre>"
             f"<p>Most often changed: {html.escape(readable(changes) or '-')}</p>"

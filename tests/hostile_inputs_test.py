@@ -197,6 +197,32 @@ TABLES = [
      {"label_columns": "x,y"}, lambda dataset: dataset.class_names == ("-1", "0", "1")),
     ("B -1 and 1", _of_sources([1, -1], checked=["", 1, -1]),
      {"label_columns": "x,y"}, lambda dataset: dataset.class_names == ("-1", "1")),
+    ("B what was looked at is ok", table(checked_label=np.where(ROWS % 4 == 1, "ok", CHECKED)),
+     "checked_label is 'ok', which no row was given; leave it empty"),
+    ("B checks in other words", table(
+        checked_label=np.select([CHECKED == "cat", CHECKED == "dog"], ["chat", "chien"], "")
+    ), "'chat', and none of them was given; given ones are such as 'cat'"),
+    ("B a slip in one word of the checks", table(checked_label=np.where(
+        int(np.flatnonzero(CHECKED == "cat")[0]) == ROWS, "cta", CHECKED
+    )), "alone has label 'cta'"),
+    ("B truth values, checked as floats", table(label=GIVEN == "cat", checked_label=np.select(
+        [CHECKED == "cat", CHECKED == "dog"], ["1.0", "0.0"], ""
+    )), lambda dataset: dataset.class_names == ("False", "True")),
+    ("B numbers, checked as truth values", table(
+        label=np.where(GIVEN == "cat", 1, 0), checked_label=np.select(
+            [CHECKED == "cat", CHECKED == "dog"], ["TRUE", "FALSE"], ""
+        )
+    ), lambda dataset: dataset.class_names == ("FALSE", "TRUE")),
+    ("B a list of one number", table(
+        label=np.where(GIVEN == "cat", "[1]", "2"),
+        checked_label=np.select([CHECKED == "cat", CHECKED == "dog"], ["1", "2"], ""),
+    ), "which looks like it"),
+    ("B Split", table(Split=np.where(ROWS % 4, "train", "test")),
+     "has column 'Split' and none named 'split'"),
+    ("B splits", table(splits="train"), "has column 'splits' and none named 'split'"),
+    ("B two letters of checked_label", table().rename(columns={"checked_label": "chocked_lobel"}),
+     "has column 'chocked_lobel' and none named 'checked_label'"),
+    ("B three letters of it", table(checked_table=WORDS), AB | {"checked_table"}),
     # B: which columns are features.
     ("B features=a,checked_label", table(), {"features": "a,checked_label"},
      "'checked_label' says something of the label"),
@@ -282,9 +308,25 @@ TABLES = [
     ("B tabs", csv(table(), sep="\t"), AB),
     ("B semicolons and decimal commas", csv(table(), sep=";", decimal=","), feature("a", A[:3])),
     ("B quoted decimal commas", csv(table(), decimal=","), feature("a", A[:3])),
+    ("B semicolons and commas that could be either", csv(table(
+        w=[f"{i},{37 * i % 1000:03d}" if i % 5 else f"{i}" for i in ROWS]
+    ), sep=";", decimal=","), feature("w", [0, 1.037, 2.074])),
+    ("B semicolons and dots that could be either", csv(table(
+        w=[f"{900 + 5 * i}" if i < 20 else f"1.{5 * i % 1000:03d}" for i in ROWS]
+    ), sep=";", decimal=","), feature("w", [900, 905, 910])),
+    ("B a comma and a zero before it", table(w=[f"{i % 2},{37 * i:04d}"[:5] for i in ROWS]),
+     feature("w", [0, 1.003, 0.007])),
+    ("B rows of empty cells", csv(table()) + b",,,\n" * 60,
+     lambda dataset: len(dataset.noisy.source) == SIZE),
     ("B dots between thousands", table(pay=[f"1.{i:03d},5" for i in ROWS]),
      feature("pay", [1000.5, 1001.5])),
     ("B dollars", table(pay=[f"${1000 + i * i:,}" for i in ROWS]), feature("pay", [1000, 1001])),
+    ("C large numbers in groups", table(
+        pay=[f"{10**17 + int(i) ** 2:,}" for i in ROWS]), feature("pay", [1e17, 1e17])),
+    ("C a number of 400 digits in a list", table(
+        v=[f"[{'9' * 400}, 1]" if i == 3 else f"[{i}, 1]" for i in ROWS]
+    ), "expected finite numbers"),
+    ("D a split of 100,000 letters", table(split="x" * 10**5), "split is 'xxx"),
     ("B percent", table(share=[f"{i * i} %" for i in ROWS]), feature("share", [0, 1, 4])),
     ("B 1_000", table(code=[f"1_{i % 20}" for i in ROWS]), AB | {"code"}),
     ("B dates", table(day=DAYS), feature("day", [19723, 19723 + 32])),
@@ -530,6 +572,10 @@ ARRAYS = [
     ("B bytes", {"labels": GIVEN.astype("S")}, r"labels\.astype\(str\)"),
     ("B booleans", {"labels": GIVEN == "cat", "checked_labels": np.select(
         [CHECKED == "cat", CHECKED == "dog"], ["True", "False"], "")}, None),
+    ("B splits, misspelt", {"split": np.full(SIZE, "test")},
+     "has array 'split' and none named 'splits'"),
+    ("B checks, misspelt", {"checked_labels": None, "checked_label": CHECKED},
+     "has array 'checked_label' and none named 'checked_labels'"),
     ("B bad names", {"inputs": None, "X": X}, r"has no array 'inputs', only \['X', 'checked"),
     ("E labels for five rows", {"labels": GIVEN[:5]}, r"has shape \(5,\), expected \(120,\)"),
     ("E no features", {"inputs": X[:, :0]}, "expected one number at least for each example"),
@@ -949,7 +995,20 @@ DIRECTORIES = [
     ("A results of others", {"results.json": b"[]"}, "not of a run: results.json"),
     ("A checkpoints of others", {"checkpoints/12/x": b""}, "not of a run: checkpoints"),
     ("A a directory of our name", {"results.json/x": b""}, "results.json' is a directory"),
-    ("A our run", {"config.json": b'{"method": "mlc"}', "notes.txt": b"mine"}, None),
+    ("A our run", {"config.json": b'{"method": "mlc", "dataset": {}}', "notes.txt": b"mine"}, None),
+    (
+        "A a sweep of others",
+        {"config.json": b'{"method": "bayes"}', "results.json": b"[]"},
+        "not of a run: config.json, results.json",
+    ),
+    (
+        "A a sweep of others, locked",
+        {".lock": b"", "config.json": b'{"method": "bayes"}'},
+        "not of a run: config.json",
+    ),
+    ("A a locked directory of others", {".lock": b"", "thesis.tex": b"x"}, "run: thesis.tex"),
+    ("A pictures to check", {"to_check.html": b"x", "answers.csv": b"id\n"}, None),
+    ("A a run that lost its config.json", {".lock": b"", "results.json": b"{}"}, None),
     ("A a run that was cut off", {".lock": b"", "config.json": b'{"meth'}, None),
     ("A rows to check", {"to_check.csv": b"id\n"}, None),
     ("A a new disk", {"lost+found/x": b""}, None),
@@ -969,7 +1028,7 @@ def test_directories(tmp_path, files, problem):
         with pytest.raises(InputError) as error, locked_workdir(str(tmp_path)):
             pass
         assert re.search(problem, one_line(error.value)), str(error.value)
-        assert not (tmp_path / ".lock").exists()
+        assert (tmp_path / ".lock").exists() == (".lock" in files)
     assert all((tmp_path / name).read_bytes() == content for name, content in files.items())
 
 

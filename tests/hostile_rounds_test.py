@@ -212,6 +212,60 @@ def test_a_directory_of_somebody_is_no_round(tmp_path):
     assert os.listdir(out / "round_2") == ["mine.txt"]
 
 
+def test_a_round_that_could_not_start_is_taken_back(tmp_path):
+    """All files are as they were; what a run has begun stays."""
+    (tmp_path / "data.csv").write_bytes(csv(NAMED))
+    file = read_labels(Table("config.dataset.data", str(tmp_path / "data.csv")), Said())
+    out = epath.Path(tmp_path / "out")
+    out.mkdir()
+    (out / "to_check.csv").write_bytes(_answered())
+    done = rounds.Rounds(out)
+    done.take_up(file, _no_cells)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    done.begin(1, file, [])
+    assert {x.name for x in out.iterdir()} > {"to_check_first.csv", "answers_used.csv"}
+    done.take_back(1)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    done.begin(2, file, [])
+    done.take_back(2)
+    assert not (out / "round_2").exists()
+    done.begin(2, file, [])
+    (out / "round_2" / "config.json").touch()
+    done.take_back(2)
+    assert (out / "round_2" / "answers_used.csv").exists()
+
+
+def test_what_a_person_added_to_the_answers_stays(tmp_path):
+    (tmp_path / "data.csv").write_bytes(csv(NAMED))
+    file = read_labels(Table("config.dataset.data", str(tmp_path / "data.csv")), Said())
+    out = epath.Path(tmp_path / "out")
+    out.mkdir()
+    mine = "id;note;checked_label;why;file\n0050;ünsure;dog;random;x.csv"
+    (out / "answers.csv").write_text(mine, encoding="utf-8")
+    (out / "to_check.csv").write_bytes(_answered())
+    assert rounds.Rounds(out).take_up(file, _no_cells) == 10
+    lines = (out / "answers.csv").read_text(encoding="utf-8").splitlines()
+    assert "\n".join(lines[:2]) == mine and len(lines) == 12
+    assert lines[2].startswith(f"0000;;{TRUTH[0]};") and lines[2].endswith(";to_check.csv")
+
+
+@pytest.mark.parametrize(
+    ("frame", "problem"),
+    [
+        (NAMED.assign(label="cat"), "has one class, 'cat'"),
+        (NAMED.assign(label=np.where(ROWS == 3, "Cat", NAMED["label"])), "which looks like it"),
+        (NAMED[["id", "label"]].assign(year=2024), "has no column that can be a feature"),
+        (NAMED.assign(target=NAMED["label"]), "column 'target' equals label"),
+    ],
+)
+def test_nobody_checks_rows_of_a_file_that_is_refused_then(run_command, tmp_path, frame, problem):
+    path = tmp_path / "data.csv"
+    path.write_bytes(csv(frame))
+    code, _, err = run_command("correct", str(path))
+    assert code == 2 and problem in err
+    assert os.listdir(tmp_path) == ["data.csv"]
+
+
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "npz"])
 def test_rows_without_ids_that_have_moved_are_refused(run_command, tmp_path, ending):
     """By the command: answers would go to other rows, silently."""

@@ -18,7 +18,9 @@ from sklearn.preprocessing import StandardScaler
 import mlc_jax as mlc
 from mlc_jax.commands.train import train_and_evaluate
 from mlc_jax.errors import InputError
-from mlc_jax.labels.correct import settings_of
+from mlc_jax.files.memory import inputs as memory
+from mlc_jax.labels import estimator
+from mlc_jax.labels.correct import classes_of, settings_of
 
 NAMES = np.array(["setosa", "versicolor", "virginica"])
 UNJUDGED = "ignore:No row is checked"
@@ -114,7 +116,8 @@ def test_the_result_is_shown_pickled_and_written(fitted, tmp_path):
     with pytest.raises(InputError, match="it was loaded"):
         again.result_.report(tmp_path / "page.html")
     result.report(tmp_path / "page.html")
-    assert "labels as given" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "labels as given" in page and "DIR/to_check.csv" in page and "/tmp" not in page
     result.save(tmp_path / "run")
     assert np.array_equal(mlc.load(tmp_path / "run").predict_proba(x), fitted.predict_proba(x))
     with pytest.raises(InputError, match="is not empty"):
@@ -181,6 +184,44 @@ def test_labels_keep_their_type(classes):
     assert (corrector.labels_ == y).mean() > 0.8
 
 
+@pytest.mark.filterwarnings(UNJUDGED)
+@pytest.mark.parametrize(
+    ("y", "checked", "classes"),
+    [
+        (pandas.array([None, 0, 1, 1, 0] * 12, dtype="Int64"), None, [0, 1]),
+        (pandas.array([None, "a", "b", "b", "a"] * 12, dtype="string"), None, ["a", "b"]),
+        ([np.nan, "a", "b", "b", "a"] * 12, [np.nan, np.nan, "b", "b", "a"] * 12, ["a", "b"]),
+        ([pandas.NA, 0, 1, 1, 0] * 12, None, [0, 1]),
+        (np.array([True, False] * 30), [1.0, 0.0, *[np.nan] * 4] * 10, [False, True]),
+        (np.array([-1, 1] * 30), [-1, 1, *[None] * 4] * 10, [-1, 1]),
+    ],
+)
+def test_missing_labels_and_checks_in_other_forms(y, checked, classes):
+    columns = estimator._labels(np.zeros((60, 2)), y, checked, None, None, 60)
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    own = memory.from_memory(x, columns)
+    found = classes_of(own, list(columns.columns.values()))
+    assert found.tolist() == classes and {type(a) for a in found.tolist()} == {type(classes[0])}
+    assert len(own.clean) == (0 if checked is None else sum(pandas.notna(checked)))
+
+
+def test_columns_that_are_not_used_are_named(fitted, caplog):
+    x, *_ = _iris()
+    fitted.predict(x[:3])
+    assert not caplog.messages
+    fitted.predict(x[:3].assign(weight=1.0))
+    assert caplog.messages == [
+        "Columns that the rows to learn from did not have are not used: 'weight'."
+    ]
+
+
+def test_no_check_in_a_column_of_them_is_said():
+    x, y, *_ = _iris()
+    numbers = x[["a", "d"]].to_numpy()
+    with pytest.warns(UserWarning, match="No row is checked"):
+        mlc.LabelCorrector(num_epochs=1).fit(numbers, y, checked=np.full(150, None))
+
+
 BAD = {
     "sparse": ({"x": "sparse"}, "Use X.toarray"),
     "NaN": ({"x": np.array([[1.0], [np.nan]] * 5)}, "X: row 1 is nan, which is not finite"),
@@ -204,6 +245,12 @@ BAD = {
     "model": ({"settings": {"model": "forest"}}, "model: got 'forest', expected auto"),
     "drawn": ({"checked": [0, 1] * 2 + [None] * 6, "drawn": "by hand"}, "drawn: got 'by hand'"),
     "votes": ({"votes": np.zeros(10)}, r"votes: got shape \(10,\)"),
+    "votes named label": ({"votes": {"label": [0, 1] * 5}}, "votes: has a column 'label'"),
+    "no check is a label": (
+        {"y": ["a", "b"] * 5, "checked": [0, 1, 0, 1, *[None] * 6]},
+        "'0', and none of them was given; given ones are such as 'a'",
+    ),
+    "epochs": ({"settings": {"num_epochs": 0}}, "^num_epochs: got 0"),
 }
 
 
@@ -228,6 +275,7 @@ def test_a_frame_and_its_file_give_the_same(tmp_path):
     """One rule for both: `correct_labels` and the command. It shares what `fitted` compiled."""
     x, y, checked, _ = _iris()
     frame = x.assign(label=y, checked_label=checked, when=pandas.Timestamp("2024-03-01"))
+    frame["confidence"] = 5  # Of the user's own.
     frame.to_csv(tmp_path / "all.csv", index=False)
     frame = pandas.read_csv(tmp_path / "all.csv")
     result = mlc.correct_labels(frame, num_epochs=2, progress=False)
@@ -238,7 +286,9 @@ def test_a_frame_and_its_file_give_the_same(tmp_path):
     np.testing.assert_array_equal(result.soft_labels, of_command.soft_labels)
     done = result.to_frame()
     assert list(done)[: len(list(frame))] == list(frame) and len(done) == 150
-    assert list(done)[-4:] == ["corrected_label", "confidence", "label_quality", "is_label_issue"]
+    added = ["corrected_label", "mlc_confidence", "label_quality", "is_label_issue"]
+    assert list(done)[-4:] == added
+    assert list(pandas.read_csv(tmp_path / "run" / "corrected.csv")) == list(done)
     pandas.testing.assert_frame_equal(done[list(frame)], frame)
 
 

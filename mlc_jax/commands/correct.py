@@ -22,8 +22,10 @@ from mlc_jax.report.steps import shown_path
 
 if TYPE_CHECKING:
     from mlc_jax.commands import rounds
+    from mlc_jax.files.label_columns import Said
     from mlc_jax.files.own import LabelledFile
 
+_READ_AT_ONCE = ("table", "arrays")  # Others are read by an encoder.
 # Names of settings on this command line.
 WORDS = {
     "dataset.data": "FILE",
@@ -98,6 +100,7 @@ def correct(options: Options) -> int:
     """
     out = out_of(options)
     config, kind = create_config(options)
+    from mlc_jax.benchmarks import datasets
     from mlc_jax.commands import rounds  # It may import JAX.
 
     file = _labels_of(kind, config, options)
@@ -119,13 +122,19 @@ def correct(options: Options) -> int:
         logging.info("Round %d has ended, and there is no new check.", number)
     else:
         number += 1
+        if number == 1 and not done.answers() and kind in _READ_AT_ONCE:
+            datasets.load(config)  # What is wrong is said before JAX is imported. It is read once.
         done.begin(number, file, checks)
         if number > 1:
             logging.info("Round %d, in %s.", number, shown_path(done.directory(number)))
     used = done.directory(number) / rounds.USED_FILE
     checks = [*checks, str(used)] if used.exists() else checks
     config.dataset.checked = ",".join(checks) or None
-    code = _train(config, done.directory(number), options)
+    try:
+        code = _train(config, done.directory(number), options)
+    except InputError:
+        done.take_back(number)
+        raise
     done.remember(number, file, cells)
     return code
 
@@ -136,6 +145,10 @@ def create_config(options: Options) -> tuple[ConfigDict, str]:
     Raises:
       InputError: no such file or column, or a wrong setting.
     """
+    if options.checks is not None and not all(options.checks.split(",")):
+        raise InputError(f"--checks: got {options.checks!r}, expected FILE[,FILE...]")
+    if not options.file:
+        raise InputError("FILE: is empty, expected a file or a directory of pictures")
     named = {ours: theirs for ours, theirs in options.columns.items() if theirs}
     if len(options.label) == 1:
         named["label"] = options.label[0]
@@ -184,6 +197,7 @@ def out_of(options: Options) -> epath.Path:
             f"FILE: {options.file!r} is the directory of the output; expected the file, or the "
             "directory of pictures, whose labels are to be corrected"
         )
+    paths.check_no_pattern(out, "--out")
     if "," in str(out):
         raise InputError(f"--out: got {str(out)!r}, expected a path without a comma")
     return out
@@ -211,15 +225,19 @@ def _kind(options: Options, named: dict[str, str]) -> tuple[str, dict[str, str]]
     return kind.name, {ours: theirs for ours, theirs in kind.columns.items() if ours != theirs}
 
 
-def _labels_of(kind: str, config: ConfigDict, options: Options) -> "LabelledFile":
-    from mlc_jax.files import arrays, image_folder
-    from mlc_jax.files.label_columns import Said, read_labels
+def _said(config: ConfigDict, options: Options) -> "Said":
+    from mlc_jax.files.label_columns import Said
 
     names = settings_.column_names(config.dataset.columns)
-    said = Said(
-        options.label if len(options.label) > 1 else (), options.votes, tuple(names.items())
-    )
-    path = config.dataset.data
+    labels = options.label if len(options.label) > 1 else ()
+    return Said(labels, options.votes, tuple(names.items()))
+
+
+def _labels_of(kind: str, config: ConfigDict, options: Options) -> "LabelledFile":
+    from mlc_jax.files import arrays, image_folder
+    from mlc_jax.files.label_columns import read_labels
+
+    said, path = _said(config, options), config.dataset.data
     if kind == "arrays":
         return arrays.read_labels(path, said)
     if kind == "image_folder":
@@ -233,10 +251,15 @@ def _start(
     """Writes the first rows to check."""
     from mlc_jax.commands import rounds
     from mlc_jax.data.show import show
+    from mlc_jax.files.values import together
     from mlc_jax.report import to_check
 
-    if not file.labels.names:
+    names = file.votes.names if file.votes is not None else file.labels.names
+    if not names:
         file.fail("has no label in any row; expected some to correct")
+    together.check_classes({"data": file}, names)
+    if kind == "table":
+        _check_features(config, options)
     place = done.out / to_check.FILE
     see = ""
     if kind == "image_folder":
@@ -262,6 +285,18 @@ def _start(
         end="",
     )
     return ExitCode.BAD_INPUT
+
+
+def _check_features(config: ConfigDict, options: Options) -> None:
+    """Raises InputError where a table could not be learned from, before people check its rows."""
+    from mlc_jax.files import table_files
+
+    c, said = config.dataset, _said(config, options)
+    features = tuple(overrides.listed(c.features))
+    table_files.of_tables(
+        {"data": said.table(kinds.FIELD, c.data)}, table_files.Options(features, c.standardize),
+        said=said, needs_checks=False,
+    )  # fmt: skip
 
 
 def _show(

@@ -12,7 +12,7 @@ from mlc_jax.encoders.pictures import PictureReader
 from mlc_jax.errors import InputError
 from mlc_jax.examples import create_source
 from mlc_jax.files import arrays, image_folder
-from mlc_jax.files.table_files import TableSource
+from mlc_jax.files.table_files import TableSource, warn_of_new
 from mlc_jax.files.tables import Table
 
 CHUNK = 8_192  # Examples that are in memory at once.
@@ -82,6 +82,7 @@ def _open_arrays(result: Result, path: str, names: Mapping[str, str]) -> Opened:
 def _open_table(result: Result, path: str, names: Mapping[str, str]) -> Opened:
     table, columns = Table(_FIELD, path, names=names), result.columns
     assert columns is not None
+    warn_of_new(columns, table.columns(), result.sizes.get("sources", ()))
 
     def create(rows: list[tuple[int, list[Any]]]) -> Source:
         return TableSource(columns.encode(table.fail, rows), columns)

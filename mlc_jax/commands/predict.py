@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mlc_jax.commands.new_examples import Opened
 
 _FIRST = ("id", "label", "confidence")
-_HEADER = f"{','.join(_FIRST)},p_".encode()  # How all files of predictions begin.
+_HEADER_SIZE = 10**6  # Characters of the first line that are looked at.
 _CONFIG_FILE, _ENDED = "config.json", ("config.json", "dataset.json", "results.json")
 
 
@@ -58,7 +58,11 @@ def predict(
         place = epath.Path(os.path.realpath(place))  # A link stays one.
         _check_place(pathlib.Path(place), examples)
     names = _names(paths.absolute(run, "RUN"), run)
-    place = place or _beside(run, examples)
+    if place is None:
+        place = _beside(run, examples)
+        if not paths.is_remote(place) and place.parent.is_dir():
+            place = epath.Path(os.path.realpath(place))
+            _check_place(pathlib.Path(place), examples)
     from mlc_jax import api
     from mlc_jax.commands.new_examples import open_examples
 
@@ -111,11 +115,11 @@ def _check_place(output: pathlib.Path, examples: pathlib.Path) -> None:
         raise InputError(f"--output: {str(output)!r} is NEW; expected another file")
     if output.exists() and output.stat().st_size:
         with output.open("rb") as file:
-            is_ours = file.read(len(_HEADER)) == _HEADER
-        if not is_ours:
+            header = file.readline(_HEADER_SIZE).decode(errors="replace").strip().split(",")
+        if header[:3] != [*_FIRST] or not all(x.strip('"').startswith("p_") for x in header[3:]):
             raise InputError(
-                f"--output: {str(output)!r} is there, and holds no predictions; expected a new "
-                "file, or older predictions to be replaced"
+                f"--output: {str(output)!r} is there, and holds no predictions, or more than "
+                "those; expected a new file, or older predictions to be replaced"
             )
 
 

@@ -4,7 +4,9 @@ The first round is a run in OUT, the next ones are in OUT/round_2, OUT/round_3, 
 typed into a `to_check.csv` is added to `OUT/answers.csv` before anything else is written.
 """
 
+import csv
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +23,10 @@ from mlc_jax.errors import InputError
 from mlc_jax.files.own import FIELD, LabelledFile
 from mlc_jax.files.tables import Table
 from mlc_jax.files.values.checks import Checking
-from mlc_jax.files.values.names import from_spreadsheet
+from mlc_jax.files.values.names import for_spreadsheet, from_spreadsheet
 from mlc_jax.report import to_check
 from mlc_jax.report.steps import shown_path
+from mlc_jax.workdir.described import WRITTEN, is_config
 
 ANSWERS_FILE = "answers.csv"
 USED_FILE = "answers_used.csv"  # Those that a round was trained with.
@@ -36,7 +39,7 @@ _BEFORE = re.compile(
     r"\..*|.*\.log|answers_used\.csv|checks\.txt|left_out\.csv|checkpoints|encoder"
 )
 _COLUMNS = ("id", "checked_label", "why", "file")
-_OURS = (ANSWERS_FILE, to_check.FILE, FIRST_FILE, "config.json", ".lock", "checkpoints", _KEY_FILE)
+_OURS = (ANSWERS_FILE, to_check.FILE, FIRST_FILE)
 
 
 # Rows -> of each the texts of its cells, by column, without labels.
@@ -83,9 +86,12 @@ class Rounds:
         self.out = out
         if out.exists():
             names = [place.name for place in out.iterdir()] if out.is_dir() else [out.name]
-            if names and not {*names} & {*_OURS}:
+            foreign = sorted(name for name in names if not WRITTEN.fullmatch(name))
+            config = out / "config.json"
+            is_ours = {*names} & {*_OURS} or (config.is_file() and is_config(config.read_bytes()))
+            if foreign and not is_ours:
                 raise InputError(
-                    f"--out: {str(out)!r} is there with other files in it, such as {names[0]!r}; "
+                    f"--out: {str(out)!r} is there with other files in it, such as {foreign[0]!r}; "
                     "expected a directory that `mlc-jax correct` made, or a new one"
                 )
 
@@ -132,7 +138,7 @@ class Rounds:
         place = self.directory(number) / _KEY_FILE
         if not place.exists():
             return False
-        of_checks, _, of_rows = place.read_text().partition("\n")
+        of_checks, _, of_rows = place.read_bytes().decode(errors="replace").partition("\n")
         keys = self._keys(file, checks)
         if of_rows and of_rows != keys[1]:
             logging.info("Rows or labels of %s have changed since round %d.", file.path, number)
@@ -224,8 +230,23 @@ class Rounds:
             new.append(Answer(of_row.ids[row], said, typed[0].why, name))
         self._check_places(file, [*known, *new], cells)
         if new:
-            paths.write(self.out / ANSWERS_FILE, _csv([*known, *new]))
+            self._append(new)
         return len(new)
+
+    def _append(self, answers: Sequence[Answer]) -> None:
+        """Adds rows to `answers.csv`; what a person has added to it stays."""
+        place = self.out / ANSWERS_FILE
+        if not place.exists():
+            paths.write(place, _csv(answers))
+            return
+        table, before = Table(f"{FIELD}checked", str(place)), place.read_bytes()
+        text = io.StringIO()
+        writer = csv.writer(text, delimiter=table.separator, lineterminator="\n")
+        for answer in answers:
+            fields = dict(zip(_COLUMNS, map(for_spreadsheet, answer), strict=True))
+            writer.writerow([fields.get(name, "") for name in table.header()])
+        between = b"" if before.endswith(b"\n") else b"\n"
+        paths.write(place, before + between + text.getvalue().encode())
 
     def _typed(self, checking: Checking) -> dict[tuple[str, str], list[_Typed]]:
         """What stands in the files of rows to check, by their name in `answers.csv` and the id."""
@@ -303,6 +324,19 @@ class Rounds:
         filled_in = self.out / to_check.FILE
         if number == 1 and filled_in.exists():  # The run writes another one in its place.
             filled_in.replace(self.out / FIRST_FILE)
+
+    def take_back(self, number: int) -> None:
+        """Removes what `begin` wrote, if the run did not start after it."""
+        directory = self.directory(number)
+        if (directory / "config.json").exists():
+            return
+        for name in (USED_FILE, _KEY_FILE):
+            (directory / name).unlink(missing_ok=True)
+        first, filled_in = self.out / FIRST_FILE, self.out / to_check.FILE
+        if number == 1 and first.exists() and not filled_in.exists():
+            first.replace(filled_in)
+        if not any(directory.iterdir()):
+            directory.rmdir()
 
 
 def make(directory: epath.Path) -> None:

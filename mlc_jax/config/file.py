@@ -12,6 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
+from mlc_jax import presets
 from mlc_jax.config import SETTINGS, flatten
 from mlc_jax.errors import InputError
 
@@ -37,8 +38,14 @@ class ConfigFile(flags.ArgumentParser):
         except FileNotFoundError as error:
             if error.filename != file:
                 raise WrongFile(_place(file, error)) from error
-            raise WrongFile(f"--config: {error}") from error
-        except Exception as error:  # Whatever a user's program may raise.
+            if not file.isidentifier():
+                raise WrongFile(f"--config: {error}") from error
+            names = ", ".join(presets.names())
+            raise WrongFile(
+                f"--config: there is no file {file!r}, and no preset of that name; presets of "
+                f"`mlc-jax train` are {names}"
+            ) from error
+        except (Exception, SystemExit) as error:  # Whatever a user's program may raise.
             raise WrongFile(_place(file, error)) from error
         if problem:
             raise WrongFile(f"--config: {file!r}, line {_line_of_function(file)}: {problem}")
@@ -70,7 +77,7 @@ def _problem(config: Any) -> str:
     return ""
 
 
-def _place(file: str, error: Exception) -> str:
+def _place(file: str, error: BaseException) -> str:
     """The last line of the file that the error came by, and the error, in one line."""
     what = type(error).__name__
     if isinstance(error, SyntaxError) and error.filename == file:

@@ -13,7 +13,7 @@ from mlc_jax.data.source import UNKNOWN, Source, Subset
 class Columns(Protocol):
     """How a table's columns became inputs; see `files.columns`."""
 
-    def to_json(self) -> list[dict[str, Any]]: ...
+    def to_json(self) -> dict[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -31,7 +31,7 @@ class Columns:
 
     Attributes:
       columns: in the order of their features.
-      left_out: (name, why) of the table's others; not part of what is stored.
+      left_out: (name, why) of the table's others.
     """
 
     columns: tuple[Column, ...]
@@ -81,25 +81,31 @@ class Columns:
             parts.append(column.describe(values))
         return ", ".join(parts)
 
-    def to_json(self) -> list[dict[str, Any]]:
+    def to_json(self) -> dict[str, Any]:
         """JSON-like; the inverse of `from_json`."""
-        return [column._asdict() for column in self.columns]
+        return {
+            "columns": [column._asdict() for column in self.columns],
+            "left_out": [list(one) for one in self.left_out],
+        }
 
     @classmethod
-    def from_json(cls, stored: Sequence[Mapping[str, Any]]) -> "Columns":
-        columns = [Column(**x) for x in stored]
+    def from_json(cls, stored: Mapping[str, Any]) -> "Columns":
+        columns = [Column(**x) for x in stored["columns"]]
         return cls(
             tuple(
                 x._replace(categories=None if x.categories is None else tuple(x.categories))
                 for x in columns
-            )
+            ),
+            tuple((name, why) for name, why in stored.get("left_out", ())),
         )
 
 
-def survey(names: Sequence[str], rows: Iterable[Row]) -> list[Survey]:
-    """Looks at columns `names` of all rows; see `Columns.encode`."""
+def survey(
+    names: Sequence[str], rows: Iterable[Row], *, may_have_commas: bool = False
+) -> list[Survey]:
+    """Looks at columns `names` of all rows; see `Columns.encode` and `Survey`."""
     places = array("q")
-    surveys = [Survey(name, places) for name in names]
+    surveys = [Survey(name, places, may_have_commas=may_have_commas) for name in names]
     for lines, chunk in _chunks(rows):
         places.extend(lines)
         for one, texts in zip(surveys, zip(*chunk, strict=True), strict=True):

@@ -1,6 +1,5 @@
 """The columns of a user's table that are not inputs: labels, ids, and which rows only judge."""
 
-import difflib
 import re
 from array import array
 from collections.abc import Callable, Sequence
@@ -11,10 +10,10 @@ from absl import logging
 
 from mlc_jax.data.folds import DRAWN
 from mlc_jax.data.source import Source
-from mlc_jax.errors import InputError
+from mlc_jax.errors import InputError, shown
 from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile
 from mlc_jax.files.tables import Table
-from mlc_jax.files.values.names import MAX_LENGTH
+from mlc_jax.files.values.names import MAX_LENGTH, num_edits
 from mlc_jax.files.values.votes import (
     ColumnOfTexts,
     first_said_of,
@@ -36,7 +35,7 @@ WRITTEN = (
     "mlc_corrected_label", "mlc_confidence", "mlc_label_quality", "mlc_is_label_issue",
 )  # fmt: skip
 _ID_LENGTH = 1_000  # Characters.
-_ALIKE = 0.85  # Names; two letters of twelve that are swapped, left out or more.
+_ALIKE = 2  # Letters of a name that are others, left out or more.
 
 
 class Said(NamedTuple):
@@ -103,9 +102,10 @@ class LabelColumns:
         checked, given, identifier, split, drawn = rest
         self._check_lengths(line, [*labels, checked, given], identifier)
         if split is not None and split not in SPLITS:
-            self._table.fail(f"split is {split!r}, expected {SPLIT_NAMES}", line)
+            self._table.fail(f"split is {shown(split)}, expected {SPLIT_NAMES}", line)
         if drawn and drawn not in DRAWN:
-            self._table.fail(f"drawn is {drawn!r}, expected {', '.join(DRAWN)} or nothing", line)
+            expected = f"{', '.join(DRAWN)} or nothing"
+            self._table.fail(f"drawn is {shown(drawn)}, expected {expected}", line)
         for column, label in zip(self._labels, labels, strict=True):
             column.append(label or "")
         for column, value in (
@@ -196,22 +196,25 @@ def _no_source(ids: np.ndarray | None) -> Source:
 
 
 def check_near_misses(table: Table) -> None:
-    """A misspelt column of checks would be none, and a feature.
+    """A misspelt column of checks, or of the split, would be none, and a feature.
 
     Raises:
-      InputError: there is no `checked_label`, but a column with a similar name.
+      InputError: there is no `checked_label` or `split`, but a column with a similar name.
     """
     there = table.columns()
-    if "checked_label" in there:
-        return
     short = {name: re.sub(r"[\s_-]", "", name).casefold() for name in there}
-    for name, text in short.items():
-        close = difflib.SequenceMatcher(None, text, "checkedlabel").ratio() >= _ALIKE
-        if close or text in ("checked", "checkedlabels"):
-            table.fail(
-                f"has column {name!r} and none named 'checked_label'; expected that name, if it "
-                "holds the labels that were checked, or a name less like it"
-            )
+    for wanted, holds, others in (
+        ("checked_label", "the labels that were checked", ("checked",)),
+        ("split", "which rows only judge", ("splits",)),
+    ):
+        whole = wanted.replace("_", "")
+        for name, text in short.items() if wanted not in there else ():
+            is_near = wanted != "split" and num_edits(text, whole) <= _ALIKE
+            if is_near or text in (whole, *others):
+                table.fail(
+                    f"has column {name!r} and none named {wanted!r}; expected that name, if it "
+                    f"holds {holds}, or a name less like it"
+                )
 
 
 def _sources(table: Table, said: Said) -> list[str]:

@@ -17,7 +17,7 @@ from mlc_jax.errors import InputError
 from mlc_jax.files.columns import Columns
 from mlc_jax.files.values import together
 from mlc_jax.files.values.drawn import how_drawn
-from mlc_jax.files.values.names import whole
+from mlc_jax.files.values.names import truth_values, whole
 
 FIELD = "config.dataset."  # The settings that name files.
 SPLITS = ("", "train", "test", "validation")  # Values of the column `split`.
@@ -248,7 +248,7 @@ class _Classes:
         """All values of columns, in order."""
         found = {name for x in columns for name in x.names}
         others = {name: whole(name) for name in found if whole(name) != name}
-        others = {x: y for x, y in others.items() if y in found}
+        others = {x: y for x, y in others.items() if y in found} | truth_values(found)
         return cls(in_order(found - others.keys()), others)
 
     def numbers(self, file: LabelledFile, column: Labels | None) -> np.ndarray:

@@ -22,7 +22,7 @@ from mlc_jax.files.values.checks import read_checks
 from mlc_jax.files.values.leaks import leak, same_rows
 from mlc_jax.files.values.names import whole
 
-_LOGGED = 100  # Columns, by name.
+_LOGGED, _SHOWN = 100, 10  # Columns, by name.
 _UNNAMED = re.compile(r"|Unnamed: \d+|__index_level_\d+__")  # pandas' row numbers.
 # Columns of annotation tools. A file with three of them comes from such a tool; a single one is a
 # feature, unless it numbers the rows.
@@ -163,7 +163,10 @@ def _read_first(table: Table, features: Sequence[str], said: Said) -> tuple[Labe
     left = {name: f"holds {kind}" for name, kind in table.unread().items()}
     there = [x for x in table.columns() if x not in (*NAMES, *labels.required, *left)]
     left |= dict.fromkeys(chosen.removed, "as asked")
-    if not chosen.named:
+    if chosen.named:
+        unnamed = [x for x in there if x not in chosen.looked_at(there)]
+        left |= dict.fromkeys((x for x in unnamed if x not in left), "not named")
+    else:
         left.update(_by_name([name for name in there if name not in chosen.added]))
     names = [name for name in chosen.looked_at(there) if name not in left]
     size = len(labels.required) + len(labels.optional)
@@ -173,7 +176,7 @@ def _read_first(table: Table, features: Sequence[str], said: Said) -> tuple[Labe
             labels.add(line, values[:size])
             yield line, values[size:]
 
-    surveys = survey(names, rows())
+    surveys = survey(names, rows(), may_have_commas=table.may_have_commas)
     file = labels.finish(lambda ids: _encoded(table, columns, ids))
     learned, taken = ~file.judging, []
     for one in surveys:
@@ -195,6 +198,24 @@ def _read_first(table: Table, features: Sequence[str], said: Said) -> tuple[Labe
     columns = Columns(tuple(x.column(table.fail, learned) for x in taken), tuple(left.items()))
     _log(columns)
     return file, columns
+
+
+def warn_of_new(columns: Columns, there: Sequence[str], sources: Sequence[str] = ()) -> None:
+    """Warns of columns that the table to learn from did not have.
+
+    Args:
+      columns: that were learned from.
+      there: names of columns of new rows.
+      sources: columns of labels of several sources.
+    """
+    known = {*columns.names, *NAMES, *WRITTEN, *sources, *(name for name, _ in columns.left_out)}
+    new = [repr(name) for name in there if name not in known and not name.startswith(ONE_EACH)]
+    if new:
+        more = f" and {len(new) - _SHOWN} more" if len(new) > _SHOWN else ""
+        logging.warning(
+            "Columns that the rows to learn from did not have are not used: %s%s.",
+            ", ".join(new[:_SHOWN]), more,
+        )  # fmt: skip
 
 
 def _by_name(names: Sequence[str]) -> dict[str, str]:

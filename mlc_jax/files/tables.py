@@ -201,7 +201,8 @@ class Table:
             try:
                 for fields in reader:
                     first, line = line, reader.line_num + 1
-                    yield first, fields, "".join(read)
+                    # A spreadsheet may write rows of empty cells; they are blank lines.
+                    yield first, fields if any(fields) else [], "".join(read)
                     read.clear()
             except csv.Error as error:
                 self.fail(_csv_problem(str(error)), line)
@@ -231,6 +232,11 @@ class Table:
                 fields = []
             sizes[separator] = len(fields)
         return max(sizes, key=sizes.__getitem__)
+
+    @property
+    def may_have_commas(self) -> bool:
+        """Whether `;` separates its columns, as where numbers have decimal commas."""
+        return self._kind == ".csv" and self.separator == ";"
 
     @functools.cached_property
     def _json_names(self) -> dict[str, None]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from mlc_jax import api, config
@@ -18,18 +19,20 @@ from mlc_jax.data import ArraySource, Source
 from mlc_jax.encoders import readers
 from mlc_jax.encoders.pictures import PictureReader, name_of
 from mlc_jax.encoders.readers import Reader
-from mlc_jax.errors import InputError, expect
+from mlc_jax.errors import expect, readable
 from mlc_jax.files import table_files, text_files
 from mlc_jax.files.label_columns import Said, check_near_misses
 from mlc_jax.files.memory import inputs as memory
 from mlc_jax.files.memory.frames import Frame, as_frame
 from mlc_jax.files.own import OwnData
 from mlc_jax.files.values.inputs import Offsets
+from mlc_jax.labels.words import in_words
 from mlc_jax.result import Result
 
 _LINEAR, _MLP = "linear", "mlp"
 
 
+@in_words()
 def correct_labels(
     frame: Any,
     label: str | Sequence[str] = "label",
@@ -89,6 +92,7 @@ def correct_labels(
     named = isinstance(labels, list | tuple) and all(isinstance(x, str) for x in labels)
     expect(named and len(labels) > 0, "label", label, "the name of a column, or of several")
     labels = tuple(labels)
+    expect(len({*labels}) == len(labels), "label", label, "each column once")
     expect(isinstance(checked, str), "checked", checked, "the name of a column")
     expect(checked not in labels, "label", checked, "another column than that of the checks")
     table = Frame("frame", _renamed(frame, labels, checked))
@@ -118,7 +122,7 @@ def correct_labels(
     return train(
         settings, own, kind, reader=reader,
         classes=classes_of(own, [frame[name] for name in (*labels, checked) if name in frame]),
-        frame=frame, workdir=workdir, progress=progress,
+        frame=frame, workdir=workdir, progress=progress, labels=(*labels, checked),
     )  # fmt: skip
 
 
@@ -169,11 +173,8 @@ def settings_of(
         expected = "that of the pictures: a directory, a name or a function"
         expect(encoder is not None, "encoder", encoder, expected)
         settings.dataset.encoder = name_of(encoder)
-    try:
-        config.validate(settings)
-        starts.check(settings)
-    except InputError as error:
-        raise InputError(str(error).replace("config.", "")) from error
+    config.validate(settings)
+    starts.check(settings)
     return settings
 
 
@@ -190,7 +191,7 @@ def widths(model: Any) -> tuple[int, ...] | None:
     expect(
         isinstance(model, tuple | list), "model", model, "auto, linear, mlp or a tuple of widths"
     )
-    return tuple(model)
+    return tuple(int(x) if isinstance(x, np.integer) else x for x in model)
 
 
 def reader_of(settings: ConfigDict, encoder: Any) -> Reader | None:
@@ -213,15 +214,20 @@ def read_of(settings: ConfigDict, reader: Reader | None) -> Callable[..., Source
 def train(
     settings: ConfigDict, own: OwnData, kind: str, *, classes: np.ndarray, progress: bool,
     frame: Any = None, workdir: str | pathlib.Path | None = None, reader: Reader | None = None,
+    labels: Sequence[str] = (),
 ) -> Result:  # fmt: skip
-    """Trains on own data in memory; see `correct_labels`."""
+    """Trains on own data in memory, of which columns `labels` are not learned from."""
     from mlc_jax.training.run import build_run
 
     run = build_run(settings, of_own(own, kind))
     if reader is not None:
         inputs = api.Inputs(reader.kind, reader)
     elif own.columns is not None:
-        inputs = api.Inputs("table", functools.partial(api.read_frame, own.columns), own.columns)
+        if own.columns.left_out:
+            listed = ", ".join(f"{name!r} ({why})" for name, why in own.columns.left_out)
+            logging.warning("Columns that are not learned from: %s.", readable(listed))
+        read = functools.partial(api.read_frame, own.columns, sources=labels)
+        inputs = api.Inputs("table", read, own.columns)
     else:
         offsets = getattr(own.noisy.source, "offsets", ())
         inputs = api.Inputs("arrays", functools.partial(_read_arrays, offsets=offsets))

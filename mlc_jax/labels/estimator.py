@@ -11,9 +11,10 @@ from sklearn.utils.validation import check_is_fitted, check_random_state
 
 from mlc_jax.data.folds import DRAWN
 from mlc_jax.errors import InputError, expect
-from mlc_jax.files.label_columns import Said
+from mlc_jax.files.label_columns import NAMES, Said
 from mlc_jax.files.memory import inputs as memory
-from mlc_jax.files.memory.frames import Frame, without
+from mlc_jax.files.memory.frames import Frame, as_frame, is_missing, without
+from mlc_jax.labels.words import in_words
 
 if TYPE_CHECKING:
     from mlc_jax.result import Result
@@ -91,6 +92,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
+    @in_words()
     def fit(
         self,
         X: Any,
@@ -125,17 +127,18 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         """
         from mlc_jax.labels import correct
 
+        X = as_frame(X)
         _check_dense(X)
         kind = memory.kind_of(X)
         x = X if kind != memory.ARRAYS else memory.as_array(X)
-        labels = _labels(y, checked, drawn, votes, _num_rows(x))
+        labels = _labels(X, y, checked, drawn, votes, _num_rows(x))
         seed = 0
         if self.random_state is not None:
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         settings = correct.settings_of(
             kind, self.method, self.model, seed, self.encoder, self.num_epochs
         )
-        if checked is None:
+        if not any(Frame("checked", labels.columns).texts("checked_label")):
             if settings.method != "cross_fit":
                 raise InputError(
                     f"checked: no row is checked, and {settings.method} needs some; expected them, "
@@ -143,7 +146,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
                 )
             warnings.warn(
                 "No row is checked: there is no estimate of how good the labels are, and no "
-                "verdict. Check some at random, and pass them as checked=.", stacklevel=2,
+                "verdict. Check some at random, and pass them as checked=.", stacklevel=3,
             )  # fmt: skip
         reader = correct.reader_of(settings, self.encoder)
         read = correct.read_of(settings, reader)
@@ -160,6 +163,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities (n, n_classes) of new examples, in the order of `classes_`."""
         check_is_fitted(self)
+        X = as_frame(X)
         _check_dense(X)
         if self.result_.kind == "arrays":
             X = memory.as_array(X)
@@ -187,6 +191,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         """
         predicted = self.predict(X)
         columns = _columns(y, checked)
+        _check_lengths(columns, len(predicted))
         truth = np.array(Frame("checked", columns).texts("checked_label"))
         if not (truth != "").any():
             warnings.warn(
@@ -196,8 +201,11 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
             truth = np.array(Frame("y", columns).texts("label"))
         there = truth != ""
         said = np.array(Frame("predicted", {"label": predicted}).texts("label"))
-        weight = None if sample_weight is None else np.asarray(sample_weight)[there]
-        return float(np.average(said[there] == truth[there], weights=weight))
+        weight = np.ones(len(there)) if sample_weight is None else np.asarray(sample_weight)
+        _check_lengths({"sample_weight": weight}, len(predicted))
+        if not weight[there].sum():
+            raise InputError("sample_weight: is 0 in all rows that are judged, expected more")
+        return float(np.average(said[there] == truth[there], weights=weight[there]))
 
     def _keep(self, result: "Result", x: Any, kind: str) -> None:
         rows = result.rows
@@ -224,11 +232,13 @@ def _check_dense(x: Any) -> None:
         )
 
 
-def _labels(y: Any, checked: Any, drawn: Any, votes: Any, num_rows: int) -> memory.LabelsInMemory:
+def _labels(
+    x: Any, y: Any, checked: Any, drawn: Any, votes: Any, num_rows: int
+) -> memory.LabelsInMemory:
     """Columns of labels, as in a file, all of one length.
 
     Raises:
-      InputError: different lengths, or labels of an unknown type.
+      InputError: different lengths, labels of an unknown type, or a source with a column's name.
     """
     if y is None and votes is not None:
         y = np.full(num_rows, None)
@@ -238,17 +248,27 @@ def _labels(y: Any, checked: Any, drawn: Any, votes: Any, num_rows: int) -> memo
     said = Said()
     if votes is not None:
         names, sources = _sources(votes)
+        features = {str(name) for name in x} if memory.kind_of(x) == memory.TABLE else set()
+        for name in names:
+            if name in NAMES or name in features:
+                other = "X has one" if name in features else f"{name!r} has a meaning of its own"
+                raise InputError(f"votes: has a column {name!r}; expected another name: {other}")
         columns |= dict(zip(names, sources, strict=True))
         if (np.array(Frame("y", columns).texts("label")) != "").any():
             names = ["label", *names]
         said = Said(tuple(names))
+    _check_lengths(columns, num_rows)
+    return memory.LabelsInMemory(columns, said)
+
+
+def _check_lengths(columns: dict[str, Any], num_rows: int) -> None:
     for name, column in columns.items():
         if len(column) != num_rows:
+            name = {"label": "y", "checked_label": "checked"}.get(name, name)
             raise InputError(
                 f"{name}: Found input variables with inconsistent numbers of samples: "
                 f"[{num_rows}, {len(column)}]; expected one for each row of X"
             )
-    return memory.LabelsInMemory(columns, said)
 
 
 def _columns(y: Any, checked: Any, *, has_votes: bool = False) -> dict[str, Any]:
@@ -259,7 +279,7 @@ def _columns(y: Any, checked: Any, *, has_votes: bool = False) -> dict[str, Any]
     if label.dtype.kind == "c":
         raise InputError("y: Complex data not supported; expected names or whole numbers")
     if label.dtype.kind == "O":
-        kinds = {isinstance(x, str) for x in label.tolist() if x is not None and x == x}
+        kinds = {isinstance(x, str) for x in label.tolist() if not is_missing(x)}
         if len(kinds) > 1:
             raise InputError("y: has texts and numbers, expected one of them")
     if label.dtype.kind == "f" and np.isinf(label).any():
@@ -273,11 +293,12 @@ def _columns(y: Any, checked: Any, *, has_votes: bool = False) -> dict[str, Any]
         return {"label": label, "checked_label": [""] * len(label)}
     truth = _one_dimensional("checked", checked)
     said = Frame("checked", {"checked_label": truth}).texts("checked_label")
-    if str(_UNCHECKED) in said:
-        if str(_UNCHECKED) in texts.texts("label"):
+    if str(_UNCHECKED) in said and str(_UNCHECKED) in texts.texts("label"):
+        if "" not in said:
             raise InputError(
                 "checked: has -1, which is a class of y; expected None or NaN where nobody looked"
             )
+    elif str(_UNCHECKED) in said:
         unchecked = np.array([text == str(_UNCHECKED) for text in said])
         truth = without(truth, unchecked)
     return {"label": label, "checked_label": truth}
@@ -286,8 +307,12 @@ def _columns(y: Any, checked: Any, *, has_votes: bool = False) -> dict[str, Any]
 def _one_dimensional(name: str, values: Any) -> Any:
     if hasattr(values, "columns"):
         values = values.to_numpy()
-    if hasattr(values, "to_numpy") and not isinstance(values.dtype, np.dtype):
-        values = values.astype(object)  # Of pandas' own types, whose missing values are none.
+    if hasattr(values, "isna") and not isinstance(values.dtype, np.dtype):
+        values = without(np.asarray(values, object), np.asarray(values.isna()))
+    if isinstance(values, list | tuple) and any(isinstance(x, str) for x in values):
+        objects = np.empty(len(values), object)  # NumPy would make the text "nan" of NaN.
+        objects[:] = values
+        values = objects
     if isinstance(values, np.ma.MaskedArray):
         values = without(values.data, np.ma.getmaskarray(values))
     array = np.asarray(values)
@@ -295,7 +320,7 @@ def _one_dimensional(name: str, values: Any) -> Any:
         warnings.warn(
             f"A column-vector {name} was passed when a 1d array was expected. Please change the "
             "shape to (n_samples,), for example using ravel().",
-            DataConversionWarning, stacklevel=4,
+            DataConversionWarning, stacklevel=6,
         )  # fmt: skip
         array = array[:, 0]
     if array.ndim != 1:

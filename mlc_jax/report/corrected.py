@@ -86,6 +86,17 @@ def of_all_rows(
     return Corrected(label, soft.max(axis=1), quality, issue, soft)
 
 
+def added_names(header: Sequence[str]) -> list[str]:
+    """The names of `ADDED` in a table with these columns: `mlc_...` where it has some itself.
+
+    Where it has all of them, they are from a run before, and are written anew.
+    """
+    ours = [f"mlc_{x}" if f"mlc_{x}" in header else x for x in ADDED]
+    if {*ours} <= {*header}:
+        return ours
+    return [f"mlc_{x}" if x in header else x for x in ADDED]
+
+
 def add_to_table(path: str, rows: Mapping[str, Sequence[str]], identifier: str | None) -> bytes:
     """A user's table with `ADDED` as its last columns, as CSV.
 
@@ -102,9 +113,8 @@ def add_to_table(path: str, rows: Mapping[str, Sequence[str]], identifier: str |
     written = table.as_written()
     header, raw = next(x for x in written if x[0])
     place = None if identifier is None else header.index(identifier)
-    ours = [f"mlc_{x}" if f"mlc_{x}" in header else x for x in ADDED]
+    ours = added_names(header)
     again = {*ours} <= {*header}
-    ours = ours if again else [f"mlc_{x}" if x in header else x for x in ADDED]
     text, number, nothing = io.StringIO(), 0, ("",) * len(ADDED)
     between = table.separator if path.lower().endswith((".csv", ".tsv")) else ","
     whole = csv.writer(text, delimiter=between, lineterminator="\n")

@@ -129,7 +129,10 @@ def _what_to_do(results: dict[str, Any], steps: Steps | None) -> str:
     if results["corrected_label_accuracy"] is not None or steps is None:  # A benchmark.
         return ""
     again = "and train again, into another directory, adding dataset.checked=FILE."
-    if steps.again:
+    if steps.save:
+        file = f"<code>{_text(steps.to_check)}</code>"
+        again = f"and pass {file} to <code>correct_labels</code> as <code>checks=</code>."
+    elif steps.again:
         again = f"then {_command(steps.again)}"
     items = [
         "Look through the corrections below. They are the surest ones: if many of these are "
@@ -142,6 +145,8 @@ def _what_to_do(results: dict[str, Any], steps: Steps | None) -> str:
         f"<code>checked_label</code> of as many as you like, {again}",
         f"For new examples, in a file NEW like the training file: {_command(steps.predict)}",
     ]
+    if steps.save:
+        items.insert(1, f"These files are written by: {_command(steps.save)}")
     listed = "".join(f"<li>{item}</li>" for item in items)
     return f"<h2>What to do with it</h2><ol>{listed}</ol>"
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shlex
 from typing import Any
 
@@ -47,6 +48,7 @@ def write(
     *,
     picture: bool = True,
     again: str = "",
+    shown: str = "",
 ) -> dict[str, Any]:
     """Writes the report of a finished run into `workdir`.
 
@@ -68,6 +70,7 @@ def write(
       workdir: written to.
       picture: whether to draw `training.png` and write `report.html`.
       again: the command that trains the next round, once `to_check.csv` is filled in.
+      shown: what the report calls `workdir`, if that will be gone.
 
     Returns:
       The results, with the text for the terminal under `table`. All processes get them, the first
@@ -75,7 +78,9 @@ def write(
     """
     found, of_noisy = judged(run, of_noisy)
     results = summarize(run, progress, of_noisy.soft_labels, found)
-    steps = next_steps(run, workdir, again)
+    steps = next_steps(run, shown or shown_path(workdir), again)
+    if shown:
+        steps = steps._replace(save=f"result.save({shown!r})")
     if jax.process_index() == 0:
         _write_labels(run, of_noisy, workdir)
         _write_checked(run, of_noisy, workdir)
@@ -150,16 +155,16 @@ def judged(run: Run, of_noisy: Prediction) -> tuple[Verdict | None, Prediction]:
     return found, of_noisy._replace(soft_labels=soft, label_quality=quality)
 
 
-def next_steps(run: Run, workdir: epath.Path, again: str) -> Steps:
-    """The next steps for the user."""
+def next_steps(run: Run, workdir: str, again: str) -> Steps:
+    """The next steps for the user; `workdir` as it is shown."""
     is_own = not run.exported.has_truth and run.dataset.noise == "given"
     labels = CORRECTED_FILE if corrected.is_of_own_files(run) else LABELS_FILE
     return Steps(
-        report=shown_path(workdir / PAGE_FILE),
-        labels=shown_path(workdir / labels),
-        to_check=shown_path(workdir / to_check.FILE) if is_own else "",
+        report=os.path.join(workdir, PAGE_FILE),
+        labels=os.path.join(workdir, labels),
+        to_check=os.path.join(workdir, to_check.FILE) if is_own else "",
         again=again,
-        predict=f"mlc-jax predict {shlex.quote(shown_path(workdir))} NEW",
+        predict=f"mlc-jax predict {shlex.quote(workdir)} NEW",
     )
 
 

@@ -17,6 +17,7 @@ class Steps(NamedTuple):
       to_check: the file to fill in; "" if there is nothing to check.
       again: the command that trains the next round; "" if it is not known.
       predict: the command that predicts new examples, with NEW in place of their file.
+      save: the Python line that writes these files; "" if they are there.
     """
 
     report: str
@@ -24,6 +25,7 @@ class Steps(NamedTuple):
     to_check: str
     again: str
     predict: str
+    save: str = ""
 
     def text(self) -> str:
         """The last lines in the terminal."""

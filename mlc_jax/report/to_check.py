@@ -64,10 +64,13 @@ def is_filled_in(file: epath.Path) -> bool:
     except OSError:  # What is wrong is said where it is read.
         return True
     text = io.StringIO(content.decode("utf-8-sig", "replace"), newline="")
-    rows = csv.DictReader(text)
-    if "checked_label" not in (rows.fieldnames or ()):
+    try:
+        rows = csv.DictReader(text)
+        if "checked_label" not in (rows.fieldnames or ()):
+            return True
+        return any((row["checked_label"] or "").strip() for row in rows)
+    except csv.Error:  # What is wrong is said where it is read.
         return True
-    return any((row["checked_label"] or "").strip() for row in rows)
 
 
 def csv_of(columns: Mapping[str, Sequence[Any]]) -> bytes:

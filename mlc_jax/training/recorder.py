@@ -20,7 +20,8 @@ from mlc_jax.training import evaluate, stack
 from mlc_jax.training.metrics import MetricWriter
 from mlc_jax.training.run import Run
 from mlc_jax.workdir import checkpoint
-from mlc_jax.workdir.workdir import CONFIG_FILE, DATASET_FILE, has_key
+from mlc_jax.workdir.described import has_key
+from mlc_jax.workdir.workdir import CONFIG_FILE, DATASET_FILE
 
 _PROBED = 500  # Number of inputs to inspect after a run diverged.
 _SCALED = 1e3  # Inputs with larger numbers are not scaled.

@@ -125,7 +125,7 @@ class Run:
                 "example": jax.tree.map(leaf, self.example),
                 "prepare": prepare.to_json() if isinstance(prepare, Normalize) else None,
             }
-            | ({"columns": columns.to_json()} if columns else {})
+            | (columns.to_json() if columns else {})
             | ({"offsets": list(self.offsets)} if self.offsets else {})
             | self._sources()
         )

@@ -2,9 +2,7 @@
 
 import contextlib
 import fcntl
-import json
 import os
-import re
 from collections.abc import Iterator
 
 import jax
@@ -12,17 +10,13 @@ from etils import epath
 
 from mlc_jax import paths
 from mlc_jax.errors import InputError
+from mlc_jax.workdir.described import HARMLESS, WRITTEN, is_config, is_of_others
 from mlc_jax.workdir.lease import OBJECT, Lease
 
 LOCK_FILE = ".lock"
 CONFIG_FILE = "config.json"  # The run's description, written at its start.
 DATASET_FILE = "dataset.json"  # The facts about the data that prediction needs.
 
-# Files that exist before a run starts, or in any directory. Other files show whose directory it is.
-_HARMLESS = re.compile(
-    r"to_check((_first)?\.csv|_rows\.json)|answers(_used)?\.csv|checks\.txt|left_out\.csv|round_\d+|predictions"
-    r"|lost\+found|\..*|.*\.log"
-)
 _FILES = (".json", ".jsonl", ".csv", ".npz", ".html", ".png")  # Suffixes of files that we write.
 _SHOWN = 3  # Number of a foreign directory's files in a message.
 
@@ -41,6 +35,7 @@ def locked_workdir(path: str) -> Iterator[epath.Path]:
         that no run wrote.
     """
     workdir = paths.absolute(path)
+    paths.check_no_pattern(workdir, "--workdir")
     if jax.process_index() == 0:
         _check_ours(workdir)
     if paths.is_remote(workdir):
@@ -63,32 +58,26 @@ def locked_workdir(path: str) -> Iterator[epath.Path]:
         os.close(lock)
 
 
-def has_key(text: bytes, key: str) -> bool:
-    """Whether the text is a JSON object with that key, as a run writes it."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and key in content
-
-
 def _check_ours(workdir: epath.Path) -> None:
     """Refuses a directory with other files, because ours could replace them."""
     try:
         there = sorted(path.name for path in workdir.iterdir()) if workdir.is_dir() else []
         clash = [name for name in there if name.endswith(_FILES) and (workdir / name).is_dir()]
         config = workdir / CONFIG_FILE
-        is_ours = (workdir / LOCK_FILE).exists() or (workdir / OBJECT).exists()
-        if CONFIG_FILE in there and CONFIG_FILE not in clash and not is_ours:
-            is_ours = has_key(config.read_bytes(), "method")
+        was_locked = (workdir / LOCK_FILE).exists() or (workdir / OBJECT).exists()
+        # A run that was stopped, or whose config.json was lost, has only our files.
+        is_ours = was_locked and all(WRITTEN.fullmatch(name) for name in there)
+        if CONFIG_FILE in there and CONFIG_FILE not in clash:
+            content = config.read_bytes()
+            is_ours = is_config(content) or (is_ours and not is_of_others(content))
     except OSError:  # Writing to it will report the error.
         return
     for name in clash:
-        if not _HARMLESS.fullmatch(name):
+        if not HARMLESS.fullmatch(name):
             raise InputError(
                 f"--workdir: {str(workdir / name)!r} is a directory; expected none of this name"
             )
-    others = [name for name in there if not _HARMLESS.fullmatch(name)]
+    others = [name for name in there if not HARMLESS.fullmatch(name)]
     if others and not is_ours:
         more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
         raise InputError(

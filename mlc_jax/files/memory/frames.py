@@ -54,6 +54,8 @@ class Frame(Table):
     def __len__(self) -> int:
         return len(next(iter(self._columns.values()))) if self._columns else 0
 
+    may_have_commas = False
+
     def columns(self) -> list[str]:
         return list(self._names)
 
@@ -65,7 +67,7 @@ class Frame(Table):
         for name in self._names:
             column = self._columns[name]
             if np.dtype(object) == getattr(column, "dtype", None) and name not in NAMES:
-                first = next((x for x in column if not _is_missing(x)), "")
+                first = next((x for x in column if not is_missing(x)), "")
                 if _is_other(first):
                     found[name] = type(first).__name__
         return found
@@ -189,7 +191,8 @@ def as_frame(columns: Any) -> Any:
     return columns.to_pandas() if hasattr(columns, "column_names") else columns
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Whether a value is None, NaN or pandas.NA."""
     return value is None or value is _pandas_na() or (isinstance(value, float) and value != value)
 
 

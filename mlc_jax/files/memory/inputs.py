@@ -69,7 +69,7 @@ def as_array(x: Any) -> np.ndarray:
         raise InputError(f"X: rows of different lengths ({error}); expected one shape") from error
     if isinstance(array, np.matrix):  # Its rows would be matrices.
         array = np.asarray(array)
-    if array.dtype.name == "bfloat16":
+    if array.dtype.name in ("bfloat16", "float16"):  # Sums of the latter overflow.
         array = array.astype(np.float32)
     if array.dtype.kind == "c":
         raise InputError("X: Complex data not supported; expected real numbers")

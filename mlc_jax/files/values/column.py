@@ -85,6 +85,8 @@ class Column(NamedTuple):
             return f"{self.name}=[{', '.join(f'{x:.3g}' for x in values[:3])}, ...]"
         is_missing = self.has_missing and values[1]
         number = float(values[0]) + self.offset
+        if self.form in forms.DATES and not is_missing:
+            return f"{self.name}={forms.day_of(number)}"
         return f"{self.name}={'' if is_missing else f'{number:.{16 if self.offset else 6}g}'}"
 
 

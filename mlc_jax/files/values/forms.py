@@ -19,10 +19,10 @@ _CURRENCY = r"(?:[$€£¥]|USD|EUR|GBP|CHF|JPY)?"
 _BARE = re.compile(rf"^([+-]?)\s*{_CURRENCY}\s*([+-]?.*?)\s*(?:%|{_CURRENCY})$")
 _MINUS = re.compile(r"\((.+)\)|(\d.*)-")  # As in accounts: (5), 5-.
 _POINT = re.compile(
-    r"[+-]?(\d{1,3}(,\d{3})+|\d{1,2}(,\d{2})+,\d{3}|\d{1,3}(['\u2019\s]\d{3})+|\d+|(?=\.\d))"
+    r"[+-]?([1-9]\d{0,2}(,\d{3})+|\d{1,2}(,\d{2})+,\d{3}|\d{1,3}(['\u2019\s]\d{3})+|\d+|(?=\.\d))"
     r"(\.\d*)?([eE][+-]?\d+)?"
 )
-_COMMA = re.compile(r"[+-]?(\d{1,3}([.'\u2019\s]\d{3})+|\d+|(?=,\d))(,\d*)?([eE][+-]?\d+)?")
+_COMMA = re.compile(r"[+-]?([1-9]\d{0,2}([.'\u2019\s]\d{3})+|\d+|(?=,\d))(,\d*)?([eE][+-]?\d+)?")
 _TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?")
 _HALF = r"(?: ?(?P<half>[AaPp])\.?[Mm]\.?)?"
 _ZONE = r"(?P<zone>Z| ?UTC| ?GMT| ?[+-]\d\d:?\d\d)?"
@@ -77,12 +77,17 @@ def read_list(text: str) -> list[float] | None:
     except (ValueError, RecursionError):
         return None
     is_number = lambda x: isinstance(x, int | float) and not isinstance(x, bool)  # noqa: E731
-    return [float(x) for x in values] if values and all(map(is_number, values)) else None
+    if not values or not all(map(is_number, values)):
+        return None
+    try:
+        return [float(x) for x in values]
+    except OverflowError:
+        return [np.inf] * len(values)  # Refused as no finite numbers.
 
 
 def read_whole(text: str, offset: int) -> float:
     """A whole number minus `offset`, exactly, since float64 holds at most 16 digits."""
-    text = text.strip()
+    text = re.sub(r"[,'\u2019\s]", "", _bare(text.strip()))
     return float(int(text) - offset) if re.fullmatch(r"[+-]?\d+", text) else float(text) - offset
 
 
@@ -147,6 +152,11 @@ def _date(pattern: re.Pattern[str]) -> Callable[[str], float]:
         return day - _EPOCH + clock - (east if zone[0] == "+" else -east)
 
     return days
+
+
+def day_of(days: float) -> str:
+    """The date of days since 1970, as in ISO 8601; the time of day is left out."""
+    return str(datetime.date.fromordinal(_EPOCH + int(days // 1)))
 
 
 def _time(text: str) -> float:

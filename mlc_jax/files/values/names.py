@@ -29,6 +29,30 @@ def whole(name: str) -> str:
     return found[1] if found else name
 
 
+def truth_values(names: Iterable[str]) -> dict[str, str]:
+    """The word for each of 1 and 0, where names are `True` and `False` in both forms.
+
+    pandas makes 1.0 and 0.0 of a column of truth values with missing ones.
+    """
+    names = {*names}
+    words = {x.casefold(): x for x in names if x.casefold() in ("true", "false")}
+    of_number = {"1": words.get("true"), "0": words.get("false")}
+    found = {x: of_number[whole(x)] for x in names if whole(x) in of_number}
+    if len(words) + len(found) != len(names):
+        return {}
+    return {x: word for x, word in found.items() if word is not None}
+
+
+def num_edits(one: str, other: str) -> int:
+    """Letters that are to be changed, left out or added to make one text the other."""
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one, 1):
+        above, row = row, [i]
+        for j, wanted in enumerate(other, 1):
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (letter != wanted)))
+    return row[-1]
+
+
 def bare(name: str) -> str:
     """The common form of look-alikes: `cat `, `Cat`, `"['cat']"`, `{"choices": ["cat"]}`.
 
@@ -80,6 +104,8 @@ def _innermost(text: str) -> str:
         return text.strip("[](){}\"' ")
     while isinstance(value, list | dict) and len(value) == 1:
         value = value[0] if isinstance(value, list) else next(iter(value.values()))
+    if isinstance(value, int):
+        return str(value)
     return value if isinstance(value, str) else text
 
 

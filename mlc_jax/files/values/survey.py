@@ -20,13 +20,21 @@ _READ = 0.1  # Of the first values, what a form must read to be tried further.
 class Survey:
     """What one column holds, row by row.
 
+    Args:
+      name: of the column.
+      lines: where rows stand, of all columns.
+      may_have_commas: whether decimal commas are likely, as where `;` separates the columns.
+
     Attributes:
       name: of the column.
       form: how its numbers are written, of `forms.FORMS`; "" where that cannot be known.
     """
 
-    def __init__(self, name: str, lines: "array[int] | None" = None):
+    def __init__(
+        self, name: str, lines: "array[int] | None" = None, *, may_have_commas: bool = False
+    ):
         self.name, self.form = name, "point"
+        self._may_have_commas, self._has_commas = may_have_commas, False
         self._lines = array("q") if lines is None else lines  # Of all columns.
         self._read: dict[str, list[np.ndarray]] = {form: [] for form in forms.FORMS}
         self._num_texts = dict.fromkeys(forms.FORMS, 0)
@@ -45,9 +53,14 @@ class Survey:
                 self._first_bad.setdefault(form, (texts[row], lines[row]))
             num_there = int(bad.sum()) + int(np.isfinite(numbers).sum())
             if form == "point" and num_there and not bad.any() and not self._is_decided:
-                point_alone = True  # Others are not even tried.
-                break
+                # Others are not even tried, unless a comma or a point may be either.
+                point_alone = not (
+                    self._may_have_commas and any("," in x or "." in x for x in texts)
+                )
+                if point_alone:
+                    break
         self._forget(num_there, point_alone=point_alone)
+        self._has_commas |= self._may_have_commas and any("," in text for text in texts)
         if "list" in self._read:
             self._sizes |= {len(x) for text in texts if (x := forms.read_list(text)) is not None}
         if len(self._categories) <= MAX_CATEGORIES + 1:
@@ -74,7 +87,7 @@ class Survey:
         fewest = min(self._num_texts[form] for form in self._read)
         best = [form for form in self._read if self._num_texts[form] == fewest]
         self.form = best[0]
-        if {"point", "comma"} <= {*best} and commas:
+        if {"point", "comma"} <= {*best} and (commas or self._has_commas):
             self.form = "comma"
         if {"day first", "month first"} <= {*best}:
             day, month = (np.concatenate(self._read[x]) for x in ("day first", "month first"))

@@ -20,7 +20,8 @@ NOBODY_LOOKED = ("-1", "-1.0")
 # These probably mean the same, but could be names of classes.
 _NO_CLASSES = frozenset({
     "todo", "tbd", "?", "??", "-", "--", "na", "n/a", "nan", "none", "null", "<na>", "unknown",
-    "unchecked", "not checked", "x",
+    "unchecked", "not checked", "x", "ok", "okay", "yes", "no", "right", "wrong", "correct",
+    "incorrect", "unsure", "skip", "skipped", "done",
 })  # fmt: skip
 
 
@@ -40,7 +41,7 @@ def only_labels(file: "LabelledFile", checked: "Labels") -> "Labels":
             row = int((checked.numbers == number).argmax())
             file.fail(
                 f"{file.name_row(row)}: checked_label is {name!r}, which no row was given; leave "
-                "it empty where nobody looked"
+                "it empty where nobody looked, else write the right label"
             )
     return checked if given & {*NOBODY_LOOKED} else checked.without(NOBODY_LOOKED)
 
@@ -192,14 +193,24 @@ def check_sizes(
 def check_names(
     file: "LabelledFile", given: np.ndarray, truth: np.ndarray, class_names: Sequence[str]
 ) -> None:
-    """Refuses a true label of one row that is no given label: probably a typing error."""
+    """Refuses true labels that are no given ones: written in another way, or a typing error."""
+    said, checked = np.setdiff1d(given, [UNKNOWN]), np.setdiff1d(truth, [UNKNOWN])
+    if len(said) and len(checked) > 1 and not np.intersect1d(said, checked).size:
+        file.fail(
+            f"has checked labels such as {class_names[checked[0]]!r}, and none of them was given; "
+            f"given ones are such as {class_names[said[0]]!r}; expected the same names in both"
+        )
     for number in np.setdiff1d(truth[truth != UNKNOWN], given):
         rows = np.flatnonzero(truth == number)
-        if len(rows) > 1:
-            continue  # A class that annotators never used.
         name = class_names[number]
         others = [x for x in class_names if x != name]
         near = difflib.get_close_matches(name, others, n=1) or others[:1]
+        if len(rows) > 1:  # A class that annotators never used.
+            logging.warning(
+                "No row was given label %s, and %d checked rows have it: it is a class of its own. "
+                "If it is no label, take it out.", name, len(rows),
+            )  # fmt: skip
+            continue
         file.fail(
             f"{file.name_row(int(rows[0]))} alone has label {name!r}, which no row was given; "
             f"expected one of those that were, such as {near[0]!r}, or two rows at least of a new "
