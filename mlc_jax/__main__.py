@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -247,6 +248,11 @@ def _with_preset(argument: str) -> str:
     """--config=PRESET becomes the path of the preset's file."""
     flag, _, value = argument.partition("=")
     name, colon, kind = value.partition(":")
+    if flag == "--config" and name.isidentifier() and name not in (*presets.names(), *os.listdir()):
+        names = ", ".join(presets.names())
+        print(f"error: --config: got {name!r}, expected a file, or a preset: {names}",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(ExitCode.BAD_INPUT)
     if flag != "--config" or name not in presets.names():
         return argument
     return f"--config={presets.path(name)}{colon}{kind}"

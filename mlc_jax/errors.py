@@ -5,6 +5,7 @@
 
 import contextlib
 import enum
+import io
 import os
 import signal
 import sys
@@ -121,6 +122,9 @@ def expect(ok: Any, name: str, value: Any, expected: str) -> None:
 def closed_pipes_forgiven() -> Iterator[None]:
     """Nothing ends because nobody reads what it prints any more (`| head`); training goes on."""
     before = sys.stdout, sys.stderr
+    for stream in before:  # A terminal that is not UTF-8 shows other letters as escapes.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = (cast(TextIO, _Stream(stream)) for stream in before)
     try:
         yield

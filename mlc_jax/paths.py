@@ -81,6 +81,11 @@ def absolute(path: epath.PathLike, name: str = "--workdir") -> epath.Path:
     return epath.Path(f"gs://{bucket}/{inside}")
 
 
+def expanded(path: epath.PathLike) -> pathlib.Path:
+    """The path with `~` and `~NAME` expanded; that of no user stays as it is."""
+    return pathlib.Path(os.path.expanduser(path))
+
+
 def check_no_pattern(path: epath.Path, name: str) -> None:
     """Refuses a directory of checkpoints that orbax could not find again: it reads a pattern.
 
@@ -143,7 +148,7 @@ def version(path: epath.PathLike, name: str) -> tuple[int, int] | None:
     """
     if not _SCHEME.match(os.fspath(path)):
         try:
-            stat = os.stat(pathlib.Path(path).expanduser())
+            stat = os.stat(expanded(path))
         except OSError:
             return None
         return stat.st_mtime_ns, stat.st_size
@@ -171,7 +176,7 @@ def local(path: epath.PathLike, name: str) -> pathlib.Path:
     """
     found = version(path, name)
     if not _SCHEME.match(os.fspath(path)):
-        return pathlib.Path(path).expanduser()
+        return expanded(path)
     remote = absolute(path, name)
     if found is None:
         return _copies() / "nothing" / remote.name

@@ -965,6 +965,15 @@ def test_letters_without_a_glyph_are_escapes(caplog, monkeypatch):
     assert "No font of this machine has glyphs for \u732b" in caplog.text
 
 
+def test_letters_that_a_terminal_does_not_have_are_escapes(tmp_path):
+    (tmp_path / "data.csv").write_bytes(csv(table(label="\u732b", drop=["checked_label"])))
+    done = subprocess.run(
+        [sys.executable, "-m", "mlc_jax", "correct", str(tmp_path / "data.csv")],
+        capture_output=True, cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 2 and rb"has one class, '\u732b'" in done.stderr
+
+
 def test_a_closed_pipe_ends_nothing():
     """`| head`: what is printed goes nowhere, and what is left to do is done."""
     code = (
@@ -1113,11 +1122,12 @@ def test_predictions_take_the_place_of_older_ones_alone(run_command, tmp_path, f
 
 # One of each letter by the real command: that what is refused above is one line there, too.
 COMMANDS = [
-    ("A", table(), {"workdir": ROOT / "docs"}, "has files that are not of a run"),
-    ("B", table(drop=["checked_label"]), {}, NOTHING_CHECKED),
+    ("A", table(), {"out": ROOT / "docs"}, "is there with other files in it"),
+    ("B", table().rename(columns={"checked_label": "Checked"}), {}, "none named 'checked_label'"),
     ("C", with_cell("a", 3, 1e30), {}, "line 5: a is 1e[+]30, while others"),
     ("D", table(label="x" * 10**6), {}, "label has 1,000,000 characters"),
     ("E", table(checked_label="TODO"), {}, "leave it empty where nobody looked"),
+    ("F", with_cell("checked_label", 3, "\x1b[31mred"), {}, r"has label '\\x1b\[31mred', which"),
 ]
 
 
@@ -1125,16 +1135,16 @@ COMMANDS = [
 @pytest.mark.parametrize(("frame", "flags", "problem"), cases(COMMANDS))
 def test_the_command(tmp_path, frame, flags, problem):
     (tmp_path / "data.csv").write_bytes(csv(frame))
-    flags = {"workdir": tmp_path / "run"} | flags
+    before = {*os.listdir(tmp_path)}
     done = subprocess.run(
         [
-            sys.executable, "-m", "mlc_jax.main", f"--config={ROOT / 'configs' / 'table.py'}",
-            f"--config.dataset.data={tmp_path / 'data.csv'}",
+            sys.executable, "-m", "mlc_jax", "correct", str(tmp_path / "data.csv"),
             *(f"--{name}={value}" for name, value in flags.items()),
         ],
-        capture_output=True, text=True, cwd=ROOT,
+        capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
+    assert {*os.listdir(tmp_path)} == before
     errors = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
     assert len(errors) == 1 and re.search(problem, errors[0])
     assert "Traceback" not in done.stderr

@@ -112,6 +112,17 @@ def _relabelled(row, name="to_check.csv", **forms):
     return change
 
 
+def _blanked(row):
+    """In `answers.csv`, an answer that is taken out."""
+
+    def change(out):
+        frame = pandas.read_csv(out / "answers.csv", dtype=str, keep_default_na=False)
+        frame.loc[row, "checked_label"] = ""
+        frame.to_csv(out / "answers.csv", index=False)
+
+    return change
+
+
 def _shuffled(frame):
     return frame.sample(frac=1, random_state=0)
 
@@ -134,6 +145,8 @@ CHANGES = [
      (0, LABELS | {3: OTHER[3]}, False)),
     ("A the first rows are edited", NAMED, lambda x: x, _relabelled(3, "to_check_first.csv"),
      (1, LABELS | {3: OTHER[3]}, False)),
+    ("A answers.csv loses an answer", NAMED, lambda x: x, _blanked(3),
+     (0, {i: x for i, x in LABELS.items() if i != 3}, False)),
     ("B rows move, with ids", NAMED, _shuffled, _nothing, (0, LABELS, False)),
     ("B rows come", NAMED, lambda x: pandas.concat([x, x.assign(id=x["id"] + "b")]), _nothing,
      (0, LABELS, False)),

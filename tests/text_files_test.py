@@ -393,7 +393,7 @@ def test_labels_that_do_not_go_together(load, tmp_path):
     )
     assert refused([*ROWS[:3], ROWS[3] | {"checked_label": "TODO"}]) == (
         "FILE line 6: checked_label is 'TODO', which no row was given; leave it empty where nobody "
-        "looked"
+        "looked, else write the right label"
     )
 
 

@@ -54,9 +54,10 @@ def _open_arrays(result: Result, path: str, names: Mapping[str, str]) -> Opened:
     if path.endswith(".npy"):
         inputs = arrays.open_npy(_FIELD, path)
     elif path.endswith(".npz"):
-        stored, key = arrays.read_npz(_FIELD, path), "['inputs'] "
+        stored, key = arrays.read_npz(_FIELD, path, ("inputs", "ids")), "['inputs'] "
         if "inputs" not in stored:
-            raise InputError(f"{_FIELD}: {path!r} has no array 'inputs', only {sorted(stored)}")
+            there = arrays.names_in_npz(_FIELD, path)
+            raise InputError(f"{_FIELD}: {path!r} has no array 'inputs', only {there}")
         inputs, ids = stored["inputs"], stored.get("ids")
         if ids is not None and len(ids) != len(inputs):
             raise InputError(

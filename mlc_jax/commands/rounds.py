@@ -175,6 +175,9 @@ class Rounds:
             if row is None:
                 gone.add(answer.id)
                 continue
+            if not answer.label.strip():  # It was taken out.
+                newest.pop(checking.ids[row], None)
+                continue
             number = checking.label(answer.label)
             if number is None:
                 raise InputError(
@@ -220,6 +223,8 @@ class Rounds:
         trained = {_canonical(checking, x.id): x.label for x in used}
         new: list[Answer] = []
         for (name, identifier), typed in self._typed(checking).items():
+            if before.get((name, identifier), "x").strip() == "":  # Taken out in `answers.csv`.
+                continue
             last = [before.get((name, identifier)), trained.get(identifier)]
             if any(all(_is_one(checking, x.label, one) for x in typed) for one in last if one):
                 continue

@@ -4,6 +4,7 @@ import ast
 import difflib
 import importlib.machinery
 import importlib.util
+import os
 import re
 import traceback
 import types
@@ -12,7 +13,6 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from mlc_jax import presets
 from mlc_jax.config import SETTINGS, flatten
 from mlc_jax.errors import InputError
 
@@ -30,6 +30,8 @@ class ConfigFile(flags.ArgumentParser):
     def parse(self, path: str) -> ConfigDict:
         """Raises WrongFile, in one line."""
         file, colon, kind = path.partition(":")
+        if os.path.exists(file) and not os.path.isfile(file):
+            raise WrongFile(f"--config: {file!r} is a directory or a device; expected a .py file")
         try:
             config = _load(file).get_config(*([kind] if colon else []))
             problem = _problem(config)
@@ -38,13 +40,7 @@ class ConfigFile(flags.ArgumentParser):
         except FileNotFoundError as error:
             if error.filename != file:
                 raise WrongFile(_place(file, error)) from error
-            if not file.isidentifier():
-                raise WrongFile(f"--config: {error}") from error
-            names = ", ".join(presets.names())
-            raise WrongFile(
-                f"--config: there is no file {file!r}, and no preset of that name; presets of "
-                f"`mlc-jax train` are {names}"
-            ) from error
+            raise WrongFile(f"--config: {error}") from error
         except (Exception, SystemExit) as error:  # Whatever a user's program may raise.
             raise WrongFile(_place(file, error)) from error
         if problem:

@@ -32,13 +32,13 @@ def check(config: ConfigDict) -> None:
 def _check_encoder(field: str, name: str, is_there: Callable[[pathlib.Path], bool]) -> None:
     """Checks an encoder's or tokenizer's name; on the hub it is `NAME` or `OWNER/NAME`."""
     is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1
-    if is_path and not is_there(pathlib.Path(name).expanduser()):
+    if is_path and not is_there(paths.expanded(name)):
         raise InputError(f"config.{field}: no directory {name!r}; expected {_ENCODER}")
 
 
 def _check_file(field: str, name: str) -> None:
     try:
-        paths.regular_file(pathlib.Path(name).expanduser())
+        paths.regular_file(paths.expanded(name))
     except OSError as error:
         raise InputError(
             f"config.{field}: {name!r} cannot be read ({error.strerror}); expected {_WEIGHTS}"

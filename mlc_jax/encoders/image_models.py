@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
+from mlc_jax import paths
 from mlc_jax.errors import InputError
 
 RESNET50_ENDINGS = (".pth", ".pt", ".safetensors")
@@ -321,7 +322,7 @@ def open_model(encoder: Any, feature: str | None = None, field: str = "encoder")
     if callable(encoder):
         return Function(encoder)
     name = os.fspath(encoder)
-    place = pathlib.Path(name).expanduser()
+    place = paths.expanded(name)
     kept = sorted(place.glob("resnet50.*")) if place.is_dir() else []
     if kept:  # It is in a workdir.
         return ResNet50(kept[0])

@@ -79,7 +79,7 @@ class Packed:
     """
 
     def __init__(self, root: str, names: np.ndarray | None = None, field: str = "inputs"):
-        self.root = pathlib.Path(root).expanduser()
+        self.root = paths.expanded(root)
         try:
             info = json.loads((self.root / INFO_FILE).read_text())
             every = np.load(self.root / NAMES_FILE, allow_pickle=False)
@@ -157,7 +157,7 @@ def pack(root: str, output: str, *, size: int, quality: int, per_shard: int) -> 
     Raises:
       InputError: there is no picture, or the output has other contents.
     """
-    source, target = pathlib.Path(root).expanduser(), pathlib.Path(output).expanduser()
+    source, target = paths.expanded(root), paths.expanded(output)
     if not source.is_dir():
         raise InputError(f"--input: no directory {root!r}; expected one with pictures")
     names = sorted(os.fsencode(name) for name in pictures_below("--input", str(source), ""))

@@ -112,7 +112,7 @@ class Tokenizer:
           InputError: it does not exist or cannot be read.
         """
         expected = "a directory with a tokenizer.json, or a name on the Hugging Face hub"
-        path = pathlib.Path(name).expanduser()
+        path = paths.expanded(name)
         file = path / "tokenizer.json" if path.is_dir() else path
         if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):
             raise InputError(f"{field}: no directory {name!r}; expected {expected}")

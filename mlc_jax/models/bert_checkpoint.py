@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlc_jax import paths
 from mlc_jax.errors import InputError, expect
 from mlc_jax.models.bert import Bert, BertConfig
 from mlc_jax.models.pretrained import load_params
@@ -161,7 +162,7 @@ def bert_params(model: Bert, weights: Mapping[str, np.ndarray]) -> dict[str, np.
 
 
 def _directory(source: str) -> pathlib.Path:
-    path = pathlib.Path(source).expanduser()
+    path = paths.expanded(source)
     if path.is_dir():
         return path
     import huggingface_hub  # Imported here, since it takes a second and most runs do not need it.

@@ -109,7 +109,7 @@ def with_initial(params: Any, loaded: Mapping[str, np.ndarray]) -> Any:
 
 
 def _local(path: str | os.PathLike[str]) -> pathlib.Path:
-    return pathlib.Path(path).expanduser()
+    return paths.expanded(path)
 
 
 def _file_error(

@@ -1,13 +1,13 @@
 """Pretrained weights of torchvision and timm for `ResNet50`. Only `.pth` needs PyTorch."""
 
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from flax import traverse_util
 
+from mlc_jax import paths
 from mlc_jax.errors import InputError
 from mlc_jax.models.pretrained import load_params
 from mlc_jax.models.resnet50 import BLOCKS, ResNet50
@@ -65,7 +65,7 @@ def _depth_or(value: Any) -> Any:
 
 def _load_pickle(path: str) -> dict[str, np.ndarray]:
     """Reads a `state_dict`: only tensors, and no code is run."""
-    if not pathlib.Path(path).expanduser().is_file():
+    if not paths.expanded(path).is_file():
         raise InputError(f"pretrained weights: no file {path!r}; expected .pth or .safetensors")
     try:
         import torch
@@ -75,7 +75,7 @@ def _load_pickle(path: str) -> dict[str, np.ndarray]:
             "pip install 'mlc_jax[pictures]'; or take timm's .safetensors of the same network"
         ) from error
     try:
-        state = torch.load(pathlib.Path(path).expanduser(), map_location="cpu", weights_only=True)
+        state = torch.load(paths.expanded(path), map_location="cpu", weights_only=True)
         return {name: x.float().numpy() for name, x in state.items()}
     except Exception as error:  # pickle, zipfile and PyTorch raise a dozen types.
         reason = " ".join(str(error).split())
