@@ -13,7 +13,7 @@ from mlc_jax.data.dataset import Dataset
 from mlc_jax.data.prepare import Normalize, identity
 from mlc_jax.data.source import Layout, layout_of, num_examples, read_rows
 from mlc_jax.errors import InputError, expect
-from mlc_jax.example_labels import drawn_of, labels_of, names_of, source_names_of
+from mlc_jax.files.memory.labels import drawn_of, labels_of, names_of, source_names_of
 from mlc_jax.files.own import missing_classes
 from mlc_jax.files.values.drawn import how_drawn
 from mlc_jax.files.values.inputs import Offsets, as_stored, offsets_of

@@ -11,8 +11,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "mlc_jax"
 # From the bottom up: each may import those before it. The package's own face is lazy.
 LAYERS = [
     "errors", "paths", "supervisor", "config", "command_line", "presets", "core", "models",
-    "estimators", "methods", "data", "files", "benchmarks", "example_labels", "examples", "build",
-    "description", "encoders", "workdir", "training", "report", "result", "api", "labels", "commands", "main",
+    "estimators", "methods", "data", "files", "benchmarks", "examples", "build", "description",
+    "encoders", "workdir", "training", "report", "result", "api", "labels", "commands", "main",
     "__main__",
 ]  # fmt: skip
 # Neither knows the other: a method sees arrays, a source knows no training.

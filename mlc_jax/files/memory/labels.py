@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,8 +12,17 @@ from mlc_jax.data.votes import prepared
 from mlc_jax.errors import InputError, expect
 from mlc_jax.files.values.names import is_one_hot
 
-if TYPE_CHECKING:
-    from mlc_jax.examples import Examples
+
+class Part(Protocol):
+    """Labels of a user's `Examples`."""
+
+    @property
+    def labels(self) -> Any: ...
+    @property
+    def given(self) -> Any: ...
+    @property
+    def drawn(self) -> Any: ...
+    def __len__(self) -> int: ...
 
 
 class PartLabels(NamedTuple):
@@ -25,7 +34,7 @@ class PartLabels(NamedTuple):
 
 
 def labels_of(
-    present: Mapping[str, "Examples"], class_names: Sequence[str], source_names: tuple[str, ...]
+    present: Mapping[str, Part], class_names: Sequence[str], source_names: tuple[str, ...]
 ) -> PartLabels:
     """The labels of all parts.
 
@@ -70,7 +79,7 @@ def labels_of(
     return PartLabels(given, truth, votes)
 
 
-def source_names_of(part: "Examples", of: str = "labels") -> tuple[str, ...]:
+def source_names_of(part: Part, of: str = "labels") -> tuple[str, ...]:
     """Names of the sources of labels; empty if there is one label per row."""
     values = getattr(part, of)
     if isinstance(values, dict):
@@ -163,7 +172,7 @@ def _texts(numbers: np.ndarray) -> np.ndarray:
     return np.where(numbers == UNKNOWN, "", numbers.astype(str))
 
 
-def drawn_of(clean: "Examples") -> np.ndarray:
+def drawn_of(clean: Part) -> np.ndarray:
     """How checked rows were chosen, text `[M]`; "" if that is not known."""
     drawn = clean.drawn
     if drawn is None or isinstance(drawn, str):
@@ -174,7 +183,7 @@ def drawn_of(clean: "Examples") -> np.ndarray:
     return drawn
 
 
-def names_of(parts: dict[str, "Examples"]) -> tuple[str, ...] | None:
+def names_of(parts: Mapping[str, Part]) -> tuple[str, ...] | None:
     """All labels in their order if they are names; None if they are numbers."""
     values = [x for p in parts.values() for x in (p.labels, p.given) if x is not None]
     columns = [
