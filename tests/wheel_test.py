@@ -19,6 +19,16 @@ ENV = {
 } | {"JAX_PLATFORMS": "cpu"}
 
 
+# What the estimator's lines in README are given.
+_READ = """
+import pandas
+import mlc_jax as mlc
+X = pandas.read_csv("demo/tumours.csv")
+y, checked = X.pop("label"), X.pop("checked_label")
+X_new = X[:5]
+"""
+
+
 def _run(*command, cwd, env=ENV):
     done = subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
@@ -80,6 +90,14 @@ def test_the_first_page_prints_what_it_says(page, installed, tmp_path):
     verdict = printed[: printed.index("\n\n") + 1]
     assert _run("python", "-c", lines, cwd=tmp_path, env=installed).endswith(verdict)
     assert (tmp_path / "corrected.csv").exists()
+    shutil.copy(tmp_path / "demo/tumours.csv", tmp_path / "new.csv")
+    _run("mlc-jax", "predict", "demo/tumours.mlc", "new.csv", cwd=tmp_path, env=installed)
+    predicted = (tmp_path / "demo/tumours.mlc/predictions/new.csv").read_text().splitlines()
+    assert predicted[0].startswith("id,label,confidence,p_benign") and len(predicted) == 570
+    estimator = re.search(r"```python\n(corrector = .*?)```", text, re.DOTALL)
+    if estimator:
+        lines = f"{_READ}{estimator[1]}print(corrector.result_.verdict)"
+        assert _run("python", "-c", lines, cwd=tmp_path, env=installed).endswith(verdict)
 
 
 def test_presets_are_found_without_the_clone(installed, tmp_path):
