@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mlc_jax import command_line, config, paths, supervisor
+from mlc_jax.benchmarks import datasets
 from mlc_jax.config import starts
 from mlc_jax.errors import InputError, Preempted, expect
 
@@ -59,6 +60,8 @@ def main(typed: Sequence[str] | None = None) -> None:
             command = [sys.executable, *sys.orig_argv[1:], "--nosupervise"]
             sys.exit(supervisor.supervise(command))
         _join_processes()
+    elif _CONFIG.value.dataset.name in ("table", "arrays"):
+        datasets.load(_CONFIG.value)  # It is read once, and this is kept.
     try:
         _train(typed or ["python", "-m", "mlc_jax.main", *sys.argv[1:]])
     except Exception as error:

@@ -217,6 +217,12 @@ TABLES = [
         label=np.where(GIVEN == "cat", "[1]", "2"),
         checked_label=np.select([CHECKED == "cat", CHECKED == "dog"], ["1", "2"], ""),
     ), "which looks like it"),
+    ("B a picture in two ways", table(
+        label=np.where(GIVEN == "cat", "\u2764", "dog"),
+        checked_label=np.select([CHECKED == "cat", CHECKED == "dog"], ["\u2764\ufe0f", "dog"], ""),
+    ), "which looks like it"),
+    ("B sources that abstain", _of_sources(["a", "b", "ABSTAIN"], checked=["", "a", "b"]),
+     {"label_columns": "x,y"}, lambda dataset: dataset.class_names == ("a", "b")),
     ("B Split", table(Split=np.where(ROWS % 4, "train", "test")),
      "has column 'Split' and none named 'split'"),
     ("B splits", table(splits="train"), "has column 'splits' and none named 'split'"),
@@ -326,6 +332,9 @@ TABLES = [
     ("C a number of 400 digits in a list", table(
         v=[f"[{'9' * 400}, 1]" if i == 3 else f"[{i}, 1]" for i in ROWS]
     ), "expected finite numbers"),
+    ("C a mark of missing values that is a number", table(
+        a=np.where(ROWS % 15 == 7, 1e30, A)), "a is 1e[+]30, while others are about"),
+    ("C most are 0", table(a=np.where(ROWS % 3 == 0, 1e9 * np.exp(A), 0) + 1e-9 * ROWS), AB),
     ("D a split of 100,000 letters", table(split="x" * 10**5), "split is 'xxx"),
     ("B percent", table(share=[f"{i * i} %" for i in ROWS]), feature("share", [0, 1, 4])),
     ("B 1_000", table(code=[f"1_{i % 20}" for i in ROWS]), AB | {"code"}),

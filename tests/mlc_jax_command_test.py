@@ -290,6 +290,9 @@ BAD = [
     (["all.csv", "--label=kind", "--encoder=x"], "--encoder: got 'x', expected none with"),
     (["all.csv", "--label=kind", "--out=."], "--out: "),
     (["all.csv", "--label=kind", "--votes=no.csv"], "--votes: no file 'no.csv'"),
+    (["all.csv", "--label=kind", "--checks=,"], "--checks: got ',', expected FILE[,FILE...]"),
+    (["all.csv", "--label=kind", "--dataset.checked="], "--checks: got ''"),
+    ([""], "FILE: is empty"),
     (["texts.csv"], "--encoder: got None, expected a pretrained encoder of texts"),
     (["all.csv", "--lable=kind"], "unknown: --lable=kind"),
     ([], "the following arguments are required: FILE"),
@@ -356,9 +359,22 @@ def test_help(run_command, load_program):
 
 # A process of its own: that what is wrong is told before JAX and TensorFlow are imported.
 @pytest.mark.parametrize(
-    "args", [["--help"], ["settings", "drawn"], ["correct", "no.csv"], ["predict", "no", "no"]]
-)
+    "args",
+    [
+        ["--help"], ["settings", "drawn"], ["correct", "no.csv"], ["predict", "no", "no"],
+        ["correct", "slip.csv"], ["correct", "slip.csv", "--dataset.features=zz"],
+        ["predict", "run", "slip.csv"],
+        ["train", "--config=table", "--config.dataset.data=no.csv", "--workdir=w"],
+        ["train", "--config=tabel", "--workdir=w"],
+    ],
+)  # fmt: skip
 def test_an_answer_needs_no_jax(args, tmp_path):
+    rows = [["a" if i % 2 else "b", {0: "b", 1: "cta"}.get(i, ""), i * i] for i in range(10)]
+    _write(tmp_path / "slip.csv", ["label", "checked_label", "x"], rows)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"method": "mlc", "dataset": {}}')
+    (tmp_path / "run" / "results.json").write_text('{"step": 1}')
+    (tmp_path / "run" / "dataset.json").write_text('{"columns": [{"name": "y"}]}')
     code = (
         "import sys; from mlc_jax.__main__ import main\n"
         "try: main(sys.argv[1:])\n"
@@ -370,6 +386,7 @@ def test_an_answer_needs_no_jax(args, tmp_path):
         env={"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert result.stdout.splitlines()[-1] == "[]", result.stderr
+    assert args[0] not in ("correct", "predict", "train") or "error: " in result.stderr
 
 
 @pytest.mark.slow  # Builds a wheel.

@@ -145,8 +145,6 @@ def create_config(options: Options) -> tuple[ConfigDict, str]:
     Raises:
       InputError: no such file or column, or a wrong setting.
     """
-    if options.checks is not None and not all(options.checks.split(",")):
-        raise InputError(f"--checks: got {options.checks!r}, expected FILE[,FILE...]")
     if not options.file:
         raise InputError("FILE: is empty, expected a file or a directory of pictures")
     named = {ours: theirs for ours, theirs in options.columns.items() if theirs}
@@ -181,6 +179,8 @@ def create_config(options: Options) -> tuple[ConfigDict, str]:
     if kind == "image_folder" and not c.encoder and config.method == "cross_fit":
         raise unasked.without_encoder(config)
     settings_.validate(config)
+    if c.checked is not None and not all(c.checked.split(",")):
+        raise InputError(f"--checks: got {c.checked!r}, expected FILE[,FILE...]")
     starts.check(config)
     return config, kind
 
@@ -264,7 +264,7 @@ def _start(
     see = ""
     if kind == "image_folder":
         see = f"To see the pictures, open {shown_path(done.out / to_check.PAGE)}.\n"
-    if not place.exists():
+    if not place.exists() or not _num_rows(place):
         rounds.make(done.out)
         table, shown, rows = rounds.first_to_check(
             file, lambda rows: _show(file, kind, config, rows)
@@ -273,11 +273,10 @@ def _start(
             pictures = show(file.create_source(), np.array(rows))
             paths.write(done.out / to_check.PAGE, to_check.page(shown, pictures))
         paths.write(place, table)
-    number = sum(1 for _ in Table("--out", str(place)).rows(["id"]))
     print(
         _FIRST.format(
             file=options.file,
-            number=number,
+            number=_num_rows(place),
             to_check=shown_path(place),
             again=options.again,
             see=see,
@@ -285,6 +284,10 @@ def _start(
         end="",
     )
     return ExitCode.BAD_INPUT
+
+
+def _num_rows(place: epath.Path) -> int:
+    return sum(1 for _ in Table("--out", str(place)).rows(["id"]))
 
 
 def _check_features(config: ConfigDict, options: Options) -> None:

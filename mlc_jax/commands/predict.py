@@ -22,6 +22,7 @@ from etils import epath
 from mlc_jax import paths
 from mlc_jax.config import column_names
 from mlc_jax.errors import InputError
+from mlc_jax.files.tables import ENDINGS, Table
 from mlc_jax.report.steps import shown_path
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 _FIRST = ("id", "label", "confidence")
 _HEADER_SIZE = 10**6  # Characters of the first line that are looked at.
-_CONFIG_FILE, _ENDED = "config.json", ("config.json", "dataset.json", "results.json")
+_CONFIG_FILE, _DATASET_FILE = "config.json", "dataset.json"
+_ENDED = (_CONFIG_FILE, _DATASET_FILE, "results.json")
 
 
 def predict(
@@ -63,6 +65,7 @@ def predict(
         if not paths.is_remote(place) and place.parent.is_dir():
             place = epath.Path(os.path.realpath(place))
             _check_place(pathlib.Path(place), examples)
+    _check_columns(paths.absolute(run, "RUN"), str(examples), names)
     from mlc_jax import api
     from mlc_jax.commands.new_examples import open_examples
 
@@ -91,6 +94,19 @@ def _names(path: epath.Path, run: str) -> dict[str, str]:
         return column_names(described.get("dataset", {}).get("columns"))
     except (ValueError, AttributeError) as error:
         raise InputError(f"RUN: {str(path / _CONFIG_FILE)!r} cannot be read ({error})") from error
+
+
+def _check_columns(run: epath.Path, path: str, names: dict[str, str]) -> None:
+    """Raises InputError where a table lacks columns, before JAX is imported."""
+    if paths.is_remote(run):
+        return
+    try:
+        stored = json.loads((run / _DATASET_FILE).read_bytes())["columns"]
+        columns = [column["name"] for column in stored]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # Of no table; or damaged, which is said where the run is loaded.
+    if path.lower().endswith(ENDINGS):
+        next(Table("NEW", path, names=names).rows([], [], columns), None)
 
 
 def _beside(run: str, examples: pathlib.Path) -> epath.Path:

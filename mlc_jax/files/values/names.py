@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 _WHOLE = re.compile(r"([+-]?\d+)\.0*")
-_UNSEEN = ("Cc", "Cf")  # Such as a zero-width space, a soft hyphen, a byte order mark.
 _BETWEEN = re.compile(r"(?<=\w)[\s_\u2010-\u2015-]+(?=\w)")  # big cat, big_cat, big-cat.
 _NUMBER = re.compile(r"[+-]?(0+\d+|\d+[.,]0*|\d+([.,]\d+)?[eE][+-]?\d+)", re.ASCII)
 _DIGITS = 15
@@ -62,7 +61,7 @@ def bare(name: str) -> str:
     text = unicodedata.normalize("NFKC", name).translate(_ALIKE).strip()
     if text[:1] in "[{(\"'" and len(text) > 1:
         text = _innermost(text)
-    text = "".join(x for x in " ".join(text.split()) if unicodedata.category(x) not in _UNSEEN)
+    text = "".join(x for x in " ".join(text.split()) if not _is_unseen(x))
     number = _NUMBER.fullmatch(text)
     if number and len(text) < _DIGITS:
         value = float(text.replace(",", "."))
@@ -74,6 +73,11 @@ def bare_id(name: str) -> str:
     """The common form of an id and its copy from a spreadsheet: `00029`, `29` and `29.0`."""
     text = whole(name.strip())
     return text.lstrip("0") or "0" if text.isdigit() else text
+
+
+def _is_unseen(letter: str) -> bool:
+    """Such as a zero-width space, a soft hyphen, a byte order mark, or how a picture is drawn."""
+    return unicodedata.category(letter) in ("Cc", "Cf") or "\ufe00" <= letter <= "\ufe0f"
 
 
 def is_one_hot(labels: np.ndarray) -> bool:

@@ -11,7 +11,8 @@ from mlc_jax.files.values.column import Column, Fail, fail_at
 MAX_CATEGORIES = 100  # Of a column that is named.
 FAR = 1e6  # Interquartile ranges from the median.
 
-_SLIPS = 0.05  # Of the rows, at most: more that are so far off are a group of their own.
+# Of the rows, at most, where more than half are equal: more are a group of their own.
+_SLIPS = 0.05
 # A column with fewer numbers per text than that is one of texts.
 _NUMBERS_PER_TEXT = 9
 _READ = 0.1  # Of the first values, what a form must read to be tried further.
@@ -192,11 +193,13 @@ def far_off(numbers: np.ndarray) -> int | None:
     median = np.median(numbers)
     distances = np.abs(numbers - median)
     spread = np.subtract(*np.percentile(numbers, (75, 25)))
+    most = len(numbers)
     if spread == 0:  # More than half are equal: what is usual of the others?
+        most = max(1, int(_SLIPS * len(numbers)))
         others = numbers[numbers != median]
         spread = np.median(np.abs(others - median)) if len(others) > 3 else np.inf
     far = np.flatnonzero(distances > FAR * spread)
-    return int(far[0]) if 0 < len(far) <= max(1, _SLIPS * len(numbers)) else None
+    return int(far[0]) if 0 < len(far) <= most else None
 
 
 def _offset(numbers: np.ndarray, median: float) -> float:

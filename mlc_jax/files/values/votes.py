@@ -12,6 +12,8 @@ from mlc_jax.files.tables import Table
 from mlc_jax.files.values.names import Known, bare_id
 from mlc_jax.files.values.together import NOBODY_LOOKED
 
+_ABSTAIN = "abstain"
+
 
 def without_silence(
     table: Table, columns: list[Labels | None], checked: Labels | None
@@ -21,6 +23,10 @@ def without_silence(
     It is a class where it is one of two, or where somebody checked it and left other rows empty.
     """
     there = {name for column in columns if column is not None for name in column.names}
+    silent = tuple(name for name in there if name.casefold() == _ABSTAIN)
+    if len(columns) > 1 and silent:
+        logging.warning("%s counts as no label of the sources of %s.", silent[0], table.path)
+        columns = [None if x is None else x.without(silent) for x in columns]
     is_checked = checked is not None and bool({*checked.names} & {*NOBODY_LOOKED})
     if is_checked and checked is not None and (checked.numbers == UNKNOWN).any():
         return columns
