@@ -118,6 +118,11 @@ def expect(ok: Any, name: str, value: Any, expected: str) -> None:
         raise InputError(f"{name}: got {shown(value)}, expected {expected}")
 
 
+def is_watched() -> bool:
+    """Whether somebody sees a progress bar: in a terminal or a notebook, not in a log file."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
 @contextlib.contextmanager
 def closed_pipes_forgiven() -> Iterator[None]:
     """Nothing ends because nobody reads what it prints any more (`| head`); training goes on."""

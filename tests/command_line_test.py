@@ -12,7 +12,7 @@ import types
 import pytest
 from absl import logging
 
-from mlc_jax import command_line
+from mlc_jax import command_line, errors
 from mlc_jax.errors import (
     CheckpointError,
     ExitCode,
@@ -353,3 +353,10 @@ def test_only_known_noise_of_threads_is_dropped(monkeypatch):
     for unraisable in (known, other):
         command_line._print_unless_known(unraisable)
     assert seen == [other]
+
+
+def test_a_notebook_sees_progress_bars(monkeypatch):
+    """Its stderr is no terminal."""
+    assert not errors.is_watched()
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    assert errors.is_watched()

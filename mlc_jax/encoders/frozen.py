@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mlc_jax import paths
 from mlc_jax.data.source import ArraySource, IndexedSource, read_rows
-from mlc_jax.errors import expect
+from mlc_jax.errors import expect, is_watched
 from mlc_jax.files.tokens import CACHE_DIR, TokenSource
 from mlc_jax.models.bert import Bert, BertConfig
 from mlc_jax.models.bert_checkpoint import bert_params, load_bert
@@ -58,7 +58,9 @@ class _Frozen:
     def _outputs(self, source: TokenSource, *, pooled: bool) -> Iterator[tuple[np.ndarray, Any]]:
         """(rows `[n]`, features `[n, H]` or token states `[n, T, H]`), the longest texts first."""
         order = np.argsort(-source.lengths, kind="stable")
-        with tqdm(total=len(order), desc="Encoding", unit=" texts", disable=None, delay=2) as bar:
+        with tqdm(
+            total=len(order), desc="Encoding", unit=" texts", disable=not is_watched(), delay=2
+        ) as bar:
             for start in range(0, len(order), _BATCH):
                 rows = order[start : start + _BATCH]
                 filled = np.resize(rows, _BATCH)  # The last batch has the same shape.

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from mlc_jax import paths
 from mlc_jax.data.source import ArraySource
 from mlc_jax.encoders.image_models import ImageModel, num_cores
-from mlc_jax.errors import InputError
+from mlc_jax.errors import InputError, is_watched
 from mlc_jax.files.images import pillow
 from mlc_jax.files.pictures import Encoded, show_pictures
 from mlc_jax.files.tokens import CACHE_DIR
@@ -121,7 +121,9 @@ class PictureEncoder:
         if new:
             self.model.load()
         started = time.monotonic()
-        with tqdm(total=len(new), desc="Encoding", unit=" pictures", disable=None, delay=2) as bar:
+        with tqdm(
+            total=len(new), desc="Encoding", unit=" pictures", disable=not is_watched(), delay=2
+        ) as bar:
             for start in range(0, len(new), SHARD):
                 shard: dict[bytes, np.ndarray] = {}
                 part = new[start : start + SHARD]
@@ -221,7 +223,9 @@ def _digests(store: Encoded) -> tuple[list[bytes], dict[int, str]]:
     found: list[bytes] = []
     problems: dict[int, str] = {}
     with (
-        tqdm(total=len(store), desc="Reading", unit=" files", disable=None, delay=2) as bar,
+        tqdm(
+            total=len(store), desc="Reading", unit=" files", disable=not is_watched(), delay=2
+        ) as bar,
         ThreadPoolExecutor(num_cores()) as threads,
     ):
         for start in range(0, len(store), SHARD):

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from mlc_jax import paths
 from mlc_jax.data.prepare import Normalize
+from mlc_jax.errors import is_watched
 from mlc_jax.files.images import pillow
 from mlc_jax.files.tokens import CACHE_DIR
 
@@ -362,7 +363,9 @@ def _look_at(files: dict[int, bytes]) -> dict[int, str]:
     rows = list(files)
     problems: dict[int, str] = {}
     num_turned = 0
-    bar = tqdm(total=len(rows), desc="Looking at pictures", unit="", disable=None, delay=2)
+    bar = tqdm(
+        total=len(rows), desc="Looking at pictures", unit="", disable=not is_watched(), delay=2
+    )
     with bar, ThreadPoolExecutor(os.cpu_count()) as threads:
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]

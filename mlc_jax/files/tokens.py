@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from mlc_jax import paths
 from mlc_jax.data.source import IndexedSource
-from mlc_jax.errors import InputError
+from mlc_jax.errors import InputError, is_watched
 
 CACHE_DIR = "~/.cache/mlc_jax"  # For tokens, and for features that are computed from them.
 
@@ -322,7 +322,9 @@ def _write(directory: pathlib.Path, texts: Texts, tokenizer: Tokenizer, max_leng
     lengths, num_truncated, checksum = array("i"), 0, 0
     digest = hashlib.blake2b(digest_size=16)
     remaining = iter(texts.read())
-    bar = tqdm(total=texts.size, desc="Tokenising", unit=" texts", disable=None, delay=2)
+    bar = tqdm(
+        total=texts.size, desc="Tokenising", unit=" texts", disable=not is_watched(), delay=2
+    )
     with (directory / _IDS).open("wb") as file, bar:
         while chunk := list(itertools.islice(remaining, _CHUNK)):
             for text in chunk:

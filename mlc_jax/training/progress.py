@@ -1,6 +1,5 @@
 """A run's terminal output: one line at its start, and a progress bar."""
 
-import sys
 from collections.abc import Sequence
 
 import jax
@@ -10,6 +9,7 @@ from tqdm import tqdm
 
 from mlc_jax import core
 from mlc_jax.core import TrainState
+from mlc_jax.errors import is_watched
 from mlc_jax.methods import BilevelMethod
 from mlc_jax.training.recorder import Recorder
 from mlc_jax.training.run import Run
@@ -20,8 +20,8 @@ def bar(run: Run, step: int, enabled: bool) -> tqdm:
     return tqdm(
         total=run.bound.num_steps, initial=step, unit="step", disable=not enabled,
         desc=run.method.name, dynamic_ncols=True,
-        # Redraws often in a terminal, and seldom in a log file.
-        mininterval=0.2 if sys.stderr.isatty() else 30.0,
+        # Redraws seldom in a log file.
+        mininterval=0.2 if is_watched() else 30.0,
         leave=None,  # Below another bar it vanishes at its end.
     )  # fmt: skip
 
