@@ -168,12 +168,13 @@ def create_dataset(
 
 
 def _sources(present: Mapping[str, Examples], read: Callable[..., Source]) -> dict[str, Source]:
+    sources = {name: read(part.x, part.ids) for name, part in present.items()}
     noisy = present["noisy"]
     if read is create_source and isinstance(noisy.x, np.ndarray):
         offsets = offsets_of(functools.partial(_fail_on_inputs, " of noisy"), noisy.x)
         if offsets:
             return {x: create_source(y.x, y.ids, offsets) for x, y in present.items()}
-    return {name: read(part.x, part.ids) for name, part in present.items()}
+    return sources
 
 
 def _class_names(names: tuple[str, ...] | None, num_classes: int) -> tuple[str, ...]:
