@@ -243,7 +243,7 @@ def test_a_round_that_could_not_start_is_taken_back(tmp_path):
     done.take_back(2)
     assert not (out / "round_2").exists()
     done.begin(2, file, [])
-    (out / "round_2" / "config.json").touch()
+    (out / "round_2" / ".lock").touch()
     done.take_back(2)
     assert (out / "round_2" / "answers_used.csv").exists()
 

@@ -331,9 +331,9 @@ class Rounds:
             filled_in.replace(self.out / FIRST_FILE)
 
     def take_back(self, number: int) -> None:
-        """Removes what `begin` wrote, if the run did not start after it."""
+        """Removes what `begin` wrote, unless a run has started after it, of whatever process."""
         directory = self.directory(number)
-        if (directory / "config.json").exists():
+        if any((directory / name).exists() for name in ("config.json", ".lock")):
             return
         for name in (USED_FILE, _KEY_FILE):
             (directory / name).unlink(missing_ok=True)
