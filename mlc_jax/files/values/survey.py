@@ -122,8 +122,8 @@ class Survey:
 
     def values(self) -> np.ndarray | None:
         """`[N]`, equal where values are, NaN or 0 where one is missing; None of unlike texts."""
-        if self.is_numeric:
-            return None if self.form == "list" else self.numbers
+        if self.is_numeric and self.form != "list":
+            return self.numbers
         return None if self.texts is None else np.where(self.codes == 0, np.nan, self.codes)
 
     def column(self, fail: Fail, rows: np.ndarray) -> Column:
