@@ -1027,7 +1027,6 @@ DIRECTORIES = [
         {".lock": b"", "config.json": b'{"method": "bayes"}'},
         "not of a run: config.json",
     ),
-    ("A a locked directory of others", {".lock": b"", "thesis.tex": b"x"}, "run: thesis.tex"),
     ("A pictures to check", {"to_check.html": b"x", "answers.csv": b"id\n"}, None),
     ("A a run that lost its config.json", {".lock": b"", "results.json": b"{}"}, None),
     ("A a run that was cut off", {".lock": b"", "config.json": b'{"meth'}, None),

@@ -10,7 +10,7 @@ from etils import epath
 
 from mlc_jax import paths
 from mlc_jax.errors import InputError
-from mlc_jax.workdir.described import HARMLESS, WRITTEN, is_config, is_of_others
+from mlc_jax.workdir.described import HARMLESS, is_config, is_of_others
 from mlc_jax.workdir.lease import OBJECT, Lease
 
 LOCK_FILE = ".lock"
@@ -64,9 +64,7 @@ def _check_ours(workdir: epath.Path) -> None:
         there = sorted(path.name for path in workdir.iterdir()) if workdir.is_dir() else []
         clash = [name for name in there if name.endswith(_FILES) and (workdir / name).is_dir()]
         config = workdir / CONFIG_FILE
-        was_locked = (workdir / LOCK_FILE).exists() or (workdir / OBJECT).exists()
-        # A run that was stopped, or whose config.json was lost, has only our files.
-        is_ours = was_locked and all(WRITTEN.fullmatch(name) for name in there)
+        is_ours = (workdir / LOCK_FILE).exists() or (workdir / OBJECT).exists()
         if CONFIG_FILE in there and CONFIG_FILE not in clash:
             content = config.read_bytes()
             is_ours = is_config(content) or (is_ours and not is_of_others(content))
