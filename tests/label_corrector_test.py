@@ -21,6 +21,7 @@ from mlc_jax.errors import InputError
 from mlc_jax.files.memory import inputs as memory
 from mlc_jax.labels import estimator
 from mlc_jax.labels.correct import classes_of, settings_of
+from mlc_jax.labels.words import in_words
 
 NAMES = np.array(["setosa", "versicolor", "virginica"])
 UNJUDGED = "ignore:No row is checked"
@@ -182,6 +183,25 @@ def test_labels_keep_their_type(classes):
     assert np.array_equal(corrector.classes_, np.unique(y))
     assert corrector.labels_.dtype == y.dtype == corrector.predict(x[["a", "d"]].to_numpy()).dtype
     assert (corrector.labels_ == y).mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        ("config.dataset.checked: no file 'x'", "checks: no file 'x'"),
+        (
+            "config.model.mlp.hidden_sizes: got 0\nconfig.cross_fit.hidden_sizes: got 0",
+            "model: got 0",
+        ),
+        ("config.dataset.drawn: got 1", "dataset.drawn: got 1"),
+        ("workdir: '/x' lacks config.json", "workdir: '/x' lacks config.json"),
+        ("X: column 'k' ...: --config.dataset.features=+k", "X: column 'k' ...: features=['+k']"),
+    ],
+)
+def test_errors_are_in_the_words_of_the_arguments(told, wanted):
+    with pytest.raises(InputError) as raised, in_words():
+        raise InputError(told)
+    assert str(raised.value) == wanted
 
 
 @pytest.mark.filterwarnings(UNJUDGED)

@@ -26,5 +26,6 @@ def in_words() -> Iterator[None]:
         for name, argument in _ARGUMENTS.items():
             text = re.sub(rf"(config\.)?{re.escape(name)}(?=:)", argument, text)
         text = re.sub(r"--config\.dataset\.features=([+-]\w+)", r"features=['\1']", text)
-        text = "\n".join(dict.fromkeys(text.replace("config.", "").splitlines()))
+        text = re.sub(r"\bconfig\.(?=[a-z_]+(\.|:))", "", text)  # Not of config.json.
+        text = "\n".join(dict.fromkeys(text.splitlines()))
         raise type(error)(text) from error.__cause__
