@@ -263,10 +263,12 @@ def test_own_files_have_a_next_round(run_program, tmp_path, monkeypatch):
         return {"table": "the table"}
 
     monkeypatch.setattr("mlc_jax.commands.train.train_and_evaluate", train_and_evaluate)
+    monkeypatch.setattr("mlc_jax.benchmarks.datasets.load", lambda config: None)
     config = CONFIG.replace("digits", "table")
     args = (config, "--config.dataset.data=a b.csv", "--config.dataset.checked=1.csv")
-    assert run_program(MAIN, *args, f"--workdir={tmp_path}/")[0] == 0
-    assert calls == [
+    for workdir in ([f"--workdir={tmp_path}/"], ["--workdir", f"{tmp_path}"]):
+        assert run_program(MAIN, *args, *workdir)[0] == 0
+    assert calls == 2 * [
         f"python -m mlc_jax.main {config} '--config.dataset.data=a b.csv' "
         f"--config.dataset.checked=1.csv,{tmp_path}/to_check.csv --workdir={tmp_path}.next"
     ]
