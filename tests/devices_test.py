@@ -254,3 +254,9 @@ def test_pmap_is_jit_of_shard_map(method):
     sharded = _train_sharded(config, (4,), 8)
     assert sharded["step"] == 2 * NUM_WINDOWS
     _assert_same(sharded, _train(config, (4,), 8), rtol=0, atol=0)
+
+
+def test_runs_of_a_stack_are_split_as_they_were_joined():
+    states = [{"a": jnp.full(3, number), "b": jnp.float32(number)} for number in range(3)]
+    for one, again in zip(states, stack.split(stack.join_states(states), 3), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, again)

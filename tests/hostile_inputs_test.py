@@ -419,6 +419,7 @@ TABLES = [
     ("C a constant of texts", table(land="Italy"), AB),
     ("C a constant, named", table(year=2024), {"features": "a,year"}, {"a"}),
     ("C unix times", table(t=1_700_000_000 + 100 * (ROWS * 7 % SIZE)), told_apart),
+    ("C times with fractions", table(t=1.7e9 + 0.25 * (ROWS * 7 % SIZE)), told_apart),
     ("C ids of 1e18", table(t=[10**18 + int(i) * 7 % SIZE for i in ROWS]), told_apart),
     ("C a value far off", with_cell("a", 3, 1e30), "line 5: a is 1e[+]30, while others are about"),
     ("C inf", with_cell("a", 3, "inf"), "line 5: a is 'inf', expected a number"),

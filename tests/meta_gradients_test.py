@@ -12,7 +12,16 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from mlc_jax import core, methods, models
-from mlc_jax.core import BACKWARDS, Batch, Labelled, MainState, Problem, estimators, optimizers
+from mlc_jax.core import (
+    BACKWARDS,
+    Batch,
+    Labelled,
+    MainState,
+    Problem,
+    estimators,
+    optimizers,
+    window,
+)  # fmt: skip
 from mlc_jax.core.estimators import ESTIMATORS, Options
 from mlc_jax.models import LabelCorrectionNetwork
 
@@ -542,6 +551,15 @@ def _scalar_window(estimator, k, curvature, momentum=0.0, **options):
 def _scalar_trajectory(k, curvature):
     """w_0 ... w_k: the distance to m shrinks by 1 - eta h a step."""
     return [M + (1 - ETA * curvature) ** t * (W0 - M) for t in range(k + 1)]
+
+
+def test_the_outer_loss_has_a_key_of_its_own(monkeypatch):
+    """Dropout of the outer pass is not that of an inner one."""
+    keys = []
+    monkeypatch.setattr(window, "outer_loss", lambda *args: keys.append(args[-1]))
+    key, clean = jax.random.key(3), Labelled(np.zeros((1, 1)), np.zeros(1, np.int32))
+    window.outer_loss_after(None, None, MainState(None, {}, ()), Batch(None, None, clean), key)
+    assert not np.array_equal(jax.random.key_data(keys[0]), jax.random.key_data(key))
 
 
 EXPLICIT = [name for name in ESTIMATORS if name not in ("neumann", "conjugate_gradient")]
