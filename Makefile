@@ -23,7 +23,7 @@ TESTS_NEWEST := $(addprefix tests/,$(addsuffix _test.py,\
 
 help:
 	@echo "make demo      set up .venv, correct a table's labels, and compare methods (3 minutes)"
-	@echo "make test      set up .venv and run the tests that prove the most (12 minutes of CPU time)"
+	@echo "make test      set up .venv and run the tests that prove the most (six minutes of CPU time)"
 	@echo "make test-all  all tests"
 	@echo "make test-tpu  of these, what compiles for a TPU (5 minutes; no TPU needed)"
 	@echo "make test-newest  of these, the core, on Python 3.13 with the newest JAX"
