@@ -22,7 +22,7 @@ TESTS_NEWEST := $(addprefix tests/,$(addsuffix _test.py,\
 .PHONY: help demo test test-all test-tpu test-newest test-with-newest lint docs docs-links clean
 
 help:
-	@echo "make demo      set up .venv, correct a table's labels, and compare methods (3 minutes)"
+	@echo "make demo      set up .venv, correct a table's labels, and compare methods (a minute, after installation)"
 	@echo "make test      set up .venv and run the tests that prove the most (six minutes of CPU time)"
 	@echo "make test-all  all tests"
 	@echo "make test-tpu  of these, what compiles for a TPU (5 minutes; no TPU needed)"
