@@ -60,7 +60,7 @@ def main(typed: Sequence[str] | None = None) -> None:
             command = [sys.executable, *sys.orig_argv[1:], "--nosupervise"]
             sys.exit(supervisor.supervise(command))
         _join_processes()
-    elif _CONFIG.value.dataset.name in ("table", "arrays"):
+    elif _CONFIG.value.dataset.name in datasets.READ_AT_ONCE:
         datasets.load(_CONFIG.value)  # It is read once, and this is kept.
     try:
         _train(typed or ["python", "-m", "mlc_jax.main", *sys.argv[1:]])

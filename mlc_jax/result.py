@@ -255,12 +255,12 @@ class Result:
         lines = [repr(self)] if verdict is None else verdict.lines()
         told = [html.escape(line) for line in lines]
         changes = ", ".join(f"{name}: {n}" for name, n in self.figures["most_changed"].items())
-        frame, of_frame = self.to_frame(), self.rows is not None and self.frame is not None
-        quality = self.rows.label_quality if of_frame and self.rows else self.label_quality
+        frame, quality = self.to_frame(), self.label_quality
+        if self.rows is not None and self.frame is not None:
+            quality, ours = self.rows.label_quality, added_names([str(x) for x in self.frame])
+            # Ours first: wide frames are cut.
+            frame = frame[[*ours, *(name for name in frame.columns if name not in ours)]]
         worst = frame.iloc[np.argsort(quality, kind="stable")[:_SHOWN]]
-        if of_frame:  # Ours first: wide frames are cut.
-            ours = added_names([str(name) for name in self.frame])
-            worst = worst[[*ours, *(name for name in frame.columns if name not in ours)]]
         return (
             f"<pre>{chr(10).join(told)}</pre>"
             f"<p>Most often changed: {html.escape(readable(changes) or '-')}</p>"

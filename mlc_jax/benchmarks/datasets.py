@@ -30,6 +30,8 @@ _OWN: dict[str, tuple[Callable[..., OwnData | Benchmark], str]] = {
     "text": (text_files.load, "checked_label"),
 }
 
+READ_AT_ONCE = ("table", "arrays")  # Without JAX, and once; others are read by an encoder.
+
 
 def load(config: ConfigDict, encode: Any = None) -> Dataset:
     """Builds the dataset of `config.dataset` and `config.noise`; a pure function of the two.

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from mlc_jax.files.label_columns import Said
     from mlc_jax.files.own import LabelledFile
 
-_READ_AT_ONCE = ("table", "arrays")  # Others are read by an encoder.
 # Names of settings on this command line.
 WORDS = {
     "dataset.data": "FILE",
@@ -122,8 +121,8 @@ def correct(options: Options) -> int:
         logging.info("Round %d has ended, and there is no new check.", number)
     else:
         number += 1
-        if number == 1 and not done.answers() and kind in _READ_AT_ONCE:
-            datasets.load(config)  # What is wrong is said before JAX is imported. It is read once.
+        if number == 1 and not done.answers() and kind in datasets.READ_AT_ONCE:
+            datasets.load(config)  # What is wrong is said before JAX is imported.
         done.begin(number, file, checks)
         if number > 1:
             logging.info("Round %d, in %s.", number, shown_path(done.directory(number)))

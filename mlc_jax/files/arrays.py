@@ -19,7 +19,7 @@ from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile, Labels, 
 from mlc_jax.files.tables import ENDINGS, Table
 from mlc_jax.files.values.checks import read_checks
 from mlc_jax.files.values.inputs import Offsets, as_stored, offsets_of
-from mlc_jax.files.values.names import is_one_hot, num_edits
+from mlc_jax.files.values.names import is_near, is_one_hot
 from mlc_jax.files.values.votes import first_said
 
 _COLUMNS = ("labels", "checked_labels", "given_labels", "ids", "splits", "drawn")
@@ -208,7 +208,7 @@ class _File:
             return
         self.arrays = read_npz(self.field, path, ("inputs", *_COLUMNS, "sources"))
         for name_, wanted in itertools.product(names_in_npz(self.field, path), _COLUMNS):
-            if wanted not in self.arrays and num_edits(name_.casefold(), wanted) <= 1:
+            if wanted not in self.arrays and is_near(name_.casefold(), wanted, 1):
                 self.fail(
                     f"has array {name_!r} and none named {wanted!r}; expected that name, or one "
                     "less like it"

@@ -13,7 +13,7 @@ from mlc_jax.data.source import Source
 from mlc_jax.errors import InputError, shown
 from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile
 from mlc_jax.files.tables import Table
-from mlc_jax.files.values.names import MAX_LENGTH, num_edits
+from mlc_jax.files.values.names import MAX_LENGTH, is_near
 from mlc_jax.files.values.votes import (
     ColumnOfTexts,
     first_said_of,
@@ -35,7 +35,6 @@ WRITTEN = (
     "mlc_corrected_label", "mlc_confidence", "mlc_label_quality", "mlc_is_label_issue",
 )  # fmt: skip
 _ID_LENGTH = 1_000  # Characters.
-_ALIKE = 2  # Letters of a name that are others, left out or more.
 
 
 class Said(NamedTuple):
@@ -203,14 +202,14 @@ def check_near_misses(table: Table) -> None:
     """
     there = table.columns()
     short = {name: re.sub(r"[\s_-]", "", name).casefold() for name in there}
-    for wanted, holds, others in (
-        ("checked_label", "the labels that were checked", ("checked",)),
-        ("split", "which rows only judge", ("splits",)),
+    # Of a short name, other words are as near as its misspelt forms.
+    for wanted, holds, other, edits in (
+        ("checked_label", "the labels that were checked", "checked", 2),
+        ("split", "which rows only judge", "splits", 0),
     ):
         whole = wanted.replace("_", "")
         for name, text in short.items() if wanted not in there else ():
-            is_near = wanted != "split" and num_edits(text, whole) <= _ALIKE
-            if is_near or text in (whole, *others):
+            if text == other or is_near(text, whole, edits):
                 table.fail(
                     f"has column {name!r} and none named {wanted!r}; expected that name, if it "
                     f"holds {holds}, or a name less like it"

@@ -42,14 +42,16 @@ def truth_values(names: Iterable[str]) -> dict[str, str]:
     return {x: word for x, word in found.items() if word is not None}
 
 
-def num_edits(one: str, other: str) -> int:
-    """Letters that are to be changed, left out or added to make one text the other."""
+def is_near(one: str, other: str, most: int) -> bool:
+    """Whether one text becomes the other by changing, dropping or adding so many letters."""
+    if abs(len(one) - len(other)) > most:
+        return False
     row = list(range(len(other) + 1))
     for i, letter in enumerate(one, 1):
         above, row = row, [i]
         for j, wanted in enumerate(other, 1):
             row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (letter != wanted)))
-    return row[-1]
+    return row[-1] <= most
 
 
 def bare(name: str) -> str:
