@@ -1,5 +1,6 @@
 """Own tables: what becomes a feature, what is missing, and what can be wrong with them."""
 
+import json
 import logging
 
 import numpy as np
@@ -111,6 +112,31 @@ def test_formats_agree(load, frame, ending):
     assert one.fingerprint() == other.fingerprint()
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_rows_are_read_once_and_encoded_as_new_ones(load, frame, tmp_path, ending, monkeypatch):
+    """Lists and whole numbers that float64 cannot hold are read again, and nothing else is."""
+    rng, passes, rows = np.random.default_rng(1), [], Table.rows
+
+    def counted(self, required, optional=(), values=()):
+        passes.append([*values])
+        return rows(self, required, optional, values)
+
+    frame["day"] = pandas.date_range("2024-01-01", periods=SIZE, freq="9D").astype(str)
+    frame["unix"] = 1.7e9 + rng.integers(10**6, size=SIZE)
+    more = frame.assign(
+        vector=[json.dumps(rng.normal(size=3).round(3).tolist()) for _ in range(SIZE)],
+        whole=[str(2**60 + int(x)) for x in rng.permutation(SIZE)],
+    )
+    monkeypatch.setattr(Table, "rows", counted)
+    for data, again in ((frame, []), (more, [["vector", "whole"]])):
+        passes.clear()
+        dataset = load({"data": data}, ending)
+        assert {"age", "city", "day", "unix"} < {*passes[0]} and passes[1:] == again
+        table, columns = Table("--", str(tmp_path / f"data.{ending}")), dataset.columns
+        as_new = columns.encode(table.fail, rows(table, [], [], columns.names))
+        np.testing.assert_array_equal(dataset.noisy.source.inputs, as_new)
+
+
 def test_row_numbers_are_no_feature(load, frame):
     """pandas writes them under no name, and reads them back under one."""
     numbered = pandas.concat([pandas.Series(range(SIZE), name=""), frame], axis=1)
@@ -153,8 +179,6 @@ def test_two_files_have_the_columns_of_the_noisy_one(load, frame):
 
 def test_columns_survive_json(load, frame):
     columns = load({"data": frame}, features="age,city,height").columns
-    import json
-
     again = Columns.from_json(json.loads(json.dumps(columns.to_json())))
     assert again == columns and again.left_out == columns.left_out
 

@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from mlc_jax.errors import shown
+from mlc_jax.files.tables import Table
 from mlc_jax.files.values import forms
 from mlc_jax.files.values.column import Column, Fail
 from mlc_jax.files.values.survey import Survey
@@ -71,6 +72,25 @@ class Columns:
             chunks.append(np.stack(parts, axis=1).astype(np.float32))
         unseen.warn()
         return np.concatenate(chunks) if chunks else np.zeros((0, len(self.features)), np.float32)
+
+    def encode_seen(self, surveys: Sequence[Survey], table: Table) -> np.ndarray:
+        """`encode` of all rows of a table that was surveyed, one survey for each column.
+
+        Only what a survey does not keep is read again: lists, and whole numbers beyond float64.
+        """
+        kept, unseen = [], _Unseen()
+        for column, one in zip(self.columns, surveys, strict=True):
+            found = one.encode(column)
+            if column.categories is not None:
+                unseen.count(column, one.cells(), found)
+            kept.append(None if found is None else [x.astype(np.float32) for x in found])
+        unseen.warn()
+        late = Columns(tuple(x for x, y in zip(self.columns, kept, strict=True) if y is None))
+        again = late.encode(table.fail, table.rows([], [], late.names)).T if late.columns else []
+        rest, parts = iter(again), []
+        for column, found in zip(self.columns, kept, strict=True):
+            parts += [next(rest) for _ in column.features] if found is None else found
+        return np.stack(parts, axis=1)
 
     def describe(self, features: np.ndarray) -> str:
         """The row that features `[F]` were made from, as text."""

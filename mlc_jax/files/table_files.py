@@ -13,7 +13,7 @@ from mlc_jax.data.prepare import identity
 from mlc_jax.data.source import ArraySource, Source
 from mlc_jax.errors import InputError
 from mlc_jax.files.arrays import scale
-from mlc_jax.files.columns import Columns, Survey, is_constant, left_out, survey
+from mlc_jax.files.columns import Columns, Row, Survey, is_constant, left_out, survey
 from mlc_jax.files.label_columns import NAMES, ONE_EACH, WRITTEN, LabelColumns, Said
 from mlc_jax.files.own import FIELD, LabelledFile, OwnData, combine
 from mlc_jax.files.tables import Table
@@ -169,15 +169,8 @@ def _read_first(table: Table, features: Sequence[str], said: Said) -> tuple[Labe
     else:
         left.update(_by_name([name for name in there if name not in chosen.added]))
     names = [name for name in chosen.looked_at(there) if name not in left]
-    size = len(labels.required) + len(labels.optional)
-
-    def rows() -> Iterator[tuple[int, Sequence[str | None]]]:
-        for line, values in table.rows(labels.required, labels.optional, names):
-            labels.add(line, values[:size])
-            yield line, values[size:]
-
-    surveys = survey(names, rows(), may_have_commas=table.may_have_commas)
-    file = labels.finish(lambda ids: _encoded(table, columns, ids))
+    surveys = survey(names, _rows(table, labels, names), may_have_commas=table.may_have_commas)
+    file = labels.finish(lambda ids: TableSource(columns.encode_seen(taken, table), columns, ids))
     learned, taken = ~file.judging, []
     for one in surveys:
         is_ours = one.name in chosen.named or one.name in chosen.added
@@ -231,13 +224,16 @@ def _by_name(names: Sequence[str]) -> dict[str, str]:
 
 def _read(table: Table, columns: Columns) -> LabelledFile:
     labels = LabelColumns(table)
-    for line, values in table.rows(labels.required, labels.optional, columns.names):
-        labels.add(line, values[: len(NAMES)])
-    return labels.finish(lambda ids: _encoded(table, columns, ids))
+    features = columns.encode(table.fail, _rows(table, labels, columns.names))
+    return labels.finish(lambda ids: TableSource(features, columns, ids))
 
 
-def _encoded(table: Table, columns: Columns, ids: np.ndarray | None) -> Source:
-    return TableSource(columns.encode(table.fail, table.rows([], [], columns.names)), columns, ids)
+def _rows(table: Table, labels: LabelColumns, names: Sequence[str]) -> Iterator[Row]:
+    """Where each row stands and its values of columns `names`; its labels go to `labels`."""
+    size = len(labels.required) + len(labels.optional)
+    for line, values in table.rows(labels.required, labels.optional, names):
+        labels.add(line, values[:size])
+        yield line, values[size:]
 
 
 def _log(columns: Columns) -> None:

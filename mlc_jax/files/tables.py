@@ -90,7 +90,7 @@ class Table:
                 return [x.name for x in self._schema() if _is_read(x.type, whole=False)]
             if self._kind == ".jsonl":
                 return list(self._json_names)
-            return [*next(self._csv_rows(), (0, []))[1]]
+            return [*self._first_fields]
 
     def unread(self) -> dict[str, str]:
         """Columns that `columns` leaves out, and their content: nested values of Parquet."""
@@ -206,6 +206,10 @@ class Table:
                     read.clear()
             except csv.Error as error:
                 self.fail(_csv_problem(str(error)), line)
+
+    @functools.cached_property
+    def _first_fields(self) -> list[str]:
+        return next(self._csv_rows(), (0, []))[1]
 
     @functools.cached_property
     def _encoding(self) -> str:

@@ -54,14 +54,25 @@ class Column(NamedTuple):
         numbers, bad = forms.read(texts, self.form)
         for row in np.flatnonzero(bad)[:1]:
             fail_at(fail, self, texts[row], lines[row])
-        missing = np.isnan(numbers)
-        if isinstance(self.offset, int) and self.offset:
+        if self.is_whole:
             numbers = np.array([
                 np.nan if gone else forms.read_whole(text, self.offset)
-                for text, gone in zip(texts, missing, strict=True)
+                for text, gone in zip(texts, np.isnan(numbers), strict=True)
             ])  # fmt: skip
-        else:
-            numbers = numbers - self.offset
+            return self._filled(numbers)
+        return self.of_numbers(numbers)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its numbers are whole ones that float64 cannot hold."""
+        return isinstance(self.offset, int) and self.offset != 0
+
+    def of_numbers(self, numbers: np.ndarray) -> list[np.ndarray]:
+        """The features of `[n]` numbers, NaN where one is missing."""
+        return self._filled(numbers - self.offset)
+
+    def _filled(self, numbers: np.ndarray) -> list[np.ndarray]:
+        missing = np.isnan(numbers)
         filled = np.where(missing, self.median, numbers)
         return [filled, missing] if self.has_missing else [filled]
 

@@ -120,11 +120,22 @@ class Survey:
         """What `codes` are of; None if there are more than `MAX_CATEGORIES`."""
         return None if len(self._categories) > MAX_CATEGORIES + 1 else list(self._categories)
 
+    def cells(self) -> list[str]:
+        """`[N]` texts; of at most `MAX_CATEGORIES`."""
+        texts = list(self._categories)
+        return [texts[code] for code in self._codes]
+
     def values(self) -> np.ndarray | None:
         """`[N]`, equal where values are, NaN or 0 where one is missing; None of unlike texts."""
         if self.is_numeric and self.form != "list":
             return self.numbers
         return None if self.texts is None else np.where(self.codes == 0, np.nan, self.codes)
+
+    def encode(self, column: Column) -> list[np.ndarray] | None:
+        """As `Column.encode` of all rows; None of what is not kept: lists, and `is_whole`."""
+        if column.categories is not None:
+            return [self.codes == self._categories[x] for x in column.categories]
+        return None if column.size or column.is_whole else column.of_numbers(self.numbers)
 
     def column(self, fail: Fail, rows: np.ndarray) -> Column:
         """How it becomes features, by what stands in some rows.
