@@ -203,7 +203,7 @@ def train(
         if path is not None:
             report.write(run, recorder.progress, of_noisy, path)
     trained = Trained(run, recorder.progress, of_noisy)
-    found, of_noisy = report.judged(run, of_noisy)
+    found, of_noisy = report.judged(run, recorder.progress, of_noisy)
     columns = report.label_columns(run.exported, of_noisy)
     if classes is None:
         classes = _classes(run.dataset.class_names, names_labels=run.dataset.names_labels)

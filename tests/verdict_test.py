@@ -1,5 +1,7 @@
 """What judged rows say of labels, against numbers worked out elsewhere."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -130,6 +132,20 @@ def test_without_old_labels_nothing_is_compared():
 def test_without_judged_rows_it_says_what_to_check():
     found = _judge(CHECKS[:0], CHECKS[:0])
     assert found.lines() == [f"Verdict: {found.sentence}"] and "to_check.csv" in found.sentence
+
+
+@pytest.mark.parametrize("num_judged", [0, 40])
+def test_test_rows_have_a_line_of_their_own(num_judged):
+    """Whether or not any row is judged; their interval is Wilson's, for rows still to come."""
+    found = _judge(CHECKS[:num_judged], CHECKS[:num_judged], tested=np.arange(200) < 176)
+    wilson = stats.binomtest(176, 200).proportion_ci(0.95, method="wilson")
+    np.testing.assert_allclose((found.tested.low, found.tested.high), (wilson.low, wilson.high))
+    expected = "Of the 200 test rows, the classifier has 88.0 % (95 %: 83 to 92) right."
+    assert expected in found.lines()[:-1]
+    again = verdict.Verdict.from_json(json.loads(json.dumps(found.to_json())))
+    assert again == found
+    before = {name: x for name, x in found.to_json().items() if name != "tested"}
+    assert verdict.Verdict.from_json(before).tested is None  # Of a run that knew none.
 
 
 def test_classes_that_nobody_checked_are_named():

@@ -75,7 +75,7 @@ def _summary(results: dict[str, Any]) -> str:
         f"confidence in the corrected labels: {results['mean_confidence']:.3f}."
     )
     accuracy = results["test_accuracy"]
-    if accuracy is not None:
+    if accuracy is not None and "verdict" not in results:  # Else it is in the verdict.
         text += (
             f" The classifier is right on {100 * accuracy:.1f} % of {results['num_test']:,} "
             "examples that it was not trained on"
@@ -88,7 +88,7 @@ def _verdict(found: Verdict) -> str:
     """The first section: how good the labels are, according to the checks."""
     text = f"<h2>Verdict</h2><p><b>{_text(found.sentence)}</b></p>"
     if not found.n:
-        return text
+        return text + "".join(f"<p>{_text(x)}</p>" for x in found.lines()[:-1])
     head, *_ = found.lines()
     rows = [
         [_text(NAMES[name]), f"{100 * x.estimate:.1f}", f"{100 * x.low:.0f} to {100 * x.high:.0f}"]

@@ -76,7 +76,7 @@ def write(
       The results, with the text for the terminal under `table`. All processes get them, the first
       one writes.
     """
-    found, of_noisy = judged(run, of_noisy)
+    found, of_noisy = judged(run, progress, of_noisy)
     results = summarize(run, progress, of_noisy.soft_labels, found)
     steps = next_steps(run, shown or shown_path(workdir), again)
     if shown:
@@ -124,7 +124,9 @@ def write_left_out(dataset: Dataset, workdir: epath.Path) -> None:
     paths.write(workdir / LEFT_OUT_FILE, csv_of({"id": ids, "problem": problems}))
 
 
-def judged(run: Run, of_noisy: Prediction) -> tuple[Verdict | None, Prediction]:
+def judged(
+    run: Run, progress: dict[str, Any], of_noisy: Prediction
+) -> tuple[Verdict | None, Prediction]:
     """The verdict of a cross-fitted run, and its labels with calibrated confidence.
 
     For other methods: None, and unchanged labels.
@@ -149,10 +151,20 @@ def judged(run: Run, of_noisy: Prediction) -> tuple[Verdict | None, Prediction]:
         doubtful=len(run.dataset.noisy),
         class_names=run.dataset.class_names,
         class_shares=shares,
+        tested=_tested(run, progress),
     )
     soft = flatten(of_noisy.soft_labels, found.temperature)
     quality = quality_of(soft, run.exported.given)
     return found, of_noisy._replace(soft_labels=soft, label_quality=quality)
+
+
+def _tested(run: Run, progress: dict[str, Any]) -> np.ndarray | None:
+    """Which test rows are right, `[T]`, in no order; None without any."""
+    accuracy = progress["evals"][-1]["test_accuracy"]
+    if accuracy is None or run.dataset.test is None:
+        return None
+    num_test = len(run.dataset.test)
+    return np.arange(num_test) < round(accuracy * num_test)
 
 
 def next_steps(run: Run, workdir: str, again: str) -> Steps:

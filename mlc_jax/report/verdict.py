@@ -6,6 +6,7 @@ for the rows that nobody checked. Uses NumPy and SciPy only.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -94,6 +95,7 @@ class Verdict:
         calibration error, with a temperature that was fitted on other folds.
       temperature: fitted on all folds; exported probabilities are flattened by it.
       per_class: whether a fixed number of rows per class was drawn. Shares are then weighted.
+      tested: share of test rows that the classifier has right, if there are any.
     """
 
     shares: dict[str, Share]
@@ -106,6 +108,7 @@ class Verdict:
     calibration_error: float | None
     temperature: float
     per_class: bool
+    tested: Share | None = None
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -120,6 +123,7 @@ class Verdict:
             "shares": {name: Share(**x) for name, x in stored["shares"].items()},
             "comparisons": {name: Comparison(**x) for name, x in stored["comparisons"].items()},
             "unseen": tuple(stored["unseen"]),
+            "tested": Share(**stored["tested"]) if stored.get("tested") else None,
         }
         return cls(**(dict(stored) | parts))
 
@@ -158,8 +162,9 @@ class Verdict:
 
     def lines(self) -> list[str]:
         """For the terminal; the last one says what to do."""
+        tested = [self._of_tests(self.tested)] if self.tested else []
         if not self.n:
-            return [f"Verdict: {self.sentence}"]
+            return [*tested, f"Verdict: {self.sentence}"]
         how = "a number per class, weighted" if self.per_class else "a random sample"
         head = (
             f"Percent of the {self.doubtful:,} unchecked labels that are right, estimated on "
@@ -167,7 +172,7 @@ class Verdict:
         )
         width = max(map(len, NAMES.values()))
         rows = [f"  {NAMES[name]:<{width}}  {_percent(x)}" for name, x in self.shares.items()]
-        notes = []
+        notes = tested
         if self.confidence is not None and self.calibration_error is not None:
             notes.append(
                 f"Confidence in corrected labels: {100 * self.confidence:.1f} % on average, off by "
@@ -180,6 +185,11 @@ class Verdict:
                 "for labels of that class."
             )
         return [head, *rows, *map(readable, notes), f"Verdict: {self.sentence}"]
+
+    @staticmethod
+    def _of_tests(share: Share) -> str:
+        found = _percent(share).strip().replace("  ", " % ")
+        return f"Of the {share.n:,} test rows, the classifier has {found} right."
 
 
 def _percent(share: Share) -> str:
@@ -196,6 +206,7 @@ def judge(
     doubtful: int,
     class_names: Sequence[str],
     class_shares: np.ndarray | None = None,
+    tested: np.ndarray | None = None,
 ) -> Verdict:
     """The verdict on predictions.
 
@@ -209,6 +220,7 @@ def judge(
       doubtful: number of rows that nobody checked.
       class_names: C names.
       class_shares: `[C]`, if a fixed number of rows per class was drawn; None for a random sample.
+      tested: `[T]` bool, which test rows the classifier has right.
     """
     right = {
         name: predictions[name].argmax(axis=-1) == checks for name in NAMES if name != AS_GIVEN
@@ -241,6 +253,7 @@ def judge(
         calibration_error=error,
         temperature=temperature,
         per_class=class_shares is not None,
+        tested=None if tested is None else share_right(tested, math.inf),
     )
 
 
@@ -262,7 +275,7 @@ def _choose(
     return AS_GIVEN, None if needed is None else max(needed - n, 1)
 
 
-def share_right(right: np.ndarray, doubtful: int, dependence: float = 1.0) -> Share:
+def share_right(right: np.ndarray, doubtful: float, dependence: float = 1.0) -> Share:
     """Wilson's interval for the share of right labels among the rows that were not drawn.
 
     The error of the estimate has variance `p (1 - p) (1 / n + 1 / doubtful)`, so n rows count as
@@ -270,7 +283,7 @@ def share_right(right: np.ndarray, doubtful: int, dependence: float = 1.0) -> Sh
 
     Args:
       right: `[n]` bool.
-      doubtful: number of rows that the estimate is for.
+      doubtful: number of rows that the estimate is for; infinite for rows still to come.
       dependence: variance, divided by that of independent rows.
     """
     n = len(right)
