@@ -13,7 +13,8 @@ them. In DIR: `cells.csv`, a row for each draw; `own_data.md`, the tables.
 Columns are percent right of the doubtful rows: labels as given, scikit-learn's
 `LogisticRegression(C=1)` on the checked rows and on all given labels, gradient boosting on the
 same two, and of `cross_fit` the corrected labels and the classifier's own predictions. The
-verdict's estimate is compared with the truth.
+verdict's estimate is compared with the truth. `--also` adds slower columns: cleanlab (pip install
+cleanlab), and other methods of ours at their defaults.
 """
 
 import collections
@@ -27,6 +28,7 @@ from etils import epath
 from tqdm import tqdm
 
 from experiments.labels.cross_fitted import Draw, fit
+from experiments.labels.instead import ALSO, BASELINES, BOOSTED, baselines, by_others, percent
 from experiments.labels.tables_of_people import MANY, TABLES, Cell, LabelledTable, draw
 from experiments.records import Records, Row, clear_programs
 from experiments.tables import to_csv, to_markdown, values, where
@@ -46,38 +48,10 @@ _FIRST = flags.DEFINE_integer("first_draw", 0, "Number of the first draw.", lowe
 _QUICK = flags.DEFINE_bool(
     "quick", False, "Eight sets, FLIP and hard rows, random:30 and per_class:5, two draws."
 )
+_ALSO = flags.DEFINE_string("also", "", f"Slower columns, some of {', '.join(ALSO)}.")
 _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: every n-th table, from the i-th.")
 
 _QUICK_SETS = ("wine", "breast_cancer", "iris", "digits", "pima", "crabs", "chile", "biopsy")
-_BASELINES = ("given", "lr_checked", "lr_given")
-_BOOSTED = ("gb_checked", "gb_given")
-
-
-def baselines(table: LabelledTable, cell: Cell) -> dict[str, float]:
-    """Percent of doubtful rows right, and of unseen ones, by what one would do instead."""
-    from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    known = np.where(cell.checked, cell.truth, cell.given)
-    doubtful = ~cell.checked
-    found = {"given": _percent(cell.given[doubtful], cell.truth[doubtful])}
-    for part, chosen in (("checked", cell.checked), ("given", np.ones(len(known), bool))):
-        for short in ("lr", "gb"):
-            model: Any = (
-                make_pipeline(StandardScaler(), LogisticRegression(C=1, max_iter=500))
-                if short == "lr"
-                else HistGradientBoostingClassifier(random_state=0)
-            )
-            labels = known[chosen]
-            if len(np.unique(labels)) == 1:
-                said = np.full(len(table.labels), labels[0])
-            else:
-                said = model.fit(table.features[cell.rows[chosen]], labels).predict(table.features)
-            found[f"{short}_{part}"] = _percent(said[cell.rows[doubtful]], cell.truth[doubtful])
-            found[f"unseen_{short}_{part}"] = _percent(said[cell.unseen], table.labels[cell.unseen])
-    return found
 
 
 def cross_fit(table: LabelledTable, cells: Sequence[Cell], drawn: str) -> list[Row]:
@@ -87,7 +61,7 @@ def cross_fit(table: LabelledTable, cells: Sequence[Cell], drawn: str) -> list[R
     draws = [Draw(cell.rows, cell.given[:, None], cell.truth, cell.checked) for cell in cells]
     return [
         _judged(cell, fitted.pipeline, fitted.out_of_fold, num_classes) | {
-            "unseen_cross_fit": _percent(
+            "unseen_cross_fit": percent(
                 fitted.probs.argmax(axis=-1)[cell.unseen], table.labels[cell.unseen]
             )
         }
@@ -102,7 +76,7 @@ def _judged(
     num_noisy, rows = len(pipeline.noisy), pipeline.rows
     truth = cell.truth[~cell.checked]
     said = {name: x[:num_noisy].argmax(axis=1) for name, x in probs.items()}
-    right = {name: _percent(labels, truth) for name, labels in said.items()}
+    right = {name: percent(labels, truth) for name, labels in said.items()}
     judged = rows.judged[rows.counts > 0]
     found = verdict.judge(
         {name: x[judged] for name, x in probs.items()},
@@ -114,7 +88,7 @@ def _judged(
         class_shares=None if rows.is_random else probs["corrected"][:num_noisy].mean(axis=0),
     )
     share = found.shares[verdict.CORRECTED]
-    given = _percent(cell.given[~cell.checked], truth)
+    given = percent(cell.given[~cell.checked], truth)
     is_true = {
         None: None,
         verdict.CORRECTED: right["corrected"] >= given,
@@ -143,11 +117,9 @@ def _half_of_wilson(estimate: float, size: int) -> float:
     return (share.high - share.low) / 2
 
 
-def _percent(said: np.ndarray, truth: np.ndarray) -> float:
-    return float(100 * np.mean(said == truth))
-
-
-def measure(name: str, checked: str, noises: Sequence[str], draws: Sequence[int]) -> list[Row]:
+def measure(
+    name: str, checked: str, noises: Sequence[str], draws: Sequence[int], also: Sequence[str] = ()
+) -> list[Row]:
     """All draws of a table with one choice of checked rows."""
     table = TABLES[name]()
     places = [(noise, number) for noise in noises for number in draws]
@@ -164,6 +136,8 @@ def measure(name: str, checked: str, noises: Sequence[str], draws: Sequence[int]
             noise, number = places[i]
             place = {"set": name, "noise": noise, "checked": checked, "draw": number}
             rows[i] = place | baselines(table, cells[i]) | row
+            for other in also:
+                rows[i] |= by_others(other, table, cells[i])
     return [rows[i] for i in range(len(cells))]
 
 
@@ -188,7 +162,7 @@ def _mean(cell: Sequence[Mapping[str, Any]], name: str) -> float:
 
 def _gap(cell: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """Corrected labels minus the best baseline's, and a paired standard error."""
-    best = max(_BASELINES, key=lambda name: _mean(cell, name))
+    best = max(BASELINES, key=lambda name: _mean(cell, name))
     gaps = [row["corrected"] - row[best] for row in cell]
     error = float(np.std(gaps, ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else 0.0
     return float(np.mean(gaps)), error
@@ -221,7 +195,8 @@ def _summary(cells: Sequence[Sequence[Mapping[str, Any]]]) -> str:
 
 
 def _cells(cells: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    names = [*_BASELINES, *_BOOSTED, "corrected", "own", "estimate"]
+    also = [name for name in ALSO if name in cells[0][0]]
+    names = [*BASELINES, *BOOSTED, *also, "corrected", "own", "estimate"]
     header = ["table", "wrong labels", "n", *(name.replace("_", " ") for name in names), "gap"]
     body = []
     for cell in cells:
@@ -251,12 +226,15 @@ def main() -> None:
         how, _, count = choice.partition(":")
         ok = how in ("random", "per_class") and count.isdecimal() and int(count) > 0
         expect(ok, "--checked", choice, "random:N or per_class:N")
+    also = [name for name in _ALSO.value.split(",") if name]
+    for name in also:
+        expect(name in ALSO, "--also", name, f"some of {', '.join(ALSO)}")
     index, _, of = _SHARD.value.partition("/")
     ok = index.isdecimal() and of.isdecimal() and int(index) < int(of)
     expect(ok, "--shard", _SHARD.value, "i/n with i from 0 to n - 1")
     workdir = epath.Path(paths.absolute(_WORKDIR.value, "--workdir"))
     workdir.mkdir(parents=True, exist_ok=True)
-    settings = {"noise": noises, "draws": list(draws)}
+    settings = {"noise": noises, "draws": list(draws)} | ({"also": also} if also else {})
 
     def records_of(name: str) -> Records:
         return Records(workdir / f"{name}.jsonl", settings)
@@ -265,7 +243,7 @@ def main() -> None:
         records = records_of(name)
         for choice in checked:
             place = {"set": name, "checked": choice}
-            records.get(place, functools.partial(measure, name, choice, noises, list(draws)))
+            records.get(place, functools.partial(measure, name, choice, noises, list(draws), also))
     rows = [row for name in sets for row in records_of(name).rows if row["checked"] in checked]
     paths.write(workdir / "cells.csv", to_csv(rows).encode())
     text = tables(rows)

@@ -16,7 +16,6 @@ Of each: seconds, CPU seconds, and the most memory held.
 
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile

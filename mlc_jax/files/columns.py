@@ -78,18 +78,20 @@ class Columns:
 
         Only what a survey does not keep is read again: lists, and whole numbers beyond float64.
         """
-        kept, unseen = [], _Unseen()
+        kept: list[list[np.ndarray] | None] = []
+        unseen = _Unseen()
         for column, one in zip(self.columns, surveys, strict=True):
             found = one.encode(column)
-            if column.categories is not None:
+            if column.categories is not None and found is not None:
                 unseen.count(column, one.cells(), found)
             kept.append(None if found is None else [x.astype(np.float32) for x in found])
         unseen.warn()
         late = Columns(tuple(x for x, y in zip(self.columns, kept, strict=True) if y is None))
-        again = late.encode(table.fail, table.rows([], [], late.names)).T if late.columns else []
-        rest, parts = iter(again), []
-        for column, found in zip(self.columns, kept, strict=True):
-            parts += [next(rest) for _ in column.features] if found is None else found
+        again = late.encode(table.fail, table.rows([], [], late.names)).T if late.columns else ()
+        rest = iter(again)
+        parts: list[np.ndarray] = []
+        for column, features in zip(self.columns, kept, strict=True):
+            parts += [next(rest) for _ in column.features] if features is None else features
         return np.stack(parts, axis=1)
 
     def describe(self, features: np.ndarray) -> str:

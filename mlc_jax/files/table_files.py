@@ -10,7 +10,7 @@ from absl import logging
 
 from mlc_jax.data.dataset import Benchmark
 from mlc_jax.data.prepare import identity
-from mlc_jax.data.source import ArraySource, Source
+from mlc_jax.data.source import ArraySource
 from mlc_jax.errors import InputError
 from mlc_jax.files.arrays import scale
 from mlc_jax.files.columns import Columns, Row, Survey, is_constant, left_out, survey

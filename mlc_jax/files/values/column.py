@@ -56,7 +56,7 @@ class Column(NamedTuple):
             fail_at(fail, self, texts[row], lines[row])
         if self.is_whole:
             numbers = np.array([
-                np.nan if gone else forms.read_whole(text, self.offset)
+                np.nan if gone else forms.read_whole(text, int(self.offset))
                 for text, gone in zip(texts, np.isnan(numbers), strict=True)
             ])  # fmt: skip
             return self._filled(numbers)
