@@ -1,7 +1,7 @@
 """The plots of the site, drawn from the numbers in its pages.
 
     python -m experiments.site_plots                  # all of them, into docs/images
-    python -m experiments.site_plots --only=suite     # or method, verdict, rounds, estimators
+    python -m experiments.site_plots --only=suite     # or method, verdict, rounds, many, estimators
 
 Nothing is measured here: tables are read from the page that has them with their command, so a plot
 and its page cannot differ.
@@ -22,6 +22,8 @@ from mlc_jax.errors import expect
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"
 Cells = list[list[str]]
+KINDS = {"flip": (BLUE, "o", "FLIP 0.35"), "unif": (GREEN, "s", "UNIF 0.5"),
+         "hard": (ORANGE, "^", "hard rows")}  # fmt: skip
 
 _ONLY = flags.DEFINE_string("only", "", "One of the plots; all of them if empty.")
 _OUTPUT = flags.DEFINE_string("output", str(DOCS / "images"), "Directory for the pictures.")
@@ -116,16 +118,14 @@ def rounds() -> Figure:
 def suite() -> Figure:
     """Gap of the corrected labels to the best simple way, cell by cell."""
     rows = table("results/own_data.md", "table")
-    kinds = {"flip": (BLUE, "o", "FLIP 0.35"), "unif": (GREEN, "s", "UNIF 0.5"),
-             "hard": (ORANGE, "^", "hard rows")}  # fmt: skip
     names = list(dict.fromkeys(row[0] for row in rows))
     figure, axes = _canvas(7, 4.6)
     axes.axvspan(-2, 2, color=GREY, alpha=0.12, linewidth=0)
     axes.axvline(0, color=GREY, linewidth=1)
     for name, kind, *_, gap in rows:
         middle, error = (float(part) for part in gap.replace("+", "").split(" ± "))
-        colour, marker, label = kinds[kind]
-        place = len(names) - 1 - names.index(name) + 0.22 * (1 - list(kinds).index(kind))
+        colour, marker, label = KINDS[kind]
+        place = len(names) - 1 - names.index(name) + 0.22 * (1 - list(KINDS).index(kind))
         shown = label if name == names[0] else None
         axes.errorbar(middle, place, xerr=error, color=colour, marker=marker, label=shown)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in reversed(names)])
@@ -134,6 +134,25 @@ def suite() -> Figure:
     )
     axes.legend(frameon=False, loc="upper right")
     axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def many() -> Figure:
+    """Gaps of the 52 tables, sorted, for each kind of wrong labels."""
+    rows = table("results/own_data.md", "set")
+    figure, axes = _canvas(7, 3.4)
+    axes.axhspan(-2, 2, color=GREY, alpha=0.12, linewidth=0)
+    axes.axhline(0, color=GREY, linewidth=1)
+    for place, (colour, marker, label) in zip((-3, -2, -1), KINDS.values(), strict=True):
+        gaps = sorted(float(row[place].replace("+", "").split(" ± ")[0]) for row in rows)
+        lost = sum(gap < -2 for gap in gaps)
+        axes.plot(
+            range(1, len(gaps) + 1), gaps, color=colour, marker=marker, markersize=4, linewidth=0,
+            label=f"{label}: {lost} of {len(gaps)} below -2",
+        )  # fmt: skip
+    axes.set(xlabel="tables, sorted by their gap", ylabel="points above the best simple way")
+    axes.legend(frameon=False, loc="upper left")
+    axes.grid(axis="y", alpha=0.3)
     return figure
 
 
@@ -172,6 +191,7 @@ PLOTS: dict[str, tuple[str, Callable[[], Figure]]] = {
     "verdict": ("verdict.png", verdict),
     "rounds": ("rounds.png", rounds),
     "suite": ("suite_gap.png", suite),
+    "many": ("suite_many.png", many),
     "estimators": ("exact_and_approximate.png", estimators),
 }
 

@@ -68,7 +68,7 @@ def test_the_reference_has_the_whole_public_face():
         assert re.search(rf"auto{kind}:: (mlc_jax\.)?{name}$", text, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("name", ["method", "verdict", "rounds", "suite", "estimators"])
+@pytest.mark.parametrize("name", ["method", "verdict", "rounds", "suite", "many", "estimators"])
 def test_plots_are_drawn_from_tables_that_pages_have(load_program, name):
     file, draw = load_program("experiments.site_plots").PLOTS[name]
     command = f"python -m experiments.site_plots --only={name}"
@@ -77,7 +77,7 @@ def test_plots_are_drawn_from_tables_that_pages_have(load_program, name):
     (axes,) = draw().axes
     marks = {"method": len(axes.patches), "suite": len(axes.containers)}
     assert marks.get(name, len(axes.lines)) == {
-        "method": 13, "verdict": 10, "rounds": 2, "suite": 30, "estimators": 3,
+        "method": 13, "verdict": 10, "rounds": 2, "suite": 30, "many": 4, "estimators": 3,
     }[name]  # fmt: skip
 
 
