@@ -127,6 +127,18 @@ def test_hardly_any_judged_row(num_checked):
     assert all(np.isfinite(p).all() for p in probs.values())
 
 
+def test_two_checks_of_wrong_labels_make_no_label_worse():
+    """They alone say that given labels are always wrong; few checks are not believed that far."""
+    x, truth, given, _ = _data(size=152, wrong=0.3)
+    checked = np.zeros(152, bool)
+    checked[np.flatnonzero(given != truth)[[0, 5]]] = True
+    rows = _pipeline(x, truth, given, checked).rows
+    bound = _bound(num_noisy=150)
+    probs = jax.jit(bound.out_of_fold)(_trained(bound, rows, x), rows)
+    right = probs["corrected"][:150].argmax(axis=1) == truth[~checked]
+    assert np.mean(right) > np.mean(given[~checked] == truth[~checked]) + 0.05
+
+
 def test_stacked_runs_have_lists_of_one_length():
     pipelines = [_pipeline(*_data(seed=seed), seed=seed) for seed in (0, 1)]
     together = folds.of_one_length([pipeline.rows for pipeline in pipelines])

@@ -31,13 +31,13 @@ def source_counts(
     checked_weight: jax.Array,
     pi: jax.Array,
     prior_strength: float,
-    trust: jax.Array | float = 0.5,
+    trust: tuple[jax.Array | float, jax.Array | float] = (1.0, 2.0),
 ) -> jax.Array:
     """`R` `[S, V, C]`, P(class | given label), with V = C.
 
     The prior of a row of `R` has `rho` at the label itself and the rest by class frequency, and
     counts as `prior_strength` rows. `rho` is the accuracy of all sources together, from checked
-    rows alone and two more, right as often as `trust`. Of several sources each has its own, from
+    rows alone and those of `trust`. Of several sources each has its own, from
     all rows, for which that of all together counts as `prior_strength` rows.
 
     Args:
@@ -47,7 +47,8 @@ def source_counts(
       checked_weight: `[N]`, the same for checked rows, 0 elsewhere.
       pi: `[C]`.
       prior_strength: pseudo-counts.
-      trust: in given labels before any row is checked.
+      trust: rows that count beside the checked ones: how many have the right label, and of how
+        many.
     """
     num_classes = q.shape[1]
     eye = jnp.eye(num_classes, dtype=q.dtype)
@@ -63,7 +64,7 @@ def source_counts(
         return weights @ right, weights @ said
 
     right, said = jax.lax.map(agreement, votes.T)
-    rho = (jnp.sum(right[:, 0]) + 2 * trust) / (jnp.sum(said[:, 0]) + 2)
+    rho = (jnp.sum(right[:, 0]) + trust[0]) / (jnp.sum(said[:, 0]) + trust[1])
     if votes.shape[1] == 1:  # One source is all of them.
         rhos = rho[None]
     else:
@@ -71,7 +72,7 @@ def source_counts(
         # would speak for all the others.
         each = right[:, 0] / jnp.maximum(said[:, 0], 1)
         seen = jnp.minimum(said[:, 0], 1)
-        rho = (jnp.sum(seen * each) + 2 * trust) / (jnp.sum(seen) + 2)
+        rho = (jnp.sum(seen * each) + trust[0]) / (jnp.sum(seen) + trust[1])
         rhos = (right[:, 1] + prior_strength * rho) / (said[:, 1] + prior_strength)
 
     def of_source(source: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -29,6 +29,7 @@ _CHECKED_TRUST = 0.5
 _BLOCK = 16_384  # Rows at a time, of which all classifiers' predictions are in memory.
 _SOURCES_WIDTH = 0.5  # Of the prior of l, where there are several sources.
 _UNCHECKED = -1
+_ENOUGH, _FEWEST = 20, 2  # Rows that say how far given labels are to be trusted; and of a guess.
 _SWEEPS = 2  # Of the label model between two rounds.
 
 
@@ -40,7 +41,7 @@ class Known(NamedTuple):
       one_hot: `[N, C]`, of checks.
       given: `[N, C]`, log-probabilities of the classifier on labels as given, out of part.
       checked: `[K, N, C]`, of those on the checked rows alone.
-      trust: in given labels before any row is checked, see `source_counts`.
+      trust: in given labels beside the checks, see `source_counts`.
     """
 
     rows: Rows
@@ -48,7 +49,7 @@ class Known(NamedTuple):
     one_hot: jax.Array
     given: jax.Array
     checked: jax.Array
-    trust: jax.Array
+    trust: tuple[jax.Array, jax.Array]
 
 
 class Labels(NamedTuple):
@@ -82,16 +83,24 @@ def _by_blocks(fun: Callable[..., jax.Array], *arrays: Any) -> jax.Array:
     return together.reshape(together.shape[0], -1, together.shape[-1])[:, :size]
 
 
-def _trust(rows: Rows, given: jax.Array) -> jax.Array:
-    """How far given labels are trusted before any row is checked.
+def _trust(rows: Rows, given: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What is believed of given labels beside the checks: how many are right, of how many.
 
-    An even chance where rows are checked, which then say it. Where none is, how often a classifier
-    of the labels as given, out of part, says the same: noise and what it cannot know lower it.
+    One of two, where enough rows are checked to say it. Fewer are filled up to `_ENOUGH` by a
+    guess: how often a classifier of the labels as given, out of part, says the same. Noise and what
+    it cannot know lower it. Without it, two checks of labels that happen to be wrong would make the
+    labels of most rows wrong.
     """
     said = rows.votes >= 0
     same = (rows.votes == jnp.argmax(given, axis=-1)[:, None]) & said
-    agreement = (jnp.sum(same) + 1) / (jnp.sum(said) + 2)
-    return jnp.where(jnp.any(rows.checks >= 0), 0.5, jnp.clip(agreement, 0.5, 0.95))
+    agreement = jnp.clip((jnp.sum(same) + 1) / (jnp.sum(said) + 2), 0.5, 0.95)
+    missing = _ENOUGH - jnp.sum((rows.checks >= 0) & rows.is_judged)
+    is_guessed = missing > _FEWEST
+    if rows.votes.shape[1] > 1:  # Several sources show by their agreement what they are worth.
+        is_guessed = ~jnp.any(rows.checks >= 0)
+        missing = _FEWEST
+    of = jnp.where(is_guessed, missing, _FEWEST)
+    return jnp.where(is_guessed, agreement, 0.5) * of, of
 
 
 def _doubtful(rows: Rows, is_visible: jax.Array) -> jax.Array:
