@@ -46,17 +46,21 @@ from configs import table as table_config
 from mlc_jax import config as settings
 from mlc_jax.api import read_frame
 from mlc_jax.benchmarks import datasets
-from mlc_jax.commands import predict, train
+from mlc_jax.commands import predict, rounds, train
 from mlc_jax.config import starts
 from mlc_jax.config.file import ConfigFile, WrongFile
 from mlc_jax.data.source import read_rows
+from mlc_jax.encoders.image_models import open_model
 from mlc_jax.errors import InputError
 from mlc_jax.examples import create_dataset, create_source
 from mlc_jax.files import table_files
 from mlc_jax.files.label_columns import Said, read_labels
 from mlc_jax.files.memory import inputs as memory
+from mlc_jax.files.packed import Packed
 from mlc_jax.files.pictures import check_pictures
 from mlc_jax.files.tables import Table
+from mlc_jax.files.tokens import Tokenizer
+from mlc_jax.models.bert_checkpoint import load_config
 from mlc_jax.models.pretrained import load_params
 from mlc_jax.report import glyphs
 from mlc_jax.workdir.workdir import locked_workdir
@@ -888,6 +892,45 @@ def test_only_regular_files_are_opened(tmp_path):
         config.update_from_flattened_dict({f"model.{field}": str(tmp_path / "x.safetensors")})
         with pytest.raises(InputError, match=rf"model\.{field}: .*a FIFO, no regular file"):
             starts.check(config)
+
+
+@pytest.mark.parametrize("open_directory", [load_config, Tokenizer.load, open_model, Packed])
+def test_only_regular_files_are_opened_in_an_encoder(tmp_path, open_directory):
+    for name in ("config.json", "tokenizer.json", "info.json"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=r"json' is a FIFO; expected a regular file"):
+        open_directory(str(tmp_path))
+
+
+# Names of files of ours, in a directory of ours, that are something else.
+IRREGULAR = [
+    "to_check.csv", "to_check_first.csv", "answers.csv", "answers_used.csv", "checks.txt",
+    "config.json", "dataset.json", "results.json", "metrics.jsonl", "corrected_labels.npz", ".lock",
+    "to_check_rows.json", "answers.csv.partial", "round_2/to_check.csv", "round_2/config.json",
+    "checkpoints/4/state/_METADATA", "checkpoints/4/progress/metadata", "encoder/config.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IRREGULAR)
+def test_only_regular_files_are_opened_in_a_directory(tmp_path, name):
+    """Whoever opens a FIFO waits for ever. Others, which nobody opens, may be there."""
+    if name != "config.json":
+        (tmp_path / "config.json").write_text('{"method": "mlc", "dataset": {}}')
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(tmp_path / "mine.log")
+    with locked_workdir(str(tmp_path)):
+        (tmp_path / ".lock").unlink()
+    os.mkfifo(tmp_path / name)
+    for start in (
+        lambda: locked_workdir(str(tmp_path)).__enter__(),
+        lambda: rounds.Rounds(epath.Path(tmp_path)),
+        lambda: predict.predict(str(tmp_path), str(ROOT)),
+        lambda: mlc.load(tmp_path),
+    ):
+        with pytest.raises(InputError) as error:
+            start()
+        found = rf"/{re.escape(name)}' is a FIFO; expected a regular file, or none of this name"
+        assert re.search(found, one_line(error.value))
 
 
 # (name, arguments of `mlc-jax correct` beside the file, what is expected)

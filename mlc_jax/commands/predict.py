@@ -24,6 +24,7 @@ from mlc_jax.config import column_names
 from mlc_jax.errors import InputError
 from mlc_jax.files.tables import ENDINGS, Table
 from mlc_jax.report.steps import shown_path
+from mlc_jax.workdir.described import is_opened
 
 if TYPE_CHECKING:
     from mlc_jax.api import Result
@@ -83,6 +84,7 @@ def _names(path: epath.Path, run: str) -> dict[str, str]:
     Raises:
       InputError: it is no run that has ended.
     """
+    paths.check_regular(path, "RUN", is_opened)
     for name in _ENDED:
         if not (path / name).exists():
             raise InputError(

@@ -26,7 +26,7 @@ from mlc_jax.files.values.checks import Checking
 from mlc_jax.files.values.names import for_spreadsheet, from_spreadsheet
 from mlc_jax.report import to_check
 from mlc_jax.report.steps import shown_path
-from mlc_jax.workdir.described import WRITTEN, is_config
+from mlc_jax.workdir.described import WRITTEN, is_config, is_opened
 
 ANSWERS_FILE = "answers.csv"
 USED_FILE = "answers_used.csv"  # Those that a round was trained with.
@@ -84,6 +84,7 @@ class Rounds:
 
     def __init__(self, out: epath.Path):
         self.out = out
+        paths.check_regular(out, "--out", is_opened)
         if out.exists():
             names = [place.name for place in out.iterdir()] if out.is_dir() else [out.name]
             foreign = sorted(name for name in names if not WRITTEN.fullmatch(name))

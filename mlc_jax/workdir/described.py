@@ -14,6 +14,13 @@ WRITTEN = re.compile(  # All that a run may have written.
     r"|(corrected|corrected_labels|predicted_labels|checked_rows|sources)\.csv|corrected_labels\.npz"
     r"|training\.png|profile|tensorboard"
 )
+_NOT_OPENED = re.compile(r"lost\+found|\.(?!lock$).*|.*\.log")
+
+
+def is_opened(name: str) -> bool:
+    """Whether a run reads or writes files of this name, or in a directory of this name."""
+    name = name.removesuffix(".partial")
+    return bool(WRITTEN.fullmatch(name)) and not _NOT_OPENED.fullmatch(name)
 
 
 def is_config(text: bytes) -> bool:

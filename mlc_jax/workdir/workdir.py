@@ -10,7 +10,7 @@ from etils import epath
 
 from mlc_jax import paths
 from mlc_jax.errors import InputError
-from mlc_jax.workdir.described import HARMLESS, is_config, is_of_others
+from mlc_jax.workdir.described import HARMLESS, is_config, is_of_others, is_opened
 from mlc_jax.workdir.lease import OBJECT, Lease
 
 LOCK_FILE = ".lock"
@@ -37,6 +37,7 @@ def locked_workdir(path: str) -> Iterator[epath.Path]:
     workdir = paths.absolute(path)
     paths.check_no_pattern(workdir, "--workdir")
     if jax.process_index() == 0:
+        paths.check_regular(workdir, "--workdir", is_opened)
         _check_ours(workdir)
     if paths.is_remote(workdir):
         with _leased(workdir):
