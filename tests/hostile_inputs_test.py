@@ -63,6 +63,7 @@ from mlc_jax.files.tokens import Tokenizer
 from mlc_jax.models.bert_checkpoint import load_config
 from mlc_jax.models.pretrained import load_params
 from mlc_jax.report import glyphs
+from mlc_jax.training.run import build_run
 from mlc_jax.workdir.workdir import locked_workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -822,6 +823,16 @@ def test_a_network_that_does_not_fit_is_refused_before_it_is_compiled():
             mlc.fit(method, *examples, progress=False)
 
 
+def test_pictures_that_are_too_large_for_a_network(tmp_path):
+    pictures = np.zeros((SIZE, 65, 32, 3), np.uint8)
+    np.savez(tmp_path / "all.npz", **NPZ | {"inputs": pictures})
+    config = arrays_config.get_config()
+    fields = {"dataset.data": str(tmp_path / "all.npz"), "method": "mlc", "model.name": "resnet"}
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(InputError, match="with pictures of 65 pixels, expected resnet50, or 64"):
+        build_run(config)
+
+
 # (name, settings of a run on a table, what is expected)
 SETTINGS = [
     ("D lcn.hidden_size", {"lcn.hidden_size": 10**9}, "expected a whole number from 1 to 65536"),
@@ -832,6 +843,10 @@ SETTINGS = [
     ("D profile", {"profile": f"1:{10**30}"}, "expected START:STOP"),
     ("E a picture's network", {"method": "mlc", "model.name": "resnet"},
      "got 'resnet', expected mlp with a table"),
+    ("D a network of small pictures", {
+        "dataset.name": "image_folder", "dataset.data": "all.csv", "method": "mlc",
+        "dataset.standardize": None, "model.name": "resnet",
+    }, "image_size: got 224, expected at most 64 with model.name=resnet"),
     ("E a pattern", {"main_optimizer.groups": (("(", 1.0, None),)}, r"'\(' is none \(missing \)"),
 ]  # fmt: skip
 
