@@ -124,6 +124,11 @@ def expanded(path: epath.PathLike) -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(path))
 
 
+def whole(path: str) -> str:
+    """The path of a file as it is named from any directory; a link stays one."""
+    return path if is_remote(path) else os.path.abspath(expanded(path))
+
+
 def check_no_pattern(path: epath.Path, name: str) -> None:
     """Refuses a directory of checkpoints that orbax could not find again: it reads a pattern.
 

@@ -1190,6 +1190,37 @@ def test_predictions_take_the_place_of_older_ones_alone(run_command, tmp_path, f
     assert (tmp_path / "run" / "predictions").read_text() == "mine"
 
 
+def test_predictions_of_another_file_of_the_same_name_stay(run_command, tmp_path, finished):
+    run, written = tmp_path / "run", tmp_path / "run" / "predictions" / "n.csv"
+    shutil.copytree(finished[1], run)
+    for name in ("x/n.csv", "y/n.csv", "x/n.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        rows = table()[: 3 + len(name)]
+        if name.endswith("csv"):
+            (tmp_path / name).write_bytes(csv(rows))
+        else:
+            rows.to_json(tmp_path / name, orient="records", lines=True)
+
+    def predicted(name, *flags):
+        arguments = ("predict", str(run), str(tmp_path / name), "--noprogress", *flags)
+        return run_command(*arguments)[::2]
+
+    assert predicted("x/n.csv")[0] == 0
+    (tmp_path / "x" / "n.csv").write_bytes(csv(table()[:5]))
+    assert predicted("x/n.csv")[0] == 0 and written.read_bytes().count(b"\n") == 6
+    before = written.read_bytes()
+    for name in ("y/n.csv", "x/n.jsonl"):
+        code, err = predicted(name)
+        assert code == 2 and "x/n.csv'; expected another file for those of" in err.splitlines()[-1]
+        assert written.read_bytes() == before
+        assert predicted(name, f"--output={tmp_path / 'out.csv'}")[0] == 0
+    for damaged in ("[]", "{", None):  # As older runs have none.
+        place = written.parent / "inputs.json"
+        place.unlink() if damaged is None else place.write_text(damaged)
+        assert predicted("y/n.csv")[0] == 0 and written.read_bytes().count(b"\n") == 11
+        assert predicted("x/n.csv")[0] == 2
+
+
 # One of each letter by the real command: that what is refused above is one line there, too.
 COMMANDS = [
     ("A", table(), {"out": ROOT / "docs"}, "is there with other files in it"),
