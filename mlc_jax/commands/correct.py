@@ -111,7 +111,7 @@ def correct(options: Options) -> int:
         logging.info("New answers: %d; all answers are in %s.", new,
                      shown_path(out / rounds.ANSWERS_FILE))  # fmt: skip
     number, checks = done.newest, overrides.listed(config.dataset.checked)
-    if number == 0 and not (rounds.is_checked(file) or checks or done.answers()):
+    if number == 0 and not (rounds.is_checked(file) or checks or done.standing(file)):
         code = _start(done, file, kind, config, options)
         done.remember(1, file, cells)
         return code
@@ -121,7 +121,7 @@ def correct(options: Options) -> int:
         logging.info("Round %d has ended, and there is no new check.", number)
     else:
         number += 1
-        if number == 1 and not done.answers() and kind in datasets.READ_AT_ONCE:
+        if number == 1 and not done.standing(file) and kind in datasets.READ_AT_ONCE:
             datasets.load(config)  # What is wrong is said before JAX is imported.
         done.begin(number, file, checks)
         if number > 1:

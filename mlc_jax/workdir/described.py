@@ -6,7 +6,7 @@ from typing import Any
 
 # Files that exist before a run starts, or in any directory. Other files show whose directory it is.
 HARMLESS = re.compile(
-    r"to_check((_first)?\.csv|_rows\.json|\.html)|answers(_used)?\.csv|checks\.txt|left_out\.csv|round_\d+|predictions"
+    r"to_check((_first)?\.csv|_(rows|seen)\.json|\.html)|answers(_used)?\.csv|checks\.txt|left_out\.csv|round_\d+|predictions"
     r"|lost\+found|\..*|.*\.log"
 )
 WRITTEN = re.compile(  # All that a run may have written.
