@@ -54,6 +54,7 @@ from mlc_jax.encoders.image_models import open_model
 from mlc_jax.errors import InputError
 from mlc_jax.examples import create_dataset, create_source
 from mlc_jax.files import table_files
+from mlc_jax.files.columns import Columns
 from mlc_jax.files.label_columns import Said, read_labels
 from mlc_jax.files.memory import inputs as memory
 from mlc_jax.files.packed import Packed
@@ -544,6 +545,41 @@ def test_new_rows(load_table, change, problem):
     with pytest.raises(InputError) as error:
         read_frame(dataset.columns, change(frame))
     assert re.search(problem, one_line(error.value)), str(error.value)
+
+
+# (name, a column to learn from, the same in new rows, what is expected)
+NUMBERS_ANEW = [
+    ("B a point and a comma", "{:.3f}", "1,234", "row 0: n is '1,234', .* 1234 or 1.234, which"),
+    ("B whole ones and a comma", "{:.0f}", "$1,234", r"row 0: n is '\$1,234', .* \$1234 or \$1.23"),
+    ("B thousands and a point", "{:,.0f}", "1.234", "no number .* has a point; .* 1234 or 1.2340,"),
+    ("B whole ones and a point", "{:.0f}", "1.234", 1.234),
+    ("B thousands and points", "{:,.2f}", "1,234", 1234.0),
+    ("B no thousands, for certain", "{:.0f}", "1,234,567", 1234567.0),
+    ("B no thousands, but a rest", "{:.0f}", "1,234.5", 1234.5),
+    ("B commas and a point", "{:.3f},", "1.234", "row 0: n is '1.234', .* 1234 or 1,234, which"),
+    ("B commas and a comma", "{:.3f},", "1,234", 1.234),
+    ("B points and commas and a point", "{:,.1f},", "1.234", 1234.0),
+]
+
+
+@pytest.mark.parametrize(("form", "new", "expected"), cases(NUMBERS_ANEW))
+def test_numbers_are_read_as_the_first_ones(load_table, form, new, expected):
+    """A trailing comma stands for a spreadsheet that swaps commas and points."""
+    numbers = [form.format(900 + 37.625 * i).removesuffix(",") for i in ROWS]
+    if form.endswith(","):
+        numbers = [x.translate(str.maketrans(",.", ".,")) for x in numbers]
+    frame = table(n=numbers)
+    dataset = load_table(csv(frame, sep=";" if form[-1] == "," else ","))
+    kept = Columns.from_json(json.loads(json.dumps(dataset.columns.to_json())))
+    assert kept == dataset.columns
+    changed = frame.assign(n=new)
+    if isinstance(expected, str):
+        with pytest.raises(InputError) as error:
+            read_frame(kept, changed)
+        assert re.search(expected, one_line(error.value)), str(error.value)
+        return
+    got = read_frame(kept, changed).inputs[:, kept.features.index("n")]
+    np.testing.assert_allclose(got, expected)
 
 
 def test_categories_that_no_row_had_are_counted(load_table, caplog):

@@ -25,6 +25,7 @@ class Column(NamedTuple):
         of a day.
       offset: subtracted from its numbers, in float64, if float32 could not tell them apart.
       size: length of a list of numbers in each row; 0 if there is none.
+      marks: points and commas in its numbers; None if that is not known, as in older workdirs.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Column(NamedTuple):
     form: str = "point"
     offset: float = 0
     size: int = 0
+    marks: str | None = None
 
     @property
     def features(self) -> list[str]:
@@ -54,6 +56,9 @@ class Column(NamedTuple):
         numbers, bad = forms.read(texts, self.form)
         for row in np.flatnonzero(bad)[:1]:
             fail_at(fail, self, texts[row], lines[row])
+        place = None if self.marks is None else forms.misread(texts, self.form, self.marks)
+        if place is not None:
+            self._fail_as_either(fail, lines[place], texts[place])
         missing = np.isnan(numbers)
         if isinstance(self.offset, int) and self.offset:
             numbers = np.array([
@@ -64,6 +69,17 @@ class Column(NamedTuple):
             numbers = numbers - self.offset
         filled = np.where(missing, self.median, numbers)
         return [filled, missing] if self.has_missing else [filled]
+
+    def _fail_as_either(self, fail: Fail, line: int, text: str) -> NoReturn:
+        """Refuses `1,234` where it may be a thousand, or a little more than one."""
+        mark, decimal = "," if "," in text else ".", "," if self.form == "comma" else "."
+        small = text.replace(mark, decimal) + ("0" if mark == decimal else "")
+        name = {",": "comma", ".": "point"}[mark]
+        fail(
+            f"{self.name} is {shown(text)}, and no number to learn from has a {name}; expected "
+            f"{text.replace(mark, '')} or {small}, whichever it is",
+            line,
+        )
 
     def _lists(self, fail: Fail, lines: Sequence[int], texts: list[str]) -> list[np.ndarray]:
         rows = []

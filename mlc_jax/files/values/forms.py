@@ -23,6 +23,8 @@ _POINT = re.compile(
     r"(\.\d*)?([eE][+-]?\d+)?"
 )
 _COMMA = re.compile(r"[+-]?([1-9]\d{0,2}([.'\u2019\s]\d{3})+|\d+|(?=,\d))(,\d*)?([eE][+-]?\d+)?")
+_EITHER = re.compile(r"[+-]?[1-9]\d{0,2}([.,])\d{3}")  # A thousand and more, or less than that.
+_GROUPS = {"point": ",", "comma": "."}  # What forms put between thousands.
 _TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?")
 _HALF = r"(?: ?(?P<half>[AaPp])\.?[Mm]\.?)?"
 _ZONE = r"(?P<zone>Z| ?UTC| ?GMT| ?[+-]\d\d:?\d\d)?"
@@ -66,6 +68,30 @@ def read(texts: Sequence[str], form: str) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(over="ignore"):  # Numbers that float32 cannot hold do not count.
         bad = ~missing & ~np.isfinite(numbers.astype(np.float32))
     return np.where(bad, np.nan, numbers), bad
+
+
+def marks(texts: Sequence[str]) -> str:
+    """The points and commas that are in texts, each once."""
+    joined = "".join(texts)
+    return "".join(mark for mark in ".," if mark in joined)
+
+
+def misread(texts: Sequence[str], form: str, marks: str) -> int | None:
+    """The place of the first text that another program may have written in another form.
+
+    Args:
+      texts: as in the file.
+      form: one of `FORMS`.
+      marks: of the texts that the form was found by. With those it is `form` that is meant.
+    """
+    between = _GROUPS.get(form, "")
+    others = [x for x in ".," if between and x not in marks and (marks or x == between)]
+    for place, text in enumerate(texts):
+        if any(mark in text for mark in others):
+            found = _EITHER.fullmatch(_bare(text.strip()))
+            if found and found[1] in others:
+                return place
+    return None
 
 
 def read_list(text: str) -> list[float] | None:

@@ -43,6 +43,7 @@ class Survey:
         self._codes, self._categories = array("i"), {"": 0}
         self._is_decided = False
         self._sizes: set[int] = set()
+        self._marks = ""
 
     def add(self, lines: Sequence[int], texts: list[str]) -> None:
         num_there, point_alone = 0, False
@@ -61,6 +62,7 @@ class Survey:
                 if point_alone:
                     break
         self._forget(num_there, point_alone=point_alone)
+        self._marks = forms.marks([self._marks, *texts])
         self._has_commas |= self._may_have_commas and any("," in text for text in texts)
         if "list" in self._read:
             self._sizes |= {len(x) for text in texts if (x := forms.read_list(text)) is not None}
@@ -158,11 +160,14 @@ class Survey:
         missing = np.isnan(numbers)
         there = numbers[~missing]
         if not len(there):
-            return Column(self.name, None, 0.0, True, self.form)
+            return Column(self.name, None, 0.0, True, self.form, marks=self._marks)
         self._check_far(fail, rows, there)
         median = float(np.median(there))
         offset = _offset(there, median)
-        return Column(self.name, None, median - offset, bool(missing.any()), self.form, offset)
+        has_missing = bool(missing.any())
+        return Column(
+            self.name, None, median - offset, has_missing, self.form, offset, marks=self._marks
+        )
 
     def _of_lists(self, fail: Fail) -> Column:
         missing = np.flatnonzero(np.isnan(self.numbers))
