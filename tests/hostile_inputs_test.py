@@ -1122,6 +1122,23 @@ DIRECTORIES = [
         {".lock": b"", "config.json": b'{"method": "bayes"}'},
         "not of a run: config.json",
     ),
+    (
+        "A a lock of others",
+        {".lock": b"4711\n", "metrics.jsonl": b"{}\n"},
+        "not of a run: metrics.jsonl",
+    ),
+    (
+        "A results of others, locked",
+        {".lock": b"", "results.json": b'{"f1": 0.9}'},
+        "not of a run: results.json",
+    ),
+    (
+        "A a dataset of others, locked",
+        {".lock": b"", "dataset.json": b'{"url": "x"}'},
+        "not of a run: dataset.json",
+    ),
+    ("A a lock of others alone", {".lock": b"4711\n"}, None),
+    ("A a run of today, without its config.json", {".lock": b"mlc_jax\n", "cost.jsonl": b""}, None),
     ("A pictures to check", {"to_check.html": b"x", "answers.csv": b"id\n"}, None),
     ("A a run that lost its config.json", {".lock": b"", "results.json": b"{}"}, None),
     ("A a run that was cut off", {".lock": b"", "config.json": b'{"meth'}, None),

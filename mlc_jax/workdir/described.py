@@ -14,6 +14,7 @@ WRITTEN = re.compile(  # All that a run may have written.
     r"|(corrected|corrected_labels|predicted_labels|checked_rows|sources)\.csv|corrected_labels\.npz"
     r"|training\.png|profile|tensorboard"
 )
+DESCRIBED = ("config.json", "dataset.json", "results.json")  # JSON that says whose it is.
 _NOT_OPENED = re.compile(r"lost\+found|\.(?!lock$).*|.*\.log")
 
 
@@ -24,14 +25,15 @@ def is_opened(name: str) -> bool:
 
 
 def is_config(text: bytes) -> bool:
-    """Whether the text is the description of a run: many programs have a `config.json`."""
+    """Whether a run wrote it, its description or its results: many programs have such files."""
     content = _object(text)
     return "method" in content and ("dataset" in content or "made_by" in content)
 
 
-def is_of_others(text: bytes) -> bool:
-    """Whether it is a whole JSON object, and not the description of a run."""
-    return bool(_object(text)) and not is_config(text)
+def is_of_others(name: str, text: bytes) -> bool:
+    """Whether a file has the name of one of ours, and is a JSON object that no run wrote."""
+    is_ours = has_key(text, "class_names") if name == "dataset.json" else is_config(text)
+    return bool(_object(text)) and not is_ours
 
 
 def has_key(text: bytes, key: str) -> bool:
