@@ -161,6 +161,7 @@ def write(path: epath.Path, content: bytes, beside: str = "") -> None:
         except Exception as error:  # Of gcsfs and of the network, a dozen types.
             raise Lost(f"cannot write {os.fspath(path)}: {_reason(error)}") from error
         return
+    path = epath.Path(os.path.realpath(path))  # A link stays one.
     partial = path.parent / (beside or path.name + ".partial")
     try:
         partial.write_bytes(content)

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import unicodedata
+import zipfile
 
 import numpy as np
 import pandas
@@ -229,6 +230,12 @@ TABLES = [
     ), "which looks like it"),
     ("B sources that abstain", _of_sources(["a", "b", "ABSTAIN"], checked=["", "a", "b"]),
      {"label_columns": "x,y"}, lambda dataset: dataset.class_names == ("a", "b")),
+    ("B a key of JSON twice", b'{"label": "cat", "a": 1, "a": 2}\n', {"ending": "jsonl"},
+     "line 1: is not JSON .it names 'a' 2 times"),
+    ("B UTF-16 without its mark", csv(table()).decode().encode("utf-16-le"), AB),
+    ("B UTF-16 the other way round", csv(table()).decode().encode("utf-16-be"), AB),
+    ("D a name of 10^6 letters", table().rename(columns={"a": "x" * 10**6}),
+     "whose name has 1,000,000 characters; expected 1,000 at most"),
     ("B Split", table(Split=np.where(ROWS % 4, "train", "test")),
      "has column 'Split' and none named 'split'"),
     ("B splits", table(splits="train"), "has column 'splits' and none named 'split'"),
@@ -618,6 +625,7 @@ ARRAYS = [
     ("C far off", {"inputs": with_number(1e30)}, "row 4, column 1 is 1e[+]30, while"),
     ("C large offsets", {"inputs": X * 100 + 1.7e9}, None),
     ("C ids of 1e18", {"inputs": np.stack([ROWS, 10**18 + ROWS], axis=1)}, None),
+    ("C numbers of 16 bits", {"inputs": X.astype(np.float16)}, None),
     ("C whole numbers of 64 bits", {"inputs": (X * 1e12).astype(np.int64)}, None),
     ("B complex", {"inputs": X * 1j}, "holds complex128, expected real numbers"),
     ("B one-hot", {
@@ -686,6 +694,16 @@ def test_a_csv_given_as_npz(tmp_path):
     with pytest.raises(InputError, match=r"is not a readable \.npz") as error:
         datasets.load(config)
     assert "allow_pickle" not in one_line(error.value)
+
+
+def test_a_zip_archive_of_anything(tmp_path):
+    np.savez(tmp_path / "all.npz", labels=GIVEN)
+    with zipfile.ZipFile(tmp_path / "all.npz", "a") as file:
+        file.writestr("inputs.npy", b"1, 2, 3")
+    config = arrays_config.get_config()
+    config.dataset.data = str(tmp_path / "all.npz")
+    with pytest.raises(InputError, match=r"\['inputs'\] is no array, as numpy.savez writes it"):
+        datasets.load(config)
 
 
 NUMBERS = np.where(GIVEN == "cat", 0, 1)
@@ -1137,6 +1155,7 @@ DIRECTORIES = [
         {".lock": b"", "dataset.json": b'{"url": "x"}'},
         "not of a run: dataset.json",
     ),
+    ("A a kill left half a file", {"answers.csv.partial": b"i", "to_check.csv.partial": b""}, None),
     ("A a lock of others alone", {".lock": b"4711\n"}, None),
     ("A a run of today, without its config.json", {".lock": b"mlc_jax\n", "cost.jsonl": b""}, None),
     ("A pictures to check", {"to_check.html": b"x", "answers.csv": b"id\n"}, None),

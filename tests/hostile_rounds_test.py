@@ -263,6 +263,34 @@ def test_what_is_changed_last_counts(tmp_path):
     assert not done.standing(file)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-8-sig"])
+def test_answers_that_a_spreadsheet_saved_take_up_more(tmp_path, encoding):
+    """And answers.csv may be a link: it stays one."""
+    (tmp_path / "data.csv").write_bytes(csv(NAMED))
+    file = read_labels(Table("config.dataset.data", str(tmp_path / "data.csv")), Said())
+    out = epath.Path(tmp_path / "out")
+    out.mkdir()
+    saved = "id\tnote\tchecked_label\twhy\tfile\n0050\t\u00fcnsure\tdog\trandom\tx.csv\n"
+    (tmp_path / "mine.csv").write_bytes(saved.encode(encoding))
+    (tmp_path / "out" / "answers.csv").symlink_to(tmp_path / "mine.csv")
+    (out / "to_check.csv").write_bytes(_answered())
+    assert rounds.Rounds(out).take_up(file, _no_cells) == 10
+    assert len(rounds.Rounds(out).standing(file)) == 11
+    text = (tmp_path / "mine.csv").read_text(encoding="utf-8-sig")
+    assert text.startswith(saved) and (tmp_path / "out" / "answers.csv").is_symlink()
+
+
+def test_a_round_is_no_directory_of_rounds(run_command, tmp_path):
+    (tmp_path / "data.csv").write_bytes(csv(table()))
+    out = tmp_path / "data.mlc"
+    out.mkdir()
+    (out / "config.json").write_text('{"method": "mlc", "dataset": {}}')
+    place = out / "round_2"
+    code, _, err = run_command("correct", str(tmp_path / "data.csv"), f"--out={place}")
+    assert code == 2 and f"--out: {str(place)!r} is a round of {str(out)!r}; expected that" in err
+    assert os.listdir(out) == ["config.json"]
+
+
 def test_a_directory_of_somebody_is_no_round(tmp_path):
     """Nor is anything written into it."""
     (tmp_path / "data.csv").write_bytes(csv(table()))

@@ -67,6 +67,8 @@ def append(answers: Sequence[Answer], place: epath.Path) -> None:
     for answer in answers:
         fields = dict(zip(_COLUMNS, map(for_spreadsheet, answer), strict=True))
         writer.writerow([fields.get(name, "") for name in table.header()])
+    if table.encoding != "utf-8":  # As a spreadsheet may save it.
+        before = before.decode(table.encoding).encode("utf-8-sig")
     between = b"" if before.endswith(b"\n") else b"\n"
     paths.write(place, before + between + text.getvalue().encode())
 

@@ -43,8 +43,9 @@ _ROWS_FILE = "to_check_rows.json"  # What stands in rows that have no ids.
 _SEEN_FILE = "to_check_seen.json"  # What was typed into which file when that was looked at last.
 # What a round may have left that was stopped before its config.json was written.
 _BEFORE = re.compile(
-    r"\..*|.*\.log|answers_used\.csv|checks\.txt|left_out\.csv|checkpoints|encoder"
+    r"\..*|.*\.log|(answers_used\.csv|checks\.txt|left_out\.csv)(\.partial)?|checkpoints|encoder"
 )
+_ROUND = re.compile(r"round_\d+")
 _OURS = (ANSWERS_FILE, to_check.FILE, FIRST_FILE)
 
 
@@ -64,6 +65,11 @@ class Rounds:
 
     def __init__(self, out: epath.Path):
         self.out = out
+        if _ROUND.fullmatch(out.name) and (out.parent / "config.json").exists():
+            raise InputError(
+                f"--out: {str(out)!r} is a round of {str(out.parent)!r}; expected that, to go on "
+                "with its rounds, or another directory"
+            )
         paths.check_regular(out, "--out", is_opened)
         if out.exists():
             names = [place.name for place in out.iterdir()] if out.is_dir() else [out.name]

@@ -27,6 +27,7 @@ _SEPARATORS = (",", ";", "\t", "|")  # Separators of CSV files.
 _SAYS_SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # A first line that spreadsheets write and read.
 _HEADER_CHARACTERS = 2**20
 _DAY = 86_400 * 10**9  # Nanoseconds.
+_MAX_NAME = 1_000  # Characters of a column's name.
 _SHOWN = 50  # The most names in a message.
 
 Row = tuple[int, list[str | None]]
@@ -87,10 +88,16 @@ class Table:
         """Names of columns as in the file."""
         with self._explained():
             if self._kind == ".parquet":
-                return [x.name for x in self._schema() if _is_read(x.type, whole=False)]
-            if self._kind == ".jsonl":
-                return list(self._json_names)
-            return [*next(self._csv_rows(), (0, []))[1]]
+                found = [x.name for x in self._schema() if _is_read(x.type, whole=False)]
+            elif self._kind == ".jsonl":
+                found = list(self._json_names)
+            else:
+                found = [*next(self._csv_rows(), (0, []))[1]]
+        longest = max(map(len, found), default=0)
+        if longest > _MAX_NAME:
+            self.fail(f"has a column whose name has {longest:,} characters; expected {_MAX_NAME:,} "
+                      "at most")  # fmt: skip
+        return found
 
     def unread(self) -> dict[str, str]:
         """Columns that `columns` leaves out, and their content: nested values of Parquet."""
@@ -188,7 +195,7 @@ class Table:
         """All lines with the text of each row, including its line end."""
         csv.field_size_limit(max(MAX_FIELD_CHARACTERS, csv.field_size_limit()))  # Global.
         read: list[str] = []
-        with self._file.open(encoding=self._encoding, newline="") as stream:
+        with self._file.open(encoding=self.encoding, newline="") as stream:
 
             def lines() -> Iterator[str]:
                 for number, line in enumerate(stream):
@@ -208,7 +215,7 @@ class Table:
                 self.fail(_csv_problem(str(error)), line)
 
     @functools.cached_property
-    def _encoding(self) -> str:
+    def encoding(self) -> str:
         """The file's encoding; a mark of UTF-8 stays in the text."""
         return marks.encoding(self._start())
 
@@ -219,7 +226,7 @@ class Table:
     @functools.cached_property
     def separator(self) -> str:
         """The separator of a CSV file: the one that its first line has most of, or names."""
-        with self._file.open(encoding=self._encoding, newline="", errors="replace") as stream:
+        with self._file.open(encoding=self.encoding, newline="", errors="replace") as stream:
             start = stream.read(_HEADER_CHARACTERS).removeprefix("\ufeff")
         said = _SAYS_SEPARATOR.match(start)
         if said and said[1] in _SEPARATORS:
@@ -265,7 +272,7 @@ class Table:
             yield line, texts
 
     def _json_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        with self._file.open(encoding=self._encoding, newline="\n") as stream:
+        with self._file.open(encoding=self.encoding, newline="\n") as stream:
             for line, text in enumerate(stream, 1):
                 text = text.removeprefix("\ufeff") if line == 1 else text
                 if not text.strip():
@@ -273,7 +280,7 @@ class Table:
                 if line == 1 and text.strip()[0] == "[":
                     self.fail(f"is a list, expected one object per line{marks.hint('.json')}")
                 try:
-                    row = json.loads(text)
+                    row = json.loads(text, object_pairs_hook=_each_once)
                 except (ValueError, RecursionError) as error:
                     self.fail(f"is not JSON ({error}); expected one object per line", line)
                 if not isinstance(row, dict):
@@ -389,8 +396,8 @@ class Table:
         kind = marks.other_kind(self._start())
         if kind:
             self.fail(f"is {kind}; expected text{marks.hint(self._file.suffix)}")
-        if self._encoding != "utf-8":
-            self.fail(f"is no {self._encoding.upper()}, as its first bytes say; expected UTF-8")
+        if self.encoding != "utf-8":
+            self.fail(f"is no {self.encoding.upper()}, as its first bytes say; expected UTF-8")
         offset = 0
         with self._file.open("rb") as stream:
             for line, data in enumerate(stream, 1):
@@ -412,6 +419,16 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
     return "" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = collections.Counter(name for name, _ in pairs)
+        name = next(name for name, count in counts.items() if count > 1)
+        raise ValueError(f"it names {shown(name)} {counts[name]} times")
+    return found
 
 
 def _is_read(stored: Any, *, whole: bool) -> bool:

@@ -4,15 +4,16 @@ import json
 import re
 from typing import Any
 
+_PARTIAL = r"(\.partial)?"  # A file that a kill left half-written; see `paths.write`.
 # Files that exist before a run starts, or in any directory. Other files show whose directory it is.
 HARMLESS = re.compile(
-    r"to_check((_first)?\.csv|_(rows|seen)\.json|\.html)|answers(_used)?\.csv|checks\.txt|left_out\.csv|round_\d+|predictions"
-    r"|lost\+found|\..*|.*\.log"
+    r"(to_check((_first)?\.csv|_(rows|seen)\.json|\.html)|answers(_used)?\.csv|checks\.txt"
+    rf"|left_out\.csv|round_\d+|predictions|lost\+found|\..*|.*\.log){_PARTIAL}"
 )
 WRITTEN = re.compile(  # All that a run may have written.
-    rf"{HARMLESS.pattern}|(config|dataset|results|metrics)\.jsonl?|checkpoints|encoder|report\.html"
+    rf"({HARMLESS.pattern}|(config|dataset|results|metrics)\.jsonl?|checkpoints|encoder|report\.html"
     r"|(corrected|corrected_labels|predicted_labels|checked_rows|sources)\.csv|corrected_labels\.npz"
-    r"|training\.png|profile|tensorboard"
+    rf"|training\.png|profile|tensorboard){_PARTIAL}"
 )
 DESCRIBED = ("config.json", "dataset.json", "results.json")  # JSON that says whose it is.
 _NOT_OPENED = re.compile(r"lost\+found|\.(?!lock$).*|.*\.log")
@@ -20,7 +21,6 @@ _NOT_OPENED = re.compile(r"lost\+found|\.(?!lock$).*|.*\.log")
 
 def is_opened(name: str) -> bool:
     """Whether a run reads or writes files of this name, or in a directory of this name."""
-    name = name.removesuffix(".partial")
     return bool(WRITTEN.fullmatch(name)) and not _NOT_OPENED.fullmatch(name)
 
 

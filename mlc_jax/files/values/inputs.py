@@ -127,6 +127,7 @@ def _check_far(fail: Fail, inputs: np.ndarray) -> None:
 
 def _check_finite(fail: Fail, block: np.ndarray, start: int) -> None:
     flat = block.reshape(len(block), -1)
+    flat = flat.astype(np.float32) if flat.dtype == np.float16 else flat
     good = np.abs(flat) <= _FLOAT32_MAX  # False for NaN, too.
     if good.all():
         return

@@ -51,7 +51,14 @@ def hint(suffix: str) -> str:
 
 def encoding(start: bytes) -> str:
     """The encoding of a text with these first bytes; a mark of UTF-8 stays in the text."""
-    return next((x for mark, x in _ENCODINGS.items() if start.startswith(mark)), "utf-8")
+    known = next((x for mark, x in _ENCODINGS.items() if start.startswith(mark)), "")
+    if known or len(start) < 4:
+        return known or "utf-8"
+    # Letters of a header that are each two bytes, one of them 0: UTF-16 without its mark.
+    empty = [not any(start[first::2]) for first in (0, 1)]
+    if all(empty) or not any(empty):
+        return "utf-8"
+    return "utf-16-be" if empty[0] else "utf-16-le"
 
 
 def other_kind(start: bytes) -> str:
