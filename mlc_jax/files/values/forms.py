@@ -24,6 +24,9 @@ _POINT = re.compile(
 )
 _COMMA = re.compile(r"[+-]?([1-9]\d{0,2}([.'\u2019\s]\d{3})+|\d+|(?=,\d))(,\d*)?([eE][+-]?\d+)?")
 _EITHER = re.compile(r"[+-]?[1-9]\d{0,2}([.,])\d{3}")  # A thousand and more, or less than that.
+_UNIT = re.compile(r"[%$€£¥]|USD|EUR|GBP|CHF|JPY")
+_CODES = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥"}
+_NOT_ZERO = re.compile(r"[1-9]")
 _GROUPS = {"point": ",", "comma": "."}  # What forms put between thousands.
 _TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?")
 _HALF = r"(?: ?(?P<half>[AaPp])\.?[Mm]\.?)?"
@@ -74,6 +77,24 @@ def marks(texts: Sequence[str]) -> str:
     """The points and commas that are in texts, each once."""
     joined = "".join(texts)
     return "".join(mark for mark in ".," if mark in joined)
+
+
+def units(texts: Sequence[str]) -> dict[str, int]:
+    """Where each unit comes first: a currency, `%`, or "" for a number without one, but 0."""
+    found: dict[str, int] = {}
+    if not _UNIT.search("".join(texts)):
+        place = next((i for i, text in enumerate(texts) if _NOT_ZERO.search(text)), None)
+        return {} if place is None else {"": place}
+    for place, text in enumerate(texts):
+        unit = _UNIT.search(text)
+        if unit or _NOT_ZERO.search(text):
+            found.setdefault(_CODES.get(unit[0], unit[0]) if unit else "", place)
+    return found
+
+
+def differ(unit: str, other: str) -> bool:
+    """Whether numbers with these units are no numbers of one column; a currency may be left out."""
+    return unit != other and ("%" in (unit, other) or bool(unit and other))
 
 
 def misread(texts: Sequence[str], form: str, marks: str) -> int | None:

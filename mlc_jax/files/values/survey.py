@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mlc_jax.errors import shown
 from mlc_jax.files.values import forms
 from mlc_jax.files.values.column import Column, Fail, fail_at
 
 MAX_CATEGORIES = 100  # Of a column that is named.
 FAR = 1e6  # Interquartile ranges from the median.
+SMALL = float(np.finfo(np.float32).tiny)  # Numbers that differ by less become one.
 
 # Of the rows, at most, where more than half are equal: more are a group of their own.
 _SLIPS = 0.05
@@ -43,7 +45,7 @@ class Survey:
         self._codes, self._categories = array("i"), {"": 0}
         self._is_decided = False
         self._sizes: set[int] = set()
-        self._marks = ""
+        self._marks, self._units = "", dict[str, tuple[str, int]]()
 
     def add(self, lines: Sequence[int], texts: list[str]) -> None:
         num_there, point_alone = 0, False
@@ -63,6 +65,8 @@ class Survey:
                     break
         self._forget(num_there, point_alone=point_alone)
         self._marks = forms.marks([self._marks, *texts])
+        for unit, place in forms.units(texts).items():
+            self._units.setdefault(unit, (texts[place], lines[place]))
         self._has_commas |= self._may_have_commas and any("," in text for text in texts)
         if "list" in self._read:
             self._sizes |= {len(x) for text in texts if (x := forms.read_list(text)) is not None}
@@ -162,12 +166,27 @@ class Survey:
         if not len(there):
             return Column(self.name, None, 0.0, True, self.form, marks=self._marks)
         self._check_far(fail, rows, there)
+        if 0 < np.ptp(there) < SMALL:
+            fail(f"column {self.name!r} {too_small(np.ptp(there))}", None)
         median = float(np.median(there))
         offset = _offset(there, median)
-        has_missing = bool(missing.any())
         return Column(
-            self.name, None, median - offset, has_missing, self.form, offset, marks=self._marks
-        )
+            self.name, None, median - offset, bool(missing.any()), self.form, offset,
+            marks=self._marks, unit=self._unit(fail),
+        )  # fmt: skip
+
+    def _unit(self, fail: Fail) -> str:
+        """The currency of its numbers, or `%`."""
+        if self.form not in ("point", "comma"):
+            return ""
+        unit = next((unit for unit in self._units if unit), "")
+        for other, (text, line) in self._units.items():
+            if forms.differ(unit, other):
+                like = shown(self._units[unit][0])
+                fail(
+                    f"{self.name} is {shown(text)}, and others are {like}; expected one unit", line
+                )
+        return unit
 
     def _of_lists(self, fail: Fail) -> Column:
         missing = np.flatnonzero(np.isnan(self.numbers))
@@ -191,6 +210,11 @@ class Survey:
             "expected a number like them, or nothing where it is missing",
             self._lines[place],
         )
+
+
+def too_small(span: float) -> str:
+    """What is wrong with numbers within a `span` below `SMALL`."""
+    return f"has numbers that differ by {span:g} at most; expected them in a smaller unit"
 
 
 def far_off(numbers: np.ndarray) -> int | None:
