@@ -383,7 +383,8 @@ def read_frame(columns: Columns, x: Any, *, sources: Sequence[str] = ()) -> Sour
     """New rows of a table: a data frame, or a dict of columns."""
     frame = Frame("x", x)
     warn_of_new(columns, frame.columns(), sources)
-    return TableSource(columns.encode(frame.fail, frame.rows([], [], columns.names)), columns)
+    rows, read = frame.rows([], [], columns.names), columns.of_numbers(frame.numbers())
+    return TableSource(read.encode(frame.fail, rows), columns)
 
 
 def _settings(fields: dict[str, Any]) -> "Settings":

@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 import unicodedata
 import zipfile
 
@@ -48,6 +49,7 @@ from mlc_jax import config as settings
 from mlc_jax.api import read_frame
 from mlc_jax.benchmarks import datasets
 from mlc_jax.commands import predict, rounds, train
+from mlc_jax.commands.new_examples import open_examples
 from mlc_jax.config import starts
 from mlc_jax.config.file import ConfigFile, WrongFile
 from mlc_jax.data.source import read_rows
@@ -600,6 +602,31 @@ def test_numbers_are_read_as_the_first_ones(load_table, form, new, expected):
         return
     got = read_frame(kept, changed).inputs[:, kept.features.index("n")]
     np.testing.assert_allclose(got, expected)
+
+
+@pytest.mark.parametrize("ending", ["frame", "jsonl", "parquet"])
+@pytest.mark.parametrize("form", ["{:.1f}", "{:,.1f}", "{:,.0f},"])
+def test_numbers_are_no_texts(load_table, tmp_path_factory, form, ending):
+    """What was learned from a CSV file with decimal commas, say, sees them in a data frame."""
+    texts = [form.removesuffix(",").format(900 + 37.5 * i) for i in ROWS]
+    if not form.endswith(","):
+        texts = [x.translate(str.maketrans(",.", ".,")) for x in texts]
+    columns = load_table(csv(table(n=texts), sep=";")).columns
+    new = table(n=np.array([1.234, 1234.5, *A[2:]]))
+    if ending == "frame":
+        got = read_frame(columns, new)
+    else:
+        path = tmp_path_factory.mktemp("new") / f"new.{ending}"
+        if ending == "parquet":
+            new.to_parquet(path)
+        else:
+            new.to_json(path, orient="records", lines=True)
+        opened = open_examples(
+            types.SimpleNamespace(kind="table", columns=columns, sizes={}), str(path), {}
+        )
+        ((_, got),) = opened.chunks
+    inputs = got.inputs[:, columns.features.index("n")]
+    np.testing.assert_allclose(inputs, new["n"], rtol=1e-6)
 
 
 def test_categories_that_no_row_had_are_counted(load_table, caplog):

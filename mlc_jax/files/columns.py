@@ -5,7 +5,7 @@ One rule says what becomes a feature, for files and for data frames: `left_out`.
 
 import dataclasses
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -72,6 +72,16 @@ class Columns:
         unseen.warn()
         return np.concatenate(chunks) if chunks else np.zeros((0, len(self.features)), np.float32)
 
+    def of_numbers(self, names: Collection[str]) -> "Columns":
+        """The same for rows whose columns `names` hold numbers, whatever the texts were like."""
+
+        def read(one: Column) -> Column:
+            if one.name not in names or one.form not in ("point", "comma"):
+                return one
+            return one._replace(form="point", marks=None if one.marks is None else ".,")
+
+        return dataclasses.replace(self, columns=tuple(map(read, self.columns)))
+
     def describe(self, features: np.ndarray) -> str:
         """The row that features `[F]` were made from, as text."""
         parts, start = [], 0
@@ -101,11 +111,19 @@ class Columns:
 
 
 def survey(
-    names: Sequence[str], rows: Iterable[Row], *, may_have_commas: bool = False
-) -> list[Survey]:
-    """Looks at columns `names` of all rows; see `Columns.encode` and `Survey`."""
+    names: Sequence[str], rows: Iterable[Row], *, may_have_commas: bool = False,
+    numbers: Collection[str] = (),
+) -> list[Survey]:  # fmt: skip
+    """Looks at columns `names` of all rows; see `Columns.encode` and `Survey`.
+
+    Args:
+      numbers: columns whose values are no texts in the file.
+    """
     places = array("q")
-    surveys = [Survey(name, places, may_have_commas=may_have_commas) for name in names]
+    surveys = [
+        Survey(name, places, may_have_commas=may_have_commas, are_numbers=name in numbers)
+        for name in names
+    ]
     for lines, chunk in _chunks(rows):
         places.extend(lines)
         for one, texts in zip(surveys, zip(*chunk, strict=True), strict=True):

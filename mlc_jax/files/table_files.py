@@ -176,7 +176,8 @@ def _read_first(table: Table, features: Sequence[str], said: Said) -> tuple[Labe
             labels.add(line, values[:size])
             yield line, values[size:]
 
-    surveys = survey(names, rows(), may_have_commas=table.may_have_commas)
+    surveys = survey(names, rows(), may_have_commas=table.may_have_commas,
+                     numbers=table.numbers())  # fmt: skip
     file = labels.finish(lambda ids: _encoded(table, columns, ids))
     learned, taken = ~file.judging, []
     for one in surveys:
@@ -237,7 +238,8 @@ def _read(table: Table, columns: Columns) -> LabelledFile:
 
 
 def _encoded(table: Table, columns: Columns, ids: np.ndarray | None) -> Source:
-    return TableSource(columns.encode(table.fail, table.rows([], [], columns.names)), columns, ids)
+    rows = table.rows([], [], columns.names)
+    return TableSource(columns.of_numbers(table.numbers()).encode(table.fail, rows), columns, ids)
 
 
 def _log(columns: Columns) -> None:

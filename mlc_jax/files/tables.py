@@ -88,7 +88,7 @@ class Table:
         """Names of columns as in the file."""
         with self._explained():
             if self._kind == ".parquet":
-                found = [x.name for x in self._schema() if _is_read(x.type, whole=False)]
+                found = [x.name for x in self._schema() if marks.is_read(x.type, whole=False)]
             elif self._kind == ".jsonl":
                 found = list(self._json_names)
             else:
@@ -105,7 +105,9 @@ class Table:
             return {}
         with self._explained():
             return {
-                x.name: str(x.type) for x in self._schema() if not _is_read(x.type, whole=False)
+                x.name: str(x.type)
+                for x in self._schema()
+                if not marks.is_read(x.type, whole=False)
             }
 
     def rows(
@@ -212,7 +214,7 @@ class Table:
                     yield first, fields if any(fields) else [], "".join(read)
                     read.clear()
             except csv.Error as error:
-                self.fail(_csv_problem(str(error)), line)
+                self.fail(marks.csv_problem(str(error), MAX_FIELD_CHARACTERS), line)
 
     @functools.cached_property
     def encoding(self) -> str:
@@ -245,10 +247,26 @@ class Table:
         """Whether `;` separates its columns, as where numbers have decimal commas."""
         return self._kind == ".csv" and self.separator == ";"
 
+    def numbers(self) -> set[str]:
+        """Columns of numbers; in a CSV file all are texts."""
+        if self._kind == ".csv":
+            return set()
+        with self._explained():
+            if self._kind == ".jsonl":
+                found = {name for name, are_numbers in self._json_names.items() if are_numbers}
+            else:
+                found = {x.name for x in self._schema() if marks.is_number(x.type)}
+        return {self._ours.get(name, name) for name in found}
+
     @functools.cached_property
-    def _json_names(self) -> dict[str, None]:
-        """Keys of all objects, in order of appearance."""
-        return dict.fromkeys(name for _, row in self._json_rows() for name in row)
+    def _json_names(self) -> dict[str, bool]:
+        """Keys of all objects, in order of appearance, and whether all values are numbers."""
+        found: dict[str, bool] = {}
+        for _, row in self._json_rows():
+            for name, value in row.items():
+                is_number = value is None or type(value) in (int, float)
+                found[name] = is_number and found.get(name, True)
+        return found
 
     def _json(self, required: list[str], optional: list[str], values: list[str]) -> Iterator[Row]:
         names = [*required, *optional, *values]
@@ -349,7 +367,7 @@ class Table:
         import pyarrow
         from pyarrow import types
 
-        if _is_list(column.type):
+        if marks.is_list(column.type):
             return [None if x is None else json.dumps(x) for x in column.to_pylist()]
         if types.is_duration(column.type):
             spans = column.cast(pyarrow.duration("ns"), safe=False).cast(pyarrow.int64())
@@ -365,7 +383,7 @@ class Table:
         return texts
 
     def _check_type(self, name: str, stored: Any, *, whole: bool) -> None:
-        if not _is_read(stored, whole=whole):
+        if not marks.is_read(stored, whole=whole):
             numbers = "whole numbers" if whole else "numbers, or lists of them"
             self.fail(f"column {name!r} holds {stored}, expected texts or {numbers}")
 
@@ -429,44 +447,6 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         name = next(name for name, count in counts.items() if count > 1)
         raise ValueError(f"it names {shown(name)} {counts[name]} times")
     return found
-
-
-def _is_read(stored: Any, *, whole: bool) -> bool:
-    """Whether values of a Parquet type are read, or as whole numbers or texts alone."""
-    from pyarrow import types
-
-    kind = stored.value_type if types.is_dictionary(stored) else stored
-    tests = ["string", "large_string", "string_view", "integer", "boolean", "null", "floating"]
-    if not whole:
-        if _is_list(kind):
-            return bool(types.is_integer(kind.value_type) or types.is_floating(kind.value_type))
-        tests += ["decimal", "date", "timestamp", "time", "duration"]
-    return any(getattr(types, f"is_{test}")(kind) for test in tests)
-
-
-def _is_list(stored: Any) -> bool:
-    from pyarrow import types
-
-    return bool(
-        types.is_list(stored) or types.is_large_list(stored) or types.is_fixed_size_list(stored)
-    )
-
-
-def _csv_problem(error: str) -> str:
-    """A message of Python's csv module in plain words."""
-    if "unexpected end" in error:
-        return 'a quote " in this row is never closed; expected one at the end of the field'
-    if "field limit" in error:
-        return (
-            f"a field of this row has more than {MAX_FIELD_CHARACTERS:,} characters; expected "
-            'fewer, or a quote " that closes it'
-        )
-    if "expected after" in error:
-        return (
-            'in this row text follows a quote " that closes a field; expected a comma, and a quote '
-            'within a field written twice, ""'
-        )
-    return f"this row is no CSV ({error})"
 
 
 def _names(columns: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Recognises a file by the end of its name, its first bytes, or the keys of its objects."""
+"""Recognises a file by the end of its name, its first bytes, the keys of its objects, its types."""
 
 import codecs
 from collections.abc import Callable
@@ -72,3 +72,47 @@ def tool_of(row: dict[str, Any]) -> str:
         if is_of(row):
             return f"as {tool} writes it; expected {export}"
     return ""
+
+
+def is_read(stored: Any, *, whole: bool) -> bool:
+    """Whether values of a Parquet type are read, or as whole numbers or texts alone."""
+    from pyarrow import types
+
+    kind = stored.value_type if types.is_dictionary(stored) else stored
+    tests = ["string", "large_string", "string_view", "integer", "boolean", "null", "floating"]
+    if not whole:
+        if is_list(kind):
+            return bool(types.is_integer(kind.value_type) or types.is_floating(kind.value_type))
+        tests += ["decimal", "date", "timestamp", "time", "duration"]
+    return any(getattr(types, f"is_{test}")(kind) for test in tests)
+
+
+def is_number(stored: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_integer(stored) or types.is_floating(stored) or types.is_decimal(stored))
+
+
+def is_list(stored: Any) -> bool:
+    from pyarrow import types
+
+    return bool(
+        types.is_list(stored) or types.is_large_list(stored) or types.is_fixed_size_list(stored)
+    )
+
+
+def csv_problem(error: str, most: int) -> str:
+    """A message of Python's csv module in plain words."""
+    if "unexpected end" in error:
+        return 'a quote " in this row is never closed; expected one at the end of the field'
+    if "field limit" in error:
+        return (
+            f"a field of this row has more than {most:,} characters; expected "
+            'fewer, or a quote " that closes it'
+        )
+    if "expected after" in error:
+        return (
+            'in this row text follows a quote " that closes a field; expected a comma, and a quote '
+            'within a field written twice, ""'
+        )
+    return f"this row is no CSV ({error})"

@@ -27,6 +27,7 @@ class Survey:
       name: of the column.
       lines: where rows stand, of all columns.
       may_have_commas: whether decimal commas are likely, as where `;` separates the columns.
+      are_numbers: whether its values are numbers that a program wrote as texts.
 
     Attributes:
       name: of the column.
@@ -34,12 +35,15 @@ class Survey:
     """
 
     def __init__(
-        self, name: str, lines: "array[int] | None" = None, *, may_have_commas: bool = False
-    ):
+        self, name: str, lines: "array[int] | None" = None, *, may_have_commas: bool = False,
+        are_numbers: bool = False,
+    ):  # fmt: skip
         self.name, self.form = name, "point"
         self._may_have_commas, self._has_commas = may_have_commas, False
         self._lines = array("q") if lines is None else lines  # Of all columns.
-        self._read: dict[str, list[np.ndarray]] = {form: [] for form in forms.FORMS}
+        self._read: dict[str, list[np.ndarray]] = {
+            form: [] for form in (["point"] if are_numbers else forms.FORMS)
+        }
         self._num_texts = dict.fromkeys(forms.FORMS, 0)
         self._first_bad: dict[str, tuple[str, int]] = {}
         self._codes, self._categories = array("i"), {"": 0}
