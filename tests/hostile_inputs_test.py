@@ -56,7 +56,7 @@ from mlc_jax.data.source import read_rows
 from mlc_jax.encoders.image_models import open_model
 from mlc_jax.errors import InputError
 from mlc_jax.examples import create_dataset, create_source
-from mlc_jax.files import table_files
+from mlc_jax.files import image_folder, table_files
 from mlc_jax.files.columns import Columns
 from mlc_jax.files.label_columns import Said, read_labels
 from mlc_jax.files.memory import inputs as memory
@@ -916,6 +916,26 @@ def test_a_network_that_does_not_fit_is_refused_before_it_is_compiled():
     ]:  # fmt: skip
         with pytest.raises(InputError, match=expected):
             mlc.fit(method, *examples, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["train/cat/1.png", "Val/dog/1.png"], None),
+        (["train/1.png", "val/2.png"], ("train", "val")),
+        (["train/a/1.png", "car/a/1.png"], ("car", "train")),
+    ],
+)
+def test_directories_of_splits_are_no_classes(tmp_path, names, classes):
+    """B: as torchvision expects them; all pictures were of class `train` or `val`."""
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    if classes is not None:
+        assert image_folder.read_labels(str(tmp_path), Said()).labels.names == classes
+        return
+    with pytest.raises(InputError, match="in the place of a class, .* such as '.*(train|Val)'$"):
+        image_folder.read_labels(str(tmp_path), Said())
 
 
 def test_pictures_that_are_too_large_for_a_network(tmp_path):
