@@ -879,6 +879,8 @@ CALLS = [
      "encoder: got '/no', expected None"),
     ("E no such encoder", lambda x: mlc.correct_labels(x.assign(t="a b"), text="t", encoder="/no"),
      "no directory '/no'"),
+    ("B rows in another order", lambda x: _fitted(x[["a", "b"]], x["label"][::-1]),
+     r"y: its index is that of X in another order; expected .* y\.loc\[X\.index\]"),
     ("E scalars", lambda x: mlc.correct_labels({"label": "cat", "a": 1}), "column 'label' is str"),
     ("E a list", lambda x: mlc.correct_labels(x.to_dict("records")), "got list, expected a data"),
     ("B texts and numbers", lambda x: _fitted(x, np.array(["cat", 1] * (SIZE // 2), object)),
@@ -934,7 +936,7 @@ def test_directories_of_splits_are_no_classes(tmp_path, names, classes):
     if classes is not None:
         assert image_folder.read_labels(str(tmp_path), Said()).labels.names == classes
         return
-    with pytest.raises(InputError, match="in the place of a class, .* such as '.*(train|Val)'$"):
+    with pytest.raises(InputError, match=r"in the place of a class, .* such as '.*(train|Val)'$"):
         image_folder.read_labels(str(tmp_path), Said())
 
 
