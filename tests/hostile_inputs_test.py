@@ -198,6 +198,9 @@ TABLES = [
     ("B a class of test rows alone", table(
         split=np.where(ROWS == 0, "test", ""), checked_label=np.where(ROWS == 0, "emu", CHECKED)
     ), "line 2 has label 'emu', which no row to train with has"),
+    ("B cat and Cat, of a second source", table(
+        drop=["label"], x=GIVEN, y=np.where(ROWS == 3, "Cat", GIVEN)
+    ), {"label_columns": "x,y"}, "line 5 has label 'Cat', and .* line . has 'cat', which looks"),
     ("B -1 of several sources", _of_sources([1, 0, -1], checked=["", 0, 1]),
      {"label_columns": "x,y"}, lambda dataset: dataset.class_names == ("0", "1")),
     ("B -1 where nobody looked, either", _of_sources([1, 0, -1], checked=[-1, 0, 1]),

@@ -358,6 +358,14 @@ def test_nobody_checks_rows_of_a_file_that_is_refused_then(run_command, tmp_path
     assert os.listdir(tmp_path) == ["data.csv"]
 
 
+def test_whole_floats_of_a_source_are_no_classes(run_command, tmp_path):
+    """`0` and `0.0` are one when rows are drawn, as when a run learns from them."""
+    x = (GIVEN == "cat").astype(int)
+    NAMED.drop(columns="label").assign(x=x, y=x * 1.0).to_csv(tmp_path / "data.csv", index=False)
+    code, out, err = run_command("correct", str(tmp_path / "data.csv"), "--label=x,y")
+    assert code == 2 and "60 rows, drawn at random" in out, err
+
+
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "npz"])
 def test_rows_without_ids_that_have_moved_are_refused(run_command, tmp_path, ending):
     """By the command: answers would go to other rows, silently."""

@@ -253,10 +253,9 @@ def _start(
     from mlc_jax.files.values import together
     from mlc_jax.report import to_check
 
-    names = file.votes.names if file.votes is not None else file.labels.names
-    if not names:
+    if not file.class_names:
         file.fail("has no label in any row; expected some to correct")
-    together.check_classes({"data": file}, names)
+    together.check_classes({"data": file}, file.class_names)
     if kind == "table":
         _check_features(config, options)
     place = done.out / to_check.FILE
