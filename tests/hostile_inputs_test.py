@@ -566,6 +566,15 @@ def test_new_rows(load_table, change, problem):
     assert re.search(problem, one_line(error.value)), str(error.value)
 
 
+def test_missing_numbers_where_none_was_are_counted(load_table, caplog):
+    frame = table(n=np.where(ROWS % 9, ROWS * ROWS, np.nan))
+    dataset = load_table(frame)
+    with caplog.at_level("WARNING"):
+        read_frame(dataset.columns, frame.assign(a=np.where(ROWS < 7, np.nan, A), n="NA"))
+    assert "Column a has 7 missing values, and none in rows to learn from" in caplog.text
+    assert "Column n" not in caplog.text
+
+
 # (name, a column to learn from, the same in new rows, what is expected)
 NUMBERS_ANEW = [
     ("B a point and a comma", "{:.3f}", "1,234", "row 0: n is '1,234', .* 1234 or 1.234, which"),

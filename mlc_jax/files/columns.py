@@ -191,9 +191,13 @@ class _Unseen:
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[int, str]] = {}
+        self._missing: dict[str, int] = {}
 
     def count(self, column: Column, texts: list[str], found: list[np.ndarray]) -> None:
         if column.categories is None:
+            missing = 0 if column.has_missing else sum(not forms.category(x) for x in texts)
+            if missing:
+                self._missing[column.name] = self._missing.get(column.name, 0) + missing
             return
         none = ~np.any(found, axis=0) if found else np.ones(len(texts), bool)
         if none.any():
@@ -201,6 +205,11 @@ class _Unseen:
             self._found[column.name] = (count + int(none.sum()), first)
 
     def warn(self) -> None:
+        for name, missing in self._missing.items():
+            logging.warning(
+                "Column %s has %d missing values, and none in rows to learn from: they count as "
+                "its median.", name, missing,
+            )  # fmt: skip
         for name, (count, first) in self._found.items():
             logging.warning(
                 "Column %s has %d values that no row to learn from has, such as %s: they count as "
