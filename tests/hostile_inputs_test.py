@@ -1,11 +1,11 @@
 """Hostile and merely ordinary inputs: each is answered, or refused in one line that says why.
 
 A newcomer adds a case by a line in one of the tables: own tables (`TABLES`), arrays in files
-(`ARRAYS`), arrays in Python (`FITS`), new rows (`NEW_ROWS`), directories (`DIRECTORIES`). These
-train nothing; the marked ones at the end start the real command. Frames in Python are in `FRAMES`,
-settings and config files in `SETTINGS` and `CONFIG_FILES`, rounds in `hostile_rounds_test`.
-Letters are kinds: A what somebody made is lost, B something is silently something else, C numbers,
-D bounds, E one line, F screens.
+(`ARRAYS`), arrays in Python (`FITS`), new rows (`NEW_ROWS`, `NUMBERS_ANEW`), directories
+(`DIRECTORIES`, `IRREGULAR`). These train nothing; the marked ones at the end start the real
+command. Frames in Python are in `FRAMES`, settings and config files in `SETTINGS` and
+`CONFIG_FILES`, rounds in `hostile_rounds_test`. Letters are kinds: A what somebody made is lost, B
+something is silently something else, C numbers, D bounds, E one line, F screens.
 """
 
 import decimal

@@ -24,7 +24,8 @@ _POINT = re.compile(
 )
 _COMMA = re.compile(r"[+-]?([1-9]\d{0,2}([.'\u2019\s]\d{3})+|\d+|(?=,\d))(,\d*)?([eE][+-]?\d+)?")
 _EITHER = re.compile(r"[+-]?[1-9]\d{0,2}([.,])\d{3}")  # A thousand and more, or less than that.
-_UNIT = re.compile(r"[%$€£¥]|USD|EUR|GBP|CHF|JPY")
+_UNITS = ("%", "$", "€", "£", "¥", "USD", "EUR", "GBP", "CHF", "JPY")
+_UNIT = re.compile("|".join(map(re.escape, _UNITS)))
 _CODES = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥"}
 _NOT_ZERO = re.compile(r"[1-9]")
 _GROUPS = {"point": ",", "comma": "."}  # What forms put between thousands.
@@ -81,8 +82,8 @@ def marks(texts: Sequence[str]) -> str:
 
 def units(texts: Sequence[str]) -> dict[str, int]:
     """Where each unit comes first: a currency, `%`, or "" for a number without one, but 0."""
-    found: dict[str, int] = {}
-    if not _UNIT.search("".join(texts)):
+    found, joined = dict[str, int](), "".join(texts)
+    if not any(unit in joined for unit in _UNITS):  # Fast, since most have none.
         place = next((i for i, text in enumerate(texts) if _NOT_ZERO.search(text)), None)
         return {} if place is None else {"": place}
     for place, text in enumerate(texts):
@@ -107,6 +108,9 @@ def misread(texts: Sequence[str], form: str, marks: str) -> int | None:
     """
     between = _GROUPS.get(form, "")
     others = [x for x in ".," if between and x not in marks and (marks or x == between)]
+    joined = "".join(texts)
+    if not any(mark in joined for mark in others):
+        return None
     for place, text in enumerate(texts):
         if any(mark in text for mark in others):
             found = _EITHER.fullmatch(_bare(text.strip()))
