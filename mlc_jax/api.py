@@ -31,6 +31,7 @@ from mlc_jax.methods import BoundMethod, Method
 from mlc_jax.models import Bert
 from mlc_jax.result import Result, Trained, bind, stored_prepare
 from mlc_jax.training import stack
+from mlc_jax.workdir.described import is_opened
 from mlc_jax.workdir.workdir import CONFIG_FILE, DATASET_FILE, locked_workdir
 
 if TYPE_CHECKING:
@@ -266,6 +267,7 @@ def load(
     from mlc_jax.report import report
 
     path = paths.absolute(workdir, "workdir")
+    paths.check_regular(path, "workdir", is_opened)
     described, sizes, figures = (
         _read_json(path, name) for name in (CONFIG_FILE, DATASET_FILE, report.RESULTS_FILE)
     )
@@ -381,7 +383,8 @@ def read_frame(columns: Columns, x: Any, *, sources: Sequence[str] = ()) -> Sour
     """New rows of a table: a data frame, or a dict of columns."""
     frame = Frame("x", x)
     warn_of_new(columns, frame.columns(), sources)
-    return TableSource(columns.encode(frame.fail, frame.rows([], [], columns.names)), columns)
+    rows, read = frame.rows([], [], columns.names), columns.of_numbers(frame.numbers())
+    return TableSource(read.encode(frame.fail, rows), columns)
 
 
 def _settings(fields: dict[str, Any]) -> "Settings":

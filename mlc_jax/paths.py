@@ -10,7 +10,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # Before etils is imported. Its other client for buckets is TensorFlow's, which uploads a file anew
 # for every line that is appended, and cannot be pointed at another endpoint.
@@ -42,10 +42,48 @@ def regular_file(path: str | bytes | os.PathLike[str]) -> os.stat_result:
       OSError: there is none, or it is something else.
     """
     found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+    if kind := _other_kind(found):
         raise OSError(errno.EINVAL, f"{kind}, no regular file", os.fsdecode(path))
     return found
+
+
+def check_regular(
+    directory: epath.PathLike, name: str, is_opened: Callable[[str], object] = bool
+) -> None:
+    """Refuses a directory of files that are opened by their names, if one is no regular file.
+
+    Args:
+      directory: of a disk, with those inside; in a bucket there are regular files alone.
+      name: of the flag or argument, for messages.
+      is_opened: whether that is done with a file, or files in a directory, of this name.
+
+    Raises:
+      InputError: a FIFO or a device.
+    """
+    if is_remote(directory):
+        return
+    top = os.fspath(directory)
+    for place, inside, files in os.walk(top):
+        if place == top:
+            inside[:] = filter(is_opened, inside)
+            files = [*filter(is_opened, files)]
+        for file in files:
+            path = os.path.join(place, file)
+            try:
+                kind = _other_kind(os.stat(path))
+            except OSError:  # It cannot be opened, either, or is a link to nothing.
+                continue
+            if kind:
+                raise InputError(
+                    f"{name}: {path!r} is {kind}; expected a regular file, or none of this name"
+                )
+
+
+def _other_kind(found: os.stat_result) -> str:
+    """What it is if it is no regular file."""
+    if stat.S_ISREG(found.st_mode):
+        return ""
+    return _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
 
 
 def absolute(path: epath.PathLike, name: str = "--workdir") -> epath.Path:
@@ -86,6 +124,11 @@ def expanded(path: epath.PathLike) -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(path))
 
 
+def whole(path: str) -> str:
+    """The path of a file as it is named from any directory; a link stays one."""
+    return path if is_remote(path) else os.path.abspath(expanded(path))
+
+
 def check_no_pattern(path: epath.Path, name: str) -> None:
     """Refuses a directory of checkpoints that orbax could not find again: it reads a pattern.
 
@@ -118,6 +161,7 @@ def write(path: epath.Path, content: bytes, beside: str = "") -> None:
         except Exception as error:  # Of gcsfs and of the network, a dozen types.
             raise Lost(f"cannot write {os.fspath(path)}: {_reason(error)}") from error
         return
+    path = epath.Path(os.path.realpath(path))  # A link stays one.
     partial = path.parent / (beside or path.name + ".partial")
     try:
         partial.write_bytes(content)

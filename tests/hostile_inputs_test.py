@@ -1,11 +1,11 @@
 """Hostile and merely ordinary inputs: each is answered, or refused in one line that says why.
 
 A newcomer adds a case by a line in one of the tables: own tables (`TABLES`), arrays in files
-(`ARRAYS`), arrays in Python (`FITS`), new rows (`NEW_ROWS`), directories (`DIRECTORIES`). These
-train nothing; the marked ones at the end start the real command. Frames in Python are in `FRAMES`,
-settings and config files in `SETTINGS` and `CONFIG_FILES`, rounds in `hostile_rounds_test`.
-Letters are kinds: A what somebody made is lost, B something is silently something else, C numbers,
-D bounds, E one line, F screens.
+(`ARRAYS`), arrays in Python (`FITS`), new rows (`NEW_ROWS`, `NUMBERS_ANEW`), directories
+(`DIRECTORIES`, `IRREGULAR`). These train nothing; the marked ones at the end start the real
+command. Frames in Python are in `FRAMES`, settings and config files in `SETTINGS` and
+`CONFIG_FILES`, rounds in `hostile_rounds_test`. Letters are kinds: A what somebody made is lost, B
+something is silently something else, C numbers, D bounds, E one line, F screens.
 """
 
 import decimal
@@ -16,7 +16,9 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 import unicodedata
+import zipfile
 
 import numpy as np
 import pandas
@@ -46,19 +48,26 @@ from configs import table as table_config
 from mlc_jax import config as settings
 from mlc_jax.api import read_frame
 from mlc_jax.benchmarks import datasets
-from mlc_jax.commands import predict, train
+from mlc_jax.commands import predict, rounds, train
+from mlc_jax.commands.new_examples import open_examples
 from mlc_jax.config import starts
 from mlc_jax.config.file import ConfigFile, WrongFile
 from mlc_jax.data.source import read_rows
+from mlc_jax.encoders.image_models import open_model
 from mlc_jax.errors import InputError
 from mlc_jax.examples import create_dataset, create_source
-from mlc_jax.files import table_files
+from mlc_jax.files import image_folder, table_files
+from mlc_jax.files.columns import Columns
 from mlc_jax.files.label_columns import Said, read_labels
 from mlc_jax.files.memory import inputs as memory
+from mlc_jax.files.packed import Packed
 from mlc_jax.files.pictures import check_pictures
 from mlc_jax.files.tables import Table
+from mlc_jax.files.tokens import Tokenizer
+from mlc_jax.models.bert_checkpoint import load_config
 from mlc_jax.models.pretrained import load_params
 from mlc_jax.report import glyphs
+from mlc_jax.training.run import build_run
 from mlc_jax.workdir.workdir import locked_workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -189,6 +198,9 @@ TABLES = [
     ("B a class of test rows alone", table(
         split=np.where(ROWS == 0, "test", ""), checked_label=np.where(ROWS == 0, "emu", CHECKED)
     ), "line 2 has label 'emu', which no row to train with has"),
+    ("B cat and Cat, of a second source", table(
+        drop=["label"], x=GIVEN, y=np.where(ROWS == 3, "Cat", GIVEN)
+    ), {"label_columns": "x,y"}, "line 5 has label 'Cat', and .* line . has 'cat', which looks"),
     ("B -1 of several sources", _of_sources([1, 0, -1], checked=["", 0, 1]),
      {"label_columns": "x,y"}, lambda dataset: dataset.class_names == ("0", "1")),
     ("B -1 where nobody looked, either", _of_sources([1, 0, -1], checked=[-1, 0, 1]),
@@ -223,6 +235,19 @@ TABLES = [
     ), "which looks like it"),
     ("B sources that abstain", _of_sources(["a", "b", "ABSTAIN"], checked=["", "a", "b"]),
      {"label_columns": "x,y"}, lambda dataset: dataset.class_names == ("a", "b")),
+    ("B a key of JSON twice", b'{"label": "cat", "a": 1, "a": 2}\n', {"ending": "jsonl"},
+     "line 1: is not JSON .it names 'a' 2 times"),
+    ("B UTF-16 without its mark", csv(table()).decode().encode("utf-16-le"), AB),
+    ("B UTF-16 the other way round", csv(table()).decode().encode("utf-16-be"), AB),
+    ("D a name of 10^6 letters", table().rename(columns={"a": "x" * 10**6}),
+     "whose name has 1,000,000 characters; expected 1,000 at most"),
+    ("B percent in some rows", written(lambda i: f"{i} %" if i % 2 else f"{i / 100}"),
+     "line 4: n is '0.02', and others are '1 %'; expected one unit"),
+    ("B two currencies", written(lambda i: f"${i + 1}" if i % 2 else f"{i * i + 1} EUR"),
+     "line 3: n is '.2', and others are '1 EUR'; expected one unit"),
+    ("C numbers below float32", written(lambda i: f"{i * i}e-300"),
+     "column 'n' has numbers that differ by 1.4161e-296 at most; expected them in a smaller unit"),
+    ("C numbers that float32 just holds", written(lambda i: f"{i * i}e-40"), AB | {"n"}),
     ("B Split", table(Split=np.where(ROWS % 4, "train", "test")),
      "has column 'Split' and none named 'split'"),
     ("B splits", table(splits="train"), "has column 'splits' and none named 'split'"),
@@ -541,6 +566,81 @@ def test_new_rows(load_table, change, problem):
     assert re.search(problem, one_line(error.value)), str(error.value)
 
 
+def test_missing_numbers_where_none_was_are_counted(load_table, caplog):
+    frame = table(n=np.where(ROWS % 9, ROWS * ROWS, np.nan))
+    dataset = load_table(frame)
+    with caplog.at_level("WARNING"):
+        read_frame(dataset.columns, frame.assign(a=np.where(ROWS < 7, np.nan, A), n="NA"))
+    assert "Column a has 7 missing values, and none in rows to learn from" in caplog.text
+    assert "Column n" not in caplog.text
+
+
+# (name, a column to learn from, the same in new rows, what is expected)
+NUMBERS_ANEW = [
+    ("B a point and a comma", "{:.3f}", "1,234", "row 0: n is '1,234', .* 1234 or 1.234, which"),
+    ("B whole ones and a comma", "{:.0f}", "$1,234", r"row 0: n is '\$1,234', .* \$1234 or \$1.23"),
+    ("B thousands and a point", "{:,.0f}", "1.234", "no number .* has a point; .* 1234 or 1.2340,"),
+    ("B whole ones and a point", "{:.0f}", "1.234", 1.234),
+    ("B percent and none", "{:.1f} %", "0.12", "row 0: n is '0.12', .* are written with %"),
+    ("B none and percent", "{:.1f}", "12%", "row 0: n is '12%', .* are written without"),
+    ("B percent and nothing at all", "{:.1f} %", "0", 0.0),
+    ("B dollars and euros", "${:.2f}", "5 €", "row 0: n is '5 €', .* are written with [$]"),
+    ("B dollars and none", "{:.2f} USD", "5", 5.0),
+    ("B dollars in two ways", "{:.2f} USD", "$5", 5.0),
+    ("B thousands and points", "{:,.2f}", "1,234", 1234.0),
+    ("B no thousands, for certain", "{:.0f}", "1,234,567", 1234567.0),
+    ("B no thousands, but a rest", "{:.0f}", "1,234.5", 1234.5),
+    ("B commas and a point", "{:.3f},", "1.234", "row 0: n is '1.234', .* 1234 or 1,234, which"),
+    ("B commas and a comma", "{:.3f},", "1,234", 1.234),
+    ("B points and commas and a point", "{:,.1f},", "1.234", 1234.0),
+]
+
+
+@pytest.mark.parametrize(("form", "new", "expected"), cases(NUMBERS_ANEW))
+def test_numbers_are_read_as_the_first_ones(load_table, form, new, expected):
+    """A trailing comma stands for a spreadsheet that swaps commas and points."""
+    numbers = [form.format(900 + 37.625 * i).removesuffix(",") for i in ROWS]
+    if form.endswith(","):
+        numbers = [x.translate(str.maketrans(",.", ".,")) for x in numbers]
+    frame = table(n=numbers)
+    dataset = load_table(csv(frame, sep=";" if form[-1] == "," else ","))
+    kept = Columns.from_json(json.loads(json.dumps(dataset.columns.to_json())))
+    assert kept == dataset.columns
+    changed = frame.assign(n=new)
+    if isinstance(expected, str):
+        with pytest.raises(InputError) as error:
+            read_frame(kept, changed)
+        assert re.search(expected, one_line(error.value)), str(error.value)
+        return
+    got = read_frame(kept, changed).inputs[:, kept.features.index("n")]
+    np.testing.assert_allclose(got, expected)
+
+
+@pytest.mark.parametrize("ending", ["frame", "jsonl", "parquet"])
+@pytest.mark.parametrize("form", ["{:.1f}", "{:,.1f}", "{:,.0f},"])
+def test_numbers_are_no_texts(load_table, tmp_path_factory, form, ending):
+    """What was learned from a CSV file with decimal commas, say, sees them in a data frame."""
+    texts = [form.removesuffix(",").format(900 + 37.5 * i) for i in ROWS]
+    if not form.endswith(","):
+        texts = [x.translate(str.maketrans(",.", ".,")) for x in texts]
+    columns = load_table(csv(table(n=texts), sep=";")).columns
+    new = table(n=np.array([1.234, 1234.5, *A[2:]]))
+    if ending == "frame":
+        got = read_frame(columns, new)
+    else:
+        path = tmp_path_factory.mktemp("new") / f"new.{ending}"
+        if ending == "parquet":
+            new.to_parquet(path)
+        else:
+            new.to_json(path, orient="records", lines=True)
+        opened = open_examples(
+            types.SimpleNamespace(kind="table", columns=columns, sizes={}), str(path), {}
+        )
+        ((_, got),) = opened.chunks
+    inputs = got.inputs[:, columns.features.index("n")]
+    np.testing.assert_allclose(inputs, new["n"], rtol=1e-6)
+
+
 def test_categories_that_no_row_had_are_counted(load_table, caplog):
     frame = table(city=WORDS)
     dataset = load_table(frame)
@@ -574,9 +674,11 @@ ARRAYS = [
     ("C NaN", {"inputs": with_number(np.nan)}, "row 4, column 1 is nan"),
     ("C inf", {"inputs": with_number(np.inf)}, "row 4, column 1 is inf"),
     ("C beyond float32", {"inputs": with_number(1e39)}, "row 4, column 1 is 1e[+]39"),
+    ("C below float32", {"inputs": X * 1e-300}, "column 0 has numbers that differ by .* unit"),
     ("C far off", {"inputs": with_number(1e30)}, "row 4, column 1 is 1e[+]30, while"),
     ("C large offsets", {"inputs": X * 100 + 1.7e9}, None),
     ("C ids of 1e18", {"inputs": np.stack([ROWS, 10**18 + ROWS], axis=1)}, None),
+    ("C numbers of 16 bits", {"inputs": X.astype(np.float16)}, None),
     ("C whole numbers of 64 bits", {"inputs": (X * 1e12).astype(np.int64)}, None),
     ("B complex", {"inputs": X * 1j}, "holds complex128, expected real numbers"),
     ("B one-hot", {
@@ -645,6 +747,16 @@ def test_a_csv_given_as_npz(tmp_path):
     with pytest.raises(InputError, match=r"is not a readable \.npz") as error:
         datasets.load(config)
     assert "allow_pickle" not in one_line(error.value)
+
+
+def test_a_zip_archive_of_anything(tmp_path):
+    np.savez(tmp_path / "all.npz", labels=GIVEN)
+    with zipfile.ZipFile(tmp_path / "all.npz", "a") as file:
+        file.writestr("inputs.npy", b"1, 2, 3")
+    config = arrays_config.get_config()
+    config.dataset.data = str(tmp_path / "all.npz")
+    with pytest.raises(InputError, match=r"\['inputs'\] is no array, as numpy.savez writes it"):
+        datasets.load(config)
 
 
 NUMBERS = np.where(GIVEN == "cat", 0, 1)
@@ -779,6 +891,8 @@ CALLS = [
      "encoder: got '/no', expected None"),
     ("E no such encoder", lambda x: mlc.correct_labels(x.assign(t="a b"), text="t", encoder="/no"),
      "no directory '/no'"),
+    ("B rows in another order", lambda x: _fitted(x[["a", "b"]], x["label"][::-1]),
+     r"y: its index is that of X in another order; expected .* y\.loc\[X\.index\]"),
     ("E scalars", lambda x: mlc.correct_labels({"label": "cat", "a": 1}), "column 'label' is str"),
     ("E a list", lambda x: mlc.correct_labels(x.to_dict("records")), "got list, expected a data"),
     ("B texts and numbers", lambda x: _fitted(x, np.array(["cat", 1] * (SIZE // 2), object)),
@@ -818,6 +932,36 @@ def test_a_network_that_does_not_fit_is_refused_before_it_is_compiled():
             mlc.fit(method, *examples, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["train/cat/1.png", "Val/dog/1.png"], None),
+        (["train/1.png", "val/2.png"], ("train", "val")),
+        (["train/a/1.png", "car/a/1.png"], ("car", "train")),
+    ],
+)
+def test_directories_of_splits_are_no_classes(tmp_path, names, classes):
+    """B: as torchvision expects them; all pictures were of class `train` or `val`."""
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    if classes is not None:
+        assert image_folder.read_labels(str(tmp_path), Said()).labels.names == classes
+        return
+    with pytest.raises(InputError, match=r"in the place of a class, .* such as '.*(train|Val)'$"):
+        image_folder.read_labels(str(tmp_path), Said())
+
+
+def test_pictures_that_are_too_large_for_a_network(tmp_path):
+    pictures = np.zeros((SIZE, 65, 32, 3), np.uint8)
+    np.savez(tmp_path / "all.npz", **NPZ | {"inputs": pictures})
+    config = arrays_config.get_config()
+    fields = {"dataset.data": str(tmp_path / "all.npz"), "method": "mlc", "model.name": "resnet"}
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(InputError, match="with pictures of 65 pixels, expected resnet50, or 64"):
+        build_run(config)
+
+
 # (name, settings of a run on a table, what is expected)
 SETTINGS = [
     ("D lcn.hidden_size", {"lcn.hidden_size": 10**9}, "expected a whole number from 1 to 65536"),
@@ -828,6 +972,10 @@ SETTINGS = [
     ("D profile", {"profile": f"1:{10**30}"}, "expected START:STOP"),
     ("E a picture's network", {"method": "mlc", "model.name": "resnet"},
      "got 'resnet', expected mlp with a table"),
+    ("D a network of small pictures", {
+        "dataset.name": "image_folder", "dataset.data": "all.csv", "method": "mlc",
+        "dataset.standardize": None, "model.name": "resnet",
+    }, "image_size: got 224, expected at most 64 with model.name=resnet"),
     ("E a pattern", {"main_optimizer.groups": (("(", 1.0, None),)}, r"'\(' is none \(missing \)"),
 ]  # fmt: skip
 
@@ -888,6 +1036,45 @@ def test_only_regular_files_are_opened(tmp_path):
         config.update_from_flattened_dict({f"model.{field}": str(tmp_path / "x.safetensors")})
         with pytest.raises(InputError, match=rf"model\.{field}: .*a FIFO, no regular file"):
             starts.check(config)
+
+
+@pytest.mark.parametrize("open_directory", [load_config, Tokenizer.load, open_model, Packed])
+def test_only_regular_files_are_opened_in_an_encoder(tmp_path, open_directory):
+    for name in ("config.json", "tokenizer.json", "info.json"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=r"json' is a FIFO; expected a regular file"):
+        open_directory(str(tmp_path))
+
+
+# Names of files of ours, in a directory of ours, that are something else.
+IRREGULAR = [
+    "to_check.csv", "to_check_first.csv", "answers.csv", "answers_used.csv", "checks.txt",
+    "config.json", "dataset.json", "results.json", "metrics.jsonl", "corrected_labels.npz", ".lock",
+    "to_check_rows.json", "answers.csv.partial", "round_2/to_check.csv", "round_2/config.json",
+    "checkpoints/4/state/_METADATA", "checkpoints/4/progress/metadata", "encoder/config.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IRREGULAR)
+def test_only_regular_files_are_opened_in_a_directory(tmp_path, name):
+    """Whoever opens a FIFO waits for ever. Others, which nobody opens, may be there."""
+    if name != "config.json":
+        (tmp_path / "config.json").write_text('{"method": "mlc", "dataset": {}}')
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(tmp_path / "mine.log")
+    with locked_workdir(str(tmp_path)):
+        (tmp_path / ".lock").unlink()
+    os.mkfifo(tmp_path / name)
+    for start in (
+        lambda: locked_workdir(str(tmp_path)).__enter__(),
+        lambda: rounds.Rounds(epath.Path(tmp_path)),
+        lambda: predict.predict(str(tmp_path), str(ROOT)),
+        lambda: mlc.load(tmp_path),
+    ):
+        with pytest.raises(InputError) as error:
+            start()
+        found = rf"/{re.escape(name)}' is a FIFO; expected a regular file, or none of this name"
+        assert re.search(found, one_line(error.value))
 
 
 # (name, arguments of `mlc-jax correct` beside the file, what is expected)
@@ -1028,6 +1215,24 @@ DIRECTORIES = [
         {".lock": b"", "config.json": b'{"method": "bayes"}'},
         "not of a run: config.json",
     ),
+    (
+        "A a lock of others",
+        {".lock": b"4711\n", "metrics.jsonl": b"{}\n"},
+        "not of a run: metrics.jsonl",
+    ),
+    (
+        "A results of others, locked",
+        {".lock": b"", "results.json": b'{"f1": 0.9}'},
+        "not of a run: results.json",
+    ),
+    (
+        "A a dataset of others, locked",
+        {".lock": b"", "dataset.json": b'{"url": "x"}'},
+        "not of a run: dataset.json",
+    ),
+    ("A a kill left half a file", {"answers.csv.partial": b"i", "to_check.csv.partial": b""}, None),
+    ("A a lock of others alone", {".lock": b"4711\n"}, None),
+    ("A a run of today, without its config.json", {".lock": b"mlc_jax\n", "cost.jsonl": b""}, None),
     ("A pictures to check", {"to_check.html": b"x", "answers.csv": b"id\n"}, None),
     ("A a run that lost its config.json", {".lock": b"", "results.json": b"{}"}, None),
     ("A a run that was cut off", {".lock": b"", "config.json": b'{"meth'}, None),
@@ -1130,6 +1335,37 @@ def test_predictions_take_the_place_of_older_ones_alone(run_command, tmp_path, f
     code, _, err = run_command(*arguments)
     assert code == 2 and "--output: cannot write to" in err.splitlines()[-1]
     assert (tmp_path / "run" / "predictions").read_text() == "mine"
+
+
+def test_predictions_of_another_file_of_the_same_name_stay(run_command, tmp_path, finished):
+    run, written = tmp_path / "run", tmp_path / "run" / "predictions" / "n.csv"
+    shutil.copytree(finished[1], run)
+    for name in ("x/n.csv", "y/n.csv", "x/n.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        rows = table()[: 3 + len(name)]
+        if name.endswith("csv"):
+            (tmp_path / name).write_bytes(csv(rows))
+        else:
+            rows.to_json(tmp_path / name, orient="records", lines=True)
+
+    def predicted(name, *flags):
+        arguments = ("predict", str(run), str(tmp_path / name), "--noprogress", *flags)
+        return run_command(*arguments)[::2]
+
+    assert predicted("x/n.csv")[0] == 0
+    (tmp_path / "x" / "n.csv").write_bytes(csv(table()[:5]))
+    assert predicted("x/n.csv")[0] == 0 and written.read_bytes().count(b"\n") == 6
+    before = written.read_bytes()
+    for name in ("y/n.csv", "x/n.jsonl"):
+        code, err = predicted(name)
+        assert code == 2 and "x/n.csv'; expected another file for those of" in err.splitlines()[-1]
+        assert written.read_bytes() == before
+        assert predicted(name, f"--output={tmp_path / 'out.csv'}")[0] == 0
+    for damaged in ("[]", "{", None):  # As older runs have none.
+        place = written.parent / "inputs.json"
+        place.unlink() if damaged is None else place.write_text(damaged)
+        assert predicted("y/n.csv")[0] == 0 and written.read_bytes().count(b"\n") == 11
+        assert predicted("x/n.csv")[0] == 2
 
 
 # One of each letter by the real command: that what is refused above is one line there, too.

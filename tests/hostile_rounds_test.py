@@ -112,13 +112,13 @@ def _relabelled(row, name="to_check.csv", **forms):
     return change
 
 
-def _blanked(row):
-    """In `answers.csv`, an answer that is taken out."""
+def _blanked(row, name):
+    """In a file of answers, one that is taken out."""
 
     def change(out):
-        frame = pandas.read_csv(out / "answers.csv", dtype=str, keep_default_na=False)
+        frame = pandas.read_csv(out / name, dtype=str, keep_default_na=False)
         frame.loc[row, "checked_label"] = ""
-        frame.to_csv(out / "answers.csv", index=False)
+        frame.to_csv(out / name, index=False)
 
     return change
 
@@ -145,8 +145,11 @@ CHANGES = [
      (0, LABELS | {3: OTHER[3]}, False)),
     ("A the first rows are edited", NAMED, lambda x: x, _relabelled(3, "to_check_first.csv"),
      (1, LABELS | {3: OTHER[3]}, False)),
-    ("A answers.csv loses an answer", NAMED, lambda x: x, _blanked(3),
-     (0, {i: x for i, x in LABELS.items() if i != 3}, False)),
+    *(
+        (f"A {name} loses an answer", NAMED, lambda x: x, _blanked(3, name),
+         (0, {i: x for i, x in LABELS.items() if i != 3}, False))
+        for name in ("answers.csv", "to_check_first.csv")
+    ),
     ("B rows move, with ids", NAMED, _shuffled, _nothing, (0, LABELS, False)),
     ("B rows come", NAMED, lambda x: pandas.concat([x, x.assign(id=x["id"] + "b")]), _nothing,
      (0, LABELS, False)),
@@ -210,6 +213,82 @@ def test_what_changes_between_rounds(tmp_path, frame, change, edit, expected):
     names = [str(i) for i in range(len(checks.labels.numbers))] if file.ids is None else file.ids
     got = zip(names, checks.labels.numbers, strict=True)
     assert {int(name): checks.labels.names[x] for name, x in got if x >= 0} == labels
+
+
+def test_what_is_changed_last_counts(tmp_path):
+    """In whichever file, however often, and before or after a round."""
+    (tmp_path / "data.csv").write_bytes(csv(NAMED))
+    file = read_labels(Table("config.dataset.data", str(tmp_path / "data.csv")), Said())
+    out = epath.Path(tmp_path / "out")
+    out.mkdir()
+    (out / "to_check.csv").write_bytes(_answered())
+    done = rounds.Rounds(out)
+    assert done.take_up(file, _no_cells) == 10
+
+    def changed(name, label, number=0, row=3):
+        frame = pandas.read_csv(out / name, dtype=str, keep_default_na=False)
+        place = frame.index[frame["id"] == f"{row:04d}"][-1]
+        frame.loc[place, "checked_label"] = label
+        frame.to_csv(out / name, index=False)
+        for new in (number, 0):
+            assert rounds.Rounds(out).take_up(file, _no_cells) == new
+        found = {int(x.id): x.label for x in done.standing(file)}
+        assert found.get(row, "") == label
+
+    right, wrong = TRUTH[3], OTHER[3]
+    changed("to_check.csv", "")
+    changed("to_check.csv", wrong, 1)
+    changed("answers.csv", right)
+    changed("to_check.csv", right)
+    changed("to_check.csv", "", row=4)
+    changed("to_check.csv", TRUTH[4], 1, row=4)
+    for number in (1, 2):
+        done.begin(number, file, [])
+        (done.directory(number) / "config.json").touch()
+        rows = [f"{i:04d},,random\n" for i in range(10 * number, 10 * number + 10)]
+        to_check = "".join(["id,checked_label,why\n", *rows])
+        (done.directory(number) / "to_check.csv").write_text(to_check)
+        changed("to_check_first.csv", wrong, 1)
+        changed("answers.csv", right)
+        changed("answers.csv", "")
+        changed("to_check_first.csv", right, 1)
+        changed("to_check_first.csv", "")
+        changed("answers.csv", right)
+    changed("round_2/to_check.csv", TRUTH[22], 1, row=22)
+    changed("to_check.csv", TRUTH[12], 1, row=12)
+    changed("round_2/to_check.csv", "", row=22)
+    changed("to_check.csv", "", row=12)
+    for row in range(10):
+        changed("answers.csv", "", row=row)
+    assert not done.standing(file)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-8-sig"])
+def test_answers_that_a_spreadsheet_saved_take_up_more(tmp_path, encoding):
+    """And answers.csv may be a link: it stays one."""
+    (tmp_path / "data.csv").write_bytes(csv(NAMED))
+    file = read_labels(Table("config.dataset.data", str(tmp_path / "data.csv")), Said())
+    out = epath.Path(tmp_path / "out")
+    out.mkdir()
+    saved = "id\tnote\tchecked_label\twhy\tfile\n0050\t\u00fcnsure\tdog\trandom\tx.csv\n"
+    (tmp_path / "mine.csv").write_bytes(saved.encode(encoding))
+    (tmp_path / "out" / "answers.csv").symlink_to(tmp_path / "mine.csv")
+    (out / "to_check.csv").write_bytes(_answered())
+    assert rounds.Rounds(out).take_up(file, _no_cells) == 10
+    assert len(rounds.Rounds(out).standing(file)) == 11
+    text = (tmp_path / "mine.csv").read_text(encoding="utf-8-sig")
+    assert text.startswith(saved) and (tmp_path / "out" / "answers.csv").is_symlink()
+
+
+def test_a_round_is_no_directory_of_rounds(run_command, tmp_path):
+    (tmp_path / "data.csv").write_bytes(csv(table()))
+    out = tmp_path / "data.mlc"
+    out.mkdir()
+    (out / "config.json").write_text('{"method": "mlc", "dataset": {}}')
+    place = out / "round_2"
+    code, _, err = run_command("correct", str(tmp_path / "data.csv"), f"--out={place}")
+    assert code == 2 and f"--out: {str(place)!r} is a round of {str(out)!r}; expected that" in err
+    assert os.listdir(out) == ["config.json"]
 
 
 def test_a_directory_of_somebody_is_no_round(tmp_path):
@@ -277,6 +356,14 @@ def test_nobody_checks_rows_of_a_file_that_is_refused_then(run_command, tmp_path
     code, _, err = run_command("correct", str(path))
     assert code == 2 and problem in err
     assert os.listdir(tmp_path) == ["data.csv"]
+
+
+def test_whole_floats_of_a_source_are_no_classes(run_command, tmp_path):
+    """`0` and `0.0` are one when rows are drawn, as when a run learns from them."""
+    x = (GIVEN == "cat").astype(int)
+    NAMED.drop(columns="label").assign(x=x, y=x * 1.0).to_csv(tmp_path / "data.csv", index=False)
+    code, out, err = run_command("correct", str(tmp_path / "data.csv"), "--label=x,y")
+    assert code == 2 and "60 rows, drawn at random" in out, err
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "npz"])

@@ -78,7 +78,7 @@ class Options(NamedTuple):
 
 def told(options: Options) -> Callable[[str], str]:
     """A function that puts messages into the words of the command line."""
-    whole = _whole(options.file)
+    whole = paths.whole(options.file)
 
     def tell(text: str) -> str:
         text = text.replace(whole, options.file).replace("--workdir", "--out")
@@ -111,7 +111,7 @@ def correct(options: Options) -> int:
         logging.info("New answers: %d; all answers are in %s.", new,
                      shown_path(out / rounds.ANSWERS_FILE))  # fmt: skip
     number, checks = done.newest, overrides.listed(config.dataset.checked)
-    if number == 0 and not (rounds.is_checked(file) or checks or done.answers()):
+    if number == 0 and not (rounds.is_checked(file) or checks or done.standing(file)):
         code = _start(done, file, kind, config, options)
         done.remember(1, file, cells)
         return code
@@ -121,7 +121,7 @@ def correct(options: Options) -> int:
         logging.info("Round %d has ended, and there is no new check.", number)
     else:
         number += 1
-        if number == 1 and not done.answers() and kind in datasets.READ_AT_ONCE:
+        if number == 1 and not done.standing(file) and kind in datasets.READ_AT_ONCE:
             datasets.load(config)  # What is wrong is said before JAX is imported.
         done.begin(number, file, checks)
         if number > 1:
@@ -153,7 +153,7 @@ def create_config(options: Options) -> tuple[ConfigDict, str]:
     module = importlib.import_module(f"mlc_jax.presets.{kind}")
     config = module.get_config()
     c = config.dataset
-    c.data = _whole(options.file)
+    c.data = paths.whole(options.file)
     c.columns = ",".join(f"{ours}={theirs}" for ours, theirs in columns.items()) or None
     c.label_columns = ",".join(options.label) if len(options.label) > 1 else None
     c.votes, c.checked = options.votes, options.checks
@@ -173,7 +173,7 @@ def create_config(options: Options) -> tuple[ConfigDict, str]:
                 f"--clean: got {options.clean!r}, expected none with {options.file!r}: it is for "
                 "pictures; a table has a column checked_label"
             )
-        c.clean = _whole(options.clean)
+        c.clean = paths.whole(options.clean)
     config = overrides.applied(config, options.settings)
     if kind == "image_folder" and not c.encoder and config.method == "cross_fit":
         raise unasked.without_encoder(config)
@@ -189,9 +189,9 @@ def out_of(options: Options) -> epath.Path:
     if options.out:
         out = paths.absolute(options.out, "--out")
     else:
-        whole = _whole(options.file).rstrip("/")
+        whole = paths.whole(options.file).rstrip("/")
         out = epath.Path(os.path.splitext(whole)[0] + ".mlc")
-    if str(out) == _whole(options.file).rstrip("/"):
+    if str(out) == paths.whole(options.file).rstrip("/"):
         raise InputError(
             f"FILE: {options.file!r} is the directory of the output; expected the file, or the "
             "directory of pictures, whose labels are to be corrected"
@@ -215,9 +215,9 @@ def _kind(options: Options, named: dict[str, str]) -> tuple[str, dict[str, str]]
             f"--label: {checked!r} is the column of checked labels; expected that of the labels as "
             "given"
         )
-    kind = kinds.kind_of(_whole(options.file), named)
+    kind = kinds.kind_of(paths.whole(options.file), named)
     if pathlib.Path(options.file).suffix.lower() in ENDINGS:
-        kinds.check_labels(_whole(options.file), named, options.label, bool(options.votes))
+        kinds.check_labels(paths.whole(options.file), named, options.label, bool(options.votes))
     chosen = [x.partition("=")[2] for x in options.settings if x.startswith("dataset.name=")]
     if chosen and chosen[-1] in settings_.OWN_FILES:
         return chosen[-1], kind.columns if chosen[-1] == kind.name else named
@@ -253,10 +253,9 @@ def _start(
     from mlc_jax.files.values import together
     from mlc_jax.report import to_check
 
-    names = file.votes.names if file.votes is not None else file.labels.names
-    if not names:
+    if not file.class_names:
         file.fail("has no label in any row; expected some to correct")
-    together.check_classes({"data": file}, names)
+    together.check_classes({"data": file}, file.class_names)
     if kind == "table":
         _check_features(config, options)
     place = done.out / to_check.FILE
@@ -360,8 +359,3 @@ def _train(config: ConfigDict, directory: epath.Path, options: Options) -> int:
     )
     print(results["table"])
     return ExitCode.DONE
-
-
-def _whole(path: str) -> str:
-    """The absolute path."""
-    return path if paths.is_remote(path) else os.path.abspath(os.path.expanduser(path))

@@ -85,8 +85,10 @@ def _open_table(result: Result, path: str, names: Mapping[str, str]) -> Opened:
     assert columns is not None
     warn_of_new(columns, table.columns(), result.sizes.get("sources", ()))
 
+    read = columns.of_numbers(table.numbers())
+
     def create(rows: list[tuple[int, list[Any]]]) -> Source:
-        return TableSource(columns.encode(table.fail, rows), columns)
+        return TableSource(read.encode(table.fail, rows), columns)
 
     return _open_rows(table, columns.names, create)
 

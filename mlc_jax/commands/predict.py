@@ -24,6 +24,7 @@ from mlc_jax.config import column_names
 from mlc_jax.errors import InputError
 from mlc_jax.files.tables import ENDINGS, Table
 from mlc_jax.report.steps import shown_path
+from mlc_jax.workdir.described import is_opened
 
 if TYPE_CHECKING:
     from mlc_jax.api import Result
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _FIRST = ("id", "label", "confidence")
 _HEADER_SIZE = 10**6  # Characters of the first line that are looked at.
+_INPUTS_FILE = "inputs.json"  # In RUN/predictions: which file each one is of.
 _CONFIG_FILE, _DATASET_FILE = "config.json", "dataset.json"
 _ENDED = (_CONFIG_FILE, _DATASET_FILE, "results.json")
 
@@ -43,7 +45,8 @@ def predict(
     Args:
       run: directory of a run that has ended.
       new: file or directory of examples.
-      output: CSV file to write; "" is `RUN/predictions/NEW.csv`.
+      output: CSV file to write; "" is `RUN/predictions/NEW.csv`, where predictions of
+        another file of that name stay.
       batch_size: examples at once, over all devices.
       progress: whether to draw a progress bar.
 
@@ -65,6 +68,7 @@ def predict(
         if not paths.is_remote(place) and place.parent.is_dir():
             place = epath.Path(os.path.realpath(place))
             _check_place(pathlib.Path(place), examples)
+        _check_same(place, new)
     _check_columns(paths.absolute(run, "RUN"), str(examples), names)
     from mlc_jax import api
     from mlc_jax.commands.new_examples import open_examples
@@ -74,6 +78,9 @@ def predict(
     with _written_whole(place) as whole, whole.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         number = _write(result, opened, table, batch_size=batch_size, progress=progress)
+    if not output:
+        known = _inputs(place) | {place.name: paths.whole(new)}
+        paths.write(place.parent / _INPUTS_FILE, json.dumps(known, indent=2).encode())
     print(f"{number} predictions in {shown_path(place)}")
 
 
@@ -83,6 +90,7 @@ def _names(path: epath.Path, run: str) -> dict[str, str]:
     Raises:
       InputError: it is no run that has ended.
     """
+    paths.check_regular(path, "RUN", is_opened)
     for name in _ENDED:
         if not (path / name).exists():
             raise InputError(
@@ -115,6 +123,25 @@ def _beside(run: str, examples: pathlib.Path) -> epath.Path:
     with contextlib.suppress(OSError):  # It is said where the file is written.
         directory.mkdir(parents=True, exist_ok=True)
     return directory / f"{examples.stem}.csv"
+
+
+def _check_same(place: epath.Path, new: str) -> None:
+    """Raises InputError if the default file has predictions of another file of the same name."""
+    before = _inputs(place).get(place.name, paths.whole(new))
+    if before != paths.whole(new) and place.exists():
+        raise InputError(
+            f"--output: {shown_path(place)} has the predictions of {before!r}; expected another "
+            f"file for those of {new!r}, --output=FILE"
+        )
+
+
+def _inputs(place: epath.Path) -> dict[str, str]:
+    """What the files beside a default file are predictions of, by their names."""
+    try:
+        found = json.loads((place.parent / _INPUTS_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}  # There is none, or it is damaged.
+    return found if isinstance(found, dict) else {}
 
 
 def _check_place(output: pathlib.Path, examples: pathlib.Path) -> None:

@@ -4,29 +4,35 @@ The first round is a run in OUT, the next ones are in OUT/round_2, OUT/round_3, 
 typed into a `to_check.csv` is added to `OUT/answers.csv` before anything else is written.
 """
 
-import csv
 import hashlib
-import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 from etils import epath
 
 from mlc_jax import paths
+from mlc_jax.commands.answers import (
+    Answer,
+    Typed,
+    append,
+    canonical,
+    csv_of,
+    is_one,
+    read,
+    typed_in,
+)
 from mlc_jax.data.folds import RANDOM
 from mlc_jax.data.source import UNKNOWN
 from mlc_jax.errors import InputError
 from mlc_jax.files.own import FIELD, LabelledFile
 from mlc_jax.files.tables import Table
 from mlc_jax.files.values.checks import Checking
-from mlc_jax.files.values.names import for_spreadsheet, from_spreadsheet
 from mlc_jax.report import to_check
 from mlc_jax.report.steps import shown_path
-from mlc_jax.workdir.described import WRITTEN, is_config
+from mlc_jax.workdir.described import WRITTEN, is_config, is_opened
 
 ANSWERS_FILE = "answers.csv"
 USED_FILE = "answers_used.csv"  # Those that a round was trained with.
@@ -34,42 +40,17 @@ FIRST_FILE = "to_check_first.csv"  # The one that was drawn before the first rou
 
 _KEY_FILE = "checks.txt"  # Differs where the checks of a round do, or its labels.
 _ROWS_FILE = "to_check_rows.json"  # What stands in rows that have no ids.
+_SEEN_FILE = "to_check_seen.json"  # What was typed into which file when that was looked at last.
 # What a round may have left that was stopped before its config.json was written.
 _BEFORE = re.compile(
-    r"\..*|.*\.log|answers_used\.csv|checks\.txt|left_out\.csv|checkpoints|encoder"
+    r"\..*|.*\.log|(answers_used\.csv|checks\.txt|left_out\.csv)(\.partial)?|checkpoints|encoder"
 )
-_COLUMNS = ("id", "checked_label", "why", "file")
+_ROUND = re.compile(r"round_\d+")
 _OURS = (ANSWERS_FILE, to_check.FILE, FIRST_FILE)
 
 
 # Rows -> of each the texts of its cells, by column, without labels.
 Cells = Callable[[Sequence[int]], Sequence[Mapping[str, str]]]
-
-
-class Answer(NamedTuple):
-    """A label that somebody typed.
-
-    Attributes:
-      id: of the row.
-      label: what it is.
-      why: the row was there to be checked.
-      file: it was typed into, relative to OUT.
-    """
-
-    id: str
-    label: str
-    why: str
-    file: str
-
-
-class _Typed(NamedTuple):
-    """A label in a file of rows to check, as it stands there."""
-
-    table: Table
-    line: int
-    id: str
-    label: str
-    why: str
 
 
 class Rounds:
@@ -84,6 +65,12 @@ class Rounds:
 
     def __init__(self, out: epath.Path):
         self.out = out
+        if _ROUND.fullmatch(out.name) and (out.parent / "config.json").exists():
+            raise InputError(
+                f"--out: {str(out)!r} is a round of {str(out.parent)!r}; expected that, to go on "
+                "with its rounds, or another directory"
+            )
+        paths.check_regular(out, "--out", is_opened)
         if out.exists():
             names = [place.name for place in out.iterdir()] if out.is_dir() else [out.name]
             foreign = sorted(name for name in names if not WRITTEN.fullmatch(name))
@@ -125,7 +112,7 @@ class Rounds:
 
     def answers(self) -> list[Answer]:
         """All answers, in order of time."""
-        return _read(self.out / ANSWERS_FILE)
+        return read(self.out / ANSWERS_FILE)
 
     def is_known(self, number: int, file: LabelledFile, checks: Sequence[str]) -> bool:
         """Whether a round learned from all present checks, and its rows had these labels.
@@ -156,13 +143,13 @@ class Rounds:
         for path in checks:
             Table(f"{FIELD}checked", path)  # It says what is wrong if there is no such file.
             digests[0].update(paths.local(path, f"{FIELD}checked").read_bytes())
-        for answer in self._newest(file):
+        for answer in self.standing(file):
             digests[0].update(f"{answer.id}\n{answer.label}\n".encode())
         if file.ids is not None:
             digests[1].update("\n".join(map(str, file.ids)).encode())
         return digests[0].hexdigest(), digests[1].hexdigest()
 
-    def _newest(self, file: LabelledFile) -> list[Answer]:
+    def standing(self, file: LabelledFile) -> list[Answer]:
         """The newest answer for each row of the file.
 
         Raises:
@@ -202,77 +189,82 @@ class Rounds:
     def take_up(self, file: LabelledFile, cells: Cells) -> int:
         """Adds what was typed into the files of rows to check to `answers.csv`.
 
-        An answer is new if a person changed it: it is neither in `answers.csv`, for that file, nor
-        what the last round was trained with. So an answer that is changed or taken out in
-        `answers.csv` stays so.
+        Only what a person changed in such a file since it was looked at last: a label that was
+        typed, and one that was taken out again, which is added as an empty one. So whatever a
+        person changes in `answers.csv` stays so.
 
         Args:
           file: the user's, whose ids and labels they must be.
           cells: see `remember`.
 
         Returns:
-          How many answers are new.
+          How many labels are new.
 
         Raises:
           InputError: an answer that cannot be one, or a row that is no longer in its place;
             nothing was written.
         """
         known, checking = self.answers(), Checking(file)
-        before = {(x.file, _canonical(checking, x.id)): x.label for x in known}
-        used = _read(self.directory(self.newest) / USED_FILE) if known and self.newest else []
-        trained = {_canonical(checking, x.id): x.label for x in used}
-        new: list[Answer] = []
-        for (name, identifier), typed in self._typed(checking).items():
-            if before.get((name, identifier), "x").strip() == "":  # Taken out in `answers.csv`.
+        before = {(x.file, canonical(checking, x.id)): x.label for x in known}
+        last = {canonical(checking, x.id): (x.file, bool(x.label.strip())) for x in known}
+        seen = self._seen(checking) if known else {}
+        typed, new, gone = self._typed(checking), list[Answer](), list[Answer]()
+        for (place, name, identifier), rows in typed.items():
+            then = seen.get(place, {}).pop(identifier, "")
+            if not rows:
+                if then and last.get(identifier) == (name, True):
+                    gone.append(Answer(identifier, "", "", name))
                 continue
-            last = [before.get((name, identifier)), trained.get(identifier)]
-            if any(all(_is_one(checking, x.label, one) for x in typed) for one in last if one):
+            seen.setdefault(place, {})[identifier] = rows[-1].label
+            was = (then, before.get((name, identifier), ""))
+            if any(all(is_one(checking, x.label, one) for x in rows) for one in was if one):
                 continue
             of_row = Checking(file)
-            for x in typed:
+            for x in rows:
                 row, _ = of_row.add(x.table, x.line, x.id, x.label)
             said = of_row.names[of_row.numbers[row]]
-            new.append(Answer(of_row.ids[row], said, typed[0].why, name))
+            new.append(Answer(of_row.ids[row], said, rows[0].why, name))
         self._check_places(file, [*known, *new], cells)
-        if new:
-            self._append(new)
+        if new or gone:
+            append([*new, *gone], self.out / ANSWERS_FILE)
+        if known or new:
+            seen.setdefault(to_check.FILE, {})
+            paths.write(self.out / _SEEN_FILE, json.dumps(seen).encode())
+        if gone:
+            names = ", ".join(x.id for x in gone[:3])
+            logging.info("Answers that were taken out: %d, of id %s.", len(gone), names)
         return len(new)
 
-    def _append(self, answers: Sequence[Answer]) -> None:
-        """Adds rows to `answers.csv`; what a person has added to it stays."""
-        place = self.out / ANSWERS_FILE
-        if not place.exists():
-            paths.write(place, _csv(answers))
-            return
-        table, before = Table(f"{FIELD}checked", str(place)), place.read_bytes()
-        text = io.StringIO()
-        writer = csv.writer(text, delimiter=table.separator, lineterminator="\n")
-        for answer in answers:
-            fields = dict(zip(_COLUMNS, map(for_spreadsheet, answer), strict=True))
-            writer.writerow([fields.get(name, "") for name in table.header()])
-        between = b"" if before.endswith(b"\n") else b"\n"
-        paths.write(place, before + between + text.getvalue().encode())
+    def _typed(self, checking: Checking) -> dict[tuple[str, str, str], list[Typed]]:
+        """Labels in the files of rows to check, by file, its name in `answers.csv`, and the id.
 
-    def _typed(self, checking: Checking) -> dict[tuple[str, str], list[_Typed]]:
-        """What stands in the files of rows to check, by their name in `answers.csv` and the id."""
+        A row without one has an empty list.
+        """
         # It is moved there before the first round. What was taken up keeps its name.
-        places = [(self.out / FIRST_FILE, to_check.FILE)]
+        places = [(FIRST_FILE, to_check.FILE)]
         for number in range(1, max(1, self.newest) + 1):
-            place = self.directory(number) / to_check.FILE
-            places.append((place, str(place.relative_to(self.out))))
-        typed: dict[tuple[str, str], list[_Typed]] = {}
+            name = str((self.directory(number) / to_check.FILE).relative_to(self.out))
+            places.append((name, name))
+        typed: dict[tuple[str, str, str], list[Typed]] = {}
         for place, name in places:
-            if not to_check.is_filled_in(place):
-                continue
-            table, here = (
-                Table(f"{FIELD}checked", str(place)),
-                dict[tuple[str, str], list[_Typed]](),
-            )
-            for line, written, label, why in checking.said(table):
-                one = _Typed(table, line, written, label, why)
-                here.setdefault((name, _canonical(checking, written)), []).append(one)
-            typed |= here
+            for one in typed_in(self.out / place, checking):
+                of_row = typed.setdefault((place, name, canonical(checking, one.id)), [])
+                of_row += [one] if checking.says_something(one.label) else []
         return typed
+
+    def _seen(self, checking: Checking) -> dict[str, dict[str, str]]:
+        """What stood in each of these files when it was looked at last, by id."""
+        seen = _json_of(self.out / _SEEN_FILE)
+        if self.newest and not seen:  # Older versions knew what they were trained with.
+            used = read(self.directory(self.newest) / USED_FILE)
+            trained = {canonical(checking, x.id): x.label for x in used}
+            seen = {name: dict(trained) for name in (FIRST_FILE, *{x.file for x in self.answers()})}
+        one, other = FIRST_FILE, to_check.FILE
+        if not (self.out / FIRST_FILE).exists():  # The round was taken back.
+            one, other = other, one
+        if one not in seen and other in seen:
+            seen[one] = seen.pop(other)
+        return seen
 
     def remember(self, number: int, file: LabelledFile, cells: Cells) -> None:
         """Keeps what stands in the rows to check, where rows are known by their places alone.
@@ -313,7 +305,7 @@ class Rounds:
 
     def begin(self, number: int, file: LabelledFile, checks: Sequence[str]) -> None:
         """Creates the directory of a round and saves the answers that it uses; see `is_known`."""
-        directory, answers = self.directory(number), self._newest(file)
+        directory, answers = self.directory(number), self.standing(file)
         key = "\n".join(self._keys(file, checks)).encode()
         if number > 1 and directory.is_dir():
             foreign = [x.name for x in directory.iterdir() if not _BEFORE.fullmatch(x.name)]
@@ -324,7 +316,7 @@ class Rounds:
                 )
         make(directory)
         if answers:
-            paths.write(directory / USED_FILE, _csv(answers))
+            paths.write(directory / USED_FILE, csv_of(answers))
         paths.write(directory / _KEY_FILE, key)
         filled_in = self.out / to_check.FILE
         if number == 1 and filled_in.exists():  # The run writes another one in its place.
@@ -384,22 +376,15 @@ def first_to_check(
     return to_check.table(shown, [RANDOM] * number), shown, rows.tolist()
 
 
-def _canonical(checking: Checking, written: str) -> str:
-    """An id as the user's file has it; as it is written where no row has it."""
-    row = checking.row(written)
-    return from_spreadsheet(written) if row is None else checking.ids[row]
-
-
-def _is_one(checking: Checking, label: str, other: str) -> bool:
-    """Whether two texts are one label."""
-    number = checking.label(label)
-    return label == other or (number is not None and number == checking.label(other))
-
-
 def _kept(directory: epath.Path) -> dict[str, dict[str, str]]:
     """Hashes of cells of rows, by row and column; see `Rounds.remember`."""
+    return _json_of(directory / _ROWS_FILE)
+
+
+def _json_of(place: epath.Path) -> dict[str, dict[str, str]]:
+    """A file of ours; empty if it is not there, or damaged."""
     try:
-        kept = json.loads((directory / _ROWS_FILE).read_bytes())
+        kept = json.loads(place.read_bytes())
     except (OSError, ValueError):
         return {}
     is_ours = isinstance(kept, dict) and all(isinstance(x, dict) for x in kept.values())
@@ -411,15 +396,3 @@ def _hashed(cells: Mapping[str, str]) -> dict[str, str]:
         name: hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         for name, text in cells.items()
     }
-
-
-def _read(place: epath.Path) -> list[Answer]:
-    if not place.exists():
-        return []
-    rows = Table(f"{FIELD}checked", str(place)).rows(_COLUMNS)
-    return [Answer(*(from_spreadsheet(x or "") for x in values)) for _, values in rows]
-
-
-def _csv(answers: Sequence[Answer]) -> bytes:
-    columns = zip(*answers, strict=True)
-    return to_check.csv_of(dict(zip(_COLUMNS, map(list, columns), strict=True)))

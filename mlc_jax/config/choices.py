@@ -32,6 +32,8 @@ CIFAR = ("cifar10", "cifar100")
 TEXT_BENCHMARKS = ("ag_news", "yelp5", "amazon5", "yahoo")
 OWN_FILES = ("arrays", "table", "text", "image_folder")  # Datasets that a user's files make.
 DATASETS = ("digits", *CIFAR, "clothing1m", *TEXT_BENCHMARKS, *OWN_FILES)
+# Pixels that resnet takes. A third of its layers see them all: 80 pictures of 224 want 25 GB.
+LARGEST_OF_RESNET = 64
 IMAGE_FILES = ("clothing1m", "image_folder")  # Datasets of pictures in files.
 IMAGE_CROPS = ("resized", "plain")
 BAD_IMAGES = ("refuse", "leave_out")

@@ -9,6 +9,7 @@ from mlc_jax.config.choices import (
     CIFAR,
     IMAGE_FILES,
     INNER_LOSS_METHODS,
+    LARGEST_OF_RESNET,
     OVERLAPPING,
     OWN_FILES,
     SIZED,
@@ -260,6 +261,15 @@ def _images(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
             "dataset.encoder_feature",
             not values["dataset.encoder_feature"] or bool(encoder),
             "None without dataset.encoder",
+        ),
+        (
+            "dataset.image_size",
+            values["dataset.name"] not in IMAGE_FILES
+            or values["model.name"] != "resnet"
+            or not is_whole(size)
+            or size <= LARGEST_OF_RESNET,
+            f"at most {LARGEST_OF_RESNET} with model.name=resnet, a network for pictures of 32 "
+            "pixels; one for larger ones is resnet50",
         ),
         (
             "dataset.resize_size",

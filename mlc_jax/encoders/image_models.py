@@ -323,6 +323,7 @@ def open_model(encoder: Any, feature: str | None = None, field: str = "encoder")
         return Function(encoder)
     name = os.fspath(encoder)
     place = paths.expanded(name)
+    paths.check_regular(place, field)
     kept = sorted(place.glob("resnet50.*")) if place.is_dir() else []
     if kept:  # It is in a workdir.
         return ResNet50(kept[0])

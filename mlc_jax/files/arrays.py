@@ -138,13 +138,17 @@ def read_npz(field: str, path: str, wanted: Sequence[str] = ()) -> dict[str, np.
     try:
         # Opened here: np.load leaves a damaged file open.
         with place.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files if not wanted or name in wanted}
+            found = {name: file[name] for name in file.files if not wanted or name in wanted}
     except Exception as error:  # NumPy, zipfile and zlib raise a dozen types for a damaged file.
         hint = ". Texts are saved by numpy.asarray(texts).astype(str)"
         raise InputError(
             f"{field}: {path!r} is not a readable .npz ({error})"
             + (hint if "allow_pickle" in str(error) else "")
         ) from error
+    for name, array in found.items():
+        if not isinstance(array, np.ndarray):  # Any file of a ZIP archive.
+            raise InputError(f"{field}: {path!r} [{name!r}] is no array, as numpy.savez writes it")
+    return found
 
 
 def names_in_npz(field: str, path: str) -> list[str]:

@@ -5,7 +5,7 @@ One rule says what becomes a feature, for files and for data frames: `left_out`.
 
 import dataclasses
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -84,6 +84,8 @@ class Columns:
             found = one.encode(column)
             if column.categories is not None and found is not None:
                 unseen.count(column, one.cells(), found)
+            elif found is not None and not column.has_missing:
+                unseen.miss(column, int(np.isnan(one.numbers).sum()))
             kept.append(None if found is None else [x.astype(np.float32) for x in found])
         unseen.warn()
         late = Columns(tuple(x for x, y in zip(self.columns, kept, strict=True) if y is None))
@@ -93,6 +95,16 @@ class Columns:
         for column, features in zip(self.columns, kept, strict=True):
             parts += [next(rest) for _ in column.features] if features is None else features
         return np.stack(parts, axis=1)
+
+    def of_numbers(self, names: Collection[str]) -> "Columns":
+        """The same for rows whose columns `names` hold numbers, whatever the texts were like."""
+
+        def read(one: Column) -> Column:
+            if one.name not in names or one.form not in ("point", "comma"):
+                return one
+            return one._replace(form="point", marks=None if one.marks is None else ".,")
+
+        return dataclasses.replace(self, columns=tuple(map(read, self.columns)))
 
     def describe(self, features: np.ndarray) -> str:
         """The row that features `[F]` were made from, as text."""
@@ -123,11 +135,19 @@ class Columns:
 
 
 def survey(
-    names: Sequence[str], rows: Iterable[Row], *, may_have_commas: bool = False
-) -> list[Survey]:
-    """Looks at columns `names` of all rows; see `Columns.encode` and `Survey`."""
+    names: Sequence[str], rows: Iterable[Row], *, may_have_commas: bool = False,
+    numbers: Collection[str] = (),
+) -> list[Survey]:  # fmt: skip
+    """Looks at columns `names` of all rows; see `Columns.encode` and `Survey`.
+
+    Args:
+      numbers: columns whose values are no texts in the file.
+    """
     places = array("q")
-    surveys = [Survey(name, places, may_have_commas=may_have_commas) for name in names]
+    surveys = [
+        Survey(name, places, may_have_commas=may_have_commas, are_numbers=name in numbers)
+        for name in names
+    ]
     for lines, chunk in _chunks(rows):
         places.extend(lines)
         for one, texts in zip(surveys, zip(*chunk, strict=True), strict=True):
@@ -195,16 +215,28 @@ class _Unseen:
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[int, str]] = {}
+        self._missing: dict[str, int] = {}
 
     def count(self, column: Column, texts: list[str], found: list[np.ndarray]) -> None:
         if column.categories is None:
+            if not column.has_missing:
+                self.miss(column, sum(not forms.category(x) for x in texts))
             return
         none = ~np.any(found, axis=0) if found else np.ones(len(texts), bool)
         if none.any():
             count, first = self._found.get(column.name, (0, texts[int(none.argmax())]))
             self._found[column.name] = (count + int(none.sum()), first)
 
+    def miss(self, column: Column, number: int) -> None:
+        if number:
+            self._missing[column.name] = self._missing.get(column.name, 0) + number
+
     def warn(self) -> None:
+        for name, missing in self._missing.items():
+            logging.warning(
+                "Column %s has %d missing values, and none in rows to learn from: they count as "
+                "its median.", name, missing,
+            )  # fmt: skip
         for name, (count, first) in self._found.items():
             logging.warning(
                 "Column %s has %d values that no row to learn from has, such as %s: they count as "

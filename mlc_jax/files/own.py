@@ -103,6 +103,12 @@ class LabelledFile:
         judging: np.ndarray = self.rows_of("test") | self.rows_of("validation")
         return judging
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of all labels in it."""
+        columns = (self.labels, self.votes, self.checked, self.given)
+        return _Classes.of([x for x in columns if x is not None]).names
+
     def numbered(self) -> tuple[list[str], np.ndarray, np.ndarray | None]:
         """Names of classes, labels as given `[N]`, and checked ones `[N]`, as numbers of these."""
         checked = self.checked if self.checked is not None and self.checked.names else None

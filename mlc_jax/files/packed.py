@@ -80,6 +80,7 @@ class Packed:
 
     def __init__(self, root: str, names: np.ndarray | None = None, field: str = "inputs"):
         self.root = paths.expanded(root)
+        paths.check_regular(self.root, field)
         try:
             info = json.loads((self.root / INFO_FILE).read_text())
             every = np.load(self.root / NAMES_FILE, allow_pickle=False)

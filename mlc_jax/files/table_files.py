@@ -169,7 +169,10 @@ def _read_first(table: Table, features: Sequence[str], said: Said) -> tuple[Labe
     else:
         left.update(_by_name([name for name in there if name not in chosen.added]))
     names = [name for name in chosen.looked_at(there) if name not in left]
-    surveys = survey(names, _rows(table, labels, names), may_have_commas=table.may_have_commas)
+    surveys = survey(
+        names, _rows(table, labels, names), may_have_commas=table.may_have_commas,
+        numbers=table.numbers(),
+    )  # fmt: skip
     file = labels.finish(lambda ids: TableSource(columns.encode_seen(taken, table), columns, ids))
     learned, taken = ~file.judging, []
     for one in surveys:
@@ -224,7 +227,8 @@ def _by_name(names: Sequence[str]) -> dict[str, str]:
 
 def _read(table: Table, columns: Columns) -> LabelledFile:
     labels = LabelColumns(table)
-    features = columns.encode(table.fail, _rows(table, labels, columns.names))
+    read = columns.of_numbers(table.numbers())
+    features = read.encode(table.fail, _rows(table, labels, columns.names))
     return labels.finish(lambda ids: TableSource(features, columns, ids))
 
 

@@ -27,6 +27,7 @@ _SEPARATORS = (",", ";", "\t", "|")  # Separators of CSV files.
 _SAYS_SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # A first line that spreadsheets write and read.
 _HEADER_CHARACTERS = 2**20
 _DAY = 86_400 * 10**9  # Nanoseconds.
+_MAX_NAME = 1_000  # Characters of a column's name.
 _SHOWN = 50  # The most names in a message.
 
 Row = tuple[int, list[str | None]]
@@ -87,10 +88,16 @@ class Table:
         """Names of columns as in the file."""
         with self._explained():
             if self._kind == ".parquet":
-                return [x.name for x in self._schema() if _is_read(x.type, whole=False)]
-            if self._kind == ".jsonl":
-                return list(self._json_names)
-            return [*self._first_fields]
+                found = [x.name for x in self._schema() if marks.is_read(x.type, whole=False)]
+            elif self._kind == ".jsonl":
+                found = list(self._json_names)
+            else:
+                found = [*self._first_fields]
+        longest = max(map(len, found), default=0)
+        if longest > _MAX_NAME:
+            self.fail(f"has a column whose name has {longest:,} characters; expected {_MAX_NAME:,} "
+                      "at most")  # fmt: skip
+        return found
 
     def unread(self) -> dict[str, str]:
         """Columns that `columns` leaves out, and their content: nested values of Parquet."""
@@ -98,7 +105,9 @@ class Table:
             return {}
         with self._explained():
             return {
-                x.name: str(x.type) for x in self._schema() if not _is_read(x.type, whole=False)
+                x.name: str(x.type)
+                for x in self._schema()
+                if not marks.is_read(x.type, whole=False)
             }
 
     def rows(
@@ -188,7 +197,7 @@ class Table:
         """All lines with the text of each row, including its line end."""
         csv.field_size_limit(max(MAX_FIELD_CHARACTERS, csv.field_size_limit()))  # Global.
         read: list[str] = []
-        with self._file.open(encoding=self._encoding, newline="") as stream:
+        with self._file.open(encoding=self.encoding, newline="") as stream:
 
             def lines() -> Iterator[str]:
                 for number, line in enumerate(stream):
@@ -205,14 +214,14 @@ class Table:
                     yield first, fields if any(fields) else [], "".join(read)
                     read.clear()
             except csv.Error as error:
-                self.fail(_csv_problem(str(error)), line)
+                self.fail(marks.csv_problem(str(error), MAX_FIELD_CHARACTERS), line)
 
     @functools.cached_property
     def _first_fields(self) -> list[str]:
         return next(self._csv_rows(), (0, []))[1]
 
     @functools.cached_property
-    def _encoding(self) -> str:
+    def encoding(self) -> str:
         """The file's encoding; a mark of UTF-8 stays in the text."""
         return marks.encoding(self._start())
 
@@ -223,7 +232,7 @@ class Table:
     @functools.cached_property
     def separator(self) -> str:
         """The separator of a CSV file: the one that its first line has most of, or names."""
-        with self._file.open(encoding=self._encoding, newline="", errors="replace") as stream:
+        with self._file.open(encoding=self.encoding, newline="", errors="replace") as stream:
             start = stream.read(_HEADER_CHARACTERS).removeprefix("\ufeff")
         said = _SAYS_SEPARATOR.match(start)
         if said and said[1] in _SEPARATORS:
@@ -242,10 +251,26 @@ class Table:
         """Whether `;` separates its columns, as where numbers have decimal commas."""
         return self._kind == ".csv" and self.separator == ";"
 
+    def numbers(self) -> set[str]:
+        """Columns of numbers; in a CSV file all are texts."""
+        if self._kind == ".csv":
+            return set()
+        with self._explained():
+            if self._kind == ".jsonl":
+                found = {name for name, are_numbers in self._json_names.items() if are_numbers}
+            else:
+                found = {x.name for x in self._schema() if marks.is_number(x.type)}
+        return {self._ours.get(name, name) for name in found}
+
     @functools.cached_property
-    def _json_names(self) -> dict[str, None]:
-        """Keys of all objects, in order of appearance."""
-        return dict.fromkeys(name for _, row in self._json_rows() for name in row)
+    def _json_names(self) -> dict[str, bool]:
+        """Keys of all objects, in order of appearance, and whether all values are numbers."""
+        found: dict[str, bool] = {}
+        for _, row in self._json_rows():
+            for name, value in row.items():
+                is_number = value is None or type(value) in (int, float)
+                found[name] = is_number and found.get(name, True)
+        return found
 
     def _json(self, required: list[str], optional: list[str], values: list[str]) -> Iterator[Row]:
         names = [*required, *optional, *values]
@@ -269,7 +294,7 @@ class Table:
             yield line, texts
 
     def _json_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        with self._file.open(encoding=self._encoding, newline="\n") as stream:
+        with self._file.open(encoding=self.encoding, newline="\n") as stream:
             for line, text in enumerate(stream, 1):
                 text = text.removeprefix("\ufeff") if line == 1 else text
                 if not text.strip():
@@ -277,7 +302,7 @@ class Table:
                 if line == 1 and text.strip()[0] == "[":
                     self.fail(f"is a list, expected one object per line{marks.hint('.json')}")
                 try:
-                    row = json.loads(text)
+                    row = json.loads(text, object_pairs_hook=_each_once)
                 except (ValueError, RecursionError) as error:
                     self.fail(f"is not JSON ({error}); expected one object per line", line)
                 if not isinstance(row, dict):
@@ -346,7 +371,7 @@ class Table:
         import pyarrow
         from pyarrow import types
 
-        if _is_list(column.type):
+        if marks.is_list(column.type):
             return [None if x is None else json.dumps(x) for x in column.to_pylist()]
         if types.is_duration(column.type):
             spans = column.cast(pyarrow.duration("ns"), safe=False).cast(pyarrow.int64())
@@ -362,7 +387,7 @@ class Table:
         return texts
 
     def _check_type(self, name: str, stored: Any, *, whole: bool) -> None:
-        if not _is_read(stored, whole=whole):
+        if not marks.is_read(stored, whole=whole):
             numbers = "whole numbers" if whole else "numbers, or lists of them"
             self.fail(f"column {name!r} holds {stored}, expected texts or {numbers}")
 
@@ -393,8 +418,8 @@ class Table:
         kind = marks.other_kind(self._start())
         if kind:
             self.fail(f"is {kind}; expected text{marks.hint(self._file.suffix)}")
-        if self._encoding != "utf-8":
-            self.fail(f"is no {self._encoding.upper()}, as its first bytes say; expected UTF-8")
+        if self.encoding != "utf-8":
+            self.fail(f"is no {self.encoding.upper()}, as its first bytes say; expected UTF-8")
         offset = 0
         with self._file.open("rb") as stream:
             for line, data in enumerate(stream, 1):
@@ -418,42 +443,14 @@ def _text(value: Any) -> str:
     return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def _is_read(stored: Any, *, whole: bool) -> bool:
-    """Whether values of a Parquet type are read, or as whole numbers or texts alone."""
-    from pyarrow import types
-
-    kind = stored.value_type if types.is_dictionary(stored) else stored
-    tests = ["string", "large_string", "string_view", "integer", "boolean", "null", "floating"]
-    if not whole:
-        if _is_list(kind):
-            return bool(types.is_integer(kind.value_type) or types.is_floating(kind.value_type))
-        tests += ["decimal", "date", "timestamp", "time", "duration"]
-    return any(getattr(types, f"is_{test}")(kind) for test in tests)
-
-
-def _is_list(stored: Any) -> bool:
-    from pyarrow import types
-
-    return bool(
-        types.is_list(stored) or types.is_large_list(stored) or types.is_fixed_size_list(stored)
-    )
-
-
-def _csv_problem(error: str) -> str:
-    """A message of Python's csv module in plain words."""
-    if "unexpected end" in error:
-        return 'a quote " in this row is never closed; expected one at the end of the field'
-    if "field limit" in error:
-        return (
-            f"a field of this row has more than {MAX_FIELD_CHARACTERS:,} characters; expected "
-            'fewer, or a quote " that closes it'
-        )
-    if "expected after" in error:
-        return (
-            'in this row text follows a quote " that closes a field; expected a comma, and a quote '
-            'within a field written twice, ""'
-        )
-    return f"this row is no CSV ({error})"
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = collections.Counter(name for name, _ in pairs)
+        name = next(name for name, count in counts.items() if count > 1)
+        raise ValueError(f"it names {shown(name)} {counts[name]} times")
+    return found
 
 
 def _names(columns: Sequence[str]) -> str:

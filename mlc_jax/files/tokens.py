@@ -116,6 +116,7 @@ class Tokenizer:
         file = path / "tokenizer.json" if path.is_dir() else path
         if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):
             raise InputError(f"{field}: no directory {name!r}; expected {expected}")
+        paths.check_regular(path, field)
         try:
             if file.is_file():
                 import tokenizers

@@ -129,6 +129,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
 
         X = as_frame(X)
         _check_dense(X)
+        _check_order({"X": X, "y": y, "checked": checked, "drawn": drawn, "votes": votes})
         kind = memory.kind_of(X)
         x = X if kind != memory.ARRAYS else memory.as_array(X)
         labels = _labels(X, y, checked, drawn, votes, _num_rows(x))
@@ -222,6 +223,18 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         elif kind == memory.ARRAYS:
             self._shape = x.shape[1:]
             self.n_features_in_ = x.shape[1]
+
+
+def _check_order(given: dict[str, Any]) -> None:
+    """Refuses rows of pandas in several orders: they count by their places, as in scikit-learn."""
+    indexes = {name: x.index for name, x in given.items() if hasattr(x, "iloc")}
+    first = next(iter(indexes), "")
+    for name, index in indexes.items():
+        if not index.equals(indexes[first]) and {*index} == {*indexes[first]}:
+            raise InputError(
+                f"{name}: its index is that of {first} in another order; expected the rows in one "
+                f"order: {name}.loc[{first}.index], or {name}.to_numpy() if they are"
+            )
 
 
 def _check_dense(x: Any) -> None:

@@ -164,6 +164,7 @@ def bert_params(model: Bert, weights: Mapping[str, np.ndarray]) -> dict[str, np.
 def _directory(source: str) -> pathlib.Path:
     path = paths.expanded(source)
     if path.is_dir():
+        paths.check_regular(path, "checkpoint")
         return path
     import huggingface_hub  # Imported here, since it takes a second and most runs do not need it.
 

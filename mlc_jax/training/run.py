@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from mlc_jax import build
 from mlc_jax.benchmarks import datasets
 from mlc_jax.config.checks import MOST_STEPS
+from mlc_jax.config.choices import LARGEST_OF_RESNET
 from mlc_jax.core import TrainState
 from mlc_jax.data.dataset import Dataset
 from mlc_jax.data.folds import RANDOM, AllRows
@@ -170,12 +171,20 @@ def build_run(config: ConfigDict, dataset: Dataset | None = None) -> Run:
 
 
 def _check_pictures(name: str, dataset: Dataset) -> None:
-    """Raises InputError if arrays cannot be pictures."""
+    """Raises InputError if arrays cannot be pictures, or are too large for the network."""
     source = dataset.noisy.source
-    if isinstance(source, ArraySource | IndexedSource) and np.ndim(source.inputs) != 4:
+    if not isinstance(source, ArraySource | IndexedSource):
+        return
+    if np.ndim(source.inputs) != 4:
         raise InputError(
             f"config.model.name: got {name!r} with inputs of shape {np.shape(source.inputs)}, "
             "expected mlp, or pictures [N, height, width, channels]"
+        )
+    size = max(np.shape(source.inputs)[1:3])
+    if name == "resnet" and size > LARGEST_OF_RESNET:
+        raise InputError(
+            f"config.model.name: got 'resnet' with pictures of {size} pixels, expected resnet50, "
+            f"or {LARGEST_OF_RESNET} pixels at most"
         )
 
 

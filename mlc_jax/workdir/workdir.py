@@ -10,10 +10,17 @@ from etils import epath
 
 from mlc_jax import paths
 from mlc_jax.errors import InputError
-from mlc_jax.workdir.described import HARMLESS, is_config, is_of_others
+from mlc_jax.workdir.described import (
+    DESCRIBED,
+    HARMLESS,
+    is_config,
+    is_of_others,
+    is_opened,
+)
 from mlc_jax.workdir.lease import OBJECT, Lease
 
 LOCK_FILE = ".lock"
+_LOCKED = b"mlc_jax\n"  # What stands in it; older versions left it empty.
 CONFIG_FILE = "config.json"  # The run's description, written at its start.
 DATASET_FILE = "dataset.json"  # The facts about the data that prediction needs.
 
@@ -37,6 +44,7 @@ def locked_workdir(path: str) -> Iterator[epath.Path]:
     workdir = paths.absolute(path)
     paths.check_no_pattern(workdir, "--workdir")
     if jax.process_index() == 0:
+        paths.check_regular(workdir, "--workdir", is_opened)
         _check_ours(workdir)
     if paths.is_remote(workdir):
         with _leased(workdir):
@@ -44,7 +52,7 @@ def locked_workdir(path: str) -> Iterator[epath.Path]:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = os.open(workdir / LOCK_FILE, os.O_RDWR | os.O_CREAT)
+        lock = _opened_lock(workdir / LOCK_FILE)
     except OSError as error:
         raise InputError(
             f"--workdir: cannot write to {str(workdir)!r} ({error.strerror}); expected a directory "
@@ -58,16 +66,28 @@ def locked_workdir(path: str) -> Iterator[epath.Path]:
         os.close(lock)
 
 
+def _opened_lock(place: epath.Path) -> int:
+    """The lock file. A new one says whose it is: a stranger's may have the same name."""
+    try:
+        lock = os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        return os.open(place, os.O_RDWR)
+    os.write(lock, _LOCKED)
+    return lock
+
+
 def _check_ours(workdir: epath.Path) -> None:
     """Refuses a directory with other files, because ours could replace them."""
     try:
         there = sorted(path.name for path in workdir.iterdir()) if workdir.is_dir() else []
         clash = [name for name in there if name.endswith(_FILES) and (workdir / name).is_dir()]
-        config = workdir / CONFIG_FILE
-        is_ours = (workdir / LOCK_FILE).exists() or (workdir / OBJECT).exists()
-        if CONFIG_FILE in there and CONFIG_FILE not in clash:
-            content = config.read_bytes()
-            is_ours = is_config(content) or (is_ours and not is_of_others(content))
+        said = {x: (workdir / x).read_bytes() for x in DESCRIBED if x in there and x not in clash}
+        is_locked = OBJECT in there or (
+            LOCK_FILE in there and (workdir / LOCK_FILE).read_bytes() in (_LOCKED, b"")
+        )
+        is_ours = is_config(said.get(CONFIG_FILE, b"")) or (
+            is_locked and not any(is_of_others(name, text) for name, text in said.items())
+        )
     except OSError:  # Writing to it will report the error.
         return
     for name in clash:

@@ -19,6 +19,9 @@ from mlc_jax.files.packed import Packed, is_packed, local_directory
 from mlc_jax.files.pictures import Files, Geometry, Pictures, Store
 from mlc_jax.files.tables import Table
 
+# Directories that hold a directory for each class.
+_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
+
 
 class Part(NamedTuple):
     """One folder or table.
@@ -234,6 +237,11 @@ def _read_folder(field: str, path: str) -> Part:
         raise InputError(
             f"{field}: {path!r} has no picture; expected a sub-directory for each class, with "
             f"files that end in {', '.join(ENDINGS)}"
+        )
+    if {x.lower() for x in labels} <= _SPLITS and all(name.count(os.sep) > 1 for name in names):
+        raise InputError(
+            f"{field}: {path!r} has {labels[0]!r} in the place of a class, with {names[0]!r}; "
+            f"expected a directory of classes, such as {os.path.join(path, labels[0])!r}"
         )
     for name in names:
         try:

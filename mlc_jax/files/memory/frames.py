@@ -56,6 +56,10 @@ class Frame(Table):
 
     may_have_commas = False
 
+    def numbers(self) -> set[str]:
+        """Columns of numbers."""
+        return {name for name, column in self._columns.items() if _are_numbers(column)}
+
     def columns(self) -> list[str]:
         return list(self._names)
 
@@ -194,6 +198,12 @@ def as_frame(columns: Any) -> Any:
 def is_missing(value: Any) -> bool:
     """Whether a value is None, NaN or pandas.NA."""
     return value is None or value is _pandas_na() or (isinstance(value, float) and value != value)
+
+
+def _are_numbers(column: Any) -> bool:
+    if isinstance(column, list | tuple):
+        return all(isinstance(x, numbers.Real) or is_missing(x) for x in column)
+    return getattr(getattr(column, "dtype", None), "kind", "") in {*"iuf"}
 
 
 def _is_other(value: Any) -> bool:

@@ -79,9 +79,13 @@ class Checking:
     def said(self, table: Table) -> Iterator[tuple[int, str, str, str]]:
         """Yields line, id, label and `why` of the rows that somebody checked, as written."""
         for line, (written, label, why) in table.rows(["id", "checked_label"], ["why"]):
-            is_none = label in NOBODY_LOOKED and label not in self._names.numbers
-            if label and not label.isspace() and not is_none:
-                yield line, written or "", label, why or ""
+            if self.says_something(label or ""):
+                yield line, written or "", label or "", why or ""
+
+    def says_something(self, label: str) -> bool:
+        """Whether somebody looked; -1 or a blank is nothing."""
+        is_none = label in NOBODY_LOOKED and label not in self._names.numbers
+        return bool(label.strip()) and not is_none
 
     def row(self, written: str) -> int | None:
         """The row of an id; None if there is none, or if it could be several."""

@@ -25,6 +25,8 @@ class Column(NamedTuple):
         of a day.
       offset: subtracted from its numbers, in float64, if float32 could not tell them apart.
       size: length of a list of numbers in each row; 0 if there is none.
+      marks: points and commas in its numbers; None if that is not known, as in older workdirs.
+      unit: `%` or a currency, if its numbers have one.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Column(NamedTuple):
     form: str = "point"
     offset: float = 0
     size: int = 0
+    marks: str | None = None
+    unit: str = ""
 
     @property
     def features(self) -> list[str]:
@@ -54,6 +58,8 @@ class Column(NamedTuple):
         numbers, bad = forms.read(texts, self.form)
         for row in np.flatnonzero(bad)[:1]:
             fail_at(fail, self, texts[row], lines[row])
+        if self.marks is not None and self.form in ("point", "comma"):
+            self._check_written(fail, self.marks, lines, texts)
         if self.is_whole:
             numbers = np.array([
                 np.nan if gone else forms.read_whole(text, int(self.offset))
@@ -75,6 +81,32 @@ class Column(NamedTuple):
         missing = np.isnan(numbers)
         filled = np.where(missing, self.median, numbers)
         return [filled, missing] if self.has_missing else [filled]
+
+    def _check_written(
+        self, fail: Fail, marks: str, lines: Sequence[int], texts: list[str]
+    ) -> None:
+        """Refuses numbers that another program may have written in another way."""
+        for unit, first in forms.units(texts).items():
+            if forms.differ(unit, self.unit):
+                fail(
+                    f"{self.name} is {shown(texts[first])}, and numbers to learn from are written "
+                    f"{f'with {self.unit}' if self.unit else 'without'}; expected them alike",
+                    lines[first],
+                )
+        place = forms.misread(texts, self.form, marks)
+        if place is not None:
+            self._fail_as_either(fail, lines[place], texts[place])
+
+    def _fail_as_either(self, fail: Fail, line: int, text: str) -> NoReturn:
+        """Refuses `1,234` where it may be a thousand, or a little more than one."""
+        mark, decimal = "," if "," in text else ".", "," if self.form == "comma" else "."
+        small = text.replace(mark, decimal) + ("0" if mark == decimal else "")
+        name = {",": "comma", ".": "point"}[mark]
+        fail(
+            f"{self.name} is {shown(text)}, and no number to learn from has a {name}; expected "
+            f"{text.replace(mark, '')} or {small}, whichever it is",
+            line,
+        )
 
     def _lists(self, fail: Fail, lines: Sequence[int], texts: list[str]) -> list[np.ndarray]:
         rows = []

@@ -23,6 +23,12 @@ _POINT = re.compile(
     r"(\.\d*)?([eE][+-]?\d+)?"
 )
 _COMMA = re.compile(r"[+-]?([1-9]\d{0,2}([.'\u2019\s]\d{3})+|\d+|(?=,\d))(,\d*)?([eE][+-]?\d+)?")
+_EITHER = re.compile(r"[+-]?[1-9]\d{0,2}([.,])\d{3}")  # A thousand and more, or less than that.
+_UNITS = ("%", "$", "€", "£", "¥", "USD", "EUR", "GBP", "CHF", "JPY")
+_UNIT = re.compile("|".join(map(re.escape, _UNITS)))
+_CODES = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥"}
+_NOT_ZERO = re.compile(r"[1-9]")
+_GROUPS = {"point": ",", "comma": "."}  # What forms put between thousands.
 _TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?")
 _HALF = r"(?: ?(?P<half>[AaPp])\.?[Mm]\.?)?"
 _ZONE = r"(?P<zone>Z| ?UTC| ?GMT| ?[+-]\d\d:?\d\d)?"
@@ -66,6 +72,51 @@ def read(texts: Sequence[str], form: str) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(over="ignore"):  # Numbers that float32 cannot hold do not count.
         bad = ~missing & ~np.isfinite(numbers.astype(np.float32))
     return np.where(bad, np.nan, numbers), bad
+
+
+def marks(texts: Sequence[str]) -> str:
+    """The points and commas that are in texts, each once."""
+    joined = "".join(texts)
+    return "".join(mark for mark in ".," if mark in joined)
+
+
+def units(texts: Sequence[str]) -> dict[str, int]:
+    """Where each unit comes first: a currency, `%`, or "" for a number without one, but 0."""
+    found, joined = dict[str, int](), "".join(texts)
+    if not any(unit in joined for unit in _UNITS):  # Fast, since most have none.
+        place = next((i for i, text in enumerate(texts) if _NOT_ZERO.search(text)), None)
+        return {} if place is None else {"": place}
+    for place, text in enumerate(texts):
+        unit = _UNIT.search(text)
+        if unit or _NOT_ZERO.search(text):
+            found.setdefault(_CODES.get(unit[0], unit[0]) if unit else "", place)
+    return found
+
+
+def differ(unit: str, other: str) -> bool:
+    """Whether numbers with these units are no numbers of one column; a currency may be left out."""
+    return unit != other and ("%" in (unit, other) or bool(unit and other))
+
+
+def misread(texts: Sequence[str], form: str, marks: str) -> int | None:
+    """The place of the first text that another program may have written in another form.
+
+    Args:
+      texts: as in the file.
+      form: one of `FORMS`.
+      marks: of the texts that the form was found by. With those it is `form` that is meant.
+    """
+    between = _GROUPS.get(form, "")
+    others = [x for x in ".," if between and x not in marks and (marks or x == between)]
+    joined = "".join(texts)
+    if not any(mark in joined for mark in others):
+        return None
+    for place, text in enumerate(texts):
+        if any(mark in text for mark in others):
+            found = _EITHER.fullmatch(_bare(text.strip()))
+            if found and found[1] in others:
+                return place
+    return None
 
 
 def read_list(text: str) -> list[float] | None:

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from mlc_jax.data.prepare import blocks
-from mlc_jax.files.values.survey import FAR, far_off
+from mlc_jax.files.values.survey import FAR, SMALL, far_off, too_small
 
 _LEVELS = 64  # The fewest different float32 numbers within a standard deviation.
 _SAMPLE = 4_096  # Rows for a first estimate of quartiles.
@@ -70,7 +70,7 @@ def offsets_of(fail: Fail, inputs: np.ndarray) -> Offsets:
     """
     if inputs.ndim != 2 or inputs.dtype.kind not in "iuf":
         return ()
-    offsets = _offsets(inputs)
+    offsets = _offsets(fail, inputs)
     is_map = isinstance(inputs, np.memmap)
     if is_map and offsets:
         column = next(i for i, offset in enumerate(offsets) if offset)
@@ -83,7 +83,7 @@ def offsets_of(fail: Fail, inputs: np.ndarray) -> Offsets:
     return offsets
 
 
-def _offsets(inputs: np.ndarray) -> Offsets:
+def _offsets(fail: Fail, inputs: np.ndarray) -> Offsets:
     if len(inputs) < 2 or inputs.dtype.itemsize < 4 or inputs.dtype == np.float32:
         return ()
     low = np.min([block.min(axis=0) for block in blocks(inputs)], axis=0)
@@ -92,6 +92,8 @@ def _offsets(inputs: np.ndarray) -> Offsets:
         return ()  # `as_stored` reports it.
     size = np.maximum(np.abs(low.astype(np.float64)), np.abs(high.astype(np.float64)))
     span = _less(high[None], low)[0]
+    for column in np.flatnonzero((span > 0) & (span < SMALL))[:1]:
+        fail(f"column {column} {too_small(span[column])}")
     offsets: list[float | int] = [0] * inputs.shape[1]
     for column in np.flatnonzero((span > 0) & (span < size)).tolist():
         above = _less(np.asarray(inputs[:, column]), low[column])
@@ -127,6 +129,7 @@ def _check_far(fail: Fail, inputs: np.ndarray) -> None:
 
 def _check_finite(fail: Fail, block: np.ndarray, start: int) -> None:
     flat = block.reshape(len(block), -1)
+    flat = flat.astype(np.float32) if flat.dtype == np.float16 else flat
     good = np.abs(flat) <= _FLOAT32_MAX  # False for NaN, too.
     if good.all():
         return

@@ -1,4 +1,4 @@
-"""Recognises a file by the end of its name, its first bytes, or the keys of its objects."""
+"""Recognises a file by the end of its name, its first bytes, the keys of its objects, its types."""
 
 import codecs
 from collections.abc import Callable
@@ -51,7 +51,14 @@ def hint(suffix: str) -> str:
 
 def encoding(start: bytes) -> str:
     """The encoding of a text with these first bytes; a mark of UTF-8 stays in the text."""
-    return next((x for mark, x in _ENCODINGS.items() if start.startswith(mark)), "utf-8")
+    known = next((x for mark, x in _ENCODINGS.items() if start.startswith(mark)), "")
+    if known or len(start) < 4:
+        return known or "utf-8"
+    # Letters of a header that are each two bytes, one of them 0: UTF-16 without its mark.
+    empty = [not any(start[first::2]) for first in (0, 1)]
+    if all(empty) or not any(empty):
+        return "utf-8"
+    return "utf-16-be" if empty[0] else "utf-16-le"
 
 
 def other_kind(start: bytes) -> str:
@@ -65,3 +72,47 @@ def tool_of(row: dict[str, Any]) -> str:
         if is_of(row):
             return f"as {tool} writes it; expected {export}"
     return ""
+
+
+def is_read(stored: Any, *, whole: bool) -> bool:
+    """Whether values of a Parquet type are read, or as whole numbers or texts alone."""
+    from pyarrow import types
+
+    kind = stored.value_type if types.is_dictionary(stored) else stored
+    tests = ["string", "large_string", "string_view", "integer", "boolean", "null", "floating"]
+    if not whole:
+        if is_list(kind):
+            return bool(types.is_integer(kind.value_type) or types.is_floating(kind.value_type))
+        tests += ["decimal", "date", "timestamp", "time", "duration"]
+    return any(getattr(types, f"is_{test}")(kind) for test in tests)
+
+
+def is_number(stored: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_integer(stored) or types.is_floating(stored) or types.is_decimal(stored))
+
+
+def is_list(stored: Any) -> bool:
+    from pyarrow import types
+
+    return bool(
+        types.is_list(stored) or types.is_large_list(stored) or types.is_fixed_size_list(stored)
+    )
+
+
+def csv_problem(error: str, most: int) -> str:
+    """A message of Python's csv module in plain words."""
+    if "unexpected end" in error:
+        return 'a quote " in this row is never closed; expected one at the end of the field'
+    if "field limit" in error:
+        return (
+            f"a field of this row has more than {most:,} characters; expected "
+            'fewer, or a quote " that closes it'
+        )
+    if "expected after" in error:
+        return (
+            'in this row text follows a quote " that closes a field; expected a comma, and a quote '
+            'within a field written twice, ""'
+        )
+    return f"this row is no CSV ({error})"

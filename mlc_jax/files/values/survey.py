@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mlc_jax.errors import shown
 from mlc_jax.files.values import forms
 from mlc_jax.files.values.column import Column, Fail, fail_at
 
 MAX_CATEGORIES = 100  # Of a column that is named.
 FAR = 1e6  # Interquartile ranges from the median.
+SMALL = float(np.finfo(np.float32).tiny)  # Numbers that differ by less become one.
 
 # Of the rows, at most, where more than half are equal: more are a group of their own.
 _SLIPS = 0.05
@@ -25,6 +27,7 @@ class Survey:
       name: of the column.
       lines: where rows stand, of all columns.
       may_have_commas: whether decimal commas are likely, as where `;` separates the columns.
+      are_numbers: whether its values are numbers that a program wrote as texts.
 
     Attributes:
       name: of the column.
@@ -32,17 +35,21 @@ class Survey:
     """
 
     def __init__(
-        self, name: str, lines: "array[int] | None" = None, *, may_have_commas: bool = False
-    ):
+        self, name: str, lines: "array[int] | None" = None, *, may_have_commas: bool = False,
+        are_numbers: bool = False,
+    ):  # fmt: skip
         self.name, self.form = name, "point"
         self._may_have_commas, self._has_commas = may_have_commas, False
         self._lines = array("q") if lines is None else lines  # Of all columns.
-        self._read: dict[str, list[np.ndarray]] = {form: [] for form in forms.FORMS}
+        self._read: dict[str, list[np.ndarray]] = {
+            form: [] for form in (["point"] if are_numbers else forms.FORMS)
+        }
         self._num_texts = dict.fromkeys(forms.FORMS, 0)
         self._first_bad: dict[str, tuple[str, int]] = {}
         self._codes, self._categories = array("i"), {"": 0}
         self._is_decided = False
         self._sizes: set[int] = set()
+        self._marks, self._units = "", dict[str, tuple[str, int]]()
 
     def add(self, lines: Sequence[int], texts: list[str]) -> None:
         num_there, point_alone = 0, False
@@ -61,6 +68,9 @@ class Survey:
                 if point_alone:
                     break
         self._forget(num_there, point_alone=point_alone)
+        self._marks = forms.marks([self._marks, *texts])
+        for unit, place in forms.units(texts).items():
+            self._units.setdefault(unit, (texts[place], lines[place]))
         self._has_commas |= self._may_have_commas and any("," in text for text in texts)
         if "list" in self._read:
             self._sizes |= {len(x) for text in texts if (x := forms.read_list(text)) is not None}
@@ -169,11 +179,29 @@ class Survey:
         missing = np.isnan(numbers)
         there = numbers[~missing]
         if not len(there):
-            return Column(self.name, None, 0.0, True, self.form)
+            return Column(self.name, None, 0.0, True, self.form, marks=self._marks)
         self._check_far(fail, rows, there)
+        if 0 < np.ptp(there) < SMALL:
+            fail(f"column {self.name!r} {too_small(np.ptp(there))}", None)
         median = float(np.median(there))
         offset = _offset(there, median)
-        return Column(self.name, None, median - offset, bool(missing.any()), self.form, offset)
+        return Column(
+            self.name, None, median - offset, bool(missing.any()), self.form, offset,
+            marks=self._marks, unit=self._unit(fail),
+        )  # fmt: skip
+
+    def _unit(self, fail: Fail) -> str:
+        """The currency of its numbers, or `%`."""
+        if self.form not in ("point", "comma"):
+            return ""
+        unit = next((unit for unit in self._units if unit), "")
+        for other, (text, line) in self._units.items():
+            if forms.differ(unit, other):
+                like = shown(self._units[unit][0])
+                fail(
+                    f"{self.name} is {shown(text)}, and others are {like}; expected one unit", line
+                )
+        return unit
 
     def _of_lists(self, fail: Fail) -> Column:
         missing = np.flatnonzero(np.isnan(self.numbers))
@@ -197,6 +225,11 @@ class Survey:
             "expected a number like them, or nothing where it is missing",
             self._lines[place],
         )
+
+
+def too_small(span: float) -> str:
+    """What is wrong with numbers within a `span` below `SMALL`."""
+    return f"has numbers that differ by {span:g} at most; expected them in a smaller unit"
 
 
 def far_off(numbers: np.ndarray) -> int | None:

@@ -98,10 +98,10 @@ def _places(files: Mapping[str, "LabelledFile"], name: str) -> list[str]:
     found = []
     for file in files.values():
         for column in (file.labels, file.checked, file.given, file.votes):
-            if column is None or name not in column.names:
-                continue
-            row = int(np.argwhere(column.numbers == column.names.index(name))[0][0])
-            found.append(f"{file.field}: {file.path!r} {file.name_row(row)}")
+            if column is not None and name in column.names:
+                # None of `labels` may have it: of several sources they are those of the first.
+                rows = np.argwhere(column.numbers == column.names.index(name))[:1, 0]
+                found += [f"{file.field}: {file.path!r} {file.name_row(int(x))}" for x in rows]
     return found
 
 

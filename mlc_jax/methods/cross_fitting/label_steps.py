@@ -94,13 +94,12 @@ def _trust(rows: Rows, given: jax.Array) -> tuple[jax.Array, jax.Array]:
     said = rows.votes >= 0
     same = (rows.votes == jnp.argmax(given, axis=-1)[:, None]) & said
     agreement = jnp.clip((jnp.sum(same) + 1) / (jnp.sum(said) + 2), 0.5, 0.95)
-    missing = _ENOUGH - jnp.sum((rows.checks >= 0) & rows.is_judged)
-    is_guessed = missing > _FEWEST
     if rows.votes.shape[1] > 1:  # Several sources show by their agreement what they are worth.
-        is_guessed = ~jnp.any(rows.checks >= 0)
-        missing = _FEWEST
-    of = jnp.where(is_guessed, missing, _FEWEST)
-    return jnp.where(is_guessed, agreement, 0.5) * of, of
+        is_guess, of = ~jnp.any(rows.checks >= 0), jnp.asarray(_FEWEST)
+    else:
+        missing = _ENOUGH - jnp.sum((rows.checks >= 0) & rows.is_judged)
+        is_guess, of = missing > _FEWEST, jnp.maximum(missing, _FEWEST)
+    return jnp.where(is_guess, agreement, 0.5) * of, of
 
 
 def _doubtful(rows: Rows, is_visible: jax.Array) -> jax.Array:
