@@ -48,7 +48,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_readme_is_short():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 160
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_every_number_of_the_readme_stands_in_a_results_page():
