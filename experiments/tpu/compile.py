@@ -126,7 +126,7 @@ def main() -> None:
 
 
 def _write_tables(workdir: epath.Path, setting: dict[str, Any], rows: list[Row]) -> str:
-    """Returns what `tpu.md` says; what the compiler said of steps that do not fit stands there."""
+    """Returns the text of `tpu.md`, with the compiler's message for steps that do not fit."""
     notes = [f"k = {r['num_inner_steps']}, {r['step']}: {r['note']}\n" for r in rows if r["note"]]
     text = ", ".join(f"{name} {value}" for name, value in setting.items())
     text += "\n\n".join(["", to_markdown(rows), *notes])
@@ -141,14 +141,13 @@ def compile_step(
     """Compiles one training step.
 
     Args:
-      config: of the run, but for what the next two say.
+      config: of the run; the next two override it.
       step: one of STEPS.
       num_inner_steps: k.
       chips: all devices of the topology.
 
-    Returns:
-      The row of the table; figures are NaN if the step does not fit, and `note` is what the
-      compiler says then.
+    Returns: The row of the table; figures are NaN if the step does not fit, and `note` is the
+    compiler's message.
     """
     config = copy.deepcopy(config)
     config.meta_gradient.update(programs.settings(step))

@@ -3,9 +3,9 @@
 The run is one that has ended; nothing of its training data is needed. NEW is like the run's own
 files, without labels: an .npz or .npy of inputs, a .csv, .tsv, .jsonl or .parquet with the columns
 of the features, or with the texts, and maybe an `id`; or a directory of pictures, or a table with
-their `path`. Of all but an .npz, a part is in memory at a time. The output has a row for each
-example: id, label, confidence, and the probability of each class. All three may be in a bucket
-(gs://BUCKET/NAME).
+their `path`. All files but an .npz are read in parts, so that they need not fit into memory. The
+output has a row for each example: id, label, confidence, and the probability of each class. All
+three may be in a bucket (gs://BUCKET/NAME).
 """
 
 import contextlib

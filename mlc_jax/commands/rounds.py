@@ -101,7 +101,7 @@ class Rounds:
 
     @property
     def newest(self) -> int:
-        """The newest round that was begun; 0 before the first one."""
+        """The newest round that was started; 0 before the first one."""
         number = 0
         while (self.directory(number + 1) / "config.json").exists():
             number += 1
@@ -119,8 +119,8 @@ class Rounds:
             return
         if epath.Path(before).name != epath.Path(path).name:
             logging.warning(
-                "%s was made of %s, and goes on with %s; if that is another table, give another "
-                "--out.", shown_path(self.out), before, path,
+                "%s was made from %s, and continues with %s; if that is another table, choose "
+                "another --out.", shown_path(self.out), before, path,
             )  # fmt: skip
 
     def answers(self) -> list[Answer]:
@@ -194,7 +194,7 @@ class Rounds:
             )
         if gone:
             logging.warning(
-                "Answers that are kept, and not used, since %s has no such row: %d, of id %s.",
+                "Answers that are kept but not used, because %s has no such row: %d, with id %s.",
                 file.path, len(gone), ", ".join(sorted(gone)[:3]),
             )  # fmt: skip
         return [*newest.values()]
@@ -307,8 +307,8 @@ class Rounds:
                 raise InputError(
                     f"{file.field}: {file.name_row(int(answer.id))} of {file.path!r} is another "
                     f"one than when {answer.file} asked for it, and without ids a row is known by "
-                    "its place; expected the rows in their places, new ones after them. If only "
-                    f"values changed: --checks={self.out / ANSWERS_FILE} with another --out"
+                    "its place; expected the rows in their old places, and new ones at the end. If "
+                    f"only values changed: --checks={self.out / ANSWERS_FILE} with another --out"
                 )
 
     def begin(self, number: int, file: LabelledFile, checks: Sequence[str]) -> None:

@@ -194,7 +194,7 @@ def pack(root: str, output: str, *, size: int, quality: int, per_shard: int) -> 
 
 
 def _check_plan(target: pathlib.Path, plan: dict[str, Any]) -> None:
-    """Raises InputError unless the directory is empty, or was begun with the same plan."""
+    """Raises InputError unless the directory is empty, or was started with the same plan."""
     if is_packed(target):
         raise InputError(f"--output: {str(target)!r} is packed already; expected another directory")
     file = target / _PLAN_FILE
@@ -207,7 +207,7 @@ def _check_plan(target: pathlib.Path, plan: dict[str, Any]) -> None:
     changed = [f"{x} {before.get(x)} then, {plan[x]} now" for x in plan if plan[x] != before.get(x)]
     if changed:
         raise InputError(
-            f"--output: {str(target)!r} was begun with another input or setting "
+            f"--output: {str(target)!r} was started with another input or setting "
             f"({'; '.join(changed)}); expected another directory"
         )
 

@@ -5,10 +5,10 @@ classifier, as in Dawid and Skene (1979) with a classifier in their place; out-o
 are what cleanlab asks for (Northcutt, Jiang, Chuang 2021) and what `CalibratedClassifierCV` is.
 
 K x H runs are trained as one program. Run (k, h) does not see the checks of fold k and does not
-learn from part h (`data.folds`). Training goes in rounds. Before each, a step that sees all runs
-says what every row's label is held to be, from predictions of runs that did not learn from it
-(`models.label_model`); in the round, all runs learn that. What predicts new rows is the mean of all
-of them, which is what was judged.
+learn from part h (`data.folds`). Training goes in rounds. Before
+each round, the label of every row is estimated from predictions of runs that did not learn from the
+row (`models.label_model`). In the round, all runs learn these labels. New rows are predicted by the
+mean of all runs. The verdict judges the same mean.
 """
 
 import dataclasses
@@ -305,9 +305,9 @@ class _Machine:
     def correct_labels(
         self, state: TrainState, evidence: Any, logits: jax.Array, labels: jax.Array
     ) -> jax.Array:
-        """Of rows that nothing learned from: the prediction, and what their given label says.
+        """Labels of rows that no run learned from: from the prediction and the given label.
 
-        Where there are several sources, nobody knows whose label it is: the prediction alone.
+        With several sources nobody knows whose label it is, so only the prediction is used.
         """
         meta = state.meta.params  # type: ignore[union-attr]
         if meta["matrices"].shape[1] > 1:

@@ -30,8 +30,8 @@ def table(shown: Mapping[str, Sequence[Any]], why: Sequence[str]) -> bytes:
     """The file, CSV.
 
     Args:
-      shown: columns of what a reader sees of each row, `id` among them.
-      why: of each row: `random`, or another reason.
+      shown: the columns that a reader sees of each row, with `id`.
+      why: why each row is there: `random`, or another reason.
     """
     return csv_of({**shown, "why": why, "checked_label": [""] * len(why)})
 
@@ -53,9 +53,9 @@ def page(shown: Mapping[str, Sequence[Any]], examples: Sequence[str | np.ndarray
 
 
 def is_filled_in(file: epath.Path) -> bool:
-    """Whether somebody has begun to fill in a `to_check.csv`: then it is theirs.
+    """Whether somebody has begun to fill in a `to_check.csv`: then it must not be overwritten.
 
-    So is one that a program has saved in another form than it was written in.
+    So must one that a program has saved in another form than it was written in.
     """
     if not file.exists():
         return False

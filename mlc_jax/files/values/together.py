@@ -129,7 +129,7 @@ def check_judged(
         )
     if single:
         logging.warning(
-            "One row alone is of class %s: nothing can be learned of it, or hidden to judge by.",
+            "Only one row has class %s: it cannot be learned from and hidden to judge by, too.",
             ", ".join(single[:5]) + (f" and {len(single) - 5} more" if len(single) > 5 else ""),
         )
 

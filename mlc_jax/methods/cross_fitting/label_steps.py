@@ -1,4 +1,4 @@
-"""The label model of cross-fitting, between rounds: what every row's label is held to be.
+"""The label model of cross-fitting, between rounds: estimates the label of every row.
 
 Each fold K has its own, which does not see the checks of that fold. Letters in shapes: K folds, N
 rows, M judged rows, S sources, V votes, C classes.
@@ -165,7 +165,7 @@ class LabelSteps:
     def labels(
         self, params: dict[str, Params], meta: dict[str, jax.Array], known: Known, is_first: Any
     ) -> Labels:
-        """What the newest label model says; before the first round the classifiers know nothing."""
+        """Labels by the newest label model; before the first round the classifiers know nothing."""
         rows, matrices, pi = known.rows, meta["matrices"], meta["class_shares"]
         says = self.says(matrices, pi, rows)
         mixed = self.mixed(params["runs"], meta["decay_weights"], known)
