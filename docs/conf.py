@@ -106,7 +106,10 @@ class Settings(SphinxDirective):
             section = field.rpartition(".")[0] or "general"
             term = nodes.term("", "", nodes.literal("", field), nodes.Text(" = "))
             term += nodes.literal("", repr(setting.default))
-            meaning = nodes.definition("", nodes.paragraph("", setting.meaning))
+            paragraph = nodes.paragraph()
+            for number, part in enumerate(setting.meaning.split("`")):  # `x` is a literal.
+                paragraph += nodes.literal("", part) if number % 2 else nodes.Text(part)
+            meaning = nodes.definition("", paragraph)
             item = nodes.definition_list_item("", term, meaning)
             lists.setdefault(section, nodes.definition_list()).append(item)
         sections: list[nodes.Node] = []
