@@ -21,6 +21,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import mlc_jax
 from mlc_jax import config as settings
+from mlc_jax import methods
+
+# `mlc_jax.methods.mlc` is the class MLC: under its own name it would be an alias without arguments.
+for public_name, method in methods.METHODS.items():
+    method.__name__ = method.__qualname__ = public_name
+    method.__module__ = methods.__name__
 
 repository = ""  # Such as https://github.com/OWNER/NAME, without a slash at the end.
 

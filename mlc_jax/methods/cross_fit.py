@@ -47,19 +47,20 @@ class CrossFit(Method):
     The model is trained by Adam with a learning rate that falls along a cosine within each round.
 
     Attributes:
-      num_folds: K, of the checked rows.
-      num_parts: H, of all rows.
-      num_rounds: of the pool and the label model.
-      steps_per_round: of each run.
-      batch_size: rows of a step of one run.
-      learning_rate: at the start of a round.
-      weight_decays: E of them; each run is trained with all, and they are weighed by the likelihood
-        of the checks that the run did not see.
-      prior_strength: pseudo-counts of the prior of R, the matrix of what given labels mean.
-      expected_weight: of a doubtful row in R, beside a checked one's 1.
-      trust_width: of the prior of a and l, the weights of classifier and given label; of l at most
-        0.5 above 1 where there are several sources.
-      rival_width: of the prior of b and c; towards 0 the rivals are left out.
+      num_folds: K, folds of the checked rows.
+      num_parts: H, parts of all rows.
+      num_rounds: rounds of training; labels are estimated before each.
+      steps_per_round: training steps of each classifier in a round.
+      batch_size: rows in a step of one classifier.
+      learning_rate: its value at the start of a round.
+      weight_decays: E of them. Classifiers are trained with each, and combined by the likelihood of
+        the checks that they did not see.
+      prior_strength: pseudo-counts of the prior of R, P(class | given label).
+      expected_weight: weight of a doubtful row in the counts of R; a checked row has 1.
+      trust_width: width of the prior of a and l, the weights of the classifier and of the given
+        label. With several sources it is at most 0.5 for l above 1.
+      rival_width: width of the prior of b and c, the weights of the two simple classifiers; towards
+        0 these are left out.
     """
 
     name: ClassVar[str] = "cross_fit"
