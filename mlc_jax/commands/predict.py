@@ -104,7 +104,7 @@ def _check_columns(run: epath.Path, path: str, names: dict[str, str]) -> None:
         stored = json.loads((run / _DATASET_FILE).read_bytes())["columns"]
         columns = [column["name"] for column in stored]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # Of no table; or damaged, which is said where the run is loaded.
+        return  # No table, or damaged: then loading the run raises the error.
     if path.lower().endswith(ENDINGS):
         next(Table("NEW", path, names=names).rows([], [], columns), None)
 
@@ -112,7 +112,7 @@ def _check_columns(run: epath.Path, path: str, names: dict[str, str]) -> None:
 def _beside(run: str, examples: pathlib.Path) -> epath.Path:
     """The default file of predictions."""
     directory = paths.absolute(run, "RUN") / "predictions"
-    with contextlib.suppress(OSError):  # It is said where the file is written.
+    with contextlib.suppress(OSError):  # Writing the file raises the error.
         directory.mkdir(parents=True, exist_ok=True)
     return directory / f"{examples.stem}.csv"
 

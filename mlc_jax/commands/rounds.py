@@ -154,7 +154,7 @@ class Rounds:
                 if one is not None:
                     digest.update("\n".join(one.names).encode() + one.numbers.tobytes())
         for path in checks:
-            Table(f"{FIELD}checked", path)  # It says what is wrong if there is no such file.
+            Table(f"{FIELD}checked", path)  # Raises the error if there is no such file.
             digests[0].update(paths.local(path, f"{FIELD}checked").read_bytes())
         for answer in self._newest(file):
             digests[0].update(f"{answer.id}\n{answer.label}\n".encode())
@@ -289,7 +289,7 @@ class Rounds:
         try:
             found = [checking.row(values[0] or "") for _, values in table.rows(["id"])]
         except InputError:
-            return  # Somebody is editing it; what is wrong is said when it is taken up.
+            return  # Somebody is editing it; errors are raised when its answers are read.
         rows = [row for row in found if row is not None]
         kept = _kept(directory) | dict(zip(map(str, rows), map(_hashed, cells(rows)), strict=True))
         paths.write(directory / _ROWS_FILE, json.dumps(kept).encode())

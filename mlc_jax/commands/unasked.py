@@ -10,7 +10,7 @@ from mlc_jax.errors import InputError
 from mlc_jax.files import image_folder
 from mlc_jax.files.images import parts
 
-# Names on the Hugging Face hub, and what is said of them.
+# Names on the Hugging Face hub, with their sizes.
 NAMED = (
     ("facebook/dinov2-small", "22 million parameters"),
     ("microsoft/resnet-18", "11 million"),

@@ -186,7 +186,7 @@ def pack(root: str, output: str, *, size: int, quality: int, per_shard: int) -> 
             shutil.copyfile(file, target / file.name)
     np.save(target / NAMES_FILE, np.array(names))
     info = plan | {"bad": bad}
-    _write(target / INFO_FILE, info)  # Last of all: it says that the rest is there.
+    _write(target / INFO_FILE, info)  # Written last: it shows that the rest is complete.
     for number in range(num_shards):
         _bad_file(target, number).unlink()
     (target / _PLAN_FILE).unlink()

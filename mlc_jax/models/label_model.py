@@ -67,8 +67,8 @@ def source_counts(
     if votes.shape[1] == 1:  # One source is all of them.
         rhos = rho[None]
     else:
-        # A source counts once, however much it says: one that is always there and mostly wrong
-        # would speak for all the others.
+        # A source counts once, however many labels it gave: otherwise one that labels every row and
+        # is mostly wrong would outweigh all others.
         each = right[:, 0] / jnp.maximum(said[:, 0], 1)
         seen = jnp.minimum(said[:, 0], 1)
         rho = (jnp.sum(seen * each) + 2 * trust) / (jnp.sum(seen) + 2)

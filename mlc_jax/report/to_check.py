@@ -61,7 +61,7 @@ def is_filled_in(file: epath.Path) -> bool:
         return False
     try:
         content = file.read_bytes()
-    except OSError:  # What is wrong is said where it is read.
+    except OSError:  # Reading it raises the error.
         return True
     text = io.StringIO(content.decode("utf-8-sig", "replace"), newline="")
     try:
@@ -69,7 +69,7 @@ def is_filled_in(file: epath.Path) -> bool:
         if "checked_label" not in (rows.fieldnames or ()):
             return True
         return any((row["checked_label"] or "").strip() for row in rows)
-    except csv.Error:  # What is wrong is said where it is read.
+    except csv.Error:  # Reading it raises the error.
         return True
 
 

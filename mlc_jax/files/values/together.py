@@ -25,7 +25,7 @@ _NO_CLASSES = frozenset({
 })  # fmt: skip
 
 
-_MOST_SINGLE = 0.5  # Labels are no classes if a larger share of rows is alone in its class.
+_MOST_SINGLE = 0.5  # Labels are no classes if more rows than this are single in theirs.
 _FEW_ROWS = 10
 
 
