@@ -8,7 +8,7 @@ Compiles the pmapped step for all chips of a topology with the TPU's own compile
 compile there, or does not fit into a chip's memory, shows it here. Nothing runs and nothing is
 timed but the compiler; TensorFlow is not needed, nor CIFAR.
 
-It compiles the config's step, or with `--estimators=all --num_inner_steps=1,5` the twenty steps of
+It compiles the config's step, or with `--estimators=all --num_inner_steps=1,5` the 22 steps of
 all estimators at both k. A ResNet-32 takes two to four minutes each. The tables are written after
 every step, and the same command resumes.
 
