@@ -21,6 +21,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import mlc_jax
 from mlc_jax import config as settings
+from mlc_jax import methods
+
+# `mlc_jax.methods.mlc` is the class MLC: under its own name it would be an alias without arguments.
+for public_name, method in methods.METHODS.items():
+    method.__name__ = method.__qualname__ = public_name
+    method.__module__ = methods.__name__
 
 repository = ""  # Such as https://github.com/OWNER/NAME, without a slash at the end.
 
@@ -106,7 +112,10 @@ class Settings(SphinxDirective):
             section = field.rpartition(".")[0] or "general"
             term = nodes.term("", "", nodes.literal("", field), nodes.Text(" = "))
             term += nodes.literal("", repr(setting.default))
-            meaning = nodes.definition("", nodes.paragraph("", setting.meaning))
+            paragraph = nodes.paragraph()
+            for number, part in enumerate(setting.meaning.split("`")):  # `x` is a literal.
+                paragraph += nodes.literal("", part) if number % 2 else nodes.Text(part)
+            meaning = nodes.definition("", paragraph)
             item = nodes.definition_list_item("", term, meaning)
             lists.setdefault(section, nodes.definition_list()).append(item)
         sections: list[nodes.Node] = []

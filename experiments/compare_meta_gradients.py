@@ -291,7 +291,7 @@ def _agreement_cell(rows: Rows) -> str:
 
 
 def _grid(config: ConfigDict, lengths: Sequence[int]) -> runs.Grid:
-    """Every estimator, k and seed, keyed by directory: what its row says, and its config."""
+    """Every estimator, k and seed, keyed by directory: the fields of its row, and its config."""
     return {
         f"runs/{name.replace(':', '_')}/k{k}/seed{seed}": (
             {"estimator": name, "k": k},

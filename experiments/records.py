@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 class Records:
-    """Rows of measurements, each of which is made once."""
+    """Rows of measurements; each measurement is made once."""
 
     def __init__(self, path: epath.Path, settings: Mapping[str, Any]):
         """Reads what was measured before.

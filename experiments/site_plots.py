@@ -47,7 +47,7 @@ def table(page: str, first_cell: str) -> Cells:
 
 
 def method() -> Figure:
-    """Two networks, two batches, and the way of the meta-gradient."""
+    """Two networks, two batches, and the path of the meta-gradient."""
     figure, axes = _canvas(8, 3.7)
     axes.set(xlim=(0, 16), ylim=(0, 7.4))
     axes.axis("off")
@@ -64,7 +64,7 @@ def method() -> Figure:
     _arrow(axes, (1.6, 5.2), (4.6, 2.7))
     _arrow(axes, (6.2, 3.5), (6.2, 5.2), "features", (6.35, 4.2))
     _arrow(axes, (7.8, 6.0), (9.3, 6.0))
-    _arrow(axes, (9.9, 5.2), (8.4, 2.85), "to learn", (9.35, 4.2))
+    _arrow(axes, (9.9, 5.2), (8.4, 2.85), "to learn", (9.65, 4.2))
     _arrow(axes, (7.8, 2.7), (9.3, 2.7))
     _arrow(axes, (12.2, 2.7), (13.2, 2.7))
     way = [14.5, 14.5, 3.9, 3.9], [1.9, 1.0, 1.0, 5.6]

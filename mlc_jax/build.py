@@ -20,7 +20,7 @@ from mlc_jax.models.bert_checkpoint import load_config
 def create_classifier(config: ConfigDict, num_classes: int) -> nn.Module:
     """Builds `config.model`."""
     dtype, is_bert = jnp.dtype(config.dtype), config.name == "bert"
-    # On top of an encoder that is frozen as a whole, only this is trained: on what that says.
+    # If the whole encoder is frozen, only this is trained, on the output of the encoder.
     if config.name == "mlp" or (is_bert and config.bert.num_frozen_layers == -1):
         return MLP(
             num_classes=num_classes,

@@ -206,10 +206,10 @@ def version(path: epath.PathLike, name: str) -> tuple[int, int] | None:
 
 
 def local(path: epath.PathLike, name: str) -> pathlib.Path:
-    """Where a file or a directory can be read as one of a disk; `~` is expanded.
+    """The path on a disk from which a file or a directory can be read; `~` is expanded.
 
-    What lies in a bucket is copied to the machine's temporary files, for this process. What is not
-    there is not there afterwards, either.
+    Files in a bucket are copied to the machine's temporary files, for this process. A file that
+    does not exist gets a path all the same.
 
     Args:
       path: of a disk, or `gs://BUCKET/NAME`.

@@ -1,8 +1,8 @@
 """A parent for one process of several, which says in one line that another one is gone.
 
-JAX ends a process whose peer died from a thread of its own: code 134, after pages of stack traces,
-and without a chance for anything inside the process. The parent keeps those back, and says by its
-exit code that the same command is worth another try.
+If a peer dies, JAX aborts the process from a thread of its own: code 134, after pages of stack
+traces. Nothing inside the process can prevent that. The parent hides the stack traces. Its exit
+code says that the same command may be tried again.
 """
 
 import ctypes

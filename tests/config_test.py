@@ -591,9 +591,9 @@ def test_label_key_that_is_not_in_the_file(refused, tmp_path):
                     "meta_gradient.update_every": 2,
                     "meta_gradient.estimator": name,
                 },
-                f"config.meta_gradient.update_every: got 2, expected 0 with {name}, which sees the "
-                "window's end alone; exact, truncated, first_order, approximate go with less than "
-                "num_inner_steps",
+                f"config.meta_gradient.update_every: got 2, expected 0 with {name}, which uses "
+                "only the window's end; exact, truncated, first_order, approximate allow less "
+                "than num_inner_steps",
             )
             for name in ("one_step", "finite_difference", "neumann", "conjugate_gradient")
         ),

@@ -256,8 +256,8 @@ TABLES = [
     ("B three letters of it", table(checked_table=WORDS), AB | {"checked_table"}),
     # B: which columns are features.
     ("B features=a,checked_label", table(), {"features": "a,checked_label"},
-     "'checked_label' says something of the label"),
-    ("B features=label", table(), {"features": "label"}, "'label' says something of the label"),
+     "'checked_label' gives the label away"),
+    ("B features=label", table(), {"features": "label"}, "'label' gives the label away"),
     ("B features=", table(), {"features": ""}, "features: got '', expected names"),
     ("B features=a,a", table(), {"features": "a,a"}, "features: got 'a,a', expected names"),
     ("B features=a,+a", table(), {"features": "a,+a"}, "'a' is named twice"),
@@ -522,7 +522,7 @@ def test_tables(load_table, content, fields, expected):
 def test_a_class_of_one_row_is_said(load_table, caplog):
     with caplog.at_level("WARNING"):
         load_table(table(label=np.where(ROWS == 3, "emu", GIVEN)))
-    assert "One row alone is of class emu" in caplog.text
+    assert "Only one row has class emu" in caplog.text
 
 
 @pytest.mark.parametrize(

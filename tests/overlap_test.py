@@ -322,7 +322,7 @@ def test_an_update_must_come_at_a_divisor_of_k(s):
 @pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - set(OVERLAPPING)))
 def test_what_sees_the_window_s_end_alone_is_refused(name):
     estimator = core.EstimatorSpec(name)
-    message = f"^update_every: got 2, expected 0 with {name}, which sees the window's end alone; "
+    message = f"^update_every: got 2, expected 0 with {name}, which uses only the window's end; "
     with pytest.raises(InputError, match=message):
         _method(update_every=2, estimator=estimator)
     assert _method(update_every=K, estimator=estimator).num_replayed == 0

@@ -96,7 +96,7 @@ def test_packing_goes_on_where_it_was_stopped(directories, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         pack(str(root), str(tmp_path / "out"), **SETTINGS)
     assert not packed.is_packed(tmp_path / "out")
-    with pytest.raises(InputError, match=r"begun with another .*\(size 72 then, 80 now\)"):
+    with pytest.raises(InputError, match=r"started with another .*\(size 72 then, 80 now\)"):
         pack(str(root), str(tmp_path / "out"), **SETTINGS | {"size": 80})
     monkeypatch.setattr(packed, "_smaller", lambda *args: calls.append(args) or smaller(*args))
     calls.clear()

@@ -202,7 +202,7 @@ def test_a_column_that_is_the_label(load, frame, name):
         load({"data": frame})
     assert str(error.value).endswith(
         f"data.csv' column 'target' equals {name} in 100 % of rows; expected no label among the "
-        "features. Take it out, or say that it is none: --config.dataset.features=+target"
+        "features. Take it out, or say that it is a feature: --config.dataset.features=+target"
     )
     recoded = frame.assign(target=np.where(frame["target"] == 1, 7.5, -2))
     with pytest.raises(InputError, match=f"column 'target' determines {name}; "):

@@ -6,13 +6,13 @@
 TFDS holds cifar10 as TensorFlow Datasets prepares it. Features of EfficientNet-Lite0 (ImageNet's
 weights) are computed once, and kept in DIR/cache. Then come the cells: `worst` labels with 50
 checked rows of each class, by every method; `worst`, `aggregate`, `random1` and the three random
-labels together with 10, 50 and 100 of each, by a few. The same command goes on where it was
-stopped. In DIR: `cells.csv`, a row for each draw, and `cifar10n.md`, the tables.
+labels together with 10, 50 and 100 of each, by a few. The same command resumes. In DIR:
+`cells.csv`, a row for each draw, and `cifar10n.md`, the tables.
 
 Of each cell: percent right of the doubtful rows after correction, and of the 10,000 test pictures.
 A linear model (scikit-learn's LogisticRegression, C = 0.01, on standardised features) is trained on
-the checked rows, on labels as given, and on the true ones. --pictures and --tests take the first
-ones alone, for trying.
+the checked rows, on labels as given, and on the true ones. --pictures and --tests take only the
+first ones, for a trial.
 """
 
 import functools

@@ -18,9 +18,9 @@ doubtful rows outside of part h. All arms see the same rows, batches and starts:
   meta-gradient. It starts as the labels as given.
 
 The label model is `q ~ exp(a log p_oof + l log(R[v] / pi))` with a, l and R learned, or a and l
-alone; AdamW pulls them to where they start. Printed: percent of doubtful rows whose corrected
-label is right; the share of fold k that is right, which nothing learned from; and the cosine
-between the two gradients, both taken where the arm is.
+alone; AdamW pulls them to where they start. The table has the percentage of doubtful rows whose
+corrected label is right; the same of fold k, from which nothing learned; and the cosine between the
+two gradients, both taken at the arm's parameters.
 """
 
 import dataclasses

@@ -3,12 +3,12 @@
     python -m experiments.labels.own_data_suite --workdir=DIR
     python -m experiments.labels.own_data_suite --workdir=DIR --quick
 
-Labels of a table are made wrong: FLIP 0.35 (the next class), UNIF 0.5 (any class), `hard` (the
-30 % of rows where a linear model is least sure get its second choice). Some rows are checked:
-`random:30` at random, `per_class:5` so many of each class. 30 % of the rows are kept away from
-everything. All draws of a table are trained as one program; the same command goes on where it
-was stopped. With --shard=i/n, n commands share the tables; the last one to end writes all of
-them. In DIR: `cells.csv`, a row for each draw; `own_data.md`, the tables.
+Labels of a table are made wrong: FLIP 0.35 (the next class), UNIF 0.5 (any class), `hard` (the 30 %
+of rows where a linear model is least sure get its second choice). Some rows are checked:
+`random:30` at random, `per_class:5` so many of each class. 30 % of the rows are for tests. All
+draws of a table are trained as one program; the same command goes on where it was stopped. With
+--shard=i/n, n commands share the tables; the last one to end writes all of them. In DIR:
+`cells.csv`, a row for each draw; `own_data.md`, the tables.
 
 Columns are percent right of the doubtful rows: labels as given, scikit-learn's
 `LogisticRegression(C=1)` on the checked rows and on all given labels, gradient boosting on the
@@ -72,7 +72,7 @@ def cross_fit(table: LabelledTable, cells: Sequence[Cell], drawn: str) -> list[R
 def _judged(
     cell: Cell, pipeline: folds.AllRows, probs: dict[str, np.ndarray], num_classes: int
 ) -> Row:
-    """Truth of the doubtful rows, and what the verdict says of them."""
+    """The truth of the doubtful rows, and the verdict's estimate."""
     num_noisy, rows = len(pipeline.noisy), pipeline.rows
     truth = cell.truth[~cell.checked]
     said = {name: x[:num_noisy].argmax(axis=1) for name, x in probs.items()}

@@ -1,8 +1,8 @@
 """Real tables of other people, with their true labels, and wrong ones; nothing is downloaded.
 
-scikit-learn carries four of them. The packages `palmerpenguins` and `pydataset` carry others:
-what of them is installed is used. pydataset is read as the archive that it is, since importing
-it unpacks 757 sets into the user's home.
+scikit-learn has four of them. The packages `palmerpenguins` and `pydataset` have others, which are
+used if they are installed. pydataset's archive is read directly, because importing the package
+unpacks 757 sets into the user's home.
 """
 
 import csv
@@ -209,7 +209,7 @@ class Cell(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def _second_choices(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """How sure a linear model is of each row's label, out of fold, and what it would say else."""
+    """How sure a linear model is of each row's label, out of fold, and its second choice."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_predict
 

@@ -1,11 +1,12 @@
-"""Sets with many given labels per row: of files, and made of tables.
+"""Sets with many given labels per row: read from files, or made from tables.
 
 `KIND:TABLE` is a table of `tables_of_people` with labels that are made anew in each draw. Kinds:
 
-* `annotators`: five, right in a share of rows between chance and 95 %, wrong in ways of their own;
-  each labels between 20 and 100 % of the rows.
+* `annotators`: five, each is right in a share of rows between chance and 95 %, makes its own
+  mistakes, and labels between 20 and 100 % of the rows.
 * `crowd`: twenty, most of them good; each row has labels from one to three.
-* `rules`: ten; each says one class beyond a threshold of one column, set by twenty rows.
+* `rules`: ten; each gives one class to the rows beyond a threshold of one column, set by twenty
+  rows.
 """
 
 import functools

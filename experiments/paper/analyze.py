@@ -5,11 +5,11 @@
 DIR is the workdir of one run, of any method, or of `mlc_jax.fit`. In DIR/analysis:
 
     heat_maps.png      given and corrected labels against the true ones (Figure 6)
-    label_quality.png  how far the method believes right and wrong given labels: the LCN's
+    label_quality.png  how much the method trusts right and wrong given labels: the LCN's
                        probabilities, MW-Net's weights, ... (Figure 7)
     dynamics.png       inner loss, outer loss and test accuracy against step (Figure 8)
-    label_errors.md    "this label is wrong": precision and recall of what was corrected, AUC and
-    label_errors.csv   average precision of the ranking by 1 - label_quality; beside cleanlab
+    label_errors.md    "this label is wrong": precision and recall of changed labels, AUC and
+    label_errors.csv   average precision of the ranking by 1 - label_quality; also cleanlab's
 
 If the true labels are not known, given and corrected labels are compared: a heat map of the
 corrected labels of each given label, and the quality of kept and of corrected labels. Precision and

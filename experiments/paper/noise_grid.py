@@ -1,4 +1,4 @@
-"""Grids over methods, noise and seeds: what flags say of them, and the config of every run.
+"""Grids over methods, noise and seeds: their flags, and the config of every run.
 
 A seed stands for everything that is drawn: the split, the noise, the start, the order of the
 batches. All methods of a seed see the same split and, at every level, the same noise.

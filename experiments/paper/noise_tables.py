@@ -2,8 +2,8 @@
 
 `runs.csv`, a row per run; `sweep.csv`, a row for each method, noise and level, over the seeds;
 `sweep.md`, the means over all noise (Table 2 of the MLC paper has such rows) and accuracy by level;
-`sweep.png`, accuracy against level (its Figure 5). Own data may lack what accuracies need, a test
-set or true labels: what is not known stays empty.
+`sweep.png`, accuracy against level (its Figure 5). Own data may lack a test set or true labels:
+cells that need them stay empty.
 """
 
 from collections.abc import Mapping, Sequence

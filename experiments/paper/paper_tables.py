@@ -1,4 +1,4 @@
-"""Shared parts of the paper's tables: published numbers, and the cost of one's own.
+"""Shared parts of the paper's tables: published numbers, and the cost of running them.
 
 Costs are estimates, to be read before a week of work: XLA counts a forward pass, and a method's
 cost relative to a plain step is taken from docs/results/benchmark.md.

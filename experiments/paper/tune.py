@@ -11,8 +11,8 @@ the trial alone, so a search can be continued with more --trials, and a method's
 on which others are tuned.
 
 The setting with the best last validation accuracy, mean over all noise and tuning seeds, is trained
-with --seeds other seeds on --final_levels. The test set has no say in it. A setting with which runs
-diverge ranks below all settings with fewer such runs; its accuracy is over the runs that end.
+with --seeds other seeds on --final_levels. The test set is not used to choose. A setting with which
+runs diverge ranks below all settings with fewer such runs; its accuracy is over the runs that end.
 Validation labels count as clean labels spent.
 
 In DIR: `trials.csv`, a row per trial; `chosen.csv` and `chosen.md`, the setting of each method; of
@@ -221,7 +221,7 @@ def draw(method: str, number: int, search_seed: int) -> dict[str, Any]:
       search_seed: of all trials.
 
     Returns:
-      A value for each field, numbers to three digits: what the tables say is what was trained.
+      A value for each field. Numbers have three digits, so tables show exactly what was trained.
     """
     rng = np.random.default_rng([search_seed, number, *method.encode()])
     drawn: dict[str, Any] = {}

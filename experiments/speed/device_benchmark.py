@@ -13,7 +13,7 @@ clone, and ours; `bert` a classifier of texts and PyTorch's plain step of the sa
 
 Steps are timed in calls of `MIN_SECONDS` and more, three times each; a row has the median. Every
 row is written to `device_benchmark.jsonl` at once; the same command resumes, and with `--seconds`
-none is begun after so long.
+no measurement starts after that time.
 """
 
 import contextlib

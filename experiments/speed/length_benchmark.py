@@ -1,4 +1,4 @@
-"""Savings by batches of similar length: padding, steps and tokens per second, for texts.
+"""What batches of similar length save, for texts: padding, steps and tokens per second.
 
     python -m experiments.speed.length_benchmark --config=configs/ag_news.py \
         --config.dataset.data_dir=DIR --config.model.bert.checkpoint=NAME --workdir=DIR \
@@ -6,9 +6,9 @@
 
 For every k and every `length_buckets`, the loader's batches of one epoch are read: how many of
 their tokens are padding, and how often each pair of lengths (noisy, clean) comes. Then the training
-step of every pair is compiled and timed, in turn over all of them, so that whatever else the
-machine does weighs on all alike. A step's seconds are the medians by pair, weighed by how often
-each comes.
+step of every pair is compiled and timed, in turn over all of them, so that other work on the
+machine affects all alike. A step's seconds are the medians by pair, weighted by how often each
+comes.
 """
 
 import copy

@@ -10,8 +10,8 @@ draws its order and its crops from the seed, splits clean from noisy examples an
 Packed pictures have a shorter side of 256 pixels at most. PYTHON is an interpreter with torch and
 torchvision; without it there is no such row.
 
-Sides are timed in turn, each time from the start, so that whatever else the machine does weighs on
-all alike: on a shared machine the ratios are the message.
+Sides are timed in turn, each time from the start, so that other work on the machine affects all
+alike. On a shared machine look at the ratios.
 """
 
 import itertools

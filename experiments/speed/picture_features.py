@@ -6,7 +6,7 @@
 lite0 is EfficientNet-Lite0 at 128 pixels (`experiments.labels.efficientnet_lite`). dinov2_small is
 a network of DINOv2-small's shape at 224 pixels with random weights, which cost what trained ones
 do. Pictures are ten classes of noise, PNG of 32 pixels, 6 in 10 labels wrong, every tenth
-checked: what is measured is time. Nothing is taken from a cache.
+checked: only the time is measured. The cache is empty.
 """
 
 import os

@@ -82,9 +82,9 @@ class Memory(NamedTuple):
 class Program(NamedTuple):
     """A step to measure: (state, batch) -> (new state, anything); the state is donated.
 
-    A window is of `num_inner_steps`, of which one call makes `stride`; `init` makes a fresh state.
-    `count_flops` and `rolled_memory` tell what the compiled program itself does not; None where it
-    does.
+    A window has `num_inner_steps`; one call makes `stride` of them. `init` makes a fresh state.
+    `count_flops` and `rolled_memory` are for what the compiled program itself does not tell; else
+    None.
     """
 
     name: str

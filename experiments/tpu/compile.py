@@ -8,7 +8,7 @@ Compiles the pmapped step for all chips of a topology with the TPU's own compile
 compile there, or does not fit into a chip's memory, shows it here. Nothing runs and nothing is
 timed but the compiler; TensorFlow is not needed, nor CIFAR.
 
-It compiles the config's step, or with `--estimators=all --num_inner_steps=1,5` the twenty steps of
+It compiles the config's step, or with `--estimators=all --num_inner_steps=1,5` the 22 steps of
 all estimators at both k. A ResNet-32 takes two to four minutes each. The tables are written after
 every step, and the same command resumes.
 
@@ -126,7 +126,7 @@ def main() -> None:
 
 
 def _write_tables(workdir: epath.Path, setting: dict[str, Any], rows: list[Row]) -> str:
-    """Returns what `tpu.md` says; what the compiler said of steps that do not fit stands there."""
+    """Returns the text of `tpu.md`, with the compiler's message for steps that do not fit."""
     notes = [f"k = {r['num_inner_steps']}, {r['step']}: {r['note']}\n" for r in rows if r["note"]]
     text = ", ".join(f"{name} {value}" for name, value in setting.items())
     text += "\n\n".join(["", to_markdown(rows), *notes])
@@ -141,14 +141,13 @@ def compile_step(
     """Compiles one training step.
 
     Args:
-      config: of the run, but for what the next two say.
+      config: of the run; the next two override it.
       step: one of STEPS.
       num_inner_steps: k.
       chips: all devices of the topology.
 
-    Returns:
-      The row of the table; figures are NaN if the step does not fit, and `note` is what the
-      compiler says then.
+    Returns: The row of the table; figures are NaN if the step does not fit, and `note` is the
+    compiler's message.
     """
     config = copy.deepcopy(config)
     config.meta_gradient.update(programs.settings(step))

@@ -8,10 +8,10 @@
 
 Prints the manifest and does nothing else: no cloud is called. What stands after -- goes to
 `mlc_jax.main`, with --array to `experiments.noise_sweep` (another program: --program). The config
-is checked here, as far as that is possible without data: before any chip is waited for.
+is checked here, as far as that is possible without data: before any chip is requested.
 docs/cloud_tpu.md says what a project needs beside it.
 
-One run is a JobSet (jobset.x-k8s.io) of one slice, started anew on all hosts when one is lost.
+One run is a JobSet (jobset.x-k8s.io) of one slice, restarted on all hosts when one is lost.
 --array=N is an Indexed Job of N machines, each of which trains a share of the grid (--shard=auto).
 What exit codes mean is `mlc_jax.errors.ExitCode`.
 """

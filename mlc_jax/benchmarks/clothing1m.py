@@ -5,9 +5,9 @@
     noisy_train_key_list.txt                     PATH in each line; 1,000,000
     clean_{train,val,test}_key_list.txt          47,570, 14,313 and 10,526
 
-Nothing is copied or unpacked. No picture is in two lists; but some of the clean lists have a noisy
-label as well, and corrections are judged by those of the validation and the test list: the truth of
-the noisy list is not known.
+Nothing is copied or unpacked. No picture is in two lists. The truth of the noisy list is not known.
+But some pictures of the clean lists have a noisy label as well; those of the validation and the
+test list judge the corrections.
 """
 
 import pathlib
@@ -70,7 +70,7 @@ def load(data_dir: str, options: Options) -> Clothing1M:
     """Reads the lists, and looks at all pictures unless they are known to be good.
 
     Args:
-      data_dir: where they lie.
+      data_dir: the directory of the data.
       options: how pictures are read.
 
     Raises:

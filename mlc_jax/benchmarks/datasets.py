@@ -90,7 +90,7 @@ def load(config: ConfigDict, encode: Any = None) -> Dataset:
 
 
 def of_own(own: OwnData, name: str) -> Dataset:
-    """Own data as what a run is made from; `name` is that of their kind."""
+    """A run's `Dataset` from own data; `name` is the kind of data."""
     return Dataset(
         name=name,
         class_names=own.class_names,

@@ -83,7 +83,7 @@ class InstanceNoise:
             count, total, square = count + len(x), total + x.sum(0), square + (x**2).sum(0)
         self._mean = total / count
         deviation = np.sqrt(np.maximum(square / count - self._mean**2, 0))
-        # Constant features say nothing. The tolerance is for rounding of the sums.
+        # Constant features carry no information. The tolerance is for rounding of the sums.
         varies = deviation > 1e-6 * (1 + np.abs(self._mean))
         self._scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0)
         shape = (num_classes, len(self._mean), num_classes)

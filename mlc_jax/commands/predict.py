@@ -3,9 +3,9 @@
 The run is one that has ended; nothing of its training data is needed. NEW is like the run's own
 files, without labels: an .npz or .npy of inputs, a .csv, .tsv, .jsonl or .parquet with the columns
 of the features, or with the texts, and maybe an `id`; or a directory of pictures, or a table with
-their `path`. Of all but an .npz, a part is in memory at a time. The output has a row for each
-example: id, label, confidence, and the probability of each class. All three may be in a bucket
-(gs://BUCKET/NAME).
+their `path`. All files but an .npz are read in parts, so that they need not fit into memory. The
+output has a row for each example: id, label, confidence, and the probability of each class. All
+three may be in a bucket (gs://BUCKET/NAME).
 """
 
 import contextlib
@@ -112,7 +112,7 @@ def _check_columns(run: epath.Path, path: str, names: dict[str, str]) -> None:
         stored = json.loads((run / _DATASET_FILE).read_bytes())["columns"]
         columns = [column["name"] for column in stored]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # Of no table; or damaged, which is said where the run is loaded.
+        return  # No table, or damaged: then loading the run raises the error.
     if path.lower().endswith(ENDINGS):
         next(Table("NEW", path, names=names).rows([], [], columns), None)
 
@@ -120,7 +120,7 @@ def _check_columns(run: epath.Path, path: str, names: dict[str, str]) -> None:
 def _beside(run: str, examples: pathlib.Path) -> epath.Path:
     """The default file of predictions."""
     directory = paths.absolute(run, "RUN") / "predictions"
-    with contextlib.suppress(OSError):  # It is said where the file is written.
+    with contextlib.suppress(OSError):  # Writing the file raises the error.
         directory.mkdir(parents=True, exist_ok=True)
     return directory / f"{examples.stem}.csv"
 

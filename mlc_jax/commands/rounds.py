@@ -88,7 +88,7 @@ class Rounds:
 
     @property
     def newest(self) -> int:
-        """The newest round that was begun; 0 before the first one."""
+        """The newest round that was started; 0 before the first one."""
         number = 0
         while (self.directory(number + 1) / "config.json").exists():
             number += 1
@@ -106,8 +106,8 @@ class Rounds:
             return
         if epath.Path(before).name != epath.Path(path).name:
             logging.warning(
-                "%s was made of %s, and goes on with %s; if that is another table, give another "
-                "--out.", shown_path(self.out), before, path,
+                "%s was made from %s, and continues with %s; if that is another table, choose "
+                "another --out.", shown_path(self.out), before, path,
             )  # fmt: skip
 
     def answers(self) -> list[Answer]:
@@ -141,7 +141,7 @@ class Rounds:
                 if one is not None:
                     digest.update("\n".join(one.names).encode() + one.numbers.tobytes())
         for path in checks:
-            Table(f"{FIELD}checked", path)  # It says what is wrong if there is no such file.
+            Table(f"{FIELD}checked", path)  # Raises the error if there is no such file.
             digests[0].update(paths.local(path, f"{FIELD}checked").read_bytes())
         for answer in self.standing(file):
             digests[0].update(f"{answer.id}\n{answer.label}\n".encode())
@@ -181,7 +181,7 @@ class Rounds:
             )
         if gone:
             logging.warning(
-                "Answers that are kept, and not used, since %s has no such row: %d, of id %s.",
+                "Answers that are kept but not used, because %s has no such row: %d, with id %s.",
                 file.path, len(gone), ", ".join(sorted(gone)[:3]),
             )  # fmt: skip
         return [*newest.values()]
@@ -281,7 +281,7 @@ class Rounds:
         try:
             found = [checking.row(values[0] or "") for _, values in table.rows(["id"])]
         except InputError:
-            return  # Somebody is editing it; what is wrong is said when it is taken up.
+            return  # Somebody is editing it; errors are raised when its answers are read.
         rows = [row for row in found if row is not None]
         kept = _kept(directory) | dict(zip(map(str, rows), map(_hashed, cells(rows)), strict=True))
         paths.write(directory / _ROWS_FILE, json.dumps(kept).encode())
@@ -299,8 +299,8 @@ class Rounds:
                 raise InputError(
                     f"{file.field}: {file.name_row(int(answer.id))} of {file.path!r} is another "
                     f"one than when {answer.file} asked for it, and without ids a row is known by "
-                    "its place; expected the rows in their places, new ones after them. If only "
-                    f"values changed: --checks={self.out / ANSWERS_FILE} with another --out"
+                    "its place; expected the rows in their old places, and new ones at the end. If "
+                    f"only values changed: --checks={self.out / ANSWERS_FILE} with another --out"
                 )
 
     def begin(self, number: int, file: LabelledFile, checks: Sequence[str]) -> None:

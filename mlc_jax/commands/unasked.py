@@ -1,4 +1,4 @@
-"""Pictures without an encoder: which there are, and what they take. None is downloaded unasked."""
+"""Pictures without an encoder: names some, and what they take. None is downloaded by itself."""
 
 import importlib.util
 
@@ -10,7 +10,7 @@ from mlc_jax.errors import InputError
 from mlc_jax.files import image_folder
 from mlc_jax.files.images import parts
 
-# Names on the Hugging Face hub, and what is said of them.
+# Names on the Hugging Face hub, with their sizes.
 NAMED = (
     ("facebook/dinov2-small", "22 million parameters"),
     ("microsoft/resnet-18", "11 million"),
@@ -19,7 +19,7 @@ _MEASURED = 16  # Pictures.
 
 
 def without_encoder(config: ConfigDict) -> InputError:
-    """What is said where nobody named one.
+    """The error where nobody named one.
 
     Args:
       config: of the pictures.
@@ -28,7 +28,7 @@ def without_encoder(config: ConfigDict) -> InputError:
     times = [x for name, _ in NAMED if (x := _time(name, config))]
     return InputError(
         f"--encoder: got None, expected a pretrained image model, such as {named}; or a directory, "
-        "or any that transformers loads. It is downloaded once, and not unasked"
+        "or any that transformers loads. It is downloaded once, and only if you name it"
         + "".join(f". {x}" for x in times)
     )
 

@@ -12,7 +12,7 @@ INNER_LOSS_METHODS = (
 )  # fmt: skip
 LCN_FORMS = ("network", "posterior", "both")
 DRAWN = ("random", "per_class", "looked_up")
-# Columns of own tables that are no inputs, and the two that are alone the input.
+# Columns of own tables that are no features; `text` and `path` are the only input.
 COLUMN_NAMES = ("label", "checked_label", "text", "path", "id", "given_label", "split", "drawn")
 PRIORS = ("uniform", "targets")
 ESTIMATORS = (

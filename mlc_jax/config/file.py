@@ -1,4 +1,4 @@
-"""Config files: loaded for `--config=mine.py`; what is wrong in one is told by its line."""
+"""Config files, loaded for `--config=mine.py`; an error names the line."""
 
 import ast
 import difflib

@@ -112,8 +112,8 @@ def _overlap(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
         (
             field,
             estimator in OVERLAPPING,
-            f"0 with {estimator}, which sees the window's end alone; "
-            f"{', '.join(OVERLAPPING)} go with less than num_inner_steps",
+            f"0 with {estimator}, which uses only the window's end; "
+            f"{', '.join(OVERLAPPING)} allow less than num_inner_steps",
         ),
         (
             "meta_gradient.diagnose_every",

@@ -66,7 +66,7 @@ def prepared(
     counted, copies = counted_once(votes, truth, num_classes)
     for later, earlier in copies[:_NAMED]:
         logging.warning(
-            "Source %s says what %s says more often than chance allows: where they agree, they "
+            "Source %s agrees with %s more often than chance allows: where they agree, they "
             "count once.", names[later], names[earlier],
         )  # fmt: skip
     if len(copies) > _NAMED:

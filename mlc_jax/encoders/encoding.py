@@ -99,7 +99,7 @@ class TextReader:
         size = sum(layers.num_bytes(source) for source in sources) / 1e9
         if size > most:
             logging.info(
-                "Frozen layers are computed in each step: what they say of all texts would take "
+                "Frozen layers are computed in each step: their output for all texts would take "
                 "%.1f GB, and max_cached_gb is %g.", size, most,
             )  # fmt: skip
             return dataset

@@ -218,7 +218,7 @@ class Transformers:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
                 f"{self._field}: {str(self._directory)!r} cannot be used ({reason}); expected an "
-                "image model that transformers knows, and that needs pixels alone"
+                "image model that transformers knows, and that reads only pixels"
             ) from error
 
     def _check_pytorch(self) -> None:

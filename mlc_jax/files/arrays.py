@@ -85,7 +85,7 @@ def scale(noisy: Subset, standardized: bool | None) -> Normalize:
     """`prepare` for a noisy set of arrays, in memory or memory-mapped.
 
     Args:
-      noisy: what mean and deviation are taken of.
+      noisy: the arrays that mean and deviation are computed on.
       standardized: whether each feature gets mean 0 and deviation 1. None chooses: pixels (unsigned
         whole numbers) are divided by the largest, what lies in [0, 1] stays, and the rest is
         standardised.

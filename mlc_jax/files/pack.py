@@ -1,11 +1,11 @@
-"""Packs a directory of pictures into ArrayRecord shards, for disks that hate small files.
+"""Packs a directory of pictures into ArrayRecord shards, for disks that are slow with small files.
 
     python -m mlc_jax.files.pack --input=clothing1m --output=packed
     python -m mlc_jax.main --config=configs/clothing1m.py --config.dataset.data_dir=packed ...
 
 Pictures are decoded and turned as their EXIF orientation says, their shorter side is resized to
 --size (larger ones only), and they are encoded as JPEG. All cores work, shard by shard; the same
-command resumes where it was stopped. Lists and tables (.txt, .csv, .jsonl, .parquet) that lie in
+command resumes where it was stopped. Lists and tables (.txt, .csv, .jsonl, .parquet) in
 the input directory are copied, and name the packed pictures as they named the files. Pictures that
 cannot be decoded are listed in packed.json, and are then refused or left out as files would be.
 """

@@ -187,7 +187,7 @@ def pack(root: str, output: str, *, size: int, quality: int, per_shard: int) -> 
             shutil.copyfile(file, target / file.name)
     np.save(target / NAMES_FILE, np.array(names))
     info = plan | {"bad": bad}
-    _write(target / INFO_FILE, info)  # Last of all: it says that the rest is there.
+    _write(target / INFO_FILE, info)  # Written last: it shows that the rest is complete.
     for number in range(num_shards):
         _bad_file(target, number).unlink()
     (target / _PLAN_FILE).unlink()
@@ -195,7 +195,7 @@ def pack(root: str, output: str, *, size: int, quality: int, per_shard: int) -> 
 
 
 def _check_plan(target: pathlib.Path, plan: dict[str, Any]) -> None:
-    """Raises InputError unless the directory is empty, or was begun with the same plan."""
+    """Raises InputError unless the directory is empty, or was started with the same plan."""
     if is_packed(target):
         raise InputError(f"--output: {str(target)!r} is packed already; expected another directory")
     file = target / _PLAN_FILE
@@ -208,7 +208,7 @@ def _check_plan(target: pathlib.Path, plan: dict[str, Any]) -> None:
     changed = [f"{x} {before.get(x)} then, {plan[x]} now" for x in plan if plan[x] != before.get(x)]
     if changed:
         raise InputError(
-            f"--output: {str(target)!r} was begun with another input or setting "
+            f"--output: {str(target)!r} was started with another input or setting "
             f"({'; '.join(changed)}); expected another directory"
         )
 

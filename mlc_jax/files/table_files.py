@@ -144,7 +144,7 @@ class _Chosen(NamedTuple):
                 table.fail(f"has no column {name!r}, only {', '.join(map(repr, there))}")
             if name in labels and sign != "-":
                 expected = "expected columns of inputs in dataset.features"
-                table.fail(f"column {name!r} says something of the label; {expected}")
+                table.fail(f"column {name!r} gives the label away; {expected}")
             if any(name in names for names in signs.values()):
                 raise InputError(f"{FIELD}features: {name!r} is named twice; expected it once")
             signs[sign].append(name)
@@ -277,5 +277,5 @@ def _check_leaks(table: Table, file: LabelledFile, surveys: Sequence[Survey]) ->
         if problem:
             table.fail(
                 f"column {one.name!r} {problem}; expected no label among the features. Take it "
-                f"out, or say that it is none: --config.dataset.features=+{one.name}"
+                f"out, or say that it is a feature: --config.dataset.features=+{one.name}"
             )

@@ -1,1 +1,1 @@
-"""Doubtful labels in, corrected ones out: a data frame, or as scikit-learn has it."""
+"""Doubtful labels in, corrected ones out: for data frames, and as an estimator of scikit-learn."""

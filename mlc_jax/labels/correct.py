@@ -216,7 +216,7 @@ def train(
     frame: Any = None, workdir: str | pathlib.Path | None = None, reader: Reader | None = None,
     labels: Sequence[str] = (),
 ) -> Result:  # fmt: skip
-    """Trains on own data in memory, of which columns `labels` are not learned from."""
+    """Trains on own data in memory; the columns `labels` are no features."""
     from mlc_jax.training.run import build_run
 
     run = build_run(settings, of_own(own, kind))

@@ -5,10 +5,10 @@ classifier, as in Dawid and Skene (1979) with a classifier in their place; out-o
 are what cleanlab asks for (Northcutt, Jiang, Chuang 2021) and what `CalibratedClassifierCV` is.
 
 K x H runs are trained as one program. Run (k, h) does not see the checks of fold k and does not
-learn from part h (`data.folds`). Training goes in rounds. Before each, a step that sees all runs
-says what every row's label is held to be, from predictions of runs that did not learn from it
-(`models.label_model`); in the round, all runs learn that. What predicts new rows is the mean of all
-of them, which is what was judged.
+learn from part h (`data.folds`). Training goes in rounds. Before
+each round, the label of every row is estimated from predictions of runs that did not learn from the
+row (`models.label_model`). In the round, all runs learn these labels. New rows are predicted by the
+mean of all runs. The verdict judges the same mean.
 """
 
 import dataclasses
@@ -47,19 +47,20 @@ class CrossFit(Method):
     The model is trained by Adam with a learning rate that falls along a cosine within each round.
 
     Attributes:
-      num_folds: K, of the checked rows.
-      num_parts: H, of all rows.
-      num_rounds: of the pool and the label model.
-      steps_per_round: of each run.
-      batch_size: rows of a step of one run.
-      learning_rate: at the start of a round.
-      weight_decays: E of them; each run is trained with all, and they are weighed by the likelihood
-        of the checks that the run did not see.
-      prior_strength: pseudo-counts of the prior of R, the matrix of what given labels mean.
-      expected_weight: of a doubtful row in R, beside a checked one's 1.
-      trust_width: of the prior of a and l, the weights of classifier and given label; of l at most
-        0.5 above 1 where there are several sources.
-      rival_width: of the prior of b and c; towards 0 the rivals are left out.
+      num_folds: K, folds of the checked rows.
+      num_parts: H, parts of all rows.
+      num_rounds: rounds of training; labels are estimated before each.
+      steps_per_round: training steps of each classifier in a round.
+      batch_size: rows in a step of one classifier.
+      learning_rate: its value at the start of a round.
+      weight_decays: E of them. Classifiers are trained with each, and combined by the likelihood of
+        the checks that they did not see.
+      prior_strength: pseudo-counts of the prior of R, P(class | given label).
+      expected_weight: weight of a doubtful row in the counts of R; a checked row has 1.
+      trust_width: width of the prior of a and l, the weights of the classifier and of the given
+        label. With several sources it is at most 0.5 for l above 1.
+      rival_width: width of the prior of b and c, the weights of the two simple classifiers; towards
+        0 these are left out.
     """
 
     name: ClassVar[str] = "cross_fit"
@@ -305,9 +306,9 @@ class _Machine:
     def correct_labels(
         self, state: TrainState, evidence: Any, logits: jax.Array, labels: jax.Array
     ) -> jax.Array:
-        """Of rows that nothing learned from: the prediction, and what their given label says.
+        """Labels of rows that no run learned from: from the prediction and the given label.
 
-        Where there are several sources, nobody knows whose label it is: the prediction alone.
+        With several sources nobody knows whose label it is, so only the prediction is used.
         """
         meta = state.meta.params  # type: ignore[union-attr]
         if meta["matrices"].shape[1] > 1:

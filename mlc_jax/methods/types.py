@@ -354,7 +354,7 @@ class BilevelMethod(Method):
             s in (0, k) or name in OVERLAPPING,
             "update_every",
             s,
-            f"0 with {name}, which sees the window's end alone; {', '.join(OVERLAPPING)} go with "
+            f"0 with {name}, which uses only the window's end; {', '.join(OVERLAPPING)} allow "
             "less than num_inner_steps",
         )
 

@@ -4,14 +4,14 @@
                       + b log p_given(y | x_n) + c log p_checked(y | x_n) )
 
 `p` is a classifier that did not learn from the row, `R_s[v, y] = P(y | source s says v)`, and `pi`
-the share of each class. `p_given` learned the labels as given, `p_checked` the checked rows alone:
-the two simple things that one would do instead, so that the pool is hardly ever below them. The
-four weights are fitted by the likelihood of checks that nothing else saw (`fit_weights`): labels
-that say nothing get an l near 0, a classifier that knows nothing an a near 0.
+the share of each class. `p_given` learned the labels as given, `p_checked` the checked rows alone.
+These are the two simple things that one would do instead; with them the pool is hardly ever worse.
+The four weights are fitted by the likelihood of checks that nothing else saw (`fit_weights`):
+labels without information get an l near 0, a classifier that knows nothing an a near 0.
 
-Letters in shapes: N rows, S sources of given labels, C classes, M judged rows. `R` is counts of the
-checked rows, smoothed towards what is known of all labels together: without that a handful of rows
-per class decides by chance.
+Letters in shapes: N rows, S sources of given labels, C classes, M judged rows. `R` is counted on
+checked rows, and smoothed towards the accuracy of all labels together. Otherwise a handful of rows
+per class would decide by chance.
 """
 
 import jax
@@ -56,7 +56,7 @@ def source_counts(
     others = others / jnp.sum(others, axis=1, keepdims=True)
 
     def agreement(vote: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """By checked rows, and by all: `[2]` sums of what is right, and of what was said."""
+        """Sums over checked rows and all rows, `[2]`: of labels that are right, and of labels."""
         said = (vote >= 0).astype(q.dtype)
         place = jnp.maximum(vote, 0).astype(jnp.int32)
         right = jnp.take_along_axis(q, place[:, None], axis=1)[:, 0] * said
@@ -68,8 +68,8 @@ def source_counts(
     if votes.shape[1] == 1:  # One source is all of them.
         rhos = rho[None]
     else:
-        # A source counts once, however much it says: one that is always there and mostly wrong
-        # would speak for all the others.
+        # A source counts once, however many labels it gave: otherwise one that labels every row and
+        # is mostly wrong would outweigh all others.
         each = right[:, 0] / jnp.maximum(said[:, 0], 1)
         seen = jnp.minimum(said[:, 0], 1)
         rho = (jnp.sum(seen * each) + trust[0]) / (jnp.sum(seen) + trust[1])

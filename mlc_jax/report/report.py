@@ -139,7 +139,7 @@ def judged(
     places = rows.judged[rows.counts > 0] - len(run.dataset.noisy)
     folds, given = rows.fold[rows.counts > 0], _known_given(clean, run.dataset.noisy)
     known = given[places] != UNKNOWN
-    if known.any():  # The others say nothing of given labels.
+    if known.any():  # The others have no given label.
         places, folds = places[known], folds[known]
     of_checked = of_noisy.out_of_fold[CHECKED_ROWS]
     shares = None if rows.is_random else of_noisy.soft_labels.mean(axis=0)

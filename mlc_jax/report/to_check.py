@@ -30,8 +30,8 @@ def table(shown: Mapping[str, Sequence[Any]], why: Sequence[str]) -> bytes:
     """The file, CSV.
 
     Args:
-      shown: columns of what a reader sees of each row, `id` among them.
-      why: of each row: `random`, or another reason.
+      shown: the columns that a reader sees of each row, with `id`.
+      why: why each row is there: `random`, or another reason.
     """
     return csv_of({**shown, "why": why, "checked_label": [""] * len(why)})
 
@@ -53,15 +53,15 @@ def page(shown: Mapping[str, Sequence[Any]], examples: Sequence[str | np.ndarray
 
 
 def is_filled_in(file: epath.Path) -> bool:
-    """Whether somebody has begun to fill in a `to_check.csv`: then it is theirs.
+    """Whether somebody has begun to fill in a `to_check.csv`: then it must not be overwritten.
 
-    So is one that a program has saved in another form than it was written in.
+    So must one that a program has saved in another form than it was written in.
     """
     if not file.exists():
         return False
     try:
         content = file.read_bytes()
-    except OSError:  # What is wrong is said where it is read.
+    except OSError:  # Reading it raises the error.
         return True
     text = io.StringIO(content.decode("utf-8-sig", "replace"), newline="")
     try:
@@ -69,7 +69,7 @@ def is_filled_in(file: epath.Path) -> bool:
         if "checked_label" not in (rows.fieldnames or ()):
             return True
         return any((row["checked_label"] or "").strip() for row in rows)
-    except csv.Error:  # What is wrong is said where it is read.
+    except csv.Error:  # Reading it raises the error.
         return True
 
 

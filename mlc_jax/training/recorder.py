@@ -93,7 +93,7 @@ class Recorder:
         if self.workdir is not None and last is not None:
             good = f"Last good checkpoint: {self.workdir / checkpoint.DIRECTORY / str(last)}."
         self.failure = NonFiniteLossError(f"{problem}\n{good} {self._advice()}")
-        logging.warning("%s is given up: %s", self.workdir, self.failure)
+        logging.warning("%s has failed and is stopped: %s", self.workdir, self.failure)
 
     def _advice(self) -> str:
         """The most likely remedy. For inputs that are not scaled no learning rate helps."""

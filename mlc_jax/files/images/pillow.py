@@ -20,8 +20,8 @@ SHORTER_SIDE = 1024  # The least pixels of a large picture's shorter side after 
 MAX_PIXELS = 100_000_000  # The most pixels of a picture that must be decoded whole: 400 MB.
 
 TURNED = "are turned by their EXIF orientation"
-TRANSPARENT = "are transparent in part, and lie on white"
-DEEP = "have 16-bit grey levels, each picture's from its darkest to its brightest one"
+TRANSPARENT = "are partly transparent, and are put on white"
+DEEP = "have 16-bit grey levels, scaled from the darkest to the brightest of each picture"
 
 _KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 _LARGE = 20_000_000  # Pictures with more pixels are decoded one at a time.
@@ -190,7 +190,7 @@ def _orientation(image: Any) -> int:
 
 
 def _eight_bits(image: Any) -> tuple[Any, bool]:
-    """A PNG of 16 bits, of which Pillow keeps all in grey ones, and the upper eight in others."""
+    """A 16-bit PNG as one of eight bits. Pillow keeps all 16 bits only of grey ones."""
     if image.mode.startswith("I"):
         levels = np.asarray(image).astype(np.float64)
         low, high = levels.min(), levels.max()

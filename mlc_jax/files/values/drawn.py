@@ -22,19 +22,20 @@ def how_drawn(
 ) -> np.ndarray:
     """How each checked row was chosen, text `[M]` of `folds.DRAWN`.
 
-    Where neither the row nor the setting says, equally many of each class were drawn so, and others
-    count as a random sample. Two kinds of rows are none, and count as looked up: rows of which no
-    given label is right, since somebody wrote down the wrong ones alone; and rows that have other
-    classes than all rows, such as checks of one class alone. Taken for a random sample, they would
-    turn right labels into wrong ones.
+    If neither the row nor the setting says how, equal numbers per class count as drawn per class,
+    and all others as a random sample. Two kinds of rows count as looked up, because no random
+    sample looks like them: rows where no given label is right (somebody only wrote down wrong
+    ones), and rows whose classes are not those of all rows, such as checks of one class. If they
+    counted as a random sample, they would turn right labels into wrong ones.
 
     Args:
       truth: `[M]` labels of checked rows.
-      said: text `[M]`, by the rows themselves; "" where they do not.
+      said: text `[M]`, what the rows themselves say; "" if they say nothing.
       setting: for all others; None guesses.
       given: `[M]`, labels before they were checked; UNKNOWN where that is not known.
       unchecked: `[N]`, given labels of the other rows.
-      proposed: `[M]` bool, rows that we drew to be checked: `said` is of us; None for none.
+      proposed: `[M]` bool, rows that a `to_check.csv` proposed: there `said` comes from us. None:
+        none.
     """
     drawn = said.astype("U9")
     guessed = drawn == ""

@@ -7,11 +7,11 @@ import numpy as np
 _CHANCE = 1e-6  # A column determines a label if chance would do so more seldom than that.
 _SAME = 0.95  # Share of rows.
 _BEYOND_CHANCE = 0.8  # Cohen's kappa.
-_OFTEN = 0.8  # Share of rows that a column agrees with the given label in, to be held for its copy.
+_OFTEN = 0.8  # Share of rows where a copy of the given label agrees with it.
 _HALF = 0.5  # Cohen's kappa of a copy and the label: where nine in ten have one label, all agree.
-_MIN_WRONG = 8  # Rows whose given label the check says is wrong, to tell anything by them.
+_MIN_WRONG = 8  # The least number of rows whose check contradicts the given label.
 _AS_ROWS = 0.9  # Values of a column, by different rows: it tells rows that are there twice.
-_ROWS_PER_LABEL = 10  # Fewer different rows than that tell nothing of it.
+_ROWS_PER_LABEL = 10  # Fewer different rows than that show nothing.
 _ROWS_PER_VALUE = 5  # On average; a value of one row agrees with that row's label, of course.
 
 

@@ -1,4 +1,4 @@
-"""What one column of a table holds, and what it becomes by that."""
+"""What one column of a table holds, and which kind of feature it becomes."""
 
 from array import array
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Survey:
 
     Args:
       name: of the column.
-      lines: where rows stand, of all columns.
+      lines: the line of each row, shared by all columns.
       may_have_commas: whether decimal commas are likely, as where `;` separates the columns.
       are_numbers: whether its values are numbers that a program wrote as texts.
 

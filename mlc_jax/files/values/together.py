@@ -25,7 +25,7 @@ _NO_CLASSES = frozenset({
 })  # fmt: skip
 
 
-_MOST_SINGLE = 0.5  # Labels are no classes if a larger share of rows is alone in its class.
+_MOST_SINGLE = 0.5  # Labels are no classes if more rows than this are single in theirs.
 _FEW_ROWS = 10
 
 
@@ -129,7 +129,7 @@ def check_judged(
         )
     if single:
         logging.warning(
-            "One row alone is of class %s: nothing can be learned of it, or hidden to judge by.",
+            "Only one row has class %s: it cannot be learned from and hidden to judge by, too.",
             ", ".join(single[:5]) + (f" and {len(single) - 5} more" if len(single) > 5 else ""),
         )
 

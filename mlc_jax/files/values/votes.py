@@ -18,14 +18,14 @@ _ABSTAIN = "abstain"
 def without_silence(
     table: Table, columns: list[Labels | None], checked: Labels | None
 ) -> list[Labels | None]:
-    """Columns of several sources in which -1 is nothing said, as many tools write it.
+    """Columns of several sources in which -1 means no label, as many tools write it.
 
-    It is a class where it is one of two, or where somebody checked it and left other rows empty.
+    -1 is a class if it is one of two, or if it is a checked label and other rows are empty.
     """
     there = {name for column in columns if column is not None for name in column.names}
     silent = tuple(name for name in there if name.casefold() == _ABSTAIN)
     if len(columns) > 1 and silent:
-        logging.warning("%s counts as no label of the sources of %s.", silent[0], table.path)
+        logging.warning("%s means that a source of %s gave no label.", silent[0], table.path)
         columns = [None if x is None else x.without(silent) for x in columns]
     is_checked = checked is not None and bool({*checked.names} & {*NOBODY_LOOKED})
     if is_checked and checked is not None and (checked.numbers == UNKNOWN).any():
@@ -33,7 +33,7 @@ def without_silence(
     if len(columns) < 2 or not there & {*NOBODY_LOOKED} or len(there - {*NOBODY_LOOKED}) < 2:
         return columns
     logging.warning(
-        "-1 counts as no label of the sources of %s; if it is a class, give it another name.",
+        "-1 means that a source of %s gave no label; if it is a class, give it another name.",
         table.path,
     )
     return [None if column is None else column.without(NOBODY_LOOKED) for column in columns]

@@ -1,4 +1,4 @@
-"""The label model of cross-fitting, between rounds: what every row's label is held to be.
+"""The label model of cross-fitting, between rounds: estimates the label of every row.
 
 Each fold K has its own, which does not see the checks of that fold. Letters in shapes: K folds, N
 rows, M judged rows, S sources, V votes, C classes.
@@ -173,7 +173,7 @@ class LabelSteps:
     def labels(
         self, params: dict[str, Params], meta: dict[str, jax.Array], known: Known, is_first: Any
     ) -> Labels:
-        """What the newest label model says; before the first round the classifiers know nothing."""
+        """Labels by the newest label model; before the first round the classifiers know nothing."""
         rows, matrices, pi = known.rows, meta["matrices"], meta["class_shares"]
         says = self.says(matrices, pi, rows)
         mixed = self.mixed(params["runs"], meta["decay_weights"], known)
@@ -215,8 +215,8 @@ class LabelSteps:
             clean = self._check_weights(seen, shares, known)
 
             def sweep(labels: Labels, _: None) -> tuple[Labels, None]:
-                # Of the rows that R counts, whatever the true shares are: by any other pi, each
-                # source would favour a class, and many sources would make it the label of all.
+                # The shares among the rows that R counts, whatever the true shares are. With any
+                # other pi each source would favour a class; with many sources it would always win.
                 pi = class_shares(labels.q, clean + doubtful)
                 matrices = source_counts(
                     rows.votes, labels.q, clean + counted, clean, pi, self.prior_strength,
@@ -286,7 +286,7 @@ class LabelSteps:
         x = jax.tree.map(lambda leaf: leaf[rows.judged], known.x)
         log_probs, part = members.log_probs(runs, x), rows.part[rows.judged]
         of_decays = jax.vmap(members.out_of_part, in_axes=(1, None))(log_probs, part)
-        # Fits side by side. First of each decay alone, by all checks; then of all decays together,
+        # Fits side by side: first each decay alone, by all checks; then all decays together,
         # by all checks, and by those of all folds but one. One loop compiles in half the time.
         num_decays, num_folds = of_decays.shape[0], members.num_folds
         lanes = jnp.arange(max(num_decays, 1 + num_folds))

@@ -75,7 +75,7 @@ class Members:
         Args:
           params: to start from.
           x: `[N, ...]`, one copy for all.
-          targets: `[T, N, C]`, of which `target_of` `[G]` says each list's.
+          targets: `[T, N, C]`; list g learns those of `target_of[g]`.
           lists, lengths: `[G, L]` and `[G]`.
           decays: `[G, E]`.
 
