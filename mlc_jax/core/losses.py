@@ -1,4 +1,4 @@
-"""Classification losses, the projection onto the simplex, and the mean over devices.
+"""Classification losses, the projection onto the simplex, shares of votes, the mean over devices.
 
 Losses compute in the dtype of the logits, which the models return in float32 whatever dtype they
 compute in.
@@ -39,6 +39,18 @@ def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Share of rows whose largest logit is the label: a scalar in [0, 1]."""
     predicted = jnp.argmax(logits, axis=-1).astype(labels.dtype)
     return jnp.mean(predicted == labels, dtype=jnp.float32)
+
+
+def vote_shares(labels: jax.Array, num_classes: int) -> jax.Array:
+    """How a row's given labels are spread over the classes, `[B, C]`; 0 where there are none.
+
+    Args:
+      labels: `[B]`, or `[B, S]` of several sources; negative where nothing was said.
+      num_classes: C.
+    """
+    votes = labels.reshape(len(labels), -1)
+    counts = jnp.sum(jax.nn.one_hot(votes, num_classes), axis=1)
+    return counts / jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1)
 
 
 def sparsemax(logits: jax.Array) -> jax.Array:
