@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.labels.tables_of_people import TABLES, draw
+from experiments.labels.tables_of_people import TABLES
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def on_trial(load_program):
 @pytest.fixture
 def arrays(on_trial):
     table = TABLES["iris"]()
-    cell = draw("iris", table, "flip", "random:30", 3)
+    cell = on_trial._drawn("iris", "flip", 30, 3)
     return table, cell, on_trial._arrays(table, cell, 3)
 
 
