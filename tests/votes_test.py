@@ -257,6 +257,12 @@ def test_a_source_that_says_much_does_not_speak_for_the_others():
 def test_shares_of_votes():
     shares = vote_shares(np.array([[0, 0, 1], [-1, -1, -1]], np.int16), 2)
     np.testing.assert_allclose(shares, [[2 / 3, 1 / 3], [0, 0]], rtol=1e-6)
+    one = vote_shares(np.array([2, -1, 0]), 3)
+    np.testing.assert_array_equal(one, [[0, 0, 1], [0, 0, 0], [1, 0, 0]])
+    votes = np.random.default_rng(0).integers(-1, 3, (50, 40))  # More than one turn of the loop.
+    counts = (votes[:, :, None] == np.arange(3)).sum(axis=1)
+    want = counts / counts.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(vote_shares(votes, 3), want, rtol=1e-6)
 
 
 def test_what_is_known_of_a_source():

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+_SOURCES_AT_ONCE = 16  # Of a loop over sources, in one turn.
+
 
 def pmean(tree: Any, axis_name: str | None) -> Any:
     """Mean over the devices of `axis_name`; the identity without one."""
@@ -49,7 +51,15 @@ def vote_shares(labels: jax.Array, num_classes: int) -> jax.Array:
       num_classes: C.
     """
     votes = labels.reshape(len(labels), -1)
-    counts = jnp.sum(jax.nn.one_hot(votes, num_classes), axis=1)
+    if votes.shape[1] == 1:  # One vote is all of them; a division would change how XLA rounds.
+        return jax.nn.one_hot(votes[:, 0], num_classes)
+
+    def add(total: jax.Array, vote: jax.Array) -> tuple[jax.Array, None]:
+        return total + jax.nn.one_hot(vote, num_classes), None
+
+    # Of many rows and sources no array [B, S, C] is made. A few sources need no loop.
+    zeros = jnp.zeros((len(labels), num_classes))
+    counts, _ = jax.lax.scan(add, zeros, votes.T, unroll=_SOURCES_AT_ONCE)
     return counts / jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1)
 
 
