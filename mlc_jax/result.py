@@ -137,9 +137,9 @@ class Result:
         if not len(source):
             return np.zeros((0, len(self.classes)), np.float32)
         subset = Subset.whole(source)
-        labels = np.zeros(len(subset), np.int32)
+        labels = evaluate.no_labels(self.method, len(subset), num_sources(self.sizes))
         reader = evaluate.create_reader([subset], [labels], batch_size=batch_size)
-        logits = self._predict(self.state, reader, len(subset))[0].logits.astype(np.float32)
+        logits = self._predict(self.state, reader, [subset.given])[0].logits.astype(np.float32)
         probs: np.ndarray = special.softmax(logits, axis=-1)
         return probs
 
@@ -302,8 +302,13 @@ def bind(method: Method, sizes: Mapping[str, Any], prepare: Callable[[Any], Any]
         num_epochs=sizes["num_epochs"],
         prepare=prepare,
         axis_name=stack.AXIS_NAME,
-        num_sources=len(sizes.get("sources", "1")),
+        num_sources=num_sources(sizes),
     )
+
+
+def num_sources(sizes: Mapping[str, Any]) -> int:
+    """S, the number of sources of given labels; see `Run.sizes`."""
+    return len(sizes.get("sources", "1"))
 
 
 def stored_prepare(sizes: Mapping[str, Any]) -> Callable[[Any], Any]:

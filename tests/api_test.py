@@ -278,7 +278,9 @@ def test_mistakes_are_told_of_before_anything_starts(digits):
     with pytest.raises(InputError, match="labels: got 3 of them, expected 5"):
         mlc.Examples(x[:5], truth[:3])
     refused("row 2 is 10, expected 0 to 9", clean=mlc.Examples(x[:3], np.array([0, 1, 10])))
-    refused("labels: rows without one: 200", noisy=mlc.Examples(x[:200], np.full(200, -1)))
+    unlabelled = mlc.Examples(x[:200], np.full(200, -1))
+    glc = mlc.methods.glc(model=mlc.models.MLP(10, (16,)))
+    refused("labels: rows without one: 200; glc expects", glc, noisy=unlabelled)
     refused("all numbers, or all names", clean=mlc.Examples(x[:10], NAMES))
     refused("whole numbers or texts", clean=mlc.Examples(x[:10], np.linspace(0, 1, 10)))
     refused("clean inputs: got", noisy=mlc.Examples(x[:, :3], truth),

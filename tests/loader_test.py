@@ -122,6 +122,27 @@ def _take_of(pipelines, num_windows, start_window=0, **kwargs):
     return list(itertools.islice(batches_of(pipelines, start_window, **kwargs), num_windows))
 
 
+def test_batches_with_the_labels_of_all_sources():
+    """Of noisy rows, and of clean ones that have any; else the majority."""
+    rng = np.random.default_rng(4)
+
+    def with_votes(subset):
+        votes = rng.integers(-1, 5, (len(subset), 3)).astype(np.int16)
+        return dataclasses.replace(subset, votes=votes)
+
+    noisy, clean = map(with_votes, (_numbered(NUM_NOISY), _numbered(NUM_CLEAN)))
+    several = _pipeline(noisy=noisy, clean=clean, takes_votes=True, num_inner_steps=2)
+    (batch,), (alone,) = (
+        _take(pipeline, 1, num_devices=2)
+        for pipeline in (several, dataclasses.replace(several, takes_votes=False))
+    )
+    assert batch.noisy.labels.dtype == np.int32 and batch.noisy.labels.shape == (2, 2, 4, 3)
+    np.testing.assert_array_equal(batch.noisy.labels, noisy.votes[batch.noisy.rows])
+    np.testing.assert_array_equal(batch.clean_outer.given, clean.votes[batch.clean_outer.rows])
+    np.testing.assert_array_equal(batch.noisy.rows, alone.noisy.rows)
+    np.testing.assert_array_equal(alone.noisy.labels, alone.noisy.inputs + 100)
+
+
 def _steps(pipeline, num_steps):
     """Inputs of single steps on one device, `[num_steps, B, ...]`; `clean` is both halves."""
     windows = _take(pipeline, -(-num_steps // pipeline.num_inner_steps))

@@ -97,8 +97,8 @@ def _lcn(**options):
 
 
 @functools.lru_cache
-def _meta_params(lcn):
-    features, labels = jnp.zeros((1, NUM_FEATURES)), jnp.zeros(1, jnp.int32)
+def _meta_params(lcn, num_sources=1):
+    features, labels = jnp.zeros((1, NUM_FEATURES)), jnp.zeros((1, num_sources), jnp.int32)
     shapes = jax.eval_shape(lcn.init, jax.random.key(0), features, labels)["params"]
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
@@ -113,6 +113,13 @@ def _batches(k, mix_clean=True, seed=2):
 
     noisy, inner, outer = examples(NUM_NOISY), examples(NUM_INNER), examples(NUM_OUTER)
     return Batch(noisy, inner if mix_clean else None, outer)
+
+
+def _with_votes(batches, num_sources):
+    """The noisy examples with labels of so many sources, of which some say nothing."""
+    shape = (*batches.noisy.labels.shape, num_sources)
+    votes = np.random.default_rng(5).integers(-1, NUM_CLASSES, shape).astype(np.int32)
+    return batches._replace(noisy=batches.noisy._replace(labels=votes))
 
 
 def _plain_unroll(*args, options):
@@ -133,7 +140,8 @@ def _estimate(estimator, batches, optimizer=SGD, lcn=None, main=None, **options)
     rngs = jax.random.split(jax.random.key(0), len(batches.noisy.labels))
     run = _compiled(estimator, lcn, optimizer, Options(**options))
     main = _main_state(optimizer.create()) if main is None else main
-    return run(main, _meta_params(lcn), batches, rngs)
+    num_sources = batches.noisy.labels[0, 0].size
+    return run(main, _meta_params(lcn, num_sources), batches, rngs)
 
 
 def _distance(a, b):
@@ -161,7 +169,12 @@ def _softmax(logits):
 def _soft_labels(lcn, alpha, features, labels):
     dense = lambda x, name: x @ alpha[name]["kernel"] + alpha[name]["bias"]  # noqa: E731
     embedding = alpha["label_embedding"]["embedding"]
-    x = np.concatenate([features, embedding[labels]], axis=1)
+    votes = labels.reshape(len(labels), -1)
+    summed = sum(
+        np.where((said >= 0)[:, None], embedding[source * NUM_CLASSES + said], 0)
+        for source, said in enumerate(votes.T)
+    )
+    x = np.concatenate([features, summed], axis=1)
     x = np.tanh(dense(np.tanh(dense(x, "hidden1")), "hidden2"))
     p = _softmax(x @ embedding.T if lcn.tie_embeddings else dense(x, "output"))
     if lcn.skip_link:
@@ -233,12 +246,15 @@ def _finite_differences(f, alpha, step=1e-5):
     return slopes
 
 
-def _exact_and_differences(k, optimizer=SGD, mix_clean=True, main=None, **lcn_options):
+def _exact_and_differences(
+    k, optimizer=SGD, mix_clean=True, main=None, num_sources=0, **lcn_options
+):
     lcn, batches = _lcn(**lcn_options), _batches(k, mix_clean)
+    batches = _with_votes(batches, num_sources) if num_sources else batches
     main = _main_state(optimizer.create()) if main is None else main
     window = _estimate(estimators.exact, batches, optimizer, lcn, main)
     f = functools.partial(_written_down, lcn, optimizer, batches, main)
-    alpha = jax.tree.map(np.copy, _meta_params(lcn))
+    alpha = jax.tree.map(np.copy, _meta_params(lcn, num_sources or 1))
     np.testing.assert_allclose(window.metrics["outer_loss"], f(alpha), rtol=1e-10)
     differences = _finite_differences(f, alpha)
     assert np.linalg.norm(ravel_pytree(differences)[0]) > 1e-3
@@ -262,6 +278,10 @@ def _exact_and_differences(k, optimizer=SGD, mix_clean=True, main=None, **lcn_op
 )
 def test_exact_is_the_slope_of_the_outer_loss(k, optimizer, x64):
     assert _distance(*_exact_and_differences(k, optimizer)) < 1e-7
+
+
+def test_exact_is_the_slope_of_the_outer_loss_with_votes(x64):
+    assert _distance(*_exact_and_differences(3, num_sources=3)) < 1e-7
 
 
 @pytest.mark.slow

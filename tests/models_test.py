@@ -305,6 +305,75 @@ def test_posterior_by_hand(form, lcn_inputs, standard_promotion):
     np.testing.assert_allclose(got, want, rtol=2e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", LCN_OPTIONS)
+def test_lcn_sums_the_embeddings_of_what_sources_say(options, lcn_inputs, standard_promotion):
+    """By NumPy, with a row that has no label and so keeps nothing of it."""
+    features, labels = lcn_inputs
+    votes = np.stack([labels, np.full(40, -1), (labels + 1) % 5], axis=1).astype(np.int16)
+    votes[::3, 2], votes[:10] = -1, -1
+    lcn, params = _lcn(options, (features, votes))
+    embedding = params["label_embedding"]["embedding"].reshape(3, 5, 8)
+
+    def dense(x, name):
+        return x @ params[name]["kernel"] + params[name]["bias"]
+
+    said, counts = np.zeros((40, 8)), np.zeros((40, 5))
+    for row, source in np.argwhere(votes >= 0):
+        said[row] += embedding[source, votes[row, source]]
+        counts[row, votes[row, source]] += 1
+    x = np.concatenate([features, said], axis=1)
+    x = np.tanh(dense(np.tanh(dense(x, "hidden1")), "hidden2"))
+    tied = x @ embedding.sum(axis=0).T
+    logits = tied if options["tie_embeddings"] else dense(x, "output")
+    want = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    if options["sparsemax"]:
+        want = np.asarray(losses.sparsemax(jnp.asarray(logits)))
+    if options["skip_link"]:
+        spoke = counts.sum(axis=1, keepdims=True)
+        s = (spoke > 0) / (1 + np.exp(-dense(x, "skip")))
+        want = (1 - s) * want + s * counts / np.maximum(spoke, 1)
+    got = jax.jit(lcn.apply)({"params": params}, features, votes)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["network", "posterior", "both"])
+def test_one_source_is_one_label(form, lcn_inputs):
+    """The same random numbers, parameters and results, to the bit."""
+    features, labels = lcn_inputs
+    lcn = LabelCorrectionNetwork(5, hidden_size=8, embedding_size=8, form=form, skip_link=True)
+    logits = np.random.default_rng(3).normal(size=(40, 5)).astype(np.float32)
+    init, apply = jax.jit(lcn.init), jax.jit(lcn.apply)
+    alone, together = (
+        init(jax.random.key(0), features, x, logits) for x in (labels, labels[:, None])
+    )
+    jax.tree.map(np.testing.assert_array_equal, alone, together)
+    np.testing.assert_array_equal(
+        apply(alone, features, labels, logits), apply(alone, features, labels[:, None], logits)
+    )
+
+
+def test_a_posterior_of_several_sources_by_hand():
+    """`p(y) prod_s T_s[y, v_s]` over those that said something; matrices from counted pairs."""
+    lcn = LabelCorrectionNetwork(2, form="posterior")
+    logits = jnp.log(jnp.array([[0.6, 0.4]] * 3))
+    votes = jnp.array([[0, 1], [-1, 1], [-1, -1]])
+    params = lcn.init(jax.random.key(0), jnp.zeros((3, 4)), votes, logits)["params"]
+    labels, given = jnp.array([0, 0, 1]), jnp.array([[0, 1], [-1, 0], [1, -1]])
+    started = lcn.start_from_pairs(params, labels, given)
+    # Of the second source no pair of class 1 is known.
+    counts = np.array([[[1.3, 0.3], [0.3, 1.3]], [[1.3, 1.3], [np.e**2, 1]]])
+    counts[1, 1] = counts[1, 1][::-1]
+    by_source = counts / counts.sum(axis=2, keepdims=True)
+    np.testing.assert_allclose(
+        jax.nn.softmax(30 * started["transition"]).reshape(2, 2, 2), by_source, rtol=1e-5
+    )
+    want = np.array([0.6, 0.4]) * np.stack(
+        [by_source[0, :, 0] * by_source[1, :, 1], by_source[1, :, 1], np.ones(2)]
+    )
+    got = lcn.apply({"params": started}, jnp.zeros((3, 4)), votes, logits)
+    np.testing.assert_allclose(got, want / want.sum(axis=1, keepdims=True), rtol=1e-5)
+
+
 def test_a_posterior_starts_near_the_given_label():
     lcn = LabelCorrectionNetwork(5, form="posterior")
     example = jnp.zeros((1, 6)), jnp.zeros(1, jnp.int32), jnp.zeros((1, 5))

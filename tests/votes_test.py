@@ -3,16 +3,22 @@
 import csv
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import mlc_jax as mlc
 from mlc_jax.benchmarks import datasets
+from mlc_jax.core.losses import vote_shares
 from mlc_jax.data.votes import accuracies, agreement, counted_once, is_changed, vote_of_most
 from mlc_jax.errors import InputError
 from mlc_jax.examples import create_dataset
-from mlc_jax.models.label_model import source_counts, vote_shares
+from mlc_jax.models.label_model import source_counts
 from mlc_jax.report.sources import of_sources
 
 NAMES = ("ann", "bob", "eve")
@@ -186,8 +192,8 @@ def test_rows_without_a_label_want_a_method_that_predicts_them(wide):
 
     config = table.get_config()
     config.dataset.data = wide(*_rows())
-    config.method = "mlc"
-    with pytest.raises(InputError, match=r"^labels: rows without one: 1; mlc expects"):
+    config.method = "glc"
+    with pytest.raises(InputError, match=r"^labels: rows without one: 1; glc expects"):
         build_run(config)
 
 
@@ -251,6 +257,12 @@ def test_a_source_that_says_much_does_not_speak_for_the_others():
 def test_shares_of_votes():
     shares = vote_shares(np.array([[0, 0, 1], [-1, -1, -1]], np.int16), 2)
     np.testing.assert_allclose(shares, [[2 / 3, 1 / 3], [0, 0]], rtol=1e-6)
+    one = vote_shares(np.array([2, -1, 0]), 3)
+    np.testing.assert_array_equal(one, [[0, 0, 1], [0, 0, 0], [1, 0, 0]])
+    votes = np.random.default_rng(0).integers(-1, 3, (50, 40))  # More than one turn of the loop.
+    counts = (votes[:, :, None] == np.arange(3)).sum(axis=1)
+    want = counts / counts.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(vote_shares(votes, 3), want, rtol=1e-6)
 
 
 def test_what_is_known_of_a_source():
@@ -300,6 +312,81 @@ def test_in_python_and_by_name(standard_promotion):
         assert dataset.source_names == NAMES
         np.testing.assert_array_equal(dataset.noisy.votes, votes[doubtful])
         np.testing.assert_array_equal(dataset.clean.votes, votes[is_checked])
+
+
+class _Asked(nn.Module):
+    """A user's LCN; notes what labels it gets."""
+
+    note: Callable[[Any], None]
+    takes_votes: bool = False
+
+    @nn.compact
+    def __call__(self, features, labels, logits):
+        self.note(labels.shape[1:])
+        votes = labels.reshape(len(labels), -1)
+        one_hot = jax.nn.one_hot(votes, 2).reshape(len(labels), -1)
+        return jax.nn.softmax(nn.Dense(2)(jnp.concatenate([features, one_hot], axis=1)))
+
+
+def _one_knows(number=400, num_checked=60):
+    """Features say nothing; of three sources two are worse than chance, one is right."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, number)
+    wrong = [np.where(rng.random(number) < 0.6, 1 - truth, truth) for _ in range(2)]
+    votes = np.stack([truth, *wrong], axis=1)
+    x = rng.normal(size=(number, 2)).astype(np.float32)
+    clean = mlc.Examples(x[:num_checked], truth[:num_checked], given=votes[:num_checked])
+    return x[num_checked:], votes[num_checked:], truth[num_checked:], clean
+
+
+def _mlc(lcn, **settings):
+    return mlc.methods.mlc(model=mlc.models.MLP(2, ()), lcn=lcn, pair_weight=1.0, **settings)
+
+
+def test_mlc_learns_whom_to_believe(tmp_path, standard_promotion):
+    """From the votes of all sources; the majority is wrong. A loaded run predicts, too."""
+    x, votes, truth, clean = _one_knows()
+    votes[:5] = -1  # Rows without any label.
+    method = _mlc(mlc.models.LabelCorrectionNetwork(2, 16, 16), meta_tx=mlc.adam(1e-2))
+    result = mlc.fit(
+        method, mlc.Examples(x, votes), clean, num_epochs=20, workdir=tmp_path, progress=False
+    )
+    assert np.mean(result.labels[5:] == truth[5:]) > 0.97
+    assert np.mean(result.given_labels[5:] == truth[5:]) < 0.75
+    assert np.isnan(result.label_quality[:5]).all() and (result.label_quality[5:] >= 0).all()
+    place = np.arange(5, len(x))
+    np.testing.assert_array_equal(
+        result.label_quality[5:], result.soft_labels[place, result.given_labels[5:]]
+    )
+    again = mlc.load(tmp_path)
+    np.testing.assert_array_equal(again.predict_proba(x[:9]), result.predict_proba(x[:9]))
+    embedding = again.state.meta.params["label_embedding"]["embedding"]
+    assert embedding.shape == (3 * 2, 16)
+
+
+@pytest.mark.parametrize(("takes_votes", "shape", "right"), [(True, (3,), 0.97), (False, (), 0.55)])
+def test_a_users_lcn_gets_all_votes_only_if_it_says_so(
+    takes_votes, shape, right, standard_promotion
+):
+    x, votes, truth, clean = _one_knows()
+    seen = []
+    method = _mlc(_Asked(seen.append, takes_votes), meta_tx=mlc.adam(3e-2))
+    result = mlc.fit(method, mlc.Examples(x, votes), clean, num_epochs=20, progress=False)
+    assert set(seen) == {shape}
+    # The majority is wrong where both others are, in 36 % of the rows.
+    accuracy = np.mean(result.labels == truth)
+    assert right < accuracy and (takes_votes or accuracy < 0.75)
+
+
+def test_robust_mlc_starts_from_shares_of_votes_and_counted_pairs(standard_promotion):
+    x, votes, truth, clean = _one_knows()
+    lcn = mlc.models.LabelCorrectionNetwork(2, form="posterior")
+    method = mlc.methods.robust_mlc(model=mlc.models.MLP(2, ()), lcn=lcn)
+    result = mlc.fit(method, mlc.Examples(x, votes), clean, num_epochs=1, progress=False)
+    matrices = jax.nn.softmax(30 * result.state.meta.params["transition"]).reshape(3, 2, 2)
+    assert (np.diagonal(matrices[0]) > 0.9).all()
+    assert (np.diagonal(matrices[1:], axis1=1, axis2=2) < 0.7).all()
+    assert np.mean(result.labels == truth) > 0.97
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,28 @@ def test_rivals_label_rows_without_votes_by_the_classifier(program, monkeypatch)
     assert found["all true"] >= found["majority +"] > 60
 
 
+@pytest.mark.slow  # Four runs: that both forms of `mlc` get the votes, and the checked ones' too.
+def test_mlc_with_all_votes_learns_whom_to_believe(program, monkeypatch, standard_promotion):
+    """Features say nothing, one source of three is right, and the majority is right in 64 %.
+
+    The meta-gradient alone has nothing to go by then: no classifier is better on new rows.
+    """
+    monkeypatch.setattr(program, "_MLC_STEPS", 600)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 500).astype(np.int32)
+    others = np.where(rng.random((2, 500)) < 0.6, 1 - labels, labels)
+    votes = np.stack([labels, *others], axis=1)[:400]
+    features = rng.normal(size=(500, 2)).astype(np.float32)
+    data = program.VoteSet(features, labels, np.arange(400), votes, np.arange(400, 500))
+    cell = program.draw(data, "random:60", 0)
+    most = (votes.sum(axis=1) > 1).astype(np.int32)[:, None]
+    one = program.of_mlc(data, cell._replace(votes=most), "one", 0)
+    several = program.of_mlc(data, cell, "all", 0)
+    assert one.keys() == {"one", "labels, one", "one, pairs", "labels, one, pairs"}
+    assert one["labels, one, pairs"] < 75
+    assert several["labels, all, pairs"] > 90
+
+
 def test_the_gap_is_to_the_best_other_column(program):
     rows = [
         {"set": f"crowd:{name}", "checked": "per_class:5", "draw": draw, "all true": 99.0,

@@ -14,13 +14,15 @@ doubtful rows outside of part h. All arms see the same rows, batches and starts:
 * `meta`: they follow the meta-gradient through k steps of SGD instead, by one of the estimators of
   `mlc_jax.core`.
 * `both`: the sum of the two, each scaled to length 1.
-* `network`: the paper's network, given label and features in, label distribution out, by the
-  meta-gradient. It starts as the labels as given.
+* `network`: the paper's network, given labels and features in, label distribution out, by the
+  meta-gradient or by the likelihood. It starts as the labels as given.
 
-The label model is `q ~ exp(a log p_oof + l log(R[v] / pi))` with a, l and R learned, or a and l
-alone; AdamW pulls them to where they start. The table has the percentage of doubtful rows whose
-corrected label is right; the same of fold k, from which nothing learned; and the cosine between the
-two gradients, both taken at the arm's parameters.
+The label model is `q ~ exp(a log p_oof + l sum_s log(R_s[v_s] / pi))` with a, l and R learned, or a
+and l alone; AdamW pulls them to where they start. With several labels per row (`annotators`,
+`crowd`, `rules`, see `vote_sets`) R has a matrix for each source, and the network sums the
+embeddings of a row's labels. The table has the percentage of doubtful rows whose corrected label is
+right; the same of fold k, from which nothing learned; and the cosine between the two gradients,
+both taken at the arm's parameters.
 """
 
 import dataclasses
@@ -36,13 +38,18 @@ from absl import flags
 from etils import epath
 from tqdm import tqdm
 
-from experiments.labels.tables_of_people import TABLES, Cell, LabelledTable, draw
+from experiments.labels import vote_sets
+from experiments.labels.cross_fitted import Draw
+from experiments.labels.tables_of_people import TABLES, LabelledTable, draw
 from experiments.records import Records, Row, clear_programs
 from experiments.tables import to_csv, to_markdown, values, where
 from mlc_jax import command_line, paths
 from mlc_jax.core import Batch, Labelled, MainState, Params, Problem
 from mlc_jax.core.estimators import ESTIMATORS
+from mlc_jax.core.losses import vote_shares
 from mlc_jax.core.window import Options
+from mlc_jax.data import UNKNOWN
+from mlc_jax.data.votes import vote_of_most
 from mlc_jax.errors import expect
 from mlc_jax.models.label_model import LOG_FLOOR, label_term, source_counts
 
@@ -51,7 +58,8 @@ _SETS = flags.DEFINE_string(
     "sets", "wine,breast_cancer,iris,penguins,biopsy,pima,crabs,glass",
     f"Some of {', '.join(TABLES)}.",
 )  # fmt: skip
-_NOISE = flags.DEFINE_string("noise", "flip,hard", "Kinds of wrong labels: flip, unif, hard.")
+_KINDS = ("flip", "unif", "hard", *vote_sets.KINDS)
+_NOISE = flags.DEFINE_string("noise", "flip,hard", f"Kinds of labels: {', '.join(_KINDS)}.")
 _CHECKED = flags.DEFINE_integer("checked", 30, "Rows checked at random.", lower_bound=10)
 _DRAWS = flags.DEFINE_integer("draws", 3, "Of rows and wrong labels.", lower_bound=1)
 _FIRST = flags.DEFINE_integer("first_draw", 0, "Number of the first draw.", lower_bound=0)
@@ -87,6 +95,8 @@ class Arm:
         name = "network" if self.network else self.by
         if self.by not in ("fixed", "likelihood"):
             name += f" k={self.num_steps} {self.estimator}"
+        elif self.network:
+            name += f" {self.by}"
         return name if self.matrix else f"{name}, a and l alone"
 
 
@@ -101,6 +111,9 @@ ARMS = (
     Arm("meta", 5, "approximate"),
     Arm("both", 1),
     Arm("meta", 1, network=True),
+    Arm("meta", 5, network=True),
+    Arm("meta", 5, "one_step", network=True),
+    Arm("likelihood", network=True),
 )
 
 
@@ -109,15 +122,16 @@ class _Draw(NamedTuple):
 
     Attributes:
       x: `[N, F]`.
-      given, truth: `[N]`; part `[N]`.
+      votes: `[N, S]`, -1 where a source said nothing.
+      truth, part: `[N]`.
       known: `[K, N]`, the checked label where run (k, .) sees it, else -1.
       outer, judges: `[K, M / K]` row numbers.
       lists: `[K, H, L]` row numbers that a run learns from.
-      start: R `[K, 1, C, C]` and pi `[K, C]`, counted on what the run sees.
+      start: R `[K, S, C, C]` and pi `[K, C]`, counted on what the run sees.
     """
 
     x: jax.Array
-    given: jax.Array
+    votes: jax.Array
     truth: jax.Array
     part: jax.Array
     known: jax.Array
@@ -127,8 +141,33 @@ class _Draw(NamedTuple):
     start: tuple[jax.Array, jax.Array]
 
 
-def _arrays(table: LabelledTable, cell: Cell, seed: int) -> _Draw:
+def _drawn(name: str, kind: str, checked: int, number: int) -> Draw:
+    """A draw of a table: with one label per row, or with votes."""
+    choice = f"random:{checked}"
+    if kind in vote_sets.KINDS:
+        return vote_sets.draw(vote_sets.load(f"{kind}:{name}", number), choice, number)
+    cell = draw(name, TABLES[name](), kind, choice, number)
+    return Draw(cell.rows, cell.given[:, None], cell.truth, cell.checked)
+
+
+def _of_one_size(cells: Sequence[Draw]) -> list[Draw]:
+    """Adds sources that say nothing, so that all have as many."""
+    most = max(cell.votes.shape[1] for cell in cells)
+    padded = []
+    for cell in cells:
+        width = ((0, 0), (0, most - cell.votes.shape[1]))
+        padded.append(cell._replace(votes=np.pad(cell.votes, width, constant_values=UNKNOWN)))
+    return padded
+
+
+def _given(cell: Draw, num_classes: int) -> np.ndarray:
+    """The majority `[N]`; ties go to the lower class."""
+    return vote_of_most(cell.votes, np.full(cell.votes.shape[1], 0.5), num_classes)
+
+
+def _arrays(table: LabelledTable, cell: Draw, seed: int) -> _Draw:
     num_classes, size = int(table.labels.max()) + 1, len(cell.rows)
+    votes = jnp.asarray(cell.votes, jnp.int32)
     rng = np.random.default_rng([seed, 1])
     checked = rng.permutation(np.flatnonzero(cell.checked))
     checked = checked[: len(checked) // _FOLDS * _FOLDS].reshape(_FOLDS, -1)
@@ -146,11 +185,10 @@ def _arrays(table: LabelledTable, cell: Cell, seed: int) -> _Draw:
         shares = np.bincount(seen[rest], minlength=num_classes) + 1 / num_classes
         pi = jnp.asarray(shares / shares.sum(), jnp.float32)
         one_hot = jax.nn.one_hot(seen, num_classes)
-        votes = jnp.asarray(cell.given[:, None], jnp.int16)
         starts.append((source_counts(votes, one_hot, weight, weight, pi, _PRIOR_STRENGTH), pi))
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *starts)
     return _Draw(
-        jnp.asarray(table.features[cell.rows]), jnp.asarray(cell.given), jnp.asarray(cell.truth),
+        jnp.asarray(table.features[cell.rows]), votes, jnp.asarray(cell.truth),
         jnp.asarray(part), jnp.asarray(known), jnp.asarray(np.roll(checked, -1, axis=0)),
         jnp.asarray(checked), jnp.asarray(lists), stacked,
     )  # fmt: skip
@@ -159,29 +197,31 @@ def _arrays(table: LabelledTable, cell: Cell, seed: int) -> _Draw:
 # The label model. Its params are what was counted, `start`, and what is learned.
 
 
-def _init_belief(arm: Arm, num_features: int, num_classes: int) -> Params:
+def _init_belief(arm: Arm, data: _Draw, num_classes: int) -> Params:
+    num_sources = data.votes.shape[1]
     if not arm.network:
         learned = {"log_weights": jnp.zeros(2)}
-        matrix = {"matrix": jnp.zeros((num_classes, num_classes))} if arm.matrix else {}
-        return learned | matrix
-    sizes = (num_features + num_classes, _HIDDEN)
+        shape = (num_sources, num_classes, num_classes)
+        return learned | ({"matrix": jnp.zeros(shape)} if arm.matrix else {})
+    sizes = (data.x.shape[1] + num_sources * num_classes, _HIDDEN)
     hidden = jax.random.normal(jax.random.key(0), sizes) / np.sqrt(sizes[0])
     return {"hidden": hidden, "out": jnp.zeros((_HIDDEN, num_classes))}
 
 
 def _log_labels(
-    arm: Arm, params: Params, x: jax.Array, log_p: jax.Array, given: jax.Array
+    arm: Arm, params: Params, x: jax.Array, log_p: jax.Array, votes: jax.Array
 ) -> jax.Array:
     """`log q` `[B, C]`, of rows with features `x` and out-of-fold predictions `log_p`."""
     (matrix, pi), belief = params["start"], params["learned"]
     num_classes = pi.shape[0]
     if arm.network:
-        seen = jnp.concatenate([x, jax.nn.one_hot(given, num_classes)], axis=-1)
-        logits = jnp.tanh(seen @ belief["hidden"]) @ belief["out"]
-        return jax.nn.log_softmax(logits + 3 * jax.nn.one_hot(given, num_classes))
+        # A layer of what each source said is the sum of embeddings.
+        said = jax.nn.one_hot(votes, num_classes).reshape(len(votes), -1)
+        logits = jnp.tanh(jnp.concatenate([x, said], axis=-1) @ belief["hidden"]) @ belief["out"]
+        return jax.nn.log_softmax(logits + 3 * vote_shares(votes, num_classes))
     moved = jax.nn.softmax(jnp.log(matrix) + belief.get("matrix", 0.0), axis=-1)
     of_classifier, of_label = jnp.exp(belief["log_weights"])
-    says = label_term(given[:, None], moved, pi)
+    says = label_term(votes, moved, pi)
     return jax.nn.log_softmax(of_classifier * log_p + of_label * says)
 
 
@@ -193,8 +233,8 @@ def _problem(arm: Arm) -> Problem:
         logits = inputs["x"] @ params["w"] + params["b"]
         return logits, logits, stats
 
-    def targets(params: Params, row: Any, logits: jax.Array, given: jax.Array) -> jax.Array:
-        log_q = _log_labels(arm, params, row["x"], row["log_p"], given)
+    def targets(params: Params, row: Any, logits: jax.Array, votes: jax.Array) -> jax.Array:
+        log_q = _log_labels(arm, params, row["x"], row["log_p"], votes)
         one_hot = jax.nn.one_hot(row["known"], logits.shape[-1])
         return jnp.where(row["known"][:, None] >= 0, one_hot, jnp.exp(log_q))
 
@@ -221,7 +261,7 @@ def _train_fold(arm: Arm, data: _Draw, k: jax.Array, key: jax.Array) -> tuple[ja
     def likelihood(belief: Params, log_p: jax.Array) -> Params:
         def loss(belief: Params) -> jax.Array:
             params = {"start": start, "learned": belief}
-            log_q = _log_labels(arm, params, data.x[outer], log_p[outer], data.given[outer])
+            log_q = _log_labels(arm, params, data.x[outer], log_p[outer], data.votes[outer])
             log_q = jnp.maximum(log_q, LOG_FLOOR)
             return -jnp.mean(jnp.take_along_axis(log_q, data.truth[outer][:, None], axis=1))
 
@@ -236,7 +276,7 @@ def _train_fold(arm: Arm, data: _Draw, k: jax.Array, key: jax.Array) -> tuple[ja
             drawn = own[places]
             clean = Labelled(rows(outer, log_p), data.truth[outer])
             each = jax.tree.map(lambda leaf: jnp.stack([leaf] * arm.num_steps), clean)
-            noisy = Labelled(rows(drawn, log_p), data.given[drawn])
+            noisy = Labelled(rows(drawn, log_p), data.votes[drawn])
             found = ESTIMATORS[arm.estimator](
                 problem, main, {"start": start, "learned": belief}, Batch(noisy, None, each),
                 jax.random.split(key, arm.num_steps), Options(),
@@ -270,13 +310,13 @@ def _train_fold(arm: Arm, data: _Draw, k: jax.Array, key: jax.Array) -> tuple[ja
         "w": jnp.zeros((_PARTS, num_features, num_classes)), "b": jnp.zeros((_PARTS, num_classes))
     }  # fmt: skip
     mains = MainState(params, {}, jax.vmap(problem.tx.init)(params))
-    belief = _init_belief(arm, num_features, num_classes)
+    belief = _init_belief(arm, data, num_classes)
     # Before the first round classifiers know how frequent classes are.
     log_p = jnp.broadcast_to(jnp.log(start[1]), (len(data.x), num_classes))
     state = (mains, belief, adam.init(belief), log_p)
     (_, belief, _, log_p), cosines = jax.lax.scan(a_round, state, jnp.arange(_ROUNDS))
     params = {"start": start, "learned": belief}
-    log_q = _log_labels(arm, params, data.x, log_p, data.given)
+    log_q = _log_labels(arm, params, data.x, log_p, data.votes)
     return log_q, jnp.mean(cosines[1:])
 
 
@@ -295,7 +335,7 @@ def measure(name: str, noises: Sequence[str], checked: int, draws: Sequence[int]
     """All arms on all draws of a table."""
     table = TABLES[name]()
     places = [(noise, number) for noise in noises for number in draws]
-    cells = [draw(name, table, noise, f"random:{checked}", number) for noise, number in places]
+    cells = _of_one_size([_drawn(name, noise, checked, number) for noise, number in places])
     arrays = [_arrays(table, cell, number) for cell, (_, number) in zip(cells, places, strict=True)]
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *arrays)
     keys = jax.vmap(jax.random.key)(np.array([number for _, number in places]))
@@ -304,6 +344,7 @@ def measure(name: str, noises: Sequence[str], checked: int, draws: Sequence[int]
         log_q, cosines = jax.device_get(_train(arm, stacked, keys))
         for i, (noise, number) in enumerate(places):
             cell, data = cells[i], arrays[i]
+            given = _given(cell, int(table.labels.max()) + 1)
             said = np.exp(log_q[i]).mean(axis=0).argmax(axis=-1)
             doubtful = ~cell.checked
             judged = [
@@ -312,7 +353,7 @@ def measure(name: str, noises: Sequence[str], checked: int, draws: Sequence[int]
             ]
             rows.append({
                 "set": name, "noise": noise, "draw": number, "arm": arm.name,
-                "given": float(100 * np.mean(cell.given[doubtful] == cell.truth[doubtful])),
+                "given": float(100 * np.mean(given[doubtful] == cell.truth[doubtful])),
                 "right": float(100 * np.mean(said[doubtful] == cell.truth[doubtful])),
                 "judged": float(100 * np.mean(judged)),
                 "cosine": float(cosines[i].mean()),
@@ -351,7 +392,7 @@ def tables(rows: Sequence[Row]) -> str:
         error = np.std(gain) / np.sqrt(max(1, len(gain)))
         gains.append(f"{np.mean(gain):+.1f} ± {error:.1f}")
     body.append(["**minus likelihood**", "", "", *gains])
-    return to_markdown(["table", "wrong labels", "given", *arms], body, text_columns=(0, 1))
+    return to_markdown(["table", "labels", "given", *arms], body, text_columns=(0, 1))
 
 
 def main() -> None:
@@ -360,7 +401,7 @@ def main() -> None:
     for name in sets:
         expect(name in TABLES, "--sets", name, f"some of {', '.join(TABLES)}")
     for noise in noises:
-        expect(noise in ("flip", "unif", "hard"), "--noise", noise, "flip, unif or hard")
+        expect(noise in _KINDS, "--noise", noise, f"some of {', '.join(_KINDS)}")
     draws = list(range(_FIRST.value, _FIRST.value + _DRAWS.value))
     workdir = epath.Path(paths.absolute(_WORKDIR.value, "--workdir"))
     workdir.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.labels.cross_fitted import Draw
 from experiments.labels.tables_of_people import MANY, TABLES
 from mlc_jax.data import UNKNOWN
 from mlc_jax.errors import expect
@@ -159,3 +160,18 @@ def load(name: str, number: int, directory: str = "", checkpoint: str = "") -> V
     # A source that says nothing is dropped, as for own files.
     votes = votes[:, (votes != UNKNOWN).any(axis=0)]
     return VoteSet(table.features, table.labels, rows, votes, test)
+
+
+def draw(data: VoteSet, checked: str, number: int) -> Draw:
+    """Draws checked rows: `per_class:N`, or `random:N`."""
+    how, _, count = checked.partition(":")
+    size = len(data.votes)
+    truth = data.labels[data.rows]
+    order = np.random.default_rng([number, int(count), 1]).permutation(size)
+    is_checked = np.zeros(size, bool)
+    if how == "random":
+        is_checked[order[: int(count)]] = True
+    for label in range(data.num_classes if how == "per_class" else 0):
+        of_class = order[truth[order] == label]
+        is_checked[of_class[: min(int(count), len(of_class) // 2)]] = True
+    return Draw(data.rows, data.votes, truth, is_checked)

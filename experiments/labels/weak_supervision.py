@@ -15,7 +15,9 @@ labels, and then train the same classifier, scikit-learn's `LogisticRegression(C
 share of votes (majority), Dawid-Skene, GLAD and MACE of crowd-kit, and CROWDLAB of cleanlab. With
 `+`, the labels of checked rows replace theirs. Where a row has no vote, the classifier labels it.
 `cross_fit` is this project's, once with the majority vote as the only given label and once with all
-votes.
+votes. So is `mlc`, the paper's method, by the meta-gradient alone, or with the likelihood of
+checked rows beside it (`pairs`); its classifier is linear as well. `--beside` says which of them to
+measure beside `cross_fit`.
 """
 
 import collections
@@ -29,9 +31,10 @@ from absl import flags
 from etils import epath
 from tqdm import tqdm
 
+import mlc_jax as mlc
 from experiments.labels.cross_fitted import Draw, fit
 from experiments.labels.tables_of_people import TABLES
-from experiments.labels.vote_sets import FILES, KINDS, MANY_SETS, VoteSet, load
+from experiments.labels.vote_sets import FILES, KINDS, MANY_SETS, VoteSet, draw, load
 from experiments.records import Records, Row, clear_programs
 from experiments.tables import to_csv, to_markdown
 from mlc_jax import command_line, methods, models, paths
@@ -44,28 +47,15 @@ _DATA = flags.DEFINE_string("data", "", "Directory with weak/ and crowd/.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Encoder of texts: a directory, or a hub name.")
 _ALL = ("trec", "youtube", "labelme", "annotators:wine", "rules:breast_cancer")
 _SETS = flags.DEFINE_string("sets", "all", f"all is {', '.join(_ALL)}; or KIND:TABLE, KIND:many.")
+_BESIDE = flags.DEFINE_list("beside", ["rivals"], "What to compare cross_fit with: rivals, mlc.")
 _CHECKED = flags.DEFINE_string("checked", "per_class:5,per_class:20", "Which rows are checked.")
 _DRAWS = flags.DEFINE_integer("draws", 10, "Of checked rows.", lower_bound=1)
 _FIRST = flags.DEFINE_integer("first_draw", 0, "Number of the first draw.", lower_bound=0)
 
 _POOL, _LABELS = "cross_fit, all votes", "labels, "
 _CROWDLAB_FOLDS = 5
+_MLC_STEPS, _PAIR_WEIGHT = 2_000, 1.0
 _SOFT_FLOOR = 1e-3  # Less probable labels are not trained on.
-
-
-def draw(data: VoteSet, checked: str, number: int) -> Draw:
-    """Draws checked rows: `per_class:N`, or `random:N`."""
-    how, _, count = checked.partition(":")
-    size = len(data.votes)
-    truth = data.labels[data.rows]
-    order = np.random.default_rng([number, int(count), 1]).permutation(size)
-    is_checked = np.zeros(size, bool)
-    if how == "random":
-        is_checked[order[: int(count)]] = True
-    for label in range(data.num_classes if how == "per_class" else 0):
-        of_class = order[truth[order] == label]
-        is_checked[of_class[: min(int(count), len(of_class) // 2)]] = True
-    return Draw(data.rows, data.votes, truth, is_checked)
 
 
 def _by_crowdkit(name: str, votes: np.ndarray, num_classes: int) -> np.ndarray:
@@ -214,6 +204,29 @@ def of_cross_fit(
     return rows
 
 
+def of_mlc(data: VoteSet, cell: Draw, name: str, number: int) -> Row:
+    """The same by `mlc`, by the meta-gradient alone and with pairs of given and true label."""
+    x, num_classes, doubtful = data.features[data.rows], data.num_classes, ~cell.checked
+    votes = cell.votes[:, 0] if cell.votes.shape[1] == 1 else cell.votes
+    noisy = mlc.Examples(x[doubtful], votes[doubtful])
+    clean = mlc.Examples(x[cell.checked], cell.truth[cell.checked], given=votes[cell.checked])
+    row: Row = {}
+    for suffix, weight in (("", 0.0), (", pairs", _PAIR_WEIGHT)):
+        method = methods.mlc(
+            model=models.MLP(num_classes, ()), lcn=models.LabelCorrectionNetwork(num_classes),
+            pair_weight=weight,
+        )  # fmt: skip
+        result = mlc.fit(method, noisy, clean, num_steps=_MLC_STEPS, seed=number, progress=False,
+                         eval_every_epochs=_MLC_STEPS)  # fmt: skip
+        said = result.predict(data.features[data.test])
+        row |= {
+            f"{name}{suffix}": _percent(said, data.labels[data.test]),
+            f"{_LABELS}{name}{suffix}": _percent(result.labels, cell.truth[doubtful]),
+        }
+        clear_programs()
+    return row
+
+
 def measure(name: str, checked: str, draws: Sequence[int]) -> list[Row]:
     """All draws of a set."""
     drawn = folds.RANDOM if checked.startswith("random") else folds.PER_CLASS
@@ -224,20 +237,24 @@ def measure(name: str, checked: str, draws: Sequence[int]) -> list[Row]:
     for number in draws:
         data = load(name, number, _DATA.value, _CHECKPOINT.value)
         if last is None or data is not last[0]:  # Sets of files are the same in all draws.
-            last = data, without_checks(data)
+            last = data, without_checks(data) if "rivals" in _BESIDE.value else {}
         cell = draw(data, checked, number)
         seen = np.where(cell.checked, cell.truth, UNKNOWN)
         sources = [str(i) for i in range(data.votes.shape[1])]
         most, votes = prepared(cell.votes, seen, sources, data.num_classes)
         groups[int(cell.checked.sum()), votes.shape[1]].append(len(rows))
         place = {"set": name, "checked": checked, "draw": number}
-        rows.append(place | of_rivals(data, cell, last[1]))
+        rows.append(place | (of_rivals(data, cell, last[1]) if last[1] else {}))
         cells.append((data, cell._replace(votes=most[:, None]), cell._replace(votes=votes)))
     for members in groups.values():
         data_of, alone, together = zip(*(cells[i] for i in members), strict=True)
         for column, given in (("cross_fit, majority", alone), (_POOL, together)):
             for i, row in zip(members, of_cross_fit(data_of, given, column, drawn), strict=True):
                 rows[i] |= row
+    for row, (data, alone, together) in zip(rows, cells, strict=True):
+        if "mlc" in _BESIDE.value:
+            row |= of_mlc(data, alone, "mlc, majority", row["draw"])
+            row |= of_mlc(data, together, "mlc, all votes", row["draw"])
     return rows
 
 
@@ -296,6 +313,8 @@ def main() -> None:
         ok = name in FILES or (kind in KINDS and (table in TABLES or table == "many"))
         expect(ok, "--sets", name, f"{', '.join(FILES)}, or KIND:TABLE of {', '.join(KINDS)}")
         sets += [f"{kind}:{x}" for x in MANY_SETS] if table == "many" else [name]
+    for name in _BESIDE.value:
+        expect(name in ("rivals", "mlc"), "--beside", name, "rivals or mlc")
     choices = _CHECKED.value.split(",")
     for choice in choices:
         how, _, count = choice.partition(":")
@@ -304,7 +323,8 @@ def main() -> None:
     draws = range(_FIRST.value, _FIRST.value + _DRAWS.value)
     workdir = epath.Path(paths.absolute(_WORKDIR.value, "--workdir"))
     workdir.mkdir(parents=True, exist_ok=True)
-    records = Records(workdir / "cells.jsonl", {"draws": list(draws)})
+    settings = {"draws": list(draws), "beside": _BESIDE.value}
+    records = Records(workdir / "cells.jsonl", settings)
     rows: list[Row] = []
     for name in tqdm(sets, disable=None, unit="set"):
         for choice in choices:

@@ -191,8 +191,9 @@ def inner_loss(
 
     Returns:
       The scalar loss and metrics: `inner_loss`; `labels_kept`, the share of noisy examples whose
-      target is largest at the given label; `clean_accuracy` on the clean half; and `fitted`,
-      `prior` and `entropy` if they are used. All but `fitted` are means over this device's slice.
+      target is largest at the given label, or at one that most sources gave; `clean_accuracy` on
+      the clean half; and `fitted`, `prior` and `entropy` if they are used. All but `fitted` are
+      means over this device's slice.
     """
     per_example, targets, metrics = [], [], Metrics()
     if batch.noisy is not None and held.targets is not None:
@@ -200,7 +201,9 @@ def inner_loss(
         chex.assert_equal_shape([held.targets, logits])
         per_example.append(losses.soft_cross_entropy(logits, held.targets))
         targets.append(held.targets)
-        given = jnp.take_along_axis(held.targets, batch.noisy.labels[:, None], axis=1)[:, 0]
+        said = losses.vote_shares(batch.noisy.labels, logits.shape[-1])
+        is_given = (said > 0) & (said == jnp.max(said, axis=1, keepdims=True))
+        given = jnp.max(jnp.where(is_given, held.targets, 0), axis=1)
         # A target may be all zero: that of an example without weight.
         kept = (given > 0) & (given == jnp.max(held.targets, axis=1))
         metrics["labels_kept"] = jnp.mean(kept, dtype=jnp.float32)

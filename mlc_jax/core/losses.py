@@ -1,4 +1,4 @@
-"""Classification losses, the projection onto the simplex, and the mean over devices.
+"""Classification losses, the projection onto the simplex, shares of votes, the mean over devices.
 
 Losses compute in the dtype of the logits, which the models return in float32 whatever dtype they
 compute in.
@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+
+_SOURCES_AT_ONCE = 16  # Of a loop over sources, in one turn.
 
 
 def pmean(tree: Any, axis_name: str | None) -> Any:
@@ -39,6 +41,26 @@ def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Share of rows whose largest logit is the label: a scalar in [0, 1]."""
     predicted = jnp.argmax(logits, axis=-1).astype(labels.dtype)
     return jnp.mean(predicted == labels, dtype=jnp.float32)
+
+
+def vote_shares(labels: jax.Array, num_classes: int) -> jax.Array:
+    """How a row's given labels are spread over the classes, `[B, C]`; 0 where there are none.
+
+    Args:
+      labels: `[B]`, or `[B, S]` of several sources; negative where nothing was said.
+      num_classes: C.
+    """
+    votes = labels.reshape(len(labels), -1)
+    if votes.shape[1] == 1:  # One vote is all of them; a division would change how XLA rounds.
+        return jax.nn.one_hot(votes[:, 0], num_classes)
+
+    def add(total: jax.Array, vote: jax.Array) -> tuple[jax.Array, None]:
+        return total + jax.nn.one_hot(vote, num_classes), None
+
+    # Of many rows and sources no array [B, S, C] is made. A few sources need no loop.
+    zeros = jnp.zeros((len(labels), num_classes))
+    counts, _ = jax.lax.scan(add, zeros, votes.T, unroll=_SOURCES_AT_ONCE)
+    return counts / jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1)
 
 
 def sparsemax(logits: jax.Array) -> jax.Array:

@@ -35,9 +35,9 @@ from mlc_jax.core.types import Batch, Inputs, Labelled, MainState, Metrics, Para
 
 # (params, batch_stats, inputs, rng) -> (logits [B, C], features [B, F], new batch_stats).
 ApplyFn = Callable[[Params, Params, Inputs, chex.PRNGKey], tuple[jax.Array, jax.Array, Params]]
-# (belief, evidence, logits [B, C], labels [B]) -> targets [B, C], non-negative. A belief corrects
-# labels: meta params, weights, labels, a matrix. Evidence describes examples in addition to the
-# logits: features [B, F], unless the problem says otherwise.
+# (belief, evidence, logits [B, C], labels [B] or [B, S]) -> targets [B, C], non-negative. A belief
+# corrects labels: meta params, weights, labels, a matrix. Evidence describes examples in addition
+# to the logits: features [B, F], unless the problem says otherwise.
 TargetFn = Callable[[Any, Any, jax.Array, jax.Array], jax.Array]
 # (output of the classifier, its inputs, key or None in evaluation mode) -> evidence.
 Evidence = Callable[[Output, Inputs, chex.PRNGKey | None], Any]
@@ -79,9 +79,12 @@ class Problem(NamedTuple):
 
 
 def given_labels(belief: Any, evidence: Any, logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The `TargetFn` that believes the given labels: one-hot, `[B, C]`."""
+    """The `TargetFn` that believes the given labels: the shares of their votes, `[B, C]`.
+
+    With one label per row they are one-hot.
+    """
     del belief, evidence
-    return jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return losses.vote_shares(labels, logits.shape[-1]).astype(logits.dtype)
 
 
 def passes(problem: Problem, batch: Batch, rng: chex.PRNGKey) -> dict[str, Pass]:

@@ -14,7 +14,10 @@ Metrics = dict[str, jax.Array]
 
 
 class Labelled(NamedTuple):
-    """Inputs `[B, ...]`, an array or a pytree of them, and int32 labels `[B]`.
+    """Inputs `[B, ...]`, an array or a pytree of them, and integer labels `[B]`.
+
+    If the method takes votes, `labels` of noisy examples and `given` are `[B, S]`, the labels of S
+    sources, negative where a source said nothing.
 
     `rows` `[B]`, int32, are the positions of noisy examples in their set, for methods that store
     something per example. `given` `[B]` are the labels of clean examples before somebody checked

@@ -50,6 +50,7 @@ class Pipeline:
       length_buckets: the most lengths that batches are padded to, if the source knows its examples'
         lengths; 1 pads all alike. Overlapping windows are always padded alike, because a replay
         must draw the same dropout.
+      takes_votes: whether batches have the labels of all sources, see `Method.takes_votes`.
     """
 
     noisy: Subset
@@ -62,6 +63,7 @@ class Pipeline:
     seed: int
     num_replayed: int = 0
     length_buckets: int = 1
+    takes_votes: bool = False
 
     @property
     def examples_per_step(self) -> int:
@@ -125,7 +127,8 @@ class Pipeline:
     def _part(self, name: str) -> tuple[Subset, np.ndarray, int, int]:
         """Examples, labels, batch size and key of the `noisy` or the `clean` side."""
         if name == "noisy":
-            return self.noisy, self.noisy.given, self.noisy_batch_size, _NOISY_KEY
+            given = self.noisy.given_to(takes_votes=self.takes_votes)
+            return self.noisy, given, self.noisy_batch_size, _NOISY_KEY
         return self.clean, self.clean.truth, self.clean_batch_size, _CLEAN_KEY
 
 
@@ -228,7 +231,8 @@ class _Side:
       source: of their inputs.
       layout: the layout of an example.
       rows: `[runs, n]`, rows of the source.
-      labels, given: `[runs, n]`; given is None if it is not part of a batch.
+      labels, given: `[runs, n]`, or `[runs, n, S]` of noisy ones and of given if batches have the
+        labels of all sources; given is None if it is not part of a batch.
       order: the examples of each batch.
       padded: lengths of the order's buckets; None if nothing is cut off.
       augment_seeds: each run's; empty without augmentation.
@@ -259,14 +263,14 @@ class _Side:
         padded = None
         if first.length_buckets > 1 and not first.num_replayed:
             order, padded = _bucketed(order, subsets, layout, first.length_buckets)
-        given = np.stack([subset.given for subset in subsets]).astype(np.int32)
+        given = np.stack([x.given_to(takes_votes=first.takes_votes) for x in subsets])
         paired = name == "clean" and bool((given != UNKNOWN).any())
         seeds = [fold(x.seed, key, _AUGMENT_KEY) for x in pipelines]
         return cls(
             source=source,
             layout=layout,
             rows=np.stack([subset.rows for subset in subsets]).astype(np.int64),
-            labels=np.stack(labels).astype(np.int32),
+            labels=np.stack(labels),
             given=given if paired else None,
             order=order,
             padded=padded,
@@ -303,9 +307,10 @@ class _Side:
             for request, leaves in elements:
                 positions, buckets = request.about
                 arrays = [leaf.reshape(*lead, *leaf.shape[1:]) for leaf in leaves]
-                arrays += [self.labels[runs, positions], positions.astype(np.int32)]
+                taken = self.labels[runs, positions].astype(np.int32)
+                arrays += [taken, positions.astype(np.int32)]
                 if self.given is not None:
-                    arrays.append(self.given[runs, positions])
+                    arrays.append(self.given[runs, positions].astype(np.int32))
                 split = zip(*(np.split(array, ends, axis=2) for array in arrays), strict=True)
                 dealt = [[_deal(x, stride, num_devices) for x in part] for part in split]
                 longest = buckets.reshape(-1, stride).max(axis=1)

@@ -134,12 +134,12 @@ class EvaluationReader:
 
     Iterating yields inputs, a tree of NumPy arrays `[num_devices, b, ...]`, and int32 labels
     `[num_devices, b]`, of this process' share of each batch; with several runs `[num_devices, runs,
-    b, ...]`. The last batch is padded with the first examples, so that all have one shape. Reading
-    raises InputError, as `Pipeline.batches`.
+    b, ...]`. Labels of several sources are `[..., b, S]`. The last batch is padded with the first
+    examples, so that all have one shape. Reading raises InputError, as `Pipeline.batches`.
 
     Args:
       subsets: one for each run; all have one source and one length.
-      labels: `[n]` for each run.
+      labels: `[n]` or `[n, S]` for each run.
       batch_size: over all devices of all processes, a multiple of their number.
       num_devices: devices of this process.
       process_index, process_count: which share of each batch to read.
@@ -165,7 +165,7 @@ class EvaluationReader:
         # Runs often share a test set, which is then read once.
         shared = all(np.array_equal(x.rows, subsets[0].rows) for x in subsets)
         rows = np.stack([x.rows[mine] for x in (subsets[:1] if shared else subsets)], axis=2)
-        self._labels = np.stack([x[mine] for x in labels], axis=2).astype(np.int32)
+        self._labels = np.stack([x[mine] for x in labels], axis=2)
         self._shape = rows.shape[1:]
         self._layout = layout_of(source)
         size = math.prod(self._shape)
@@ -181,8 +181,9 @@ class EvaluationReader:
 
     def _batches(self) -> Generator[tuple[Tree, np.ndarray]]:
         with contextlib.closing(iter(self._reader)) as elements:
-            for (_, leaves), labels in zip(elements, self._labels, strict=True):
+            for (_, leaves), said in zip(elements, self._labels, strict=True):
                 inputs = self._layout.structure.unflatten(list(map(self._deal, leaves)))
+                labels = said.astype(np.int32)
                 yield inputs, labels if self._num_runs > 1 else labels[:, 0]
 
     def _deal(self, leaf: np.ndarray) -> np.ndarray:

@@ -156,6 +156,10 @@ class Subset:
         """The labels of all sources, `[n, S]`; S is 1 if there is only `given`."""
         return self.given[:, None] if self.votes is None else self.votes
 
+    def given_to(self, *, takes_votes: bool) -> np.ndarray:
+        """Given labels as a method takes them: all, `[n, S]`, or the majority, `[n]`."""
+        return self.all_votes if takes_votes else self.given
+
     def take(self, positions: np.ndarray | slice) -> "Subset":
         """The examples at positions of this subset."""
         votes = None if self.votes is None else self.votes[positions]

@@ -28,13 +28,14 @@ from mlc_jax.core import (
     Params,
     Rows,
     TrainState,
-)  # fmt: skip
+    losses,
+)
 from mlc_jax.errors import expect
 from mlc_jax.methods.blocks import init_model
 from mlc_jax.methods.cross_fitting.label_steps import LabelSteps
 from mlc_jax.methods.cross_fitting.members import Members
 from mlc_jax.methods.types import Binding, BoundMethod, Method, OnHost, Phase
-from mlc_jax.models.label_model import NUM_TERMS, label_term, pool, vote_shares
+from mlc_jax.models.label_model import NUM_TERMS, label_term, pool
 
 # Streams of the state's key: batches of the rivals, and of the runs.
 _RIVALS, _RUNS = 1, 2
@@ -209,7 +210,7 @@ class _Machine:
     def train_rivals(self, state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
         """Phase 1: what one would do instead, out of part and fold."""
         x, one_hot = rows.inputs, jax.nn.one_hot(rows.checks, self.binding.num_classes)
-        said = vote_shares(rows.votes, self.binding.num_classes)
+        said = losses.vote_shares(rows.votes, self.binding.num_classes)
         params = dict(state.main.params)
         target_of = jnp.repeat(
             jnp.arange(2), jnp.array([self.method.num_parts, self.method.num_folds]),

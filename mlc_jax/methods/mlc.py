@@ -27,7 +27,9 @@ class MLC(BilevelMethod):
 
     Attributes:
       lcn: the label correction network, a Flax module: (features `[B, F]`, given labels `[B]`, the
-        classifier's logits `[B, C]`) -> soft labels `[B, C]`.
+        classifier's logits `[B, C]`) -> soft labels `[B, C]`. With an attribute `takes_votes` that
+        is true, given labels are those of all sources, `[B, S]`, -1 where one said nothing; else
+        they are the majority vote.
       inner_loss: terms of the classifier's loss beyond cross-entropy on the LCN's labels.
       pair_weight: gamma, weight of `CE(LCN(h, y'), y)`, the LCN's cross-entropy on clean rows with
         a known given label. It adds to the meta-gradient. The paper has no such rows.
@@ -48,13 +50,18 @@ class MLC(BilevelMethod):
         del paired
         return "network"
 
+    @property
+    def takes_votes(self) -> bool:
+        return bool(getattr(self.lcn, "takes_votes", False))
+
     def build(self, binding: Binding) -> BoundMethod:
         classes = getattr(self.lcn, "num_classes", binding.num_classes)  # A user's LCN may lack it.
         expected = f"{binding.num_classes}, as the classifier has"
         expect(classes == binding.num_classes, "lcn.num_classes", classes, expected)
 
         def init_lcn(rng: chex.PRNGKey, features: jax.Array) -> tuple[Params, None]:
-            labels, logits = jnp.zeros((1,), jnp.int32), jnp.zeros((1, binding.num_classes))
+            shape = (1, binding.num_sources) if self.takes_votes else (1,)
+            labels, logits = jnp.zeros(shape, jnp.int32), jnp.zeros((1, binding.num_classes))
             return self.lcn.init(rng, features, labels, logits)["params"], None
 
         def targets(
@@ -77,8 +84,10 @@ class MLC(BilevelMethod):
             """The loss on this device's slice; its mean over devices is the mean over all pairs."""
             if clean.given is None:
                 return jnp.zeros(()), (extra, {})
-            said = targets(meta_params, features, logits, jnp.maximum(clean.given, 0))
-            known = (clean.given >= 0).astype(said.dtype)
+            given = clean.given if self.takes_votes else jnp.maximum(clean.given, 0)
+            said = targets(meta_params, features, logits, given)
+            is_known = jnp.any(clean.given.reshape(len(given), -1) >= 0, axis=1)
+            known = is_known.astype(said.dtype)
             true = jnp.take_along_axis(said, clean.labels[:, None], axis=1)[:, 0]
             per_pair = -jnp.log(jnp.maximum(true, jnp.finfo(said.dtype).tiny))
             share = pmean(jnp.mean(known), binding.axis_name)

@@ -54,8 +54,8 @@ class Seen(NamedTuple):
       example: one input `[1, ...]`, as stored, to initialise a model with.
       probs: the classifier's probabilities `[N, C]` on the hook's set; None without a set.
       labels: the set's labels as training sees them `[N]`; None without a set.
-      given: for the clean set, the labels `[N]` before somebody checked them, negative if
-        unknown; None if all are unknown.
+      given: for the clean set, the labels before somebody checked them, negative if unknown:
+        `[N]`, or `[N, S]` if the method takes votes; None if all are unknown.
     """
 
     example: Inputs
@@ -113,7 +113,7 @@ class BoundMethod(NamedTuple):
       init: (typed key, one input `[1, ...]` as stored) -> the state before the first step.
       phases: in order; the classifier of the last phase is the method's.
       correct_labels: (state, evidence, logits `[B, C]`, given labels `[B]`) -> soft labels
-        `[B, C]`: the corrected labels.
+        `[B, C]`: the corrected labels. Given labels are `[B, S]` if the method takes votes.
       window: (estimator, state, batches) -> the window that `train_step` would get from that
         estimator, without changing the state; None without a meta model or without windows
         (`BilevelMethod.goes_on`).
@@ -253,6 +253,15 @@ class Method(abc.ABC):
         """How many earlier steps `train_step` replays."""
         return 0
 
+    @property
+    def takes_votes(self) -> bool:
+        """Whether given labels of batches are those of all sources, `[B, S]`.
+
+        S may be 1, and -1 says nothing. Otherwise they are the majority vote, `[B]`, and every row
+        has one.
+        """
+        return False
+
     def bind(
         self,
         *,
@@ -274,8 +283,7 @@ class Method(abc.ABC):
           prepare: maps stored inputs to the model's, in the step, on the device. None does not
             change them.
           axis_name: the pmap axis that batches are spread over; None on one device.
-          num_sources: S, the number of sources of given labels. Methods for one label per row use
-            the majority vote.
+          num_sources: S, the number of sources of given labels.
 
         Raises:
           InputError: a setting does not suit the sizes, or `initial_params` cannot be read.

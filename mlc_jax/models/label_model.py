@@ -87,16 +87,6 @@ def source_counts(
     return result
 
 
-def vote_shares(votes: jax.Array, num_classes: int) -> jax.Array:
-    """How a row's votes `[N, S]` are spread over classes, `[N, C]`; 0 where there are none."""
-
-    def add(total: jax.Array, vote: jax.Array) -> tuple[jax.Array, None]:
-        return total + jax.nn.one_hot(vote, num_classes), None
-
-    counts = jax.lax.scan(add, jnp.zeros((votes.shape[0], num_classes)), votes.T)[0]
-    return counts / jnp.maximum(counts.sum(axis=1, keepdims=True), 1)
-
-
 def label_term(votes: jax.Array, matrices: jax.Array, pi: jax.Array) -> jax.Array:
     """`sum_s log(R_s[v_ns, y] / pi_y)` `[N, C]`, over the sources that said something.
 

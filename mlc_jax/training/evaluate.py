@@ -6,15 +6,14 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mlc_jax.core import Inputs, Rows, TrainState
 from mlc_jax.data.folds import AllRows, of_one_length
 from mlc_jax.data.reading import EvaluationReader
-from mlc_jax.data.source import Subset
+from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.data.votes import quality_of
-from mlc_jax.methods import BoundMethod
+from mlc_jax.methods import BoundMethod, Method
 from mlc_jax.methods.types import Classify, CorrectLabels
 from mlc_jax.training import stack
 from mlc_jax.training.run import Run
@@ -41,8 +40,8 @@ class Prediction(NamedTuple):
 CHECKED = "checked_rows"
 _USUAL = 1_000  # The default number of examples in a batch.
 
-# (state, reader, number of examples) -> one prediction for each run.
-PredictFn = Callable[[TrainState, EvaluationReader, int], list[Prediction]]
+# (state, reader, each run's given labels `[N]`) -> one prediction for each run.
+PredictFn = Callable[[TrainState, EvaluationReader, Sequence[np.ndarray]], list[Prediction]]
 
 
 class Evaluator:
@@ -72,21 +71,20 @@ class Evaluator:
             return self._of_rows(state, name)
         if name not in self._readers:
             examples = [_examples(run, name) for run in self._runs]
-            subsets, labels = zip(*examples, strict=True)
+            subsets, given, labels = zip(*examples, strict=True)
             batch_size = self._runs[0].settings.eval_batch_size
             reader = create_reader(subsets, labels, batch_size=batch_size)
-            self._readers[name] = reader, labels
-        reader, labels = self._readers[name]
-        size = len(labels[0])
-        predictions = self._predict(state, reader, size)
+            self._readers[name] = reader, given
+        reader, given = self._readers[name]
+        predictions = self._predict(state, reader, given)
         learned_labels = self._runs[0].bound.learned_labels
         if learned_labels is None or name not in ("exported", "probe"):
             return predictions
         learned = stack.per_run(learned_labels, state, len(self._runs))
-        positions = self._runs[0].probe if name == "probe" else np.arange(size)
+        positions = self._runs[0].probe if name == "probe" else np.arange(len(given[0]))
         return [
-            _with_labels(prediction, np.asarray(soft)[positions], given)
-            for prediction, soft, given in zip(predictions, learned, labels, strict=True)
+            _with_labels(prediction, np.asarray(soft)[positions], labels)
+            for prediction, soft, labels in zip(predictions, learned, given, strict=True)
         ]
 
     def _of_rows(self, state: TrainState, name: str) -> list[Prediction]:
@@ -122,8 +120,18 @@ def _of_noisy(run: Run, probs: dict[str, np.ndarray], positions: np.ndarray) -> 
     return Prediction(logits, soft, quality_of(soft, given), noisy | {CHECKED: clean})
 
 
-def _examples(run: Run, name: str) -> tuple[Subset, np.ndarray]:
-    """A set, and the labels to correct in it."""
+def _examples(run: Run, name: str) -> tuple[Subset, np.ndarray, np.ndarray]:
+    """A set, the label to correct of each example, `[N]`, and labels as the method takes them."""
+    subset, given = _labelled(run, name)
+    if not run.method.takes_votes:
+        return subset, given, given
+    if name in ("test", "validation"):  # Only the classifier is asked, and votes may be unknown.
+        sources = run.dataset.noisy.all_votes.shape[1]
+        return subset, given, no_labels(run.method, len(subset), sources)
+    return subset, given, subset.all_votes
+
+
+def _labelled(run: Run, name: str) -> tuple[Subset, np.ndarray]:
     dataset = run.dataset
     if name in ("noisy", "clean"):
         return dataset.trained_on(name)
@@ -138,6 +146,13 @@ def _examples(run: Run, name: str) -> tuple[Subset, np.ndarray]:
     return subset, subset.given
 
 
+def no_labels(method: Method, size: int, num_sources: int) -> np.ndarray:
+    """Labels for predictions that need none: `[N, S]` if the method takes votes, else `[N]`."""
+    if method.takes_votes:
+        return np.full((size, num_sources), UNKNOWN, np.int32)
+    return np.zeros(size, np.int32)
+
+
 def _with_labels(prediction: Prediction, soft: np.ndarray, given: np.ndarray) -> Prediction:
     return prediction._replace(soft_labels=soft, label_quality=quality_of(soft, given))
 
@@ -149,7 +164,7 @@ def create_reader(
 
     Args:
       subsets: the sets.
-      labels: `[N]` for each run, the labels to correct.
+      labels: for each run the labels to correct, `[N]`, or `[N, S]` if the method takes votes.
       batch_size: over all devices; rounded up to a multiple of their number. Batches are padded to
         it, so it is at most the size of the set, or `_USUAL`: one program serves small sets.
     """
@@ -184,17 +199,22 @@ def create_predict(bound: BoundMethod, *, num_runs: int = 1) -> PredictFn:
         num_runs,
     )
 
-    def predict(state: TrainState, reader: EvaluationReader, size: int) -> list[Prediction]:
-        outputs = []
+    def predict(
+        state: TrainState, reader: EvaluationReader, given: Sequence[np.ndarray]
+    ) -> list[Prediction]:
+        size, outputs = len(given[0]), []
         for inputs, labels in reader:
             prepared = on_host.prepare(inputs) if on_host else inputs
             output = jax.device_get(step(state, (prepared, labels)))
             outputs.append(jax.tree.map(lambda x: x[None], output) if num_runs == 1 else output)
-        together: Prediction = jax.tree.map(
+        logits, soft_labels, quality = jax.tree.map(
             lambda *parts: np.concatenate(parts, axis=1)[:, :size], *outputs
         )
-        parts = together[:3]
-        return [Prediction(*of_run) for of_run in zip(*parts, strict=True)]
+        if quality is None:
+            pairs = zip(soft_labels, given, strict=True)
+            quality = [quality_of(soft, labels) for soft, labels in pairs]
+        parts = zip(logits, soft_labels, quality, strict=True)
+        return [Prediction(*of_run) for of_run in parts]
 
     return predict
 
@@ -204,18 +224,18 @@ def _predict_step(
     classify: Classify, correct_labels: CorrectLabels, label_quality: CorrectLabels | None,
     num_runs: int,
 ) -> Any:  # fmt: skip
-    """(state, (inputs, given labels)) -> `Prediction` of a batch, over all devices."""
+    """(state, (inputs, given labels)) -> logits, soft labels and label quality of a batch.
 
-    def body(state: TrainState, examples: tuple[Inputs, jax.Array]) -> Prediction:
+    They are of all devices. The quality is None if the method does not say.
+    """
+
+    def body(state: TrainState, examples: tuple[Inputs, jax.Array]) -> Any:
         inputs, labels = examples
         logits, evidence = classify(state, inputs)
         soft_labels = correct_labels(state, evidence, logits, labels)
-        if label_quality:
-            quality = label_quality(state, evidence, logits, labels)
-        else:
-            quality = jnp.take_along_axis(soft_labels, labels[:, None], axis=1)[:, 0]
+        quality = label_quality(state, evidence, logits, labels) if label_quality else None
         gather = partial(jax.lax.all_gather, axis_name=AXIS_NAME, tiled=True)
-        return Prediction(gather(logits), gather(soft_labels), gather(quality))
+        return jax.tree.map(gather, (logits, soft_labels, quality))
 
     return over_devices(body, num_runs=num_runs)
 

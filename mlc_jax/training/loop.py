@@ -223,7 +223,8 @@ class Loop:
             of_runs = zip(seen, predictions, labels, strict=True)
             seen = [x._replace(probs=p.logits, labels=y) for x, p, y in of_runs]
             if hook.examples == "clean" and any(dataset.paired for dataset in datasets):
-                pairs = [dataset.clean.given for dataset in datasets]
+                votes = self._first.method.takes_votes
+                pairs = [dataset.clean.given_to(takes_votes=votes) for dataset in datasets]
                 seen = [x._replace(given=given) for x, given in zip(seen, pairs, strict=True)]
         updated: TrainState = self._hooks[id(hook)](state, stack.for_all_devices(seen))
         return updated

@@ -254,7 +254,7 @@ def _create_pipeline(
             prepare=dataset.prepare,
         )
     unlabelled = int((dataset.noisy.given == UNKNOWN).sum())
-    if unlabelled:
+    if unlabelled and not method.takes_votes:
         raise InputError(
             f"labels: rows without one: {unlabelled}; {method.name} expects one in each row, "
             "cross_fit predicts them"
@@ -279,6 +279,7 @@ def _create_pipeline(
         seed=settings.seed,
         num_replayed=method.num_replayed,
         length_buckets=settings.length_buckets,
+        takes_votes=method.takes_votes,
     )
     pipeline.check()
     return pipeline
