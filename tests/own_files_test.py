@@ -159,6 +159,22 @@ def test_random_rows_of_later_checks_are_one_random_sample(tmp_path):
     assert [drawn[i] for i, _ in rows] == ["random", "looked_up", "random", "random"]
 
 
+@pytest.mark.parametrize("setting", [None, "random", "per_class"])
+def test_other_tables_of_checks_are_as_the_setting_says(tmp_path, setting):
+    """A sample of one's own makes no row random that was looked up: it has another order."""
+    config = _config("table", tmp_path)
+    order = np.argsort(random_order([str(i) for i in range(30)]))
+    looked_up, *_, mine = (i for i in order.tolist() if not CHECKED[i])
+    text = f"id,why,checked_label\n{looked_up},uncertain,{LABELS[looked_up]}\n"
+    (tmp_path / "round1.csv").write_text(text)
+    (tmp_path / "mine.csv").write_text(f"id,checked_label\n{mine},{LABELS[mine]}\n")
+    config.dataset.checked = f"{tmp_path}/round1.csv,{tmp_path}/mine.csv"
+    config.dataset.drawn = setting
+    dataset = datasets.load(config)
+    drawn = dict(zip(dataset.clean.rows.tolist(), dataset.drawn.tolist(), strict=True))
+    assert (drawn[looked_up], drawn[mine]) == ("looked_up", setting or "looked_up")
+
+
 def _how_drawn(truth, given, unchecked):
     said = np.full(len(truth), "")
     (drawn,) = {*how_drawn(np.array(truth), said, None, np.array(given), unchecked)}

@@ -69,7 +69,7 @@ def load(
     labelled = {
         name: file.labelled(said if name == "data" else Said()) for name, file in files.items()
     }
-    checks = read_checks(checked, labelled["data"]) if checked else None
+    checks = read_checks(checked, labelled["data"], drawn) if checked else None
     own = combine(labelled, Normalize(), checks, drawn, benchmark=benchmark)
     return (
         own if isinstance(own, Benchmark) else own._replace(prepare=scale(own.noisy, standardized))

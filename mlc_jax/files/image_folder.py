@@ -102,7 +102,7 @@ def load(
         parts["data"] = parts_.joined(parts["data"], parts.pop("clean"))
 
     def combined(files: dict[str, LabelledFile]) -> OwnData | Benchmark:
-        checks = read_checks(checked, files["data"]) if checked else None
+        checks = read_checks(checked, files["data"], drawn) if checked else None
         return combine(files, options.prepare, checks=checks, drawn=drawn, benchmark=benchmark)
 
     # Problems with labels are reported first, because decoding pictures takes long.

@@ -99,7 +99,7 @@ def of_tables(
     said = said if first == "data" else said.elsewhere
     file, columns = _read_first(table, options.features, said)
     files = {first: file} | {name: _read(other, columns) for name, other in others}
-    checks = read_checks(checked, file) if checked else None
+    checks = read_checks(checked, file, drawn) if checked else None
     own = combine(files, identity, checks, drawn, needs_checks=needs_checks, benchmark=benchmark)
     if isinstance(own, Benchmark):
         return dataclasses.replace(own, columns=columns)

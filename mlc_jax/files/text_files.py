@@ -75,7 +75,7 @@ def load(
         for name, path in (("data", data), ("noisy", noisy), ("clean", clean), ("test", test))
         if path
     }
-    checks = read_checks(checked, files["data"]) if checked else None
+    checks = read_checks(checked, files["data"], drawn) if checked else None
     return combine(files, identity, checks=checks, drawn=drawn, benchmark=benchmark)
 
 

@@ -202,7 +202,7 @@ def of_texts(
 ) -> OwnData:
     """A table of texts in a column `text`, with their labels."""
     file = text_files.read_own(table, read_texts, said, text)
-    checks = read_checks(checked, file) if checked else None
+    checks = read_checks(checked, file, drawn) if checked else None
     return _doubtful(combine({"data": file}, identity, checks, drawn, needs_checks=False))
 
 
@@ -223,7 +223,7 @@ def of_pictures(
         columns.add(line, values)
         places.append(place)
     file = columns.finish(lambda ids: read(places, ids))
-    checks = read_checks(checked, file) if checked else None
+    checks = read_checks(checked, file, drawn) if checked else None
     own = _doubtful(combine({"data": file}, identity, checks, drawn, needs_checks=False))
     return own._replace(prepare=scale(own.noisy, True))
 

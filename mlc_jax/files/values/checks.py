@@ -14,15 +14,18 @@ from mlc_jax.files.values.names import Known, bare, bare_id, from_spreadsheet
 from mlc_jax.files.values.together import NOBODY_LOOKED
 
 
-def read_checks(checks: Sequence[str | Table], file: LabelledFile) -> Checks:
+def read_checks(
+    checks: Sequence[str | Table], file: LabelledFile, setting: str | None = None
+) -> Checks:
     """Labels of rows of a file that were checked later, `[N]`, and how these rows were chosen.
 
     Args:
       checks: tables, or their paths; see `Checking.said`. `why` says, as in a `to_check.csv`, which
-        rows were drawn at random; without it all were looked up. Random rows of a `to_check.csv`
-        are the next ones of one order (`random_order`), so a row that was looked up counts as drawn
-        at random, too, once that order has passed it.
+        rows were drawn at random; where it says nothing, `setting` does. Random rows of a
+        `to_check.csv` are the next ones of one order (`random_order`), so a row that was looked up
+        counts as drawn at random, too, once that order has passed it.
       file: `config.dataset.data`.
+      setting: how rows of other tables were chosen; None if they were looked up.
 
     Raises:
       InputError: an id that the file does not have, a label that none of its rows was given, or
@@ -30,6 +33,7 @@ def read_checks(checks: Sequence[str | Table], file: LabelledFile) -> Checks:
     """
     checking = Checking(file)
     drawn = np.full(len(checking.ids), "", "U9")
+    unsaid = []
     for one in checks:
         table, found = one if isinstance(one, Table) else Table(f"{FIELD}checked", one), False
         for line, written, label, why in checking.said(table):
@@ -37,11 +41,14 @@ def read_checks(checks: Sequence[str | Table], file: LabelledFile) -> Checks:
             row, is_new = checking.add(table, line, written, label)
             if is_new:
                 drawn[row] = RANDOM if why == RANDOM else LOOKED_UP
+                unsaid += [] if why.strip() else [row]
         if not found:
             table.fail("has no checked_label; expected some that are filled in")
     order = random_order(checking.ids)
     last = max(order[drawn == RANDOM], default=-1)
     drawn[(drawn == LOOKED_UP) & (order < last)] = RANDOM
+    if setting is not None:  # Of another sample than that of `order`.
+        drawn[unsaid] = setting
     return Checks(Labels(tuple(checking.names), checking.numbers), drawn)
 
 
