@@ -483,7 +483,7 @@ def test_batches_are_fitted_to_their_sets(tiny_config, fields, noisy, clean):
     pipeline = build_run(tiny_config(**fields)).pipeline
     assert (pipeline.noisy_batch_size, pipeline.clean_batch_size) == (noisy, clean)
     batch = next(pipeline.batches(0, num_devices=8))
-    assert batch.noisy.labels.shape == (8, 1, noisy // 8)
+    assert batch.noisy.labels.shape == (8, 1, noisy // 8, 1)
     sizes = [len(x.labels[0, 0]) for x in batch[1:] if x is not None]
     assert sum(sizes) == clean // 8 and len(set(sizes)) == 1
 
