@@ -2,6 +2,7 @@
 
 import csv
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -72,3 +73,16 @@ def test_wait_for_data(load_program, tiny_config):
         tiny_config(**{"meta_optimizer.name": "amsgrad"}), num_windows=3
     )
     assert 0 <= share <= 1
+
+
+def test_a_table_is_timed_from_the_command_to_its_end(run_program):
+    code, out, err = run_program("experiments.speed.own_table", "--rows=1000", "--columns=3")
+    assert code == 0, err
+    head, *costs = out.splitlines()
+    assert head.startswith("1,000 rows, 3 columns, ")
+    figures = r": \d+\.\d s, \d+\.\d s of CPU time, (\d+\.\d\d) GiB"
+    found = [re.fullmatch(name + figures, line) for name, line in zip(
+        ("judged", "corrected", "with two classifiers"), costs, strict=True
+    )]  # fmt: skip
+    judged, *trained = (float(match[1]) for match in found)
+    assert all(judged < memory / 2 for memory in trained)  # Without JAX.
