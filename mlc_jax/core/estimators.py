@@ -1,8 +1,8 @@
 """Estimators of the meta-gradient `dL_D(w_k)/da`, behind one signature.
 
-Each estimator runs one window of k real inner steps and returns the gradient of the clean loss in
-the meta parameters together with the classifier after the window. The classifier's trajectory is
-the same for all of them; they differ only in the gradient:
+Each estimator runs one window of k real inner steps. It returns the gradient of the clean loss in
+the meta parameters, and the classifier after the window. That classifier is the same for all of
+them; they differ only in the gradient:
 
     exact               through all k updates
     truncated           through the last `truncation` updates
@@ -13,8 +13,9 @@ the same for all of them; they differ only in the gradient:
     neumann,            implicit differentiation: as if the window had ended at a minimum of the
     conjugate_gradient  inner loss
 
-Vocabulary: `v` is `Lambda g_w'`, the outer gradient at the end carried back through the optimizer's
-last update to that update's gradient.
+Notation, as in the paper: `g_w'` is the gradient of the outer loss after an update, `Lambda` the
+learning rates of that update (see `window.Step`), and `v = Lambda g_w'`. `H_ww` and `H_wa` are
+second derivatives of the inner loss: in the params twice, and in the params and the meta params.
 """
 
 import functools
@@ -144,7 +145,7 @@ def _through_last(
         metrics.append(plain)
 
     def objective(meta_params: Params) -> tuple[jax.Array, Any]:
-        # A single step keeps no more than its own gradient keeps.
+        # For a single step, `store` needs no more memory than the step's own gradient.
         backward = options.backward if first + 1 < len(rngs) else "store"
         backward = backward if curvature else "forward_over_reverse"
         steps = functools.partial(

@@ -34,6 +34,7 @@ Groups = Sequence[tuple[Any, ...]]  # `Group`s, or plain tuples of their fields.
 
 
 def add_weight_decay(weight_decay: float, groups: tuple[Group, ...]) -> Any:
+    """Adds weight decay times the parameter to each update; a group may replace `weight_decay`."""
     if not groups:
         return optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
 
@@ -48,7 +49,8 @@ def add_weight_decay(weight_decay: float, groups: tuple[Group, ...]) -> Any:
 def in_groups(rules: list[Any], groups: tuple[Group, ...]) -> optax.GradientTransformation:
     """The chain of `rules` for all trained parameters, with each group's factor on its rate.
 
-    All groups share one chain: one update count, and one norm to clip or divide by.
+    All groups share one chain: one update count, and one norm to clip or divide by. Its `init`
+    raises InputError if a group has no parameters, or if no parameter is trained.
     """
 
     def scaled(path: Any, update: jax.Array) -> jax.Array:
@@ -90,7 +92,7 @@ def _group_of(path: Any, groups: tuple[Group, ...]) -> Group:
 def path_name(path: Any) -> str:
     """The path of a leaf in messages and files: `main/opt_state/0/trace`.
 
-    Dataclasses and named tuples are stored as dicts, and give the same names as these.
+    Dataclasses and named tuples are stored as dicts, and have the same names as those dicts.
     """
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
@@ -122,7 +124,11 @@ def _check_matches(params: optax.Params, groups: tuple[Group, ...]) -> None:
 
 
 def as_groups(groups: Any) -> tuple[Group, ...]:
-    """Checks groups and makes `Group`s of plain tuples, which the command line gives."""
+    """Checks groups and turns plain tuples, which the command line gives, into `Group`s.
+
+    Raises:
+      InputError: a value is wrong. The message names it and what would be right.
+    """
     form = "tuples (pattern, factor, weight_decay), such as ('bias', 1.0, 0.0)"
     expect(isinstance(groups, tuple | list), "groups", groups, form)
     checked = []
@@ -150,5 +156,5 @@ def as_groups(groups: Any) -> tuple[Group, ...]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite real number and no bool."""
+    """Whether it is a finite real number, and not a bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

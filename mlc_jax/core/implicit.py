@@ -34,9 +34,9 @@ def neumann(
     """Implicit differentiation; the inverse Hessian as a series of `options.solver_steps` terms.
 
     `-g_w^T H_ww^-1 H_wa` at the window's end on its last batch, where `H_ww^-1` is
-    `sum_i (I - Lambda H_ww)^i Lambda`. Each term is one more update, taken at the end point.
-    Source: Lorraine et al. (2020), "Optimizing Millions of Hyperparameters by Implicit
-    Differentiation", algorithm 3.
+    `sum_i (I - Lambda H_ww)^i Lambda`. The first i terms give the gradient through i updates that
+    stay at the end point. Source: Lorraine et al. (2020), "Optimizing Millions of Hyperparameters
+    by Implicit Differentiation", algorithm 3.
     """
 
     def solve(product: Callable[[Params], Params], step: "Step") -> Params:
@@ -64,7 +64,7 @@ def conjugate_gradient(
 
     `-g_w^T (H_ww + damping I)^-1 H_wa` at the window's end on its last batch, by
     `options.solver_steps` iterations. A classifier's Hessian has negative eigenvalues, and
-    `damping` should be larger than their size. Source: Rajeswaran et al. (2019),
+    `damping` should exceed their magnitude. Source: Rajeswaran et al. (2019),
     "Meta-Learning with Implicit Gradients", algorithm 2.
     """
 
@@ -88,7 +88,7 @@ def _implicit(
     """`-g_w^T H_ww^-1 H_wa` at the end of the window, on its last batch.
 
     Args:
-      solve: (v -> `H_ww v`, outer gradient and learning rates there) -> `H_ww^-1 g_w`.
+      solve: (v -> `H_ww v`, the last `Step` with the outer gradient `g_w`) -> `H_ww^-1 g_w`.
     """
     main, metrics = unroll(
         problem, main, meta_params, batches, rngs, scan_unroll=options.scan_unroll

@@ -108,7 +108,7 @@ def _in_segments(
 
 
 def at_step(window: tuple[Batch, chex.PRNGKey], t: int | jax.Array) -> tuple[Batch, chex.PRNGKey]:
-    """Batch and key of step t, -k to k - 1, of a window's `[k, ...]`."""
+    """Batch and key of step t of a window `[k, ...]`; t is from -k to k - 1."""
     index = functools.partial(jax.lax.dynamic_index_in_dim, index=t, keepdims=False)
     return jax.tree.map(index, window)
 

@@ -1,7 +1,7 @@
 """The inner loss, from a classifier's outputs and the values that the gradient holds fixed.
 
-The plain form is cross-entropy on targets. `InnerLoss` adds terms to it. One number controls them,
-how far the clean labels are fitted, so that no schedule and no further labels are needed.
+The plain form is cross-entropy on targets. `InnerLoss` adds terms to it. One number controls these
+terms: how far the clean labels are fitted. So they need no schedule and no further labels.
 """
 
 import dataclasses
@@ -39,6 +39,9 @@ class InnerLoss:
       power: how late the regularisers set in; with 0 they act at once, `r = 1`.
       hand_over: whether the classifier learns `(1 - f) onehot(y') + f q` in place of the targets
         `q`. Given labels come first, because networks learn right labels before wrong ones.
+
+    Raises:
+      InputError: a value is out of range.
     """
 
     mixup: float = 0.0
@@ -126,7 +129,11 @@ def draw_mixing(rule: InnerLoss, size: int, rng: chex.PRNGKey) -> Mixing:
 
 
 def mix(arrays: Any, mixing: Mixing, strength: jax.Array) -> Any:
-    """Moves every example of a tree of arrays `[n, ...]` towards its partner."""
+    """Moves every example of a tree of arrays `[n, ...]` towards its partner.
+
+    Raises:
+      InputError: the arrays are not floating-point numbers.
+    """
 
     def move(x: jax.Array) -> jax.Array:
         expect(
@@ -187,13 +194,13 @@ def inner_loss(
       held: targets of the noisy examples, and how far the clean ones are fitted.
       batch: its labels are read.
       mixing: pairs of noisy and clean examples, the noisy ones first; None mixes nothing.
-      axis_name: pmap axis; a mean prediction is over all devices' examples.
+      axis_name: pmap axis or None; the mean prediction is over all devices' examples.
 
     Returns:
       The scalar loss and metrics: `inner_loss`; `labels_kept`, the share of noisy examples whose
       target is largest at the given label, or at one that most sources gave; `clean_accuracy` on
-      the clean half; and `fitted`, `prior` and `entropy` if they are used. All but `fitted` are
-      means over this device's slice.
+      the clean half; and `fitted`, `prior` and `entropy` if they are used. `fitted` and `prior` are
+      those of all devices, the others are means over this device's slice.
     """
     per_example, targets, metrics = [], [], Metrics()
     if batch.noisy is not None and held.targets is not None:

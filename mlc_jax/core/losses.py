@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-_SOURCES_AT_ONCE = 16  # Of a loop over sources, in one turn.
+_SOURCES_AT_ONCE = 16  # Sources per turn of a compiled loop.
 
 
 def pmean(tree: Any, axis_name: str | None) -> Any:
@@ -57,7 +57,7 @@ def vote_shares(labels: jax.Array, num_classes: int) -> jax.Array:
     def add(total: jax.Array, vote: jax.Array) -> tuple[jax.Array, None]:
         return total + jax.nn.one_hot(vote, num_classes), None
 
-    # Of many rows and sources no array [B, S, C] is made. A few sources need no loop.
+    # An array [B, S, C] would take much memory for many sources. A few sources need no loop.
     zeros = jnp.zeros((len(labels), num_classes))
     counts, _ = jax.lax.scan(add, zeros, votes.T, unroll=_SOURCES_AT_ONCE)
     return counts / jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1)

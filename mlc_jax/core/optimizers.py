@@ -167,7 +167,7 @@ Optimizer: TypeAlias = OptimizerSpec | optax.GradientTransformation
 def bind(
     optimizer: Optimizer, *, num_updates: int, updates_per_epoch: int
 ) -> optax.GradientTransformation:
-    """Binds a spec to a run's updates (see `OptimizerSpec.bind`); leaves optax' own unchanged.
+    """Binds a spec to a run's updates, see `OptimizerSpec.bind`; optax's own keep their schedules.
 
     The result's `update` takes a second gradient, `auxiliary`, see `add_auxiliary`.
 

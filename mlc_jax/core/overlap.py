@@ -16,7 +16,7 @@ from mlc_jax.core.types import MainState
 
 
 def start_ring(main: MainState, size: int) -> MainState:
-    """The ring before the first step, `[size, ...]`; windows begin there at the earliest."""
+    """The ring before the first step, `[size, ...]`: copies of the first classifier."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *jnp.shape(x))), main)
 
 

@@ -1,8 +1,8 @@
 """The two-level problem: inner steps of the classifier, and the outer loss.
 
-Pure functions, arrays in and arrays out. With `axis_name=None` they run on one device; under
-`jax.pmap(..., axis_name='batch')` each device holds a slice of every batch and the inner gradients
-are averaged inside every inner step, so that n devices with B/n examples each compute what one
+Pure functions, arrays in and arrays out. With `axis_name=None` they run on one device. Under
+`jax.pmap(..., axis_name='batch')` each device holds a slice of every batch, and every inner step
+averages the inner gradients over devices. So n devices with B/n examples each compute what one
 device with B examples does.
 
 Vocabulary (paper's symbol in brackets): `params` [w] of the classifier, `meta_params` [a] of the
@@ -44,8 +44,8 @@ Evidence = Callable[[Output, Inputs, chex.PRNGKey | None], Any]
 # One pass of the classifier: (params, batch_stats) -> its output, new batch_stats.
 Pass = Callable[[Params, Params], tuple[Output, Params]]
 
-# Streams of a step's key, beside those of the inner passes. The outer loss has stream 1, and
-# `methods.blocks.bilevel_method` has stream 4.
+# Streams: numbers that are folded into a step's key, in addition to the two keys that inner passes
+# split from it. The outer loss has stream 1, and `methods.blocks.bilevel_method` has stream 4.
 _MIXING_STREAM, _MIXED_STREAM, _EVIDENCE_STREAM = 2, 3, 5
 
 
@@ -184,13 +184,12 @@ def loss_at(
 def local_grads(
     problem: Problem, main: MainState, belief: Any, batch: Batch, rng: chex.PRNGKey
 ) -> tuple[Params, tuple[Params, Metrics]]:
-    """Gradient of the inner loss in the classifier's params; its mean over devices is the gradient.
+    """This device's gradient of the inner loss in the classifier's params, not yet averaged.
 
     The fixed values (targets, how far clean labels are fitted) depend on the params through the
-    outputs. This gradient ignores that: the paper puts a stop_gradient there. The derivative of a
-    whole window in the meta parameters must not ignore it, because the features of a later step
-    depend on the labels of earlier steps. So the gradient is taken in the outputs. A stop_gradient
-    would cut the later derivative, too.
+    outputs. This gradient ignores that: the paper puts a stop_gradient there. The meta-gradient of
+    a whole window must not ignore it: the features of a later step depend on the labels of earlier
+    steps. A stop_gradient would cut that derivative, too. So the gradient is taken in the outputs.
 
     Returns:
       Gradients shaped like `main.params`, and `(new batch_stats, metrics)` of this device.
@@ -208,7 +207,7 @@ def local_grads(
     held = hold(problem, belief, outputs, batch, rng)
     mixing = mixing_of(problem, batch, rng)
     if mixing is not None:
-        # Only passes that are trained on update the running statistics.
+        # With MixUp, only the mixed pass updates the running statistics.
         run = mixed_pass(problem, batch, rng, mixing, held)
         batch_stats = make("mixed", run, main.batch_stats)
     loss_fn = functools.partial(
@@ -228,7 +227,7 @@ def inner_grads(
 
     Returns:
       Gradients shaped like `main.params`, and `(new batch_stats, metrics)`, which carry no
-      derivative: a pass in training mode writes running statistics and reads none.
+      derivative: a pass in training mode writes running statistics and reads none, or frozen ones.
     """
     grads, (batch_stats, metrics) = local_grads(problem, main, belief, batch, rng)
     aux = jax.lax.stop_gradient((pmean(batch_stats, problem.axis_name), metrics))

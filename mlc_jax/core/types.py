@@ -46,18 +46,19 @@ class Batch(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """All rows of a run, noisy ones first, and which classifier trains on which.
+    """All rows of a cross-fitted run, noisy ones first, and which classifier trains on which.
 
-    All lists of one kind have the same length. A short one is padded with its own rows; batches are
-    drawn from its first `lengths` only. Rows are padded, too, to sizes that many data sets share,
-    so that compiled programs are reused. Padding is never trained on.
+    There are K folds of judged rows and H parts of all rows, see `data.folds`. All lists of one
+    kind have the same length; batches are drawn from the first `lengths` entries of each. Rows are
+    padded to sizes that many data sets share, so that compiled programs are reused. Padding is
+    never trained on.
 
     Attributes:
       inputs: `[N, ...]`, as the model takes them.
       votes: `[N, S]` int16, the given labels; -1 where nothing was said.
-      checks: `[N]` int32, -1 where nobody looked, -2 in padding.
-      is_judged: `[N]` bool, checked rows that were not looked up. Weights, `R`, `pi` and the
-        verdict are measured on these.
+      checks: `[N]` int32, the labels of checked rows; -1 where nobody looked, -2 in padding.
+      is_judged: `[N]` bool, checked rows that were not looked up for a reason, such as a label that
+        looked wrong. The label model and the verdict are measured on these.
       part: `[N]` int32, from 0 to H - 1.
       is_visible: `[K, N]` bool, the checks that runs (k, .) see.
       lists, lengths: `[K, H, L]` and `[K, H]` int32, the rows that run (k, h) learns from.
@@ -109,8 +110,8 @@ class TrainState(flax.struct.PyTreeNode):
       main: the classifier.
       meta: the meta model, None for methods without one.
       extra: whatever else a method learns: a matrix of transitions, labels, a teacher.
-      past: for windows that overlap, the past classifiers or the gradient so far, which the next
-        meta-gradient needs, see `core.overlap`; None if they do not overlap.
+      past: what the next meta-gradient needs if windows overlap: past classifiers, see
+        `core.overlap`, or the gradient so far. None if they do not overlap.
     """
 
     step: jax.Array

@@ -1,4 +1,4 @@
-"""Shared by all estimators of the meta-gradient: settings, result, pieces."""
+"""What all estimators of the meta-gradient share: settings, result, pieces."""
 
 import dataclasses
 from collections.abc import Callable
@@ -143,7 +143,7 @@ def before_last(
 def outer_loss_after(
     problem: Problem, params: Params, main: MainState, batch: Batch, rng: chex.PRNGKey
 ) -> tuple[jax.Array, Metrics]:
-    """The outer loss, with a key that no inner pass uses."""
+    """The outer loss, with stream 1 of the step's key, see `core.problem`."""
     if batch.clean_outer is None:
         raise ValueError("a meta-gradient needs clean outer examples")
     rng = jax.random.fold_in(rng, 1)

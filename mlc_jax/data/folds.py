@@ -1,9 +1,11 @@
 """Cross-fitting: each row is predicted by classifiers that did not learn from it.
 
 Checked rows are dealt into K folds, and all rows into H parts. Run (k, h) does not see the checks
-of fold k, and does not learn from part h. Only the checks of fold k are hidden: its rows stay
-doubtful rows with their given labels, in parts like all others. If they were left out altogether,
-they would be predicted like new rows, and would not represent the doubtful rows.
+of fold k. It learns from the checks that it sees, and from all rows outside of part h. Rows of fold
+k stay in as doubtful rows, as if nobody had checked them, with their given labels. If they were
+left out altogether, they would not represent the doubtful rows.
+
+Checked rows that were looked up for a reason are in no fold, so all runs see their checks.
 """
 
 import dataclasses
@@ -44,7 +46,7 @@ def assign(
       votes: `[N, S]`.
       checks: `[N]`.
       drawn: `[N]` text, one of `DRAWN` for checked rows.
-      folds: K; fewer if fewer rows are judged.
+      folds: K; some are empty if fewer rows are judged.
       parts: H.
       seed: determines each row's fold and part.
     """
@@ -123,7 +125,7 @@ class AllRows:
         """The rows as NumPy arrays.
 
         Raises:
-          InputError: inputs cannot be read, or are not a single array.
+          InputError: inputs cannot be read.
         """
         from mlc_jax.core import Rows  # Imports JAX, which dealing rows does not need.
 
@@ -160,7 +162,7 @@ def _filled_up(rows: "Rows") -> "Rows":
 
 
 def _rounded(size: int) -> int:
-    """The size, rounded up by an eighth at most."""
+    """The size, rounded up to a multiple of 16, but by less than an eighth if it is large."""
     step = max(16, 2 ** (size.bit_length() - 1) // 8)
     return -(-size // step) * step
 

@@ -26,7 +26,7 @@ from mlc_jax.data.source import UNKNOWN, Layout, Source, Subset, is_gathered, la
 from mlc_jax.errors import InputError
 
 _DEVICE_BUFFER = 2  # Batches that are placed on the devices ahead of use.
-_BYTES_AT_ONCE = 16 * 2**20
+_BYTES_AT_ONCE = 16 * 2**20  # Blocks are read together up to this size.
 _MAX_BLOCKS = 64  # The most blocks of s steps that are read at once.
 _NOISY_KEY, _CLEAN_KEY = 1, 2
 _AUGMENT_KEY = 2  # The other keys are in `order`.
@@ -105,8 +105,8 @@ class Pipeline:
     ) -> Iterator[Batch]:
         """Yields this process' NumPy batches from window `start_window` on.
 
-        Window i ends with step (i + 1) * s. Batches of its first s steps replace those of steps
-        before the run's first.
+        Window i ends after (i + 1) * s steps. In windows that begin before the run's first step,
+        batches of the run's first s steps take the missing places.
 
         Arrays are `[num_devices, k, B / (num_devices * process_count), ...]`: process p
         holds the examples `[p * B / process_count, (p + 1) * B / process_count)` of the global

@@ -1,4 +1,4 @@
-"""Maps stored inputs to a model's inputs, on the device, as a part of the step."""
+"""Maps stored inputs to a model's inputs: in the step, or for cross-fitting once, on the host."""
 
 import dataclasses
 from collections.abc import Iterator

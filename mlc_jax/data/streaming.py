@@ -66,7 +66,7 @@ class Streamed:
             for parts in asked:
                 yield tuple(part for part in parts if part is not None)
 
-        @tf.autograph.experimental.do_not_convert  # Reading its source is slower than this.
+        @tf.autograph.experimental.do_not_convert  # The conversion takes longer than the tracing.
         def read(row: tf.Tensor, *draws: tf.Tensor) -> tuple[tf.Tensor, ...]:
             leaves = trees.leaves(source.read(row, *draws))
             return tuple(map(tf.ensure_shape, leaves, layout.shapes))

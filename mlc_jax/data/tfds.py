@@ -22,10 +22,10 @@ def read_tfds(
     folder: str,
     content: str,
 ) -> tuple[Any, Any, Any]:
-    """The description of a dataset by TensorFlow Datasets, and its splits `train` and `test`.
+    """TensorFlow Datasets' description of a dataset, and its splits `train` and `test`.
 
     Args:
-      name, data_dir, download: see `cifar`.
+      name, data_dir, download: see `benchmarks.images.cifar`.
       read: (builder, split) -> the split.
       folder: expected content of a `data_dir`, for messages.
       content: expected content of a dataset, for messages.
@@ -78,7 +78,12 @@ def _imported() -> Any:
 
 
 def read_columns(builder: Any, split: str, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Columns of one split, with `label`, int32, in their order on the disk."""
+    """Columns `[N, ...]` of one split, with `label`, int32, in their order on the disk.
+
+    Raises:
+      FileNotFoundError: the split is empty.
+      ValueError: a label is not one of the dataset's classes.
+    """
     tfds = _imported()
 
     one_by_one = tfds.ReadConfig(interleave_cycle_length=1)  # Keeps the order fixed.

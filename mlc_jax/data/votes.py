@@ -12,7 +12,7 @@ NO_LABEL = -2  # The row is known to have had no label; with UNKNOWN it may have
 _BLOCK = 65_536  # Rows that are processed at a time.
 _SHARED = 20  # A source is only called a copy if it shares at least so many labelled rows.
 _NAMED = 10  # The number of pairs that are logged one by one.
-_CHANCE = 1e-3  # Probability of calling any pair copies that are not.
+_CHANCE = 1e-3  # Probability that any pair is called copies by mistake.
 
 
 def accuracies(votes: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -107,10 +107,10 @@ def counted_once(
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Votes `[N, S]` without a copy's votes that equal those of the source it copies.
 
-    Two sources are copies if they agree, on rows that both label, more often than two sources with
-    independent errors could, and more often than two that use each label as often as they do. How
-    often each is right is taken from checked rows, at its upper 95 % limit. So sources that are
-    always right, or that nobody checked, are no copies.
+    Two sources are copies if they agree too often on rows that both label: more often than with
+    independent errors, and more often than by how frequently each gives each label. How often each
+    is right is taken from checked rows, at the upper end of its 95 % interval. So two sources that
+    are always right there, or that nobody checked, are no copies.
 
     Args:
       votes: `[N, S]`.

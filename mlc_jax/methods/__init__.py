@@ -1,4 +1,4 @@
-"""Methods to train with noisy labels: one file each, a line here, a name in `config`."""
+"""Methods that train with noisy labels: each has a file, a line here, and a name in `config`."""
 
 from mlc_jax.methods.cross_entropy import CleanOnly as clean_only
 from mlc_jax.methods.cross_entropy import CrossEntropy as cross_entropy

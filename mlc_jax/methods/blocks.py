@@ -58,7 +58,7 @@ def init_model(binding: Binding, rng: chex.PRNGKey, inputs: Inputs) -> tuple[Par
 
     Args:
       binding: has the model, and the parameters and statistics that do not start at random.
-      rng: for all others.
+      rng: typed key for all others.
       inputs: `[1, ...]`, prepared.
     """
     variables = binding.model.init(rng, inputs, train=False)
@@ -264,11 +264,11 @@ def bilevel_method(
 ) -> BoundMethod:
     """A classifier that learns a meta model's targets; the meta model learns from the clean loss.
 
-    One `train_step` is the paper's algorithm 1: k real updates of the classifier with targets from
-    the current meta model, then one update of the meta model along the meta-gradient through all k.
-    With `update_every` = s < k there are s real updates. The meta-gradient is then that of a window
-    which begins k - s steps earlier, but not before the run's first step, and is replayed with the
-    current meta model. `approximate` continues its sum instead of replaying.
+    One `train_step` is the paper's algorithm 1. It makes k real updates of the classifier, with
+    targets from the current meta model. Then it updates the meta model once, by the meta-gradient
+    through all k. With `update_every` = s < k it makes s real updates. The window of the
+    meta-gradient then begins k - s steps earlier, but not before the run's first step. It is
+    replayed with the current meta model. `approximate` continues its sum instead of replaying.
 
     Args:
       method: has the meta model's optimizer and the estimator.

@@ -1,14 +1,15 @@
 """Cross-fitting: every row is labelled, and judged, by classifiers that did not learn from it.
 
-Sources: the classifier learns soft labels of a label model, and the label model those of the
-classifier, as in Dawid and Skene (1979) with a classifier in their place; out-of-fold predictions
-are what cleanlab asks for (Northcutt, Jiang, Chuang 2021) and what `CalibratedClassifierCV` is.
+K x H runs are trained as one program. Run (k, h) does not see the checks of fold k. It learns from
+the checks that it sees, and from all rows outside of part h (`data.folds`). Training goes in
+rounds. Before each round, the label of every row is estimated from predictions of runs that did not
+learn from the row (`models.label_model`). In the round, all runs learn these labels. New rows are
+predicted by the mean of all runs. The verdict judges the same mean.
 
-K x H runs are trained as one program. Run (k, h) does not see the checks of fold k and does not
-learn from part h (`data.folds`). Training goes in rounds. Before
-each round, the label of every row is estimated from predictions of runs that did not learn from the
-row (`models.label_model`). In the round, all runs learn these labels. New rows are predicted by the
-mean of all runs. The verdict judges the same mean.
+Sources: Dawid and Skene (1979) estimate labels and the quality of each source of labels in turn.
+Here classifiers take part in that loop. Northcutt, Jiang and Chuang (2021, cleanlab) judge labels
+by out-of-fold predictions. scikit-learn's `CalibratedClassifierCV` also calibrates on held-out rows
+and predicts new rows by the mean over folds.
 """
 
 import dataclasses
@@ -43,13 +44,13 @@ _RIVALS, _RUNS = 1, 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CrossFit(Method):
-    """A pool of classifiers and a label model, judged on checks that it did not see.
+    """Classifiers and a label model, judged on checks that they did not see.
 
-    The model is trained by Adam with a learning rate that falls along a cosine within each round.
+    Classifiers are trained by Adam. The learning rate falls along a cosine within each round.
 
     Attributes:
-      num_folds: K, folds of the checked rows.
-      num_parts: H, parts of all rows.
+      num_folds: K, folds of the judged rows: checked rows that were not looked up for a reason.
+      num_parts: H, parts of all rows; with 1 every run learns from all rows.
       num_rounds: rounds of training; labels are estimated before each.
       steps_per_round: training steps of each classifier in a round.
       batch_size: rows in a step of one classifier.
@@ -57,11 +58,15 @@ class CrossFit(Method):
       weight_decays: E of them. Classifiers are trained with each, and combined by the likelihood of
         the checks that they did not see.
       prior_strength: pseudo-counts of the prior of R, P(class | given label).
-      expected_weight: weight of a doubtful row in the counts of R; a checked row has 1.
+      expected_weight: weight of a doubtful row, which nobody checked, in the counts of R; a checked
+        row has 1.
       trust_width: width of the prior of a and l, the weights of the classifier and of the given
         label. With several sources it is at most 0.5 for l above 1.
-      rival_width: width of the prior of b and c, the weights of the two simple classifiers; towards
+      rival_width: width of the prior of b and c, the weights of the rivals, see `label_model`; near
         0 these are left out.
+
+    Raises:
+      InputError: a value is out of range.
     """
 
     name: ClassVar[str] = "cross_fit"
@@ -117,7 +122,7 @@ def _as_is(inputs: Inputs) -> Inputs:
 
 
 def _machine_of(method: CrossFit, binding: Binding) -> "_Machine":
-    """That of a method for data of any size: `Rows` are prepared already."""
+    """The functions for data of any size: `Rows` are prepared already."""
     neutral = dataclasses.replace(
         binding, prepare=_as_is, num_noisy=0, steps_per_epoch=0, num_epochs=0.0
     )
@@ -141,7 +146,7 @@ def _shared_machine(
 
 
 class _Machine:
-    """The functions of a `CrossFit` that is bound; all are pure, and take inputs as prepared."""
+    """The functions of a bound `CrossFit`; all are pure and take prepared inputs."""
 
     def __init__(self, method: CrossFit, binding: Binding):
         self.method, self.binding = method, binding
@@ -157,10 +162,10 @@ class _Machine:
             trust_width=method.trust_width, rival_width=method.rival_width,
         )  # fmt: skip
 
-    # State: main.params has the runs, `[K * H, E, ...]`, and the rivals, `[H + K, 1, ...]`: the
-    # first H learn labels as given, the others the checked rows. meta.params is the label model:
-    # R, pi, class shares as estimated at first, the weights of the pool, those without fold k
-    # `[K, 4]`, and those of the decays.
+    # State: main.params has the runs, `[K * H, E, ...]`, and the rivals, `[H + K, 1, ...]`. The
+    # first H rivals learn labels as given, the others the checked rows. meta.params is the label
+    # model: R, pi, the first estimate of class shares, and weights. These are the pool's `[4]`,
+    # those for judging, which were fitted without fold k, `[K, 4]`, and the decays' `[E]`.
 
     def init(self, rng: chex.PRNGKey, example: Inputs) -> TrainState:
         method, num_classes = self.method, self.binding.num_classes
@@ -178,7 +183,7 @@ class _Machine:
             )  # fmt: skip
             return params
 
-        # All families at once, and then cut: random numbers compile slowly.
+        # Runs and rivals are drawn at once and then cut, because random numbers compile slowly.
         sizes = [math.prod(shape) for shape in families.values()]
         streams = jax.vmap(jax.random.fold_in, (None, 0))(init_rng, jnp.arange(len(families)))
         keys = jax.vmap(lambda stream: jax.random.split(stream, max(sizes)))(streams)
@@ -208,7 +213,7 @@ class _Machine:
         return TrainState(jnp.zeros((), jnp.int32), state_rng, main, MetaState(meta, ()))
 
     def train_rivals(self, state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
-        """Phase 1: what one would do instead, out of part and fold."""
+        """Phase 1: trains the rivals, each without one part or fold; starts the label model."""
         x, one_hot = rows.inputs, jax.nn.one_hot(rows.checks, self.binding.num_classes)
         said = losses.vote_shares(rows.votes, self.binding.num_classes)
         params = dict(state.main.params)
@@ -231,7 +236,7 @@ class _Machine:
         return self._advanced(state, params, meta), {"inner_loss": loss}
 
     def train_round(self, state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
-        """Phase 2: all runs learn what labels are held to be; then that is said anew."""
+        """One round of phase 2: all runs learn the estimated labels; then these are updated."""
         method = self.method
         params, meta = dict(state.main.params), state.meta.params  # type: ignore[union-attr]
         known = self.label_steps.known(params, rows)
@@ -258,11 +263,12 @@ class _Machine:
         return self._advanced(state, params, meta), metrics
 
     def out_of_fold(self, state: TrainState, rows: Rows) -> dict[str, jax.Array]:
-        """Probabilities `[N, C]` of runs that did not learn from a row; the rivals' beside them.
+        """Probabilities `[N, C]` by name, each row's by classifiers that did not learn from it.
 
-        A judged row's are those of the runs that its check was hidden from, by weights that were
-        fitted without its fold: by weights fitted with it, the verdict was two points too good
-        (docs/results/own_data.md).
+        A checked row that is not judged is an exception: all runs see its check. A judged row is
+        predicted by the runs that its check was hidden from, with weights of the pool that were
+        fitted without its fold. With weights fitted on all folds the verdict was two points too
+        good (docs/results/own_data.md).
         """
         params, meta = state.main.params, state.meta.params  # type: ignore[union-attr]
         known = self.label_steps.known(params, rows)
@@ -290,7 +296,7 @@ class _Machine:
         )  # fmt: skip
 
     def classify(self, state: TrainState, x: Inputs) -> tuple[jax.Array, Any]:
-        """New rows: log of the mean probability of the pool without the label's term, over runs."""
+        """Logits `[B, C]` of new rows: log of the runs' mean probability, without given labels."""
         params, meta = state.main.params, state.meta.params  # type: ignore[union-attr]
         shape = (self.method.num_folds, self.method.num_parts)
         runs = self.members.over_decays(

@@ -1,4 +1,4 @@
-"""Distillation: a teacher of the clean set softens the noisy labels.
+"""Distillation: a teacher that learned the clean set softens the noisy labels.
 
 Source: Li, Yang, Song, Cao, Luo, Li (2017), "Learning from Noisy Labels with Distillation",
 section 3.1. Their second source of guidance, a knowledge graph of the classes, is left out.

@@ -46,6 +46,9 @@ class EMLC(BilevelMethod):
       embedding_size: size of the label's embedding in the gate.
       hidden_size: size of the gate's hidden layer.
       bce_weight: weight of the gate's loss; the teacher's cross-entropy on clean labels has 1.
+
+    Raises:
+      InputError: a value is out of range.
     """
 
     name: ClassVar[str] = "emlc"
@@ -67,7 +70,8 @@ class EMLC(BilevelMethod):
             meta_params: Params, seen: _Seen, logits: jax.Array, labels: jax.Array
         ) -> jax.Array:
             del logits
-            # A pass in training mode reads no running statistics. Those it writes are dropped.
+            # In training mode batch norm that is not frozen reads no running statistics. Those that
+            # it writes are dropped.
             return teacher.correct(meta_params, {}, seen, labels)
 
         def correct_labels(

@@ -24,8 +24,8 @@ class Forward(TwoPhaseMethod):
     """A first classifier learns the noisy labels; its surest predictions give the matrix.
 
     Attributes:
-      percentile: rank of an anchor's probability of its class among all examples. The authors use
-        97 for ten classes and 100, the largest, for a hundred.
+      percentile: which example is a class's anchor: the last one below this percentile of the
+        class's probabilities. The authors use 97 for ten classes, 100 (the largest) for a hundred.
     """
 
     name: ClassVar[str] = "forward"

@@ -24,7 +24,7 @@ from mlc_jax.methods.types import Binding, BoundMethod, Hook, Phase, Seen, TwoPh
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GLC(TwoPhaseMethod):
-    """A first classifier learns the noisy labels; its predictions on clean ones are the matrix.
+    """A first classifier learns the noisy labels; its predictions on clean rows give the matrix.
 
     If given labels of clean examples are known, they are counted. The predictions then count as one
     more example of each class.
@@ -72,7 +72,7 @@ def corrected_by_matrix(
       binding: see `Binding`.
       first_phase_epochs: see `TwoPhaseMethod`.
       examples: the set that the first classifier predicts, `noisy` or `clean`.
-      estimate: (predictions, labels) -> the matrix of wrong labels `[C, C]`.
+      estimate: `Seen` of that set -> the matrix of wrong labels `[C, C]`.
     """
 
     def begin_anew(state: TrainState, seen: Seen) -> TrainState:
@@ -108,7 +108,7 @@ def posterior(
       labels: `[B]`, as given.
     """
     del features
-    # If no class can have this label, the row is all zero, and the classifier's prediction stands.
+    # If no class can have this label, the likelihood is flat, and the prediction stands.
     likelihood = jnp.log(jnp.maximum(matrix.T[labels], jnp.finfo(logits.dtype).tiny))
     return jax.nn.softmax(jax.nn.log_softmax(logits) + likelihood)
 

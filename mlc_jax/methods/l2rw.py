@@ -58,9 +58,9 @@ def example_weights(
     """Weights `[B]` of the noisy examples: non-negative, with a mean of one or all zero.
 
     The look-ahead is one step of plain SGD from the current classifier, on the loss weighted by
-    epsilon, at epsilon = 0. So the derivative of the clean loss in epsilon_i is -(rate / B) times
-    the product of two gradients, of the clean loss and of example i's loss. Negative weights are
-    clipped. The rate and B cancel when the weights are normalised.
+    epsilon, at epsilon = 0. The derivative of the clean loss in epsilon_i is then -(rate / B) times
+    the product of two gradients: the clean loss's and example i's. Negative weights are clipped.
+    The rate and B cancel when the weights are normalised.
     """
     main = state.main
     clean = batch.clean_outer

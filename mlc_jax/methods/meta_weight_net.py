@@ -6,8 +6,8 @@ For Sample Weighting", algorithm 1.
 It shares MLC's algorithm. The classifier's target on a noisy example is a weight times the given
 label, so the inner loss is the paper's, `1/n sum_i V(L_i; Theta) L_i`. The meta-gradient goes
 through k updates of the classifier (k = 1 in the paper), by any estimator. Two things differ from
-the paper: the classifier keeps the updates that the meta-gradient goes through (the paper repeats
-them with the new weights), and half of each clean batch is trained on.
+the paper. The classifier keeps the updates that the meta-gradient goes through; the paper repeats
+them with the new weights. And half of each clean batch is trained on.
 """
 
 import dataclasses

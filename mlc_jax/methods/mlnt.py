@@ -1,4 +1,4 @@
-"""MLNT: a classifier that does not follow synthetic label noise away from its teacher.
+"""MLNT: a classifier that stays close to its teacher after a step on synthetic label noise.
 
 Source: Li, Wong, Zhao, Kankanhalli (2019), "Learning to Learn from Noisy Labeled Data", section 3.
 This is its first iteration (no mentor from an earlier run). Neighbours are found in the
@@ -38,11 +38,11 @@ class MLNT(Method):
       num_synthetic: M, sets of synthetic labels per step.
       transferred_share: share of a batch's labels that each set replaces.
       num_neighbours: number of neighbours whose labels a synthetic label is drawn from.
-      lookahead_rate: alpha.
+      lookahead_rate: alpha, the learning rate of the step on synthetic labels.
       consistency_weight: weight of the consistency loss; cross-entropy has weight 1.
       ramp_share: share of all steps until the consistency loss has its full weight.
-      early_teacher_decay: gamma during these steps.
-      teacher_decay: gamma afterwards.
+      early_teacher_decay: decay of the teacher, a moving average of the params, in these steps.
+      teacher_decay: the same afterwards.
     """
 
     name: ClassVar[str] = "mlnt"

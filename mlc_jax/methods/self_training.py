@@ -1,4 +1,4 @@
-"""The control of `robust_mlc`: the same inner loss without the given labels.
+"""The control experiment for `robust_mlc`: the same inner loss without the given labels.
 
 Its accuracy is due to MixUp, the regularisers and the clean labels alone.
 """

@@ -107,7 +107,7 @@ class OnHost(NamedTuple):
 
 
 class BoundMethod(NamedTuple):
-    """A method for data of known sizes: pure functions, usable bare under `jax.jit`.
+    """A method for data of known sizes: pure functions, which also work under a plain `jax.jit`.
 
     Attributes:
       init: (typed key, one input `[1, ...]` as stored) -> the state before the first step.
@@ -126,7 +126,7 @@ class BoundMethod(NamedTuple):
       classify: the classifier in evaluation mode. None is the model itself; `Method.bind` sets it.
       on_host: the same for inputs that the host prepares; None prepares them in each step.
       out_of_fold: for methods that train on `Rows`: (state, rows) -> probabilities `[N, C]` by
-        name, each row's by classifiers that did not learn from it.
+        name. Noisy and judged rows are predicted by classifiers that did not learn from them.
     """
 
     init: Callable[[chex.PRNGKey, Inputs], TrainState]
@@ -257,8 +257,8 @@ class Method(abc.ABC):
     def takes_votes(self) -> bool:
         """Whether given labels of batches are those of all sources, `[B, S]`.
 
-        S may be 1, and -1 says nothing. Otherwise they are the majority vote, `[B]`, and every row
-        has one.
+        S may be 1; -1 stands for no label. Otherwise they are the majority vote, `[B]`, and every
+        row has one.
         """
         return False
 
@@ -343,6 +343,9 @@ class BilevelMethod(Method):
       update_every: s, inner steps between updates of the meta model, each by the gradient through
         the last k. 0 is k: each window begins at the end of the last. A smaller number must divide
         k; windows then overlap, see `core.overlap`.
+
+    Raises:
+      InputError: `update_every` does not suit k or the estimator.
     """
 
     meta_tx: Optimizer = dataclasses.field(default_factory=lambda: optimizers.adam(1e-3))

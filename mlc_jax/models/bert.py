@@ -82,6 +82,9 @@ class BertConfig:
       attention_dropout_rate: for the attention weights.
       layer_norm_eps: added to variances.
       first_position: position of the first token; RoBERTa's tables hold unused rows before it.
+
+    Raises:
+      InputError: `activation` is unknown, or `num_heads` does not divide `hidden_size`.
     """
 
     vocab_size: int = 30522
@@ -198,7 +201,7 @@ class Bert(nn.Module):
     def encode(
         self, inputs: Mapping[str, jax.Array], *, train: bool
     ) -> tuple[jax.Array, jax.Array]:
-        """Maps a dict of `[B, T]` to the last layer `[B, T, H]` and one vector a text, `[B, H]`.
+        """Maps a dict of `[B, T]` to the last layer `[B, T, H]` and a vector per text, `[B, H]`.
 
         `model.apply(variables, inputs, train=False, method="encode")` needs no params of the head.
         """

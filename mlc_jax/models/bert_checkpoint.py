@@ -67,7 +67,7 @@ _DISTILBERT_PARTS = {
     "ffn.lin2": "output",
     "output_layer_norm": "output_norm",
 }
-# Heads of a checkpoint's own task, and constants.
+# By `model_type`. The heads of a checkpoint's own task are ignored, and so are constants.
 _NAMES = {
     "bert": _Names("encoder.layer", _BERT_PARTS, r"cls\.|classifier\.|qa_outputs\."),
     "roberta": _Names("encoder.layer", _BERT_PARTS, r"lm_head\.|classifier\.|qa_outputs\."),
@@ -116,7 +116,13 @@ def load_config(source: str | os.PathLike[str]) -> BertConfig:
 def copy_checkpoint(
     source: str | os.PathLike[str], directory: str | os.PathLike[str], *, weights: bool
 ) -> None:
-    """Copies `config.json`, and optionally the weights, so that `load_bert` can read the copy."""
+    """Copies `config.json`, and optionally the weights, so that `load_bert` can read the copy.
+
+    Args:
+      source: see `load_bert`.
+      directory: must exist.
+      weights: whether to copy them.
+    """
     place = _directory(os.fspath(source))
     shards = [_INDEX, *(path.name for path in place.glob(_SHARDS))]
     files = [_WEIGHTS] if (place / _WEIGHTS).exists() else shards

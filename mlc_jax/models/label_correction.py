@@ -15,8 +15,8 @@ _XAVIER_NORMAL = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
 
 FORMS = ("network", "posterior", "both")
 
-# The matrix' logits are this factor times the parameters, so that a matrix of a hundred numbers
-# moves faster than a network with the same learning rate.
+# The matrix's logits are this factor times the parameters. So a matrix of a hundred numbers moves
+# faster than a network with the same learning rate.
 _TRANSITION_SCALE = 30.0
 _TRANSITION_START = 2.0  # Logits of the diagonal: nearly the identity.
 _UNSEEN_PAIRS = 0.3  # Pseudo-count of every kind of pair.
@@ -27,9 +27,9 @@ class LabelCorrectionNetwork(nn.Module):
 
     The form `network` is the paper's "LCN architecture": the label's embedding, joined to the
     features; two tanh layers; a softmax. `posterior` is Bayes' rule, `softmax(log p + log
-    T[:, y'])`, with the classifier's own probabilities `p` and a learned `T[i, j]`, P(given label
-    j | true label i), which GLC measures once. `both` adds the network's logits to that. `T` starts
-    at the identity, or at the counts of clean rows whose given label is known.
+    T[:, y'])`. `p` are the classifier's own probabilities. `T[i, j]`, P(given label j | true label
+    i), is learned; GLC measures it once. `both` adds the network's logits to that. `T` starts near
+    the identity, or at the counts of clean rows whose given label is known.
 
     A row has the labels of S sources, or of one. The embeddings of a row's labels are summed, and
     so are the terms `log T_s[:, v_s]`. A source that says nothing adds nothing. The parameters of
@@ -41,8 +41,8 @@ class LabelCorrectionNetwork(nn.Module):
       hidden_size: width of both hidden layers (paper 64 for images, 768 for text; its code 128).
       embedding_size: size of the label embedding (paper 128).
       skip_link: mixes the given label back in: `(1 - s) * softmax + s * onehot(y')` with a learned
-        `s` in (0, 1) for each example. Of several labels it is the share of votes; without one, `s`
-        is 0.
+        `s` in (0, 1) for each example. For several labels, shares of votes replace `onehot(y')`;
+        without a label `s` is 0.
       sparsemax: replaces softmax, so that classes can get exactly zero.
       tie_embeddings: the output layer is the label embedding, summed over sources, without a bias;
         needs `hidden_size == embedding_size`.

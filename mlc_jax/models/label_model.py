@@ -5,13 +5,14 @@
 
 `p` is a classifier that did not learn from the row, `R_s[v, y] = P(y | source s says v)`, and `pi`
 the share of each class. `p_given` learned the labels as given, `p_checked` the checked rows alone.
-These are the two simple things that one would do instead; with them the pool is hardly ever worse.
-The four weights are fitted by the likelihood of checks that nothing else saw (`fit_weights`):
-labels without information get an l near 0, a classifier that knows nothing an a near 0.
+These two are the rivals: what one would train instead. With them the pool, which combines all four
+terms, is hardly ever worse than they are. The four weights are fitted by the likelihood of checks
+that nothing else saw (`fit_weights`). Labels without information get an l near 0, a classifier that
+knows nothing an a near 0.
 
 Letters in shapes: N rows, S sources of given labels, C classes, M judged rows. `R` is counted on
-checked rows, and smoothed towards the accuracy of all labels together. Otherwise a handful of rows
-per class would decide by chance.
+checked rows, and with less weight on doubtful ones. It is smoothed towards the accuracy of all
+labels together. Otherwise a handful of checked rows per class would decide by chance.
 """
 
 import jax
@@ -35,10 +36,10 @@ def source_counts(
 ) -> jax.Array:
     """`R` `[S, V, C]`, P(class | given label), with V = C.
 
-    The prior of a row of `R` has `rho` at the label itself and the rest by class frequency, and
-    counts as `prior_strength` rows. `rho` is the accuracy of all sources together, from checked
-    rows alone and those of `trust`. Of several sources each has its own, from
-    all rows, for which that of all together counts as `prior_strength` rows.
+    The prior of a row of `R` has `rho` at the label itself and the rest by class frequency. It
+    counts as `prior_strength` rows. For one source `rho` is its accuracy on checked rows, smoothed
+    by `trust`. Each of several sources has its own `rho`, from all rows, smoothed by
+    `prior_strength` rows of the mean accuracy of all sources.
 
     Args:
       votes: `[N, S]` int16; -1 where a source said nothing.
@@ -47,8 +48,7 @@ def source_counts(
       checked_weight: `[N]`, the same for checked rows, 0 elsewhere.
       pi: `[C]`.
       prior_strength: pseudo-counts.
-      trust: rows that count beside the checked ones: how many have the right label, and of how
-        many.
+      trust: pseudo-counts of checked rows: how many have the right label, and of how many.
     """
     num_classes = q.shape[1]
     eye = jnp.eye(num_classes, dtype=q.dtype)
@@ -106,7 +106,7 @@ def label_term(votes: jax.Array, matrices: jax.Array, pi: jax.Array) -> jax.Arra
 
 
 def class_shares(q: jax.Array, weight: jax.Array) -> jax.Array:
-    """`pi` `[C]`: the mean of q `[N, C]` by weight `[N]`, with one row more, of all classes."""
+    """`pi` `[C]`: the mean of q `[N, C]` by weight `[N]`, with one more row of even shares."""
     sums = jnp.sum(q * weight[:, None], axis=0) + 1 / q.shape[1]
     return sums / jnp.sum(sums)
 
@@ -117,14 +117,14 @@ def shifted_shares(
     """`pi` `[C]` where the checked rows do not say how frequent classes are: label-shift EM.
 
     Source: Saerens, Latinne, Decaestecker (2002), "Adjusting the Outputs of a Classifier to New a
-    Priori Probabilities", with a pseudo-count per class and a floor, so that no class can vanish.
+    Priori Probabilities". Here a pseudo-count per class and a floor keep classes from vanishing.
 
     Args:
       evidence: `[N, C]`, log P(what is known of the row | class) up to a constant per row, from
         what was learned without `pi`.
       rows: `[N]`, 1 where a row counts.
       floor: the least share of a class, as a part of 1 / C.
-      steps: of the iteration.
+      steps: number of iterations.
     """
     num_classes = evidence.shape[1]
 
@@ -155,15 +155,15 @@ def fit_weights(
 ) -> tuple[jax.Array, jax.Array]:
     """The weights `(a, l, b, c)` `[4]`, and the log-likelihood there.
 
-    Maximum a posteriori of the likelihood of checks that none of the terms saw, by Adam.
+    Maximum a posteriori estimates from checks that none of the terms saw, found by Adam.
 
     Args:
       terms: `[M, 4, C]`: log p, label term, log p_given, log p_checked.
       checks: `[M]` int32.
       counts: `[M]`, by which a row counts.
-      trust_widths: of the log-normal priors of a and l, whose median is 1; above 1, that of l is
-        the second.
-      rival_width: of the half-normal prior of b and c.
+      trust_widths: widths of the log-normal priors of a and l, whose medians are 1. The first is
+        for a, and for l below 1; the second is for l above 1.
+      rival_width: width of the half-normal priors of b and c.
     """
 
     is_log = jnp.arange(NUM_TERMS) < 2  # The parameters of a and l are their logarithms.

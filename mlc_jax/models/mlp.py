@@ -11,9 +11,10 @@ class MLP(nn.Module):
 
     Attributes:
       num_classes: number of logits.
-      hidden_sizes: widths of the hidden layers; the last one is the feature vector.
+      hidden_sizes: widths of the hidden layers. The last one's activations are the features;
+        without hidden layers the inputs are.
       dropout_rate: for the hidden activations, in training.
-      dtype: of the computation; params, logits and features stay in the params' dtype.
+      dtype: of the computation; params stay in float32, outputs have the inputs' dtype.
     """
 
     num_classes: int
@@ -23,7 +24,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Maps inputs `[B, ...]` to logits `[B, C]` and features `[B, hidden_sizes[-1]]`."""
+        """Maps inputs `[B, ...]` to logits `[B, C]` and features `[B, F]`."""
         out_dtype = inputs.dtype
         x = inputs.reshape(inputs.shape[0], -1)
         for i, size in enumerate(self.hidden_sizes):

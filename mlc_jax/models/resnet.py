@@ -52,7 +52,11 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Maps images `[B, H, W, 3]` to logits `[B, C]` and features `[B, 64]`."""
+        """Maps images `[B, H, W, 3]` to logits `[B, C]` and features `[B, 64]`.
+
+        Raises:
+          ValueError: the depth is not 6n + 2 with n >= 1.
+        """
         if self.depth < 8 or (self.depth - 2) % 6:
             raise ValueError(f"ResNet depth: got {self.depth}, expected 6n + 2 with n >= 1")
         conv, norm = _layers(self.dtype, self.axis_name, train)

@@ -2,7 +2,7 @@
 
 This is "v1.5" of torchvision and timm: the stride is in a block's second convolution. Names follow
 theirs (`layer1_0/conv1/kernel` is their `layer1.0.conv1.weight`), so that `torch_weights` can map
-their pretrained weights; see `pretrained.load_resnet50`.
+their pretrained weights; see `resnet50_checkpoint`.
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ _KAIMING_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class ResNet50(nn.Module):
-    """Bottleneck ResNet: 32 `width` features, 2,048 as published, for images of any size.
+    """Bottleneck ResNet for images of any size: `32 * width` features, 2,048 as published.
 
     Depth 50 has 23,508,032 parameters without the last layer. A narrower one (`width=16`) suits
     small pictures.
@@ -50,7 +50,7 @@ class ResNet50(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Maps images `[B, H, W, 3]` to logits `[B, C]` and features `[B, 32 width]`.
+        """Maps images `[B, H, W, 3]` to logits `[B, C]` and features `[B, 32 * width]`.
 
         Raises:
           InputError: the depth is unknown.

@@ -1,6 +1,6 @@
-"""Estimates, before the first step, how long training of a whole network takes at least.
+"""Estimates the least time to train a whole network, before the first step.
 
-On a CPU that step compiles for minutes, and hours of training may follow. Training on frozen
+On a CPU the first step compiles for minutes, and hours of training may follow. Training on frozen
 features takes seconds, and needs no estimate.
 """
 
@@ -35,7 +35,7 @@ def check_time(run: Run, max_hours: float) -> None:
       InputError: it would take longer.
     """
     assert isinstance(run.pipeline, Pipeline)
-    if jax.process_count() > 1:  # Planned, and all processes must decide alike.
+    if jax.process_count() > 1:  # All processes would have to decide alike.
         return
     num_steps, examples = run.bound.num_steps, run.pipeline.examples_per_step
     per_example = _seconds(run) * _PASSES

@@ -27,8 +27,8 @@ class Prediction(NamedTuple):
       logits: of the classifier, `[N, C]`.
       soft_labels: the method's soft labels, `[N, C]`.
       label_quality: its trust in the given labels, `[N]` in [0, 1].
-      out_of_fold: for a cross-fitted method, probabilities `[N, C]` by name, from classifiers that
-        did not learn from these examples; those of clean examples are under `CHECKED`.
+      out_of_fold: for a cross-fitted method, `BoundMethod.out_of_fold`: probabilities `[N, C]` by
+        name; those of clean examples are under `CHECKED`.
     """
 
     logits: np.ndarray
@@ -165,8 +165,8 @@ def create_reader(
     Args:
       subsets: the sets.
       labels: for each run the labels to correct, `[N]`, or `[N, S]` if the method takes votes.
-      batch_size: over all devices; rounded up to a multiple of their number. Batches are padded to
-        it, so it is at most the size of the set, or `_USUAL`: one program serves small sets.
+      batch_size: over all devices; rounded up to a multiple of their number. It is reduced to the
+        size of the set, but not below `_USUAL`, so that one program serves all small sets.
     """
     num_devices = jax.device_count()
     batch_size = min(batch_size, max(_USUAL, *map(len, subsets)))
@@ -226,7 +226,7 @@ def _predict_step(
 ) -> Any:  # fmt: skip
     """(state, (inputs, given labels)) -> logits, soft labels and label quality of a batch.
 
-    They are of all devices. The quality is None if the method does not say.
+    Outputs are gathered from all devices. Without `label_quality` the quality is None.
     """
 
     def body(state: TrainState, examples: tuple[Inputs, jax.Array]) -> Any:

@@ -33,7 +33,7 @@ from mlc_jax.workdir.checkpoint import Checkpointer
 from mlc_jax.workdir.preemption import PreemptionFlag, sigterm_noticed
 
 MAX_WAIT_SHARE = 0.05  # A larger share of time spent waiting for data is logged as a warning.
-SECONDS_TO_JUDGE = 30.0  # Training time before that, since readers fill their buffers at first.
+SECONDS_TO_JUDGE = 30.0  # Training time before the warning: readers fill their buffers at first.
 
 
 @functools.lru_cache(maxsize=8)  # Shared by fits of one shape, and by timing.
@@ -256,7 +256,7 @@ class Loop:
         progress.show(bar, living, figures["examples_per_second"])
 
     def _profile(self, train_step: Any, state: TrainState, batch: Any) -> None:
-        """Begins or ends a trace, of steps that are waited for."""
+        """Begins or ends a trace, after all earlier steps have finished."""
         self._drain()
         if not self._profiler.is_tracing and self._first.method.stride == 1:
             # Counted before XLA's optimisations, for one device; a loop's body would count once.

@@ -72,6 +72,7 @@ class MetricWriter:
             paths.write(place, file.read_bytes())
 
     def close(self) -> None:
+        """Closes the files, and uploads them if the directory is in a bucket."""
         with self._named_errors():
             self._events.close()
         self.flush()

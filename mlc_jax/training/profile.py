@@ -32,6 +32,7 @@ class Clock:
         self._restart(step)
 
     def restart(self, step: int) -> None:
+        """Leaves out the time so far; the loop calls it after compilation."""
         self.is_first = False
         self._restart(step)
 
@@ -41,12 +42,14 @@ class Clock:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
+        """Counts the time inside as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
+        """Leaves the time inside out of the throughput."""
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start
@@ -99,7 +102,7 @@ class Profiler:
     def switch(self) -> None:
         """Begins the trace, or ends and writes it. All earlier steps must be finished."""
         if self._local is None:
-            # JAX writes to a disk, into a folder that is named after the time.
+            # JAX writes only to a local disk, into a folder that is named after the time.
             self._local = tempfile.TemporaryDirectory()
             jax.profiler.start_trace(self._local.name)
             return

@@ -360,7 +360,7 @@ def _gib(size: int) -> str:
 
 
 def _num_bytes(tree: Any) -> int:
-    """Bytes of all arrays except keys, which are few."""
+    """Bytes of all arrays except random keys, which are small."""
     is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if not is_key(x))
 

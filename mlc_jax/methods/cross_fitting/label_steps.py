@@ -1,7 +1,8 @@
 """The label model of cross-fitting, between rounds: estimates the label of every row.
 
-Each fold K has its own, which does not see the checks of that fold. Letters in shapes: K folds, N
-rows, M judged rows, S sources, V votes, C classes.
+Each fold has its own label model, which does not see the checks of that fold. Letters in shapes: K
+folds, N rows, M judged rows, S sources, V = C values of a vote, C classes, E weight decays. For R,
+pi and q see `models.label_model`.
 """
 
 import dataclasses
@@ -24,24 +25,25 @@ from mlc_jax.models.label_model import (
     source_counts,
 )
 
-# In the classifier on the checked rows alone, where class shares are estimated.
+# Weight of the rival that learned the checked rows, where class shares are estimated.
 _CHECKED_TRUST = 0.5
-_BLOCK = 16_384  # Rows at a time, of which all classifiers' predictions are in memory.
-_SOURCES_WIDTH = 0.5  # Of the prior of l, where there are several sources.
+_BLOCK = 16_384  # Rows whose predictions by all classifiers are in memory at once.
+_SOURCES_WIDTH = 0.5  # Width of the prior of l above 1, if there are several sources.
 _UNCHECKED = -1
-_ENOUGH, _FEWEST = 20, 2  # Rows that say how far given labels are to be trusted; and of a guess.
-_SWEEPS = 2  # Of the label model between two rounds.
+_ENOUGH, _FEWEST = 20, 2  # See `_trust`: checks that need no guess, and the least pseudo-count.
+_SWEEPS = 2  # How often R, pi and q are estimated between two rounds.
 
 
 class Known(NamedTuple):
     """What stays the same from round to round.
 
     Attributes:
+      rows: see `Rows`.
       x: `[N, ...]`, as the model takes them.
       one_hot: `[N, C]`, of checks.
-      given: `[N, C]`, log-probabilities of the classifier on labels as given, out of part.
-      checked: `[K, N, C]`, of those on the checked rows alone.
-      trust: in given labels beside the checks, see `source_counts`.
+      given: `[N, C]`, log-probabilities of the rival that learned labels as given, out of part.
+      checked: `[K, N, C]`, the same of the rivals that learned the checked rows outside of fold k.
+      trust: pseudo-counts for the accuracy of given labels, see `source_counts`.
     """
 
     rows: Rows
@@ -53,10 +55,10 @@ class Known(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """What labels are held to be.
+    """Estimated labels, and the label model behind them.
 
     Attributes:
-      q: `[K, N, C]`.
+      q: `[K, N, C]`, probabilities; one-hot where fold k's runs see a check.
       matrices: R, `[K, S, V, C]`.
       pi: `[K, C]`, shares of classes among the rows that R counts.
     """
@@ -84,12 +86,12 @@ def _by_blocks(fun: Callable[..., jax.Array], *arrays: Any) -> jax.Array:
 
 
 def _trust(rows: Rows, given: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What is believed of given labels beside the checks: how many are right, of how many.
+    """Pseudo-counts for the accuracy of given labels: how many are right, of how many.
 
-    One of two, where enough rows are checked to say it. Fewer are filled up to `_ENOUGH` by a
-    guess: how often a classifier of the labels as given, out of part, says the same. Noise and what
-    it cannot know lower it. Without it, two checks of labels that happen to be wrong would make the
-    labels of most rows wrong.
+    With enough checks they are one of two. Otherwise a guess fills the checks up to `_ENOUGH`: how
+    often the rival that learned the given labels agrees with them, out of part. Wrong labels and
+    the rival's own errors both lower it. Without the guess, two checks that happen to find wrong
+    labels would make the labels of most rows wrong.
     """
     said = rows.votes >= 0
     same = (rows.votes == jnp.argmax(given, axis=-1)[:, None]) & said
@@ -103,8 +105,8 @@ def _trust(rows: Rows, given: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _doubtful(rows: Rows, is_visible: jax.Array) -> jax.Array:
-    """`[N]`, 1 for the rows whose label is not known where checks `is_visible` `[N]` are."""
-    unchecked = rows.checks == _UNCHECKED  # What fills up has another number.
+    """`[N]`, 1 for rows without a check among the visible ones, `is_visible` `[N]`."""
+    unchecked = rows.checks == _UNCHECKED  # Padding has another number.
     return (~is_visible & (rows.is_judged | unchecked)).astype(jnp.float32)
 
 
@@ -126,7 +128,7 @@ class LabelSteps:
     rival_width: float
 
     def known(self, params: dict[str, Params], rows: Rows) -> Known:
-        """What the rivals, trained once, say of all rows; see `Known`."""
+        """The rivals' predictions for all rows, and what else is known; see `Known`."""
         x, num_parts = rows.inputs, self.members.num_parts
         unsure = -jnp.log(jnp.asarray(self.num_classes, jnp.float32))
 
@@ -142,7 +144,7 @@ class LabelSteps:
         return Known(rows, x, one_hot, rivals[0], rivals[1:], _trust(rows, rivals[0]))
 
     def mixed(self, runs: Params, decay_weights: jax.Array, known: Known) -> jax.Array:
-        """`log p` `[K, N, C]`."""
+        """`log p` `[K, N, C]`: the runs' predictions out of part, the decays combined."""
 
         def of_block(x: Inputs, part: jax.Array) -> jax.Array:
             log_probs = self.members.over_decays(self.members.log_probs(runs, x), decay_weights)
@@ -155,11 +157,14 @@ class LabelSteps:
         return jax.vmap(label_term, in_axes=(None, 0, 0))(rows.votes, matrices, pi)
 
     def terms(self, mixed: jax.Array, says: jax.Array, known: Known) -> tuple[jax.Array, ...]:
-        """Those of `pool`, in its order, each `[K or 1, N, C]`."""
+        """The four terms of `pool`, in its order, each `[K or 1, N, C]`."""
         return mixed, says, known.given[None], known.checked
 
     def _check_weights(self, clean: jax.Array, pi: jax.Array, known: Known) -> jax.Array:
-        """`[N]`, mean 1 on `clean`: where so many per class were drawn, a class counts by pi."""
+        """Weights `[N]` of the rows in `clean`, with mean 1; pi `[C]` are the classes' shares.
+
+        If checks were drawn per class, each class counts by its share. Otherwise all count alike.
+        """
         shares = jnp.sum(known.one_hot * clean[:, None], axis=0)
         weight = clean * (known.one_hot @ (pi / jnp.maximum(shares, 1e-9)))
         weight = weight * jnp.sum(clean) / jnp.maximum(jnp.sum(weight), 1e-9)
@@ -173,7 +178,7 @@ class LabelSteps:
     def labels(
         self, params: dict[str, Params], meta: dict[str, jax.Array], known: Known, is_first: Any
     ) -> Labels:
-        """Labels by the newest label model; before the first round the classifiers know nothing."""
+        """Labels by the newest label model; before the first round without the classifiers."""
         rows, matrices, pi = known.rows, meta["matrices"], meta["class_shares"]
         says = self.says(matrices, pi, rows)
         mixed = self.mixed(params["runs"], meta["decay_weights"], known)
@@ -193,11 +198,11 @@ class LabelSteps:
         weights: jax.Array,
         known: Known,
     ) -> Labels:
-        """R, pi and q of all folds, one after the other; without `mixed`, from the labels alone.
+        """Estimates pi, R and q of all folds in turn; without `mixed`, from the labels alone.
 
         Args:
           mixed, q: `[K, N, C]`.
-          shares: of classes, `[K, C]`, by which checks count.
+          shares: of classes, `[K, C]`, see `_check_weights`.
           weights: of the pool, `[4]`.
           known: what stays the same.
         """
@@ -210,7 +215,7 @@ class LabelSteps:
             doubtful = _doubtful(rows, is_visible)
             doubtful = doubtful * (0.0 if log_p is None else self.expected_weight)
             seen = (is_visible & rows.is_judged).astype(jnp.float32)
-            # Where nobody looked, labels would teach how good they are themselves.
+            # Without any check, given labels would be measured against themselves.
             counted = jnp.where(jnp.any(rows.checks >= 0), doubtful, 0.0)
             clean = self._check_weights(seen, shares, known)
 
@@ -242,7 +247,7 @@ class LabelSteps:
     def said_anew(
         self, params: dict[str, Params], labels: Labels, shares: jax.Array, known: Known
     ) -> dict[str, jax.Array]:
-        """Between rounds: weights by the likelihood of hidden checks, then R, pi and q."""
+        """Updates the label model between rounds: first the weights, then R, pi and q."""
         says = self.says(labels.matrices, labels.pi, known.rows)
         fitted = self._fitted(params["runs"], says, shares, known)
         mixed = self.mixed(params["runs"], fitted["decay_weights"], known)
@@ -267,9 +272,8 @@ class LabelSteps:
              known.checked[rows.fold, rows.judged]], axis=1,
         )  # fmt: skip
 
-        # The evidence of several sources counts too much where they have something in common,
-        # hardly ever too little. If it is right in all of a few checks, a wide prior above 1 would
-        # let it overrule everything.
+        # Sources that share errors count too much, and hardly ever too little. If they are right in
+        # all of a few checks, a wide prior above 1 would let them overrule everything.
         several = rows.votes.shape[1] > 1
         widths = (
             self.trust_width,
@@ -277,7 +281,7 @@ class LabelSteps:
         )
 
         def fitted(log_p: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
-            """Args: log_p: `[K, M, C]`, of the judged rows. counts: `[M]`."""
+            """Weights and likelihood, from log p `[K, M, C]` and counts `[M]` of judged rows."""
             own = log_p[rows.fold, jnp.arange(len(rows.judged))]
             terms = jnp.concatenate([own[:, None], others], axis=1)
             checks = jnp.maximum(rows.checks[rows.judged], 0)
@@ -286,8 +290,9 @@ class LabelSteps:
         x = jax.tree.map(lambda leaf: leaf[rows.judged], known.x)
         log_probs, part = members.log_probs(runs, x), rows.part[rows.judged]
         of_decays = jax.vmap(members.out_of_part, in_axes=(1, None))(log_probs, part)
-        # Fits side by side: first each decay alone, by all checks; then all decays together,
-        # by all checks, and by those of all folds but one. One loop compiles in half the time.
+        # First turn: a fit of each decay alone, by all checks. Second turn: fits of the combined
+        # decays, by all checks and by those of all folds but one. Fits of a turn are vectorised,
+        # and one loop over both turns compiles in half the time.
         num_decays, num_folds = of_decays.shape[0], members.num_folds
         lanes = jnp.arange(max(num_decays, 1 + num_folds))
         kept = counts * (rows.fold != lanes[:, None] - 1)
@@ -308,12 +313,12 @@ class LabelSteps:
         }
 
     def shares(self, known: Known) -> jax.Array:
-        """Of classes, `[K, C]`, where so many checks of each were drawn: those do not show them.
+        """Estimated shares of classes, `[K, C]`; checks drawn per class do not show them.
 
-        From given labels and checks alone, so that no label feeds itself. The mean of two
-        estimates, which err in different directions: how often each class is predicted; and the
-        shares that explain this by what hidden checks are predicted as. A few checks say that so
-        vaguely that the second alone may be far off.
+        They come from given labels and checks alone, so that no estimated label confirms itself.
+        They are the mean of two estimates, which err in different directions. One is how often
+        each class is predicted. The other corrects this by the errors on hidden checks; with few
+        checks it may be far off.
         """
         rows, num_classes = known.rows, self.num_classes
         flat, eye = jnp.full(num_classes, 1 / num_classes), jnp.eye(num_classes)

@@ -11,9 +11,9 @@ import optax
 from mlc_jax.core import Inputs, Output, Params
 from mlc_jax.models.label_model import LOG_FLOOR
 
-_DROPOUT = 1  # Of a step's key.
+_DROPOUT = 1  # A stream of a step's key.
 _ADAM = optax.scale_by_adam(b2=0.99)
-_LAST_RATE = 0.1  # Of the learning rate, at the end of a round.
+_LAST_RATE = 0.1  # The share of the learning rate that is left at the end of a round.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,11 +22,11 @@ class Members:
 
     Attributes:
       model: a Flax module; all are of this shape.
-      num_folds, num_parts: K and H; the runs are K * H lists.
-      steps: of a round.
-      batch_size: rows of a step of one list.
+      num_folds, num_parts: K and H; the runs have K * H lists.
+      steps: training steps per round.
+      batch_size: rows per step and list.
       learning_rate: at the start of a round.
-      axis_name: of the devices that share the lists; None without `pmap`.
+      axis_name: pmap axis of the devices that share the lists, or None.
     """
 
     model: Any
@@ -42,12 +42,12 @@ class Members:
         return Output(*outputs).logits
 
     def log_probs(self, params: Params, x: Inputs) -> jax.Array:
-        """Of members with leaves `[G, E, ...]`, on x `[N, ...]`: `[G, E, N, C]`."""
+        """Log-probabilities `[G, E, N, C]`, at least `LOG_FLOOR`, of rows x `[N, ...]`."""
         each = jax.vmap(jax.vmap(self._apply, in_axes=(0, None)), in_axes=(0, None))
         return jnp.maximum(jax.nn.log_softmax(each(params, x)), LOG_FLOOR)
 
     def over_decays(self, log_probs: jax.Array, decay_weights: jax.Array) -> jax.Array:
-        """`[G, E, ..., C]` -> `[G, ..., C]`."""
+        """`[G, E, ..., C]` -> `[G, ..., C]`: the weighted geometric mean over the decays."""
         return jax.nn.log_softmax(jnp.einsum("e,ge...->g...", decay_weights, log_probs))
 
     def out_of_part(self, log_probs: jax.Array, part: jax.Array) -> jax.Array:
@@ -68,7 +68,7 @@ class Members:
         key: chex.PRNGKey,
         first_step: jax.Array,
     ) -> tuple[Params, jax.Array]:
-        """A round of members with leaves `[G, E, ...]`; devices share the G lists.
+        """Trains members with leaves `[G, E, ...]` for a round; devices share the G lists.
 
         Members of a list see the same batches. Batch t is a function of (key, first_step + t).
 
@@ -76,8 +76,11 @@ class Members:
           params: to start from.
           x: `[N, ...]`, one copy for all.
           targets: `[T, N, C]`; list g learns those of `target_of[g]`.
-          lists, lengths: `[G, L]` and `[G]`.
+          lists, lengths: `[G, L]` row numbers, and `[G]`, how many there are before the padding.
+          target_of: `[G]`, from 0 to T - 1.
           decays: `[G, E]`.
+          key: typed key.
+          first_step: the number of the round's first step.
 
         Returns:
           The params, and the mean loss of the last step.
@@ -94,7 +97,7 @@ class Members:
 
         def step(carry: Any, t: jax.Array) -> tuple[Any, jax.Array]:
             rng = jax.random.fold_in(key, first_step + t)
-            # One draw for all, and all draws on each device: random numbers compile slowly.
+            # One draw for all lists, made on each device, because random numbers compile slowly.
             own = jnp.maximum(lengths, 1)[:, None]
             draws = jax.random.uniform(rng, (num_lists, self.batch_size)) * own
             places = jnp.minimum(draws.astype(jnp.int32), own - 1)
