@@ -45,8 +45,8 @@ Evidence = Callable[[Output, Inputs, chex.PRNGKey | None], Any]
 Pass = Callable[[Params, Params], tuple[Output, Params]]
 
 # Streams: numbers that are folded into a step's key, in addition to the two keys that inner passes
-# split from it. The outer loss has stream 1, and `methods.blocks.bilevel_method` has stream 4.
-_MIXING_STREAM, _MIXED_STREAM, _EVIDENCE_STREAM = 2, 3, 5
+# split from it, which are streams 0 and 1. `methods.blocks.bilevel_method` has stream 4.
+_MIXING_STREAM, _MIXED_STREAM, _EVIDENCE_STREAM, _OUTER_STREAM = 2, 3, 5, 6
 
 
 def features_of(output: Output, inputs: Inputs, rng: chex.PRNGKey | None) -> jax.Array:
@@ -257,8 +257,9 @@ def outer_loss(
     """Mean cross-entropy on clean labels, `L_D(w)`: the meta model's loss.
 
     Batch normalisation runs in training mode but does not update its running statistics, because
-    this pass does not train.
+    this pass does not train. Dropout has a key that no inner pass of the step uses.
     """
+    rng = jax.random.fold_in(rng, _OUTER_STREAM)
     logits, _, _ = problem.apply(params, batch_stats, problem.prepare(clean.inputs), rng)
     loss = jnp.mean(losses.cross_entropy(logits, clean.labels))
     return loss, {"outer_loss": loss, "clean_accuracy": losses.accuracy(logits, clean.labels)}

@@ -143,10 +143,9 @@ def before_last(
 def outer_loss_after(
     problem: Problem, params: Params, main: MainState, batch: Batch, rng: chex.PRNGKey
 ) -> tuple[jax.Array, Metrics]:
-    """The outer loss, with stream 1 of the step's key, see `core.problem`."""
+    """The outer loss on a batch's clean examples."""
     if batch.clean_outer is None:
         raise ValueError("a meta-gradient needs clean outer examples")
-    rng = jax.random.fold_in(rng, 1)
     return outer_loss(problem, params, main.batch_stats, batch.clean_outer, rng)
 
 

@@ -67,8 +67,7 @@ def example_weights(
     assert clean is not None and batch.noisy is not None
 
     def clean_loss(params: Params) -> tuple[jax.Array, Metrics]:
-        outer_rng = jax.random.fold_in(rng, 1)
-        return core.outer_loss(problem, params, main.batch_stats, clean, outer_rng)
+        return core.outer_loss(problem, params, main.batch_stats, clean, rng)
 
     clean_grads, metrics = jax.grad(clean_loss, has_aux=True)(main.params)
     clean_grads = core.pmean(clean_grads, problem.axis_name)

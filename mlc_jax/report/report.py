@@ -12,7 +12,7 @@ from etils import epath
 
 from mlc_jax import paths
 from mlc_jax.data.dataset import Dataset
-from mlc_jax.data.folds import RANDOM, AllRows
+from mlc_jax.data.folds import LOOKED_UP, RANDOM, AllRows
 from mlc_jax.data.show import show
 from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.data.votes import NO_LABEL, agreement, is_changed, quality_of
@@ -358,18 +358,22 @@ def predicted(probs: dict[str, np.ndarray] | None) -> dict[str, np.ndarray]:
 
 
 def _write_checked(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
-    """Predictions for checked rows by classifiers that did not see the check."""
+    """Predictions for checked rows by classifiers that did not see the check.
+
+    There are none for rows that were looked up: all classifiers see their checks.
+    """
     if of_noisy.out_of_fold is None:
         return
+    assert isinstance(run.pipeline, AllRows)
     clean, probs = run.dataset.clean, of_noisy.out_of_fold[CHECKED_ROWS]
-    drawn = run.pipeline.drawn if isinstance(run.pipeline, AllRows) else None
+    drawn = run.pipeline.drawn
+    said = {"corrected_label": probs["corrected"].argmax(axis=-1), **predicted(probs)}
     columns = {
         "id": clean.ids,
         "drawn": drawn,
         "given_label": clean.given,
         "checked_label": clean.truth,
-        "corrected_label": probs["corrected"].argmax(axis=-1),
-        **predicted(probs),
+        **{name: np.where(drawn == LOOKED_UP, UNKNOWN, x) for name, x in said.items()},
     }
     paths.write(workdir / CHECKED_FILE, csv_of(_shown(run, columns)))
 
