@@ -11,10 +11,10 @@ Parts, each with a table (CSV and Markdown) and a picture in DIR; the first thre
     lookahead   the value of looking ahead and of exactness, with equally many updates of the LCN
                 (`experiments.meta.lookahead`): `--parts=lookahead --batch_runs=25` took an hour
 
-Results are written as soon as they are measured (`cost.jsonl` after every k, `agreement.jsonl`
-after every k and noise level, `runs/` after every run), and the same command resumes. Seeds of one
-estimator and k are trained as one program, at most `--batch_runs` of them. Except for rounding,
-each run is the same as alone.
+Results are written once they are measured: `cost.jsonl` after every k, `agreement.jsonl` after
+every k and noise level, `runs/` after every run. The same command resumes. Seeds of one estimator
+and k are trained as one program, at most `--batch_runs` of them. Except for rounding, each run is
+the same as alone.
 
 Estimators are named as in `meta_gradient.estimator`; `truncated:5` is truncated with
 `meta_gradient.truncation=5`, `exact:store` exact with `meta_gradient.backward=store`.

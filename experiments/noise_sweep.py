@@ -10,8 +10,8 @@ interrupted ones resume. In DIR: `runs.csv`, `sweep.csv`, `sweep.md` and
 --batch_runs=N trains up to N runs of a method, which differ in seed and noise alone, as one
 program: many times faster for small models. Except for rounding, each run is the same as alone.
 
---shard=i/n trains a share of the grid, for n workers on n machines with one DIR (or --shard=auto in
-a job array); --collect then makes the tables (`experiments.shards`).
+--shard=i/n trains a share of the grid, for n workers on n machines with one DIR; in a job array it
+is --shard=auto. --collect then makes the tables (`experiments.shards`).
 """
 
 from absl import flags, logging

@@ -1,6 +1,6 @@
 """Stores the measurements of an experiment, so that it can be stopped and resumed.
 
-`DIR/<name>.jsonl` has the settings in its first line, and then one line for each measurement, for
+`DIR/<name>.jsonl` has the settings in its first line. Each further line is one measurement, for
 example of one k, with its place and its rows. The whole file is replaced after every measurement.
 So a process that is killed loses one measurement at most, and the same command resumes.
 """

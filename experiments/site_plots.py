@@ -3,8 +3,8 @@
     python -m experiments.site_plots                  # all of them, into docs/images
     python -m experiments.site_plots --only=suite     # or method, verdict, rounds, many, estimators
 
-Nothing is measured here: tables are read from the page that has them with their command, so a plot
-and its page cannot differ.
+Nothing is measured here. Tables are read from the page that shows them with their command, so a
+plot and its page cannot differ.
 """
 
 import pathlib

@@ -4,15 +4,15 @@
     python -m experiments.labels.cifar10n --data_dir=TFDS --labels=cifar10n.npz --workdir=DIR
 
 TFDS holds cifar10 as TensorFlow Datasets prepares it. Features of EfficientNet-Lite0 (ImageNet's
-weights) are computed once, and kept in DIR/cache. Then come the cells: `worst` labels with 50
-checked rows of each class, by every method; `worst`, `aggregate`, `random1` and the three random
-labels together with 10, 50 and 100 of each, by a few. The same command resumes. In DIR:
-`cells.csv`, a row for each draw, and `cifar10n.md`, the tables.
+weights) are computed once, and cached in DIR/cache. A cell is a kind of labels and a number of
+checked rows per class. The first is `worst` with 50, by every method. The others are `worst`,
+`aggregate`, `random1` and the three random labels together, with 10, 50 and 100, by a few methods.
+The same command resumes. In DIR: `cells.csv`, a row for each draw, and `cifar10n.md`, the tables.
 
-Of each cell: percent right of the doubtful rows after correction, and of the 10,000 test pictures.
+For each cell: percent right of the doubtful rows after correction, and of the 10,000 test pictures.
 A linear model (scikit-learn's LogisticRegression, C = 0.01, on standardised features) is trained on
 the checked rows, on labels as given, and on the true ones. --pictures and --tests take only the
-first ones, for a trial.
+first ones, for a short trial.
 """
 
 import functools
@@ -77,7 +77,7 @@ class Pictures:
 
 
 class Data(NamedTuple):
-    """Features float32 `[N, F]`, true labels `[N]`, given ones by name; the same of tests."""
+    """Features float32 `[N, F]`, true labels `[N]`, given ones by name; the first two of tests."""
 
     features: np.ndarray
     truth: np.ndarray
@@ -133,7 +133,7 @@ def checked_rows(truth: np.ndarray, per_class: int, draw: int) -> np.ndarray:
 
 
 def measure(data: Data, labels: str, per_class: int, draw: int, method: str) -> list[Row]:
-    """One row; without figures where a method cannot be trained."""
+    """One row; its figures are None if the method cannot be trained."""
     checked = checked_rows(data.truth, per_class, draw)
     started = time.monotonic()
     fit = _linear if method in LINEAR else _corrected
@@ -181,12 +181,12 @@ def _linear(
 
 
 def cells(which: str, draws: int, chosen: str = "all") -> list[dict[str, Any]]:
-    """Those that are measured, in order; the first cell first.
+    """The cells to measure, by method and draw, in order.
 
     Args:
       which: first or all.
       draws: how many of each.
-      chosen: methods, names with commas between them, or all.
+      chosen: names of methods with commas between them, or all.
     """
     wanted = [*METHODS, *LINEAR] if chosen == "all" else chosen.split(",")
     return [cell for cell in _cells(which, draws) if cell["method"] in wanted]

@@ -34,7 +34,7 @@ class Fitted(NamedTuple):
       pipeline: all rows: doubtful ones, then checked ones.
       out_of_fold: probabilities `[n, C]` by name, in that order of rows.
       probs: `[N, C]`, the classifier's, for every row of the table.
-      weights: the pool's weights.
+      weights: `[4]`, see `label_model.pool`.
       pi: `[C]`, shares of classes, mean over folds.
     """
 
@@ -57,7 +57,7 @@ def fit(
       method: the method, with its classifier.
       features: the table's, `[N, F]`.
       draws: all with equally many checked rows.
-      drawn: how rows were checked, one of `folds.DRAWN`; or, for each draw, one per row `[n]`.
+      drawn: how rows were checked, one of `folds.DRAWN`; or, for each draw, `[n]` of these.
     """
     num_classes = method.model.num_classes
     source, pipelines = ArraySource(features), []

@@ -1,4 +1,4 @@
-"""What one would do instead of cross-fitting, on the cells of `tables_of_people`."""
+"""Simple alternatives to cross-fitting, measured on the cells of `tables_of_people`."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ ALSO = (CLEANLAB, "self_training", "robust_mlc", "mlc")
 
 
 def baselines(table: LabelledTable, cell: Cell) -> dict[str, float]:
-    """Percent of doubtful rows right, and of unseen ones, by what one would do instead."""
+    """Percent of doubtful rows, and of unseen rows, that each simple alternative has right."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     known = np.where(cell.checked, cell.truth, cell.given)
@@ -38,8 +38,8 @@ def baselines(table: LabelledTable, cell: Cell) -> dict[str, float]:
 def by_others(name: str, table: LabelledTable, cell: Cell) -> dict[str, float]:
     """The same two figures of one of `ALSO`.
 
-    cleanlab's `CleanLearning` wraps the logistic regression of `baselines`, on the labels as given
-    with the checked ones in their place. Where it finds an issue, its prediction is the label.
+    cleanlab's `CleanLearning` wraps the logistic regression of `baselines`. It learns the checked
+    labels, and given ones elsewhere. Where it finds an issue, its prediction is the label.
     """
     x, doubtful = table.features[cell.rows], ~cell.checked
     if name == CLEANLAB:
@@ -61,7 +61,7 @@ def by_others(name: str, table: LabelledTable, cell: Cell) -> dict[str, float]:
 
 
 def percent(said: np.ndarray, truth: np.ndarray) -> float:
-    """Of labels that are right."""
+    """The percentage of labels `[n]` that are right."""
     return float(100 * np.mean(said == truth))
 
 

@@ -4,15 +4,15 @@
 
 In the paper, "the clean set serves as a validation set": the label model follows the gradient of
 the clean loss through real updates of the classifier. Here this has its best chance: the outer loss
-is on checked rows that no classifier learned from. Of K folds of the checked rows, run (k, h) hides
-fold k, which only judges, and fold k + 1, the outer loss; it learns from the others, and from the
-doubtful rows outside of part h. All arms see the same rows, batches and starts:
+is on checked rows that no classifier learned from. Checked rows have K folds, all rows H parts. Run
+(k, h) hides fold k, which only judges, and fold k + 1, the outer loss. It learns from the other
+folds and from doubtful rows outside of part h. All arms see the same rows, batches and starts:
 
 * `fixed`: the label model as counted, its weights at 1; nothing is learned.
-* `likelihood`: weights and matrix follow the likelihood of fold k + 1, as out-of-fold predictions
-  and given labels explain it.
-* `meta`: they follow the meta-gradient through k steps of SGD instead, by one of the estimators of
-  `mlc_jax.core`.
+* `likelihood`: weights and matrix follow the likelihood of the checks of fold k + 1, given
+  out-of-fold predictions and given labels.
+* `meta`: they follow the meta-gradient through some steps of SGD instead, by one of the estimators
+  of `mlc_jax.core`.
 * `both`: the sum of the two, each scaled to length 1.
 * `network`: the paper's network, given labels and features in, label distribution out, by the
   meta-gradient or by the likelihood. It starts as the labels as given.
@@ -21,8 +21,8 @@ The label model is `q ~ exp(a log p_oof + l sum_s log(R_s[v_s] / pi))` with a, l
 and l alone; AdamW pulls them to where they start. With several labels per row (`annotators`,
 `crowd`, `rules`, see `vote_sets`) R has a matrix for each source, and the network sums the
 embeddings of a row's labels. The table has the percentage of doubtful rows whose corrected label is
-right; the same of fold k, from which nothing learned; and the cosine between the two gradients,
-both taken at the arm's parameters.
+right, and the same for fold k, from which nothing learned. It also has the cosine between the two
+gradients, both taken at the arm's parameters.
 """
 
 import dataclasses
@@ -80,7 +80,7 @@ class Arm:
       by: fixed, likelihood, meta or both.
       num_steps: k of the window.
       estimator: of the meta-gradient.
-      network: whether the paper's network stands in the place of the pool.
+      network: whether the paper's network replaces the label model above.
       matrix: whether R is learned, too, and not the two weights alone.
     """
 
@@ -151,7 +151,7 @@ def _drawn(name: str, kind: str, checked: int, number: int) -> Draw:
 
 
 def _of_one_size(cells: Sequence[Draw]) -> list[Draw]:
-    """Adds sources that say nothing, so that all have as many."""
+    """Adds sources that say nothing, so that all draws have equally many."""
     most = max(cell.votes.shape[1] for cell in cells)
     padded = []
     for cell in cells:
@@ -194,7 +194,7 @@ def _arrays(table: LabelledTable, cell: Draw, seed: int) -> _Draw:
     )  # fmt: skip
 
 
-# The label model. Its params are what was counted, `start`, and what is learned.
+# The label model. Its params are `start`, which was counted, and `learned`.
 
 
 def _init_belief(arm: Arm, data: _Draw, num_classes: int) -> Params:
@@ -248,7 +248,7 @@ def _unit(tree: Params) -> Params:
 
 
 def _train_fold(arm: Arm, data: _Draw, k: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`log q` of all rows by fold k, and the mean cosine of the two gradients."""
+    """`log q` `[N, C]` by the runs of fold k, and the mean cosine of the two gradients."""
     start = jax.tree.map(lambda leaf: leaf[k], data.start)
     num_classes, num_features = start[1].shape[0], data.x.shape[1]
     problem = _problem(arm)

@@ -1,20 +1,20 @@
-"""Cross-fitting on real tables of other people, compared with simple alternatives.
+"""Cross-fitting on real public tables, compared with simple alternatives.
 
     python -m experiments.labels.own_data_suite --workdir=DIR
     python -m experiments.labels.own_data_suite --workdir=DIR --quick
 
 Labels of a table are made wrong: FLIP 0.35 (the next class), UNIF 0.5 (any class), `hard` (the 30 %
 of rows where a linear model is least sure get its second choice). Some rows are checked:
-`random:30` at random, `per_class:5` so many of each class. 30 % of the rows are for tests. All
-draws of a table are trained as one program; the same command goes on where it was stopped. With
---shard=i/n, n commands share the tables; the last one to end writes all of them. In DIR:
-`cells.csv`, a row for each draw; `own_data.md`, the tables.
+`random:30` at random, `per_class:5` five of each class. 30 % of the rows are for tests. All draws
+of a table are trained as one program; the same command resumes. With --shard=i/n, n commands share
+the tables; the last one to end writes the results of all. In DIR: `cells.csv`, a row for each draw;
+`own_data.md`, the tables.
 
-Columns are percent right of the doubtful rows: labels as given, scikit-learn's
-`LogisticRegression(C=1)` on the checked rows and on all given labels, gradient boosting on the
-same two, and of `cross_fit` the corrected labels and the classifier's own predictions. The
-verdict's estimate is compared with the truth. `--also` adds slower columns: cleanlab (pip install
-cleanlab), and other methods of ours at their defaults.
+Columns are the percentage of doubtful rows that are right: labels as given; scikit-learn's
+`LogisticRegression(C=1)` on the checked rows and on all given labels; gradient boosting on the same
+two; corrected labels of `cross_fit`, and its classifier's own predictions. The verdict's estimate
+is compared with the truth. `--also` adds slower columns: cleanlab (pip install cleanlab), and other
+methods of ours at their defaults.
 """
 
 import collections
@@ -124,7 +124,7 @@ def measure(
     table = TABLES[name]()
     places = [(noise, number) for noise in noises for number in draws]
     cells = [draw(name, table, noise, checked, number) for noise, number in places]
-    groups = collections.defaultdict(list)  # Of one shape: `hard` may leave a class too few rows.
+    groups = collections.defaultdict(list)  # Equally many checked rows: a class may have too few.
     for i, cell in enumerate(cells):
         groups[int(cell.checked.sum())].append(i)
     rows: dict[int, Row] = {}
@@ -142,7 +142,7 @@ def measure(
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """Markdown: what the project promises, and every cell."""
+    """Markdown: a summary for each choice of checked rows, and every cell."""
     text = []
     for checked in values(rows, "checked"):
         cells = [

@@ -5,7 +5,8 @@
 Labels of a table are FLIP 0.35; some rows are checked at random. Then each round checks the rows of
 `to_check.csv`: the next thirty of a random order, and the seventy least certain rows. For
 comparison, rounds also check the next hundred rows of the random order. The table has the
-percentage of right labels among all rows, where checked rows count as right, and its estimate.
+percentage of right labels among all rows, where checked rows count as right, and its change since
+the round before.
 """
 
 import functools

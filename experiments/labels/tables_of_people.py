@@ -1,4 +1,4 @@
-"""Real tables of other people, with their true labels, and wrong ones; nothing is downloaded.
+"""Real public tables with their true labels, and with wrong ones; nothing is downloaded.
 
 scikit-learn has four of them. The packages `palmerpenguins` and `pydataset` have others, which are
 used if they are installed. pydataset's archive is read directly, because importing the package
@@ -20,7 +20,7 @@ from mlc_jax.errors import InputError
 
 _DIAMONDS = 6_000
 _MANY_ROWS = 400  # Of a table of MANY.
-_MANY_WIDTH = 32  # Their features are filled up by zeros to a multiple: tables share programs.
+_MANY_WIDTH = 32  # Features are padded by zeros to a multiple of it: tables share programs.
 _MOST_TEXTS = 12  # Different ones of a column; one with more is left out.
 _UNSEEN = 0.3
 _FLIP, _UNIF, _HARD = 0.35, 0.5, 0.3
@@ -126,9 +126,10 @@ TABLES: dict[str, Callable[[], LabelledTable]] = {
     "glass": functools.partial(_archived, "MASS/fgl", "type"),
 }
 
-# Nothing was chosen on these either. Of pydataset: tables of 400 rows and more, at most 32 features
-# and a column of texts, or of two values, with 2 to 10 classes that a linear model tells at least
-# ten points better than the largest class alone would, and not to 99.5 %; without near copies.
+# Nothing was chosen on these either. They are tables of pydataset with 400 or more rows and at most
+# 32 features. Labels are a column of texts, or of two values, with 2 to 10 classes. The accuracy of
+# a linear model is at least ten points above the largest class's share, and below 99.5 %. There are
+# no near copies.
 _MANY = {
     "MASS/Aids2": "status",
     "Ecdat/Benefits": "dkids",
@@ -191,13 +192,13 @@ TABLES |= MANY
 
 
 class Cell(NamedTuple):
-    """One draw of a table: all that is known of its rows, and what is not.
+    """One draw of a table: rows to correct, and rows to test on.
 
     Attributes:
-      rows: `[n]`, of the table, that are not kept away.
+      rows: `[n]`, rows of the table to correct.
       given, truth: `[n]` labels.
-      checked: `[n]` bool.
-      unseen: `[u]`, rows of the table that are.
+      checked: `[n]` bool; methods see the truth of these rows alone.
+      unseen: `[u]`, rows of the table to test on.
     """
 
     rows: np.ndarray
@@ -223,7 +224,7 @@ def _second_choices(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw(name: str, table: LabelledTable, noise: str, checked: str, number: int) -> Cell:
-    """One draw; the same rows are checked whatever the noise."""
+    """One draw; all kinds of noise have the same checked rows."""
     labels, num_classes = table.labels, int(table.labels.max()) + 1
     rng = np.random.default_rng([number, list(TABLES).index(name)])
     given = labels.copy()

@@ -2,11 +2,11 @@
 
 `KIND:TABLE` is a table of `tables_of_people` with labels that are made anew in each draw. Kinds:
 
-* `annotators`: five, each is right in a share of rows between chance and 95 %, makes its own
+* `annotators`: five. Each is right in a share of rows between chance and 95 %, makes its own
   mistakes, and labels between 20 and 100 % of the rows.
-* `crowd`: twenty, most of them good; each row has labels from one to three.
-* `rules`: ten; each gives one class to the rows beyond a threshold of one column, set by twenty
-  rows.
+* `crowd`: twenty annotators, most of them good; each row has labels from one to three of them.
+* `rules`: ten. Each gives one class to the rows beyond a threshold of one column, which was set on
+  twenty rows.
 """
 
 import functools
@@ -88,7 +88,7 @@ def _annotators(rng: np.random.Generator, _: np.ndarray, y: np.ndarray, c: int) 
     votes = np.full((len(y), _NUM_ANNOTATORS), UNKNOWN, np.int32)
     for number in range(_NUM_ANNOTATORS):
         right, often = rng.uniform(1 / c, 0.95), rng.uniform(0.2, 1.0)
-        # Of each class, what it is taken for when it is not recognised.
+        # For each class, the distribution of its wrong labels.
         taken = np.stack([np.insert(rng.dirichlet(np.ones(c - 1)), k, 0.0) for k in range(c)])
         wrong = (taken.cumsum(axis=1)[y] < rng.random(len(y))[:, None]).sum(axis=1)
         said = np.where(rng.random(len(y)) < right, y, np.minimum(wrong, c - 1))

@@ -48,7 +48,7 @@ DESCRIPTIONS = (
 
 
 def by_keywords(texts: Sequence[str], seed: int = 0) -> np.ndarray:
-    """The class with most matches, the first one if equal; a random class without a match."""
+    """The class with most matches, the first one of equals; a random class without a match."""
     patterns = [re.compile(rf"\b({words})", re.IGNORECASE) for words in KEYWORDS]
     counts = np.array([[len(pattern.findall(text)) for pattern in patterns] for text in texts])
     drawn = np.random.default_rng(seed).integers(0, len(patterns), len(counts))
@@ -56,7 +56,7 @@ def by_keywords(texts: Sequence[str], seed: int = 0) -> np.ndarray:
 
 
 def by_likeness(texts: np.ndarray, descriptions: np.ndarray) -> np.ndarray:
-    """The class with the most similar description, by cosine; each class has mean 0.
+    """The class with the most similar description, by cosine minus the class's mean cosine.
 
     Args:
       texts: features, `[N, F]`.

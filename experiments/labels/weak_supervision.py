@@ -10,14 +10,14 @@ votes of `annotators`, a `crowd` or `rules`, see `vote_sets`; three rows in ten 
 `KIND:many` is fifteen of them. A few rows are checked. In OUT: `weak_supervision.csv`, a row for
 each draw, and `weak_supervision.md`.
 
-Tables are percent right: of the test rows, and of the rows with doubtful labels. Rivals make soft
-labels, and then train the same classifier, scikit-learn's `LogisticRegression(C=1)`, on them: the
-share of votes (majority), Dawid-Skene, GLAD and MACE of crowd-kit, and CROWDLAB of cleanlab. With
-`+`, the labels of checked rows replace theirs. Where a row has no vote, the classifier labels it.
+Tables are percent right: of the test rows, and of the doubtful rows. Rivals make soft labels, and
+train the same classifier on them, scikit-learn's `LogisticRegression(C=1)`. They are the share of
+votes (majority), Dawid-Skene, GLAD and MACE of crowd-kit, and CROWDLAB of cleanlab. With `+`, the
+labels of checked rows replace theirs. Where a row has no vote, the classifier labels it.
 `cross_fit` is this project's, once with the majority vote as the only given label and once with all
-votes. So is `mlc`, the paper's method, by the meta-gradient alone, or with the likelihood of
-checked rows beside it (`pairs`); its classifier is linear as well. `--beside` says which of them to
-measure beside `cross_fit`.
+votes. `mlc`, the paper's method, gets both, too. It learns by the meta-gradient alone, or also by
+the likelihood of checked rows (`pairs`); its classifier is linear as well. `--beside` says what to
+compare `cross_fit` with.
 """
 
 import collections
@@ -97,7 +97,7 @@ def _crowdlab(x: np.ndarray, votes: np.ndarray, num_classes: int) -> np.ndarray:
     said = np.where(votes[there] == UNKNOWN, np.nan, votes[there])
     most = get_majority_vote_label(said)
     if np.unique(most, return_counts=True)[1].min() < _CROWDLAB_FOLDS:
-        return _shares(votes, num_classes)  # It has no classifier to ask.
+        return _shares(votes, num_classes)  # Too few rows for its classifier's folds.
     model = LogisticRegression(C=1, max_iter=300)
     folded = cross_val_predict(model, x[there], most, cv=_CROWDLAB_FOLDS, method="predict_proba")
     probs = np.full((len(there), num_classes), 1e-6)
@@ -110,7 +110,7 @@ def _crowdlab(x: np.ndarray, votes: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 class Learned(NamedTuple):
-    """Attributes: soft `[n, C]`, labels; said `[u + n]`, what is learned of them, on all rows."""
+    """Soft labels `[n, C]`, and what a classifier of these says `[u + n]`: test rows come first."""
 
     soft: np.ndarray
     said: np.ndarray
@@ -154,7 +154,7 @@ def _learned_by_all(data: VoteSet, softs: dict[str, np.ndarray]) -> dict[str, Le
 
 
 def without_checks(data: VoteSet) -> dict[str, Learned]:
-    """What models learn that know no checked row, or all true labels."""
+    """Rivals that know no check, and `all true`, a classifier of all true labels."""
     one_hot = np.eye(data.num_classes)[data.labels[data.rows]]
     return _learned_by_all(data, {"all true": one_hot} | soft_labels(data))
 
@@ -273,9 +273,9 @@ def tables(rows: Sequence[Row]) -> str:
 def _table(rows: Sequence[Row], columns: Sequence[str], ours: str) -> str:
     """A column for each kind of set and choice of checked rows, means over tables and draws.
 
-    The last line is the paired gap of `cross_fit` with all votes to the best of all others that do
-    not know all true labels, with its standard error; one before, in how many sets it is not below
-    the best by more than one standard error.
+    The best rival has the highest mean of all columns except `all true`. The last line is the mean
+    paired gap of `cross_fit` with all votes to it, with its standard error. The line before counts
+    the sets where this gap is not below minus one standard error.
     """
     by_kind: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in rows:
@@ -297,7 +297,7 @@ def _table(rows: Sequence[Row], columns: Sequence[str], ours: str) -> str:
 
 
 def _gap(cell: Sequence[Row], columns: Sequence[str], ours: str) -> tuple[float, float, str]:
-    """To the best of the others by its mean: its mean, standard error, and which it is."""
+    """The mean gap to the column with the best mean, its standard error, and that column."""
     others = [x for x in columns if x not in ("all true", ours) and all(x in row for row in cell)]
     best = max(others, key=lambda x: float(np.mean([row[x] for row in cell])))
     gaps = [row[ours] - row[best] for row in cell]

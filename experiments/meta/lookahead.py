@@ -1,8 +1,8 @@
 """Does it help to look ahead, and how exactly must one look?
 
 A window of k steps looks k steps ahead, and with s = k the LCN is updated only once per k steps.
-Here both effects are separated: `update_every` = s is 1 or k. Every arm has the best meta rate on
-UNIF 0.6, by additional clean labels and on other seeds. This is the part `lookahead` of
+Here both effects are separated: `update_every` = s is 1 or k. Every arm uses its best meta rate. It
+is chosen on UNIF 0.6 by additional clean labels, with other seeds. This is the part `lookahead` of
 `experiments.compare_meta_gradients`.
 """
 
@@ -72,7 +72,7 @@ def arms(lengths: Sequence[int]) -> dict[str, list[Arm]]:
 def tuning_grid(
     config: ConfigDict, lengths: Sequence[int], rates: Sequence[float], num_seeds: int
 ) -> runs.Grid:
-    """Every arm with every meta rate on the noise it is tuned on, with validation labels."""
+    """Every arm with every meta rate and seed on `TUNED_ON`, with validation labels."""
     grid = {}
     for arm in _distinct(arms(lengths).values()):
         for rate in rates:

@@ -11,9 +11,9 @@ DIR is the workdir of one run, of any method, or of `mlc_jax.fit`. In DIR/analys
     label_errors.md    "this label is wrong": precision and recall of changed labels, AUC and
     label_errors.csv   average precision of the ranking by 1 - label_quality; also cleanlab's
 
-If the true labels are not known, given and corrected labels are compared: a heat map of the
-corrected labels of each given label, and the quality of kept and of corrected labels. Precision and
-recall stay empty then.
+If the true labels are not known, given and corrected labels are compared. The heat map then has the
+corrected labels of each given label, and the histograms are of kept and of corrected labels.
+Precision and recall stay empty.
 
 cleanlab (pip install cleanlab) ranks the same labels by out-of-sample probabilities, here of a
 scikit-learn MLP on the raw inputs in five-fold cross-validation. It sees no clean label. For large
@@ -51,7 +51,7 @@ _PRED_PROBS = flags.DEFINE_string(
 )
 
 DIRECTORY = "analysis"
-MAX_VALUES = 2_000_000  # Numbers that an MLP is cross-validated on: 30 seconds.
+MAX_VALUES = 2_000_000  # Most numbers to cross-validate an MLP on, which takes 30 seconds.
 _FOLDS = 5
 _MAX_NAMED_CLASSES = 20  # More names than that cannot be read.
 _MAX_TICKS = 8  # At the steps that were measured; of more, the usual round ones.

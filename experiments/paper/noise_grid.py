@@ -29,7 +29,7 @@ class Cell(NamedTuple):
     fields: dict[str, Any]
 
 
-# Those that train one network on batches, as the paper's do: what --methods=all stands for.
+# What --methods=all stands for: methods that train one network on batches, as the paper's do.
 ALL = tuple(name for name in METHODS if name != "cross_fit")
 
 
@@ -94,7 +94,7 @@ def grid(
 ) -> runs.Grid:
     """Every setting with all noise and seeds: `<noise>/<level>/<setting>/seed<n>`.
 
-    Runs of one setting stand in a row: they are of one shape.
+    Runs of one setting follow each other, because they have equal shapes.
 
     Args:
       config: stays as it is.

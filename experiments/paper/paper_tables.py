@@ -1,7 +1,7 @@
 """Shared parts of the paper's tables: published numbers, and the cost of running them.
 
-Costs are estimates, to be read before a week of work: XLA counts a forward pass, and a method's
-cost relative to a plain step is taken from docs/results/benchmark.md.
+Costs are rough estimates, to be read before a long run. XLA counts the FLOPs of a forward pass; the
+cost of a method relative to a plain step is from docs/results/benchmark.md.
 """
 
 import functools
@@ -30,7 +30,7 @@ TABLE2 = {
     "amazon5": {"meta_weight_net": 49.49, "glc": 60.31, "mlc": 61.21},
     "yahoo": {"meta_weight_net": 60.18, "glc": 68.03, "mlc": 73.72},
 }
-# Clothing1M. Numbers but the last are from the methods' own papers.
+# Clothing1M. All numbers except the last are from the methods' own papers.
 TABLE3 = {
     "forward": 69.84,
     "joint": 72.23,

@@ -3,12 +3,12 @@
     python -m experiments.paper.table2 --data=cifar10:DIR,cifar100:DIR,ag_news:DIR2 --workdir=DIR3 \
         --checkpoint=bert-base-uncased --texts=finetuned
 
-says first what it will cost, then runs every dataset with its own config (configs/<name>.py), in
-DIR3/<dataset>/<noise>/<level>/<method>/seed<n>, and writes `table2.md` and `table2.csv` with the
-published numbers in a column of their own; the same command resumes where it was stopped.
---override=num_epochs=1 --override=model.resnet.depth=8 changes settings of all runs: a table of
-smaller runs is another one, and says so. --cost_only stops after the cost. --shard=i/n trains a
-share of the runs on one of n machines, --collect then makes the table (`experiments.shards`).
+This first prints an estimate of the cost; --cost_only stops then. It trains every dataset with its
+own config (configs/<name>.py), in DIR3/<dataset>/<noise>/<level>/<method>/seed<n>. It writes
+`table2.md` and `table2.csv`, with the published numbers in their own column. The same command
+resumes. --override=num_epochs=1 --override=model.resnet.depth=8 changes settings of all runs, and
+the table names them. --shard=i/n trains a share of the runs on one of n machines; --collect then
+makes the table (`experiments.shards`).
 """
 
 import ast
@@ -25,8 +25,8 @@ from mlc_jax import command_line, paths
 from mlc_jax.config import METHODS, TEXT_BENCHMARKS
 from mlc_jax.errors import InputError, expect
 
-DATASETS = ("digits", *paper_tables.TABLE2)  # The first is none of the paper's: it takes a minute.
-# Noisy examples: all but 1,000, or 100 per class.
+DATASETS = ("digits", *paper_tables.TABLE2)  # The first is not in the paper: it takes a minute.
+# Noisy examples: all but the clean ones, 1,000 pictures, 100 texts per class, 5 digits per class.
 _NUM_NOISY = {
     "digits": 1387, "cifar10": 49_000, "cifar100": 49_000, "ag_news": 119_600, "yelp5": 649_500,
     "amazon5": 2_999_500, "yahoo": 1_399_000,

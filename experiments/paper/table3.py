@@ -3,11 +3,10 @@
     python -m experiments.paper.table3 --data=DIR --workdir=DIR2 \
         --config.model.resnet50.checkpoint=resnet50.safetensors
 
-says first what it will cost, then trains the methods one after the other, in DIR2/<method>/seed<n>,
-and writes `table3.md` and `table3.csv`; the same command resumes where it was stopped. DIR holds
-the files as they are distributed, or packed by mlc_jax.files.pack. --cost_only stops after the
-cost.
---shard=i/n trains a share of the runs on one of n machines, --collect then makes the table
+This first prints an estimate of the cost; --cost_only stops then. It trains the methods one after
+the other, in DIR2/<method>/seed<n>, and writes `table3.md` and `table3.csv`. The same command
+resumes. DIR holds the files as they are distributed, or packed by mlc_jax.files.pack. --shard=i/n
+trains a share of the runs on one of n machines; --collect then makes the table
 (`experiments.shards`).
 """
 

@@ -5,9 +5,9 @@
         --levels=0.2,0.6,0.8 --trials=8 --batch_runs=30 --workdir=DIR
 
 A trial is one setting of a method, trained on all noise with --tuning_seeds seeds. The first one is
-the config as it is, the others are drawn from the method's space, `SPACES`: its learning rate and
+the config as it is. The others are drawn from the method's space, `SPACES`: its learning rate and
 one to three settings of its own. The draws follow from --search_seed, the method and the number of
-the trial alone, so a search can be continued with more --trials, and a method's draws do not depend
+the trial alone. So a search can be continued with more --trials, and a method's draws do not depend
 on which others are tuned.
 
 The setting with the best last validation accuracy, mean over all noise and tuning seeds, is trained
@@ -16,13 +16,12 @@ runs diverge ranks below all settings with fewer such runs; its accuracy is over
 Validation labels count as clean labels spent.
 
 In DIR: `trials.csv`, a row per trial; `chosen.csv` and `chosen.md`, the setting of each method; of
-the final runs `runs.csv`, `sweep.csv`, `sweep.md`, `sweep.png` (`noise_tables`). Every
-run has a workdir of its own, `<noise>/<level>/<method>/trial<n>/seed<n>` in DIR/tuning or
-DIR/final; one that is finished is not run again, one that was interrupted resumes, and one that
-diverged is tried again.
+the final runs `runs.csv`, `sweep.csv`, `sweep.md`, `sweep.png` (`noise_tables`). Every run has a
+workdir of its own, `<noise>/<level>/<method>/trial<n>/seed<n>` in DIR/tuning or DIR/final. Finished
+runs are not repeated, interrupted ones resume, and those that diverged are tried again.
 
-Learning rates are constants of a program: --batch_runs trains runs of one trial together, and each
-trial is compiled.
+Learning rates are constants of a program. So --batch_runs trains only runs of one trial together,
+and each trial is compiled.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -285,9 +284,9 @@ def score(trials: Iterable[Trial], rows: Sequence[Row], *, runs_per_trial: int) 
 
 
 def choose(scored: Sequence[Row]) -> list[Row]:
-    """The best trial of each method, beside the validation accuracy of the config as it is.
+    """The best trial of each method, with the validation accuracy of the config as it is.
 
-    Fewest failures first, then accuracy; of equals the earlier one.
+    The best trial has the fewest failures, then the highest accuracy; of equals it is the first.
     """
 
     def rank(trial: Mapping[str, Any]) -> tuple[int, float]:

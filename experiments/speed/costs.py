@@ -58,8 +58,8 @@ _COLUMNS = {
 class Measurement(NamedTuple):
     """The cost of one call of a program.
 
-    `seconds` is `[repeats]`, one per round; `memory` is of the program that was timed, `rolled` of
-    the same window as a loop; `compile_seconds` tracing, lowering and XLA together.
+    `seconds` is `[repeats]`, one per round. `memory` is of the timed program, `rolled` of the same
+    window as a loop. `compile_seconds` includes tracing, lowering and XLA.
     """
 
     program: Program
@@ -78,14 +78,14 @@ def measure_lengths(
     repeats: int,
     records: Records,
 ) -> list[dict[str, Any]]:
-    """Rows of every k, those of one k measured together: ratios are within it.
+    """Rows of every k. Ratios are between programs of the same k, which are measured together.
 
     All programs of a k are compiled, timed in turn, analysed and written to `records` before those
     of the next.
 
     Args:
       config, num_inner_steps, steps: as for `mlc_programs`.
-      repeats: timings of every program; with none, they are analysed alone.
+      repeats: timings of every program; 0 only analyses them.
       records: a k that it holds is not measured again.
     """
     count = functools.cache(functools.partial(_unrolled_flops, config))
@@ -186,15 +186,14 @@ def window_flops(
 ) -> float:
     """FLOPs of one window, all turns of all loops counted.
 
-    Small windows are compiled without loops. What a long one costs follows from them: FLOPs are
-    linear in the number of steps from two or three on. So they are in the steps before those that
-    `truncated` goes back through, in the segments of `two_level` (see `core.unroll`) and in the
-    terms of `neumann`. A turn of `conjugate_gradient`'s loop cannot be had without the loop: it
-    counts as a term of `neumann`, one product with the Hessian too, which leaves out what the two
-    differ by on vectors.
+    Small windows are compiled without loops. Longer ones are extrapolated from them, because FLOPs
+    are linear in the number of steps from two or three steps on. They are also linear in the number
+    of steps before those that `truncated` goes back through, of segments of `two_level` (see
+    `core.unroll`), and of terms of `neumann`. `conjugate_gradient` always has a loop. One turn
+    counts as one term of `neumann`: both multiply once by the Hessian, and differ on vectors only.
 
-    Loops cost what is counted here or little more: in one of `two_level` the last step of every
-    segment is computed again, too, and that is not counted.
+    Loops cost this or slightly more: with `two_level` they compute the last step of each segment
+    again, too, which is not counted.
 
     Args:
       config, name, num_inner_steps: as for `create_program`.
@@ -228,8 +227,8 @@ def window_flops(
     if backward == "two_level":
         if k <= 7:
             return count(name, k)
-        # All but the last step of a segment are computed again. Of 5, 6 and 7 steps the segments
-        # after the first step are 2 2, 2 2 1 and 2 2 2; those of one step alone are another matter.
+        # All but the last step of a segment are computed again. After the first of 5, 6 and 7 steps
+        # the segments are 2 2, 2 2 1 and 2 2 2. A segment of one step costs something else.
         last, other = (count(name, n + 1) - count(name, n) for n in (5, 6))
         segments = _num_segments(k)
         return count(name, 5) + (segments - 2) * last + (k - 3 - segments) * other
@@ -243,10 +242,10 @@ def window_flops(
 def _overlapping_flops(
     config: ConfigDict, name: str, k: int, s: int, count: Callable[..., float]
 ) -> float:
-    """FLOPs of s inner steps and one update: of the real steps, and of the window's replay."""
+    """FLOPs of s inner steps and one update: of the steps, and of the replayed window."""
     if s == k:
         return window_flops(config, name, k, count=count)
-    if name == "approximate":  # Goes on without a replay.
+    if name == "approximate":  # Needs no replay.
         return s * (count(name, 3) - count(name, 2))
     # All but its last step are plain.
     real_step = count("one_step", 3) - count("one_step", 2)

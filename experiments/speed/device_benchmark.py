@@ -6,14 +6,14 @@
     python -m experiments.speed.device_benchmark --workdir=DIR --parts=bert --config=...
 
 Parts: `equality` compares every estimator on the accelerator with the CPU. `lengths` times exact
-windows of k steps for each way back, `windows` several windows per call, `stack` several runs as
-one program. `released` times the step of https://github.com/microsoft/MLC, of which CLONE is a
-clone, and ours; `bert` a classifier of texts and PyTorch's plain step of the same model. Without
-`--config` the model is ResNet-32 for CIFAR-10, with batches as published: 100 noisy and 100 clean.
+windows of k steps with each backward pass, `windows` several windows per call, `stack` several runs
+as one program. `released` times the step of https://github.com/microsoft/MLC, of which CLONE is a
+clone, and ours. `bert` times a classifier of texts, and PyTorch's plain step of the same model.
+Without `--config` the model is ResNet-32 for CIFAR-10, with 100 noisy and 100 clean, as published.
 
-Steps are timed in calls of `MIN_SECONDS` and more, three times each; a row has the median. Every
-row is written to `device_benchmark.jsonl` at once; the same command resumes, and with `--seconds`
-no measurement starts after that time.
+Steps are timed three times, for `MIN_SECONDS` or more each; a row has the median. Every row is
+written to `device_benchmark.jsonl` at once, and the same command resumes. With `--seconds` no
+measurement starts after that time.
 """
 
 import contextlib
@@ -140,7 +140,7 @@ def _ours(config: ConfigDict, name: str, k: int = 1) -> Row:
 
 
 def _equality(config: ConfigDict) -> Measure:
-    """The accelerator's parameters after ten windows against the CPU's, matrix products exact."""
+    """Parameters after ten windows, compared with the CPU's; matrix products in full float32."""
     k = _EQUALITY_STEPS
     for name in ESTIMATORS:
         difference = functools.partial(_difference, digits.get_config(), name, k)
@@ -160,7 +160,7 @@ def _difference(config: ConfigDict, name: str, k: int) -> Row:
             np.concatenate([np.ravel(x) for x in jax.tree.leaves(getattr(state, part).params)])
             for state in (ends[0][0], ends[0][1], ends[1][1])
         )
-        # Against how far they moved, not how large they are.
+        # Relative to how far they moved, not to how large they are.
         row[part] = float(np.linalg.norm(here - there) / np.linalg.norm(here - start))
     return row
 

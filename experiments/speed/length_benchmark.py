@@ -4,11 +4,10 @@
         --config.dataset.data_dir=DIR --config.model.bert.checkpoint=NAME --workdir=DIR \
         --num_inner_steps=1,5 --length_buckets=1,2,3
 
-For every k and every `length_buckets`, the loader's batches of one epoch are read: how many of
-their tokens are padding, and how often each pair of lengths (noisy, clean) comes. Then the training
-step of every pair is compiled and timed, in turn over all of them, so that other work on the
-machine affects all alike. A step's seconds are the medians by pair, weighted by how often each
-comes.
+For every k and every `length_buckets`, the loader's batches of one epoch are read, to count padding
+tokens and pairs of lengths (noisy, clean). Then the training step of every pair is compiled and
+timed. Pairs take turns, so that other work on the machine affects all alike. A step's seconds are
+the medians by pair, weighted by how often the pair occurs.
 """
 
 import copy
@@ -54,7 +53,7 @@ _COLUMNS = {
     "against one length": "{speedup:.2f}",
 }
 
-Lengths = tuple[int, ...]  # Lengths of a batch's parts.
+Lengths = tuple[int, ...]  # Tokens of a batch's parts.
 
 
 class Variant:
@@ -87,14 +86,14 @@ class Variant:
 
     def time(self, lengths: Lengths) -> None:
         """Times the step once more; the first timing includes compilation."""
-        state = self._init(self._seed)  # The step takes it.
+        state = self._init(self._seed)  # The step donates it, so each timing needs a new one.
         jax.block_until_ready(state)
         start = time.perf_counter()
         jax.block_until_ready(self._step(state, self.examples[lengths]))
         self.seconds.setdefault(lengths, []).append(time.perf_counter() - start)
 
     def row(self) -> dict[str, Any]:
-        """Its figures."""
+        """The row of the table, without `speedup`."""
         medians = {x: statistics.median(seconds[1:]) for x, seconds in self.seconds.items()}
         windows = sum(self.counts.values())
         per_window = sum(medians[x] * count for x, count in self.counts.items()) / windows

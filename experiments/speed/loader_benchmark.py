@@ -5,8 +5,8 @@
 
 JPEG files of about 500 x 375 pixels are made of scikit-learn's two photographs. All sides decode
 them, cut a random resized crop with antialiasing, mirror half of them, and give batches of 96. The
-loader and bare tf.data do it with the same function, in parallel and in order; the loader also
-draws its order and its crops from the seed, splits clean from noisy examples and deals them out.
+loader and bare tf.data do it with the same function, in parallel and in order. The loader also
+draws its order and its crops from the seed, and splits batches into noisy and clean examples.
 Packed pictures have a shorter side of 256 pixels at most. PYTHON is an interpreter with torch and
 torchvision; without it there is no such row.
 
@@ -53,7 +53,7 @@ _SPEED, _WORK = "images/s", "CPU ms/image"
 
 
 def make_files(folder: pathlib.Path, num_files: int) -> list[str]:
-    """Writes crops of two photographs, each another one; returns their paths."""
+    """Writes different crops of two photographs; returns their paths."""
     from sklearn.datasets import load_sample_images
 
     from mlc_jax.data.streaming import tf
@@ -142,7 +142,7 @@ def measure(
     num_rounds: int,
     python: str | None,
 ) -> list[dict[str, float]]:
-    """One row per round: speed of all sides, and over that of bare tf.data."""
+    """One row per round: the speed of all sides, and divided by that of bare tf.data."""
     folder = pathlib.Path(paths[0]).parent
     names = np.array([pathlib.Path(path).name.encode() for path in paths])
     files = Files(str(folder), names, np.zeros(len(names), np.int64))

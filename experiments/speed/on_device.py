@@ -3,11 +3,11 @@
     python -m experiments.speed.on_device --config=configs/cifar10.py --images=cifar10.npz \
         --workdir=DIR
 
-This is for accelerators that would wait for a small model. `mlc_jax.main` calls the device for
-every window and reads its batches with tf.data. Here one call is a `lax.scan` over `--windows` of
-them, and batches are gathered, cropped and flipped on the device. The step is the same. This only
-measures: there are no checkpoints, no label files and no resuming, and batches come in another
-order.
+This is for small models, with which an accelerator waits most of the time. `mlc_jax.main` calls the
+device for every window and reads its batches with tf.data. Here one call is a `lax.scan` over
+`--windows` of them, and batches are gathered, cropped and flipped on the device. The step is the
+same. This only measures: there are no checkpoints, no label files and no resuming, and batches come
+in another order.
 
 `--images` is an .npz of train_images, train_labels, test_images and test_labels, uint8, that stands
 in for a dataset of images that only TensorFlow Datasets can read. Every line of

@@ -3,15 +3,15 @@
     python -m experiments.speed.own_table                                # 10,000 rows, 100 columns
     python -m experiments.speed.own_table --rows=1000000 --columns=64    # a quarter of an hour
 
-The table is a CSV file of random numbers whose mean depends on one of three classes; 3 in 10 labels
+The table is a CSV file of random numbers whose mean depends on one of three classes. 3 in 10 labels
 are drawn anew, and a hundred rows are checked. Three commands run, each in a process of its own:
 
 * judged: `mlc-jax correct` with a text among the numbers of the last row, which is refused before
   JAX is imported;
 * corrected: the same without the text, at its defaults, to the report and `corrected.csv`;
-* with two classifiers: the same in two folds and one part, for ten classifiers as by default.
+* with two classifiers: the same with two folds and one part, instead of ten classifiers.
 
-Of each: seconds, CPU seconds, and the most memory held.
+For each: seconds, CPU seconds, and the largest memory.
 """
 
 import os
@@ -34,7 +34,7 @@ _CLASSES, _CHECKED = "abc", 100
 
 
 class Cost(NamedTuple):
-    """Of one command."""
+    """The cost of one command: wall-clock and CPU time in seconds, and the largest memory."""
 
     seconds: float
     cpu_seconds: float

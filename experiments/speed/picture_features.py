@@ -1,12 +1,12 @@
-"""From a folder of pictures to a report, by features: how long it takes.
+"""The time from a folder of pictures to a report, by features.
 
     python -m experiments.speed.picture_features --encoder=lite0
     python -m experiments.speed.picture_features --encoder=dinov2_small
 
 lite0 is EfficientNet-Lite0 at 128 pixels (`experiments.labels.efficientnet_lite`). dinov2_small is
-a network of DINOv2-small's shape at 224 pixels with random weights, which cost what trained ones
-do. Pictures are ten classes of noise, PNG of 32 pixels, 6 in 10 labels wrong, every tenth
-checked: only the time is measured. The cache is empty.
+a network of DINOv2-small's shape at 224 pixels; its random weights take as long as trained ones.
+Pictures are ten classes of noise, PNG of 32 pixels. 6 in 10 labels are drawn anew, and every tenth
+is checked. Only the time is measured. The cache is empty at the start.
 """
 
 import os
@@ -41,7 +41,7 @@ def pictures(folder: pathlib.Path, number: int) -> tuple[list[str], np.ndarray]:
 
 
 def dinov2_small(folder: pathlib.Path) -> str:
-    """A directory with a network of its shape, 22 million random weights."""
+    """A directory with a network of DINOv2-small's shape, of 22 million random weights."""
     import torch
     from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
@@ -54,7 +54,7 @@ def dinov2_small(folder: pathlib.Path) -> str:
 
 
 def main() -> None:
-    """Prints seconds of features, and from paths to the report."""
+    """Prints the seconds for the features alone, and from paths to the report."""
     with tempfile.TemporaryDirectory() as name:
         place = pathlib.Path(name)
         paths, truth = pictures(place, _PICTURES.value)

@@ -1,12 +1,16 @@
 """Steps to measure and to compile, for any config: a window of MLC, of a method, or a plain one.
 
-A *step* is named `plain`, the cross-entropy step on the images of MLC's inner loss (the noisy batch
-and the clean half that trains) with the same optimizer; `cross_entropy`, that baseline's, on all
-images of the batch; or after an estimator. `exact` and `truncated` have the config's backward pass,
-`exact:store` and so on the one that they name; `truncated:5` goes back five steps; with `@1` after
-it the LCN is updated every step (`update_every`). Batches are drawn at random from the dataset; for
-CIFAR, Clothing1M and published texts, whose files may not be there, from random ones. No flags, no
-TensorFlow.
+The name of a *step* is one of these:
+
+* `plain`: the cross-entropy step with the same optimizer, on the images of MLC's inner loss (the
+  noisy batch and the clean half that trains);
+* a method of one phase: its own step; that of `cross_entropy` takes all images of the batch;
+* an estimator: MLC with it. `exact` and `truncated` have the config's backward pass, `exact:store`
+  the named one. `truncated:5` goes back five steps. With `@1` at its end the LCN is updated every
+  step (`update_every`).
+
+Batches are drawn at random from the dataset. For CIFAR, Clothing1M and published texts, whose files
+may be missing, inputs are random numbers. No flags, no TensorFlow.
 """
 
 import copy
@@ -38,7 +42,7 @@ PLAIN = "plain"
 _WITH_BACKWARD = ("exact", "truncated")
 STEPS = (
     PLAIN,
-    # Methods of one phase, whose step is the whole of them.
+    # Methods of one phase: one step shows their whole cost.
     *(name for name, kind in METHODS.items() if not issubclass(kind, TwoPhaseMethod | CrossFit)),
     *ESTIMATORS,
     *(f"{name}:{backward}" for name in _WITH_BACKWARD for backward in BACKWARDS),
@@ -71,8 +75,8 @@ class Pool(NamedTuple):
 class Memory(NamedTuple):
     """The memory of a compiled program, in bytes.
 
-    `temp` is beside arguments and results; `peak` includes them, and on backends that do not tell
-    it, such as the CPU, is all that is ever allocated.
+    `temp` excludes arguments and results, `peak` includes them. On a CPU, which does not report a
+    peak, `peak` is everything that is ever allocated.
     """
 
     temp: int
@@ -82,9 +86,8 @@ class Memory(NamedTuple):
 class Program(NamedTuple):
     """A step to measure: (state, batch) -> (new state, anything); the state is donated.
 
-    A window has `num_inner_steps`; one call makes `stride` of them. `init` makes a fresh state.
-    `count_flops` and `rolled_memory` are for what the compiled program itself does not tell; else
-    None.
+    A window has `num_inner_steps`; one call makes `stride` of them. `init` makes a new state.
+    `count_flops` and `rolled_memory` are None if the compiled program itself reports these.
     """
 
     name: str

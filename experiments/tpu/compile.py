@@ -3,10 +3,10 @@
     python -m experiments.tpu.compile --config=configs/cifar10.py --topology=v5e:2x4 \
         --config.noisy_batch_size=128 --config.clean_batch_size=128 --workdir=DIR
 
-Compiles the pmapped step for all chips of a topology with the TPU's own compiler, which libtpu
-(`pip install -e '.[tpu]'`, Linux on x86-64) brings to a machine without one: a step that does not
-compile there, or does not fit into a chip's memory, shows it here. Nothing runs and nothing is
-timed but the compiler; TensorFlow is not needed, nor CIFAR.
+Compiles the pmapped step for all chips of a topology with the TPU's own compiler. That is in libtpu
+(`pip install -e '.[tpu]'`, Linux on x86-64), which also works on machines without a TPU. It shows
+steps that do not compile for the TPU, or do not fit into a chip's memory. Nothing runs, and only
+the compiler is timed; TensorFlow is not needed, nor CIFAR.
 
 It compiles the config's step, or with `--estimators=all --num_inner_steps=1,5` the 22 steps of
 all estimators at both k. A ResNet-32 takes two to four minutes each. The tables are written after
@@ -22,9 +22,9 @@ checkpoint the config.json is enough.
 
 import os
 
-# Before JAX starts: on the CPU, whatever else there is. libtpu would ask the machine which TPU it
-# is part of; it is told, and any topology compiles with this answer. Left to itself it also locks
-# out all other processes that load it. A compilation cache would spoil the times.
+# Set before JAX starts. JAX runs on the CPU, whatever else there is. libtpu would ask the machine
+# for its TPU; this answers for it, and any topology compiles with this answer. By default libtpu
+# also locks out all other processes that load it. A compilation cache would spoil the times.
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
     "JAX_ENABLE_COMPILATION_CACHE": "false",
@@ -146,8 +146,9 @@ def compile_step(
       num_inner_steps: k.
       chips: all devices of the topology.
 
-    Returns: The row of the table; figures are NaN if the step does not fit, and `note` is the
-    compiler's message.
+    Returns:
+      The row of the table. If the step does not fit, its figures are NaN, and `note` is the
+      compiler's message.
     """
     config = copy.deepcopy(config)
     config.meta_gradient.update(programs.settings(step))

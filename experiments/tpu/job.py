@@ -84,7 +84,8 @@ class Family(NamedTuple):
     Attributes:
       accelerator: value of the nodes' label.
       machine: name of the machine type with {} chips.
-      chips_per_host: of the machine types for slices of one host, and of those for more.
+      chips_per_host: of the machine types for slices of one host.
+      chips_of_many_hosts: of the machine type for slices of several hosts.
       topologies: of the slices, by their number of chips.
       cores_per_chip: what the number in a name counts.
     """
@@ -236,7 +237,7 @@ def manifest(job: Job, tpu: Slice) -> dict[str, Any]:
 
 
 def _failure_policy(job: Job) -> dict[str, Any]:
-    """Without the first rule a JobSet restarts whatever failed; without the second it counts."""
+    """Permanent failures end the JobSet; preemptions of spot capacity do not count as restarts."""
     rules = [
         {
             "name": "permanent",
@@ -254,9 +255,9 @@ def _failure_policy(job: Job) -> dict[str, Any]:
 
 
 def _array(job: Job, pod: dict[str, Any]) -> dict[str, Any]:
-    """Every index on its own: one that fails for good does not stop the others."""
+    """The spec of an array; an index that fails for good does not stop the others."""
     rules: list[dict[str, Any]] = []
-    if job.spot:  # Does not count.
+    if job.spot:  # Preemptions do not count.
         retried = [int(code) for code in ExitCode if code.should_retry]
         rules = [
             {"action": "Ignore", "onPodConditions": [DISRUPTED]},
@@ -276,7 +277,7 @@ def _array(job: Job, pod: dict[str, Any]) -> dict[str, Any]:
 
 
 def _permanent() -> dict[str, Any]:
-    """Exit codes without another try: all except those that `ExitCode` names for it."""
+    """Exit codes that are not retried: all except those with `ExitCode.should_retry`."""
     return _codes("NotIn", [int(code) for code in ExitCode if code.should_retry])
 
 

@@ -27,7 +27,7 @@ CLASS_NAMES = (
     "T-shirt", "Shirt", "Knitwear", "Chiffon", "Sweater", "Hoodie", "Windbreaker", "Jacket",
     "Down coat", "Suit", "Shawl", "Dress", "Vest", "Underwear",
 )  # fmt: skip
-# By part: its list, and which labels it is known by.
+# The list of each part.
 KEY_LISTS = {
     "noisy": "noisy_train_key_list.txt",
     "clean": "clean_train_key_list.txt",
@@ -74,8 +74,8 @@ def load(data_dir: str, options: Options) -> Clothing1M:
       options: how pictures are read.
 
     Raises:
-      InputError: a file that is missing or wrong, a key in two lists or without
-        a label, or pictures that cannot be decoded, if they are refused.
+      InputError: a file is missing or wrong, a key is in two lists or has no label, or pictures
+        cannot be decoded and `options` refuses them.
     """
     root = pathlib.Path(local_directory(f"{FIELD}data_dir", data_dir))
     keys = {part: _read_keys(root / name) for part, name in KEY_LISTS.items()}

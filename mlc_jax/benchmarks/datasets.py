@@ -30,17 +30,17 @@ _OWN: dict[str, tuple[Callable[..., OwnData | Benchmark], str]] = {
     "text": (text_files.load, "checked_label"),
 }
 
-READ_AT_ONCE = ("table", "arrays")  # Without JAX, and once; others are read by an encoder.
+READ_AT_ONCE = ("table", "arrays")  # Read without JAX; others may need an encoder.
 
 
 def load(config: ConfigDict, encode: Any = None) -> Dataset:
-    """Builds the dataset of `config.dataset` and `config.noise`; a pure function of the two.
+    """Builds the dataset of `config.dataset` and `config.noise`; the same files give the same one.
 
     Args:
       config: see `mlc_jax.config`.
-      encode: to the features of a frozen encoder, which are trained on: of texts from their tokens,
-        see `text_files.Settings`, of pictures from their files, see `image_folder.Options`. None
-        keeps tokens, or pixels.
+      encode: maps inputs to the features of a frozen encoder: tokens of texts, see
+        `text_files.Settings`, or files of pictures, see `image_folder.Options`. None trains on
+        tokens, or on pixels.
 
     Raises:
       InputError: naming the field or file, what was given and what would be right.
@@ -139,7 +139,7 @@ def image_options(
 
 
 def is_scaled(config: ConfigDict) -> bool:
-    """Whether inputs are scaled by what is in the noisy set; published data are if asked to be."""
+    """Whether inputs are scaled by the noisy set's statistics; benchmarks are only if asked."""
     c = config.dataset
     by_data = c.name in ("arrays", "table") or bool(c.encoder)
     return bool(c.standardize or (c.standardize is None and by_data))
@@ -164,12 +164,12 @@ def _own_data(
     options: Any,
     benchmark: bool,
 ) -> OwnData | Benchmark:
-    del stamps
+    del stamps  # They are part of the cache's key: a changed file is read again.
     return _OWN[name][0](*files, options, checked, drawn, said, benchmark=benchmark)
 
 
 def corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
-    """Splits a benchmark, and makes labels of its noisy part wrong, as `config` says."""
+    """Splits a benchmark, and adds label noise, as `config.dataset` and `config.noise` say."""
     c, truth = config.dataset, benchmark.train_labels
     sizes = (c.clean_per_class, c.validation_per_class, c.num_noisy, c.imbalance)
     rows = _split(benchmark, *sizes, c.split_seed)
@@ -183,7 +183,7 @@ def corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
 
     noisy, clean = subset(rows.noisy), subset(rows.clean)
     prepare = benchmark.prepare
-    if is_scaled(config):  # CIFAR's may not be: `config.validate`.
+    if is_scaled(config):  # Never CIFAR's, see `config.relations`.
         prepare = arrays.scale(noisy, True if c.encoder else c.standardize)
     kind = config.noise.type
     level = {"human": config.noise.key, "none": ""}.get(kind, f"{config.noise.level:g}")
@@ -198,7 +198,7 @@ def corrupted(benchmark: Benchmark, config: ConfigDict) -> Dataset:
         noise=f"{kind} {level}".strip(),
         names_labels=benchmark.names_labels,
         columns=benchmark.columns,
-        drawn=np.full(len(clean), PER_CLASS),  # `split_rows` takes so many of each.
+        drawn=np.full(len(clean), PER_CLASS),  # See `split_rows`.
         left_out=benchmark.left_out,
     )
 

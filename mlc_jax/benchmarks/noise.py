@@ -23,13 +23,16 @@ def transition_matrix(
     """The matrix `T[i, j] = P(noisy label j | true label i)`, `[C, C]`.
 
     Args:
-      noise_type: `uniform`, UNIF in the paper: with probability `level` the label is drawn from all
-        classes, the right one included, `T = (1 - level) I + level / C`. `flip`, FLIP as the
-        literature's code does it: every class has one fixed other class, drawn once from `rng`.
-        `flip_any`, FLIP as the paper words it: to any of the other classes.
+      noise_type: `uniform` is UNIF in the paper: with probability `level` the label is drawn from
+        all classes, `T = (1 - level) I + level / C`. `flip` is FLIP as published code has it: each
+        class has one fixed other class, drawn once from `rng`. `flip_any` is FLIP in the paper's
+        words: to any of the other classes.
       level: in [0, 1].
       num_classes: C, at least 2.
       rng: draws the partners of `flip`.
+
+    Raises:
+      ValueError: the noise has no such matrix.
     """
     identity = np.eye(num_classes)
     if noise_type == "uniform":
@@ -51,19 +54,19 @@ def corrupt(labels: np.ndarray, matrix: np.ndarray, rng: np.random.Generator) ->
 
 
 class InstanceNoise:
-    """Noise that depends on the example: its own rate, and a wrong class by its features.
+    """Noise that depends on the example: each has its own rate, and a wrong class by its features.
 
-    An example of class y keeps its label with probability 1 - q, where q is its own, drawn from a
-    normal distribution of mean `level` and deviation 0.1, truncated to [0, 1] (so at level 0 some
-    8 % are wrong). A wrong label is drawn by the softmax of `x W_y` over the other classes, where
-    `x` `[D]` is the flattened input, each feature to mean 0 and deviation 1, and `W_y` `[D, C]` is
-    class y's random matrix of standard normals.
+    An example's label is wrong with probability q. Each example's q is drawn from a normal
+    distribution of mean `level` and deviation 0.1, truncated to [0, 1]; so at level 0 some 8 % are
+    wrong. A wrong label is drawn by the softmax of `x W_y` over the classes other than the true
+    class y. `x` `[D]` is the flattened input, each feature scaled to mean 0 and deviation 1. Each
+    class y has a random matrix of standard normals, `W_y` `[D, C]`.
 
     Source: Xia, Liu, Han, et al. (2020), "Part-dependent Label Noise", algorithm 2.
 
     Args:
       read: rows `[n]` -> their inputs, `[n, ...]`, of numbers.
-      num_rows: all that there are; features are standardised over them.
+      num_rows: number of all rows; features are standardised over them.
       level: in [0, 1].
       num_classes: C, at least 2.
       rng: draws the matrices.

@@ -25,10 +25,10 @@ def split_rows(
     imbalance: float = 1.0,
     rng: np.random.Generator,
 ) -> Rows:
-    """Draws the clean and the validation set; what is left is the noisy set, or drawn from.
+    """Draws the clean and the validation set; the noisy set is the rest, or a part of it.
 
-    Unlike the published code's three unseeded shuffles, no example is in two of them, so the clean
-    labels spent are exactly `C * (clean_per_class + validation_per_class)`.
+    The published code shuffles three times without a seed. Here no example is in two sets, so the
+    clean labels spent are exactly `C * (clean_per_class + validation_per_class)`.
 
     Args:
       labels: `[N]` true labels.
@@ -37,7 +37,7 @@ def split_rows(
       validation_per_class: further clean labels per class, to select a model by; may be 0.
       num_noisy: size of the noisy set; 0 is all that is left.
       imbalance: of the noisy set: class i has `imbalance ** (-i / (C - 1))` times as many examples
-        as class 0, as in Cui et al. (2019), "Class-Balanced Loss Based on Effective Number of
+        as class 0. Source: Cui et al. (2019), "Class-Balanced Loss Based on Effective Number of
         Samples".
       rng: decides who goes where.
 

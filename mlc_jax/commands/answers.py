@@ -23,9 +23,9 @@ class Answer(NamedTuple):
 
     Attributes:
       id: of the row.
-      label: what it is.
-      why: the row was there to be checked.
-      file: it was typed into, relative to OUT.
+      label: the right one, as typed.
+      why: the reason why the row was to be checked: `random` or another one.
+      file: where it was typed, a path relative to OUT.
     """
 
     id: str
@@ -45,6 +45,7 @@ class Typed(NamedTuple):
 
 
 def read(place: epath.Path) -> list[Answer]:
+    """The answers in a file, in its order; none if there is no such file."""
     if not place.exists():
         return []
     rows = Table(f"{FIELD}checked", str(place)).rows(_COLUMNS)
@@ -74,7 +75,7 @@ def append(answers: Sequence[Answer], place: epath.Path) -> None:
 
 
 def typed_in(place: epath.Path, checking: Checking) -> list[Typed]:
-    """All rows of a file of rows to check."""
+    """All rows of a file of rows to check; none if there is no such file."""
     if not place.exists():
         return []
     try:
@@ -88,12 +89,12 @@ def typed_in(place: epath.Path, checking: Checking) -> list[Typed]:
 
 
 def canonical(checking: Checking, written: str) -> str:
-    """An id as the user's file has it; as it is written where no row has it."""
+    """An id as the user's file has it; as written if no row has it."""
     row = checking.row(written)
     return from_spreadsheet(written) if row is None else checking.ids[row]
 
 
 def is_one(checking: Checking, label: str, other: str) -> bool:
-    """Whether two texts are one label."""
+    """Whether two texts mean the same label."""
     number = checking.label(label)
     return label == other or (number is not None and number == checking.label(other))

@@ -24,8 +24,8 @@ class Opened(NamedTuple):
     """New examples.
 
     Attributes:
-      size: how many, with those that are left out.
-      chunks: their ids and inputs, some at a time.
+      size: how many, including those that are left out.
+      chunks: ids and inputs of up to `CHUNK` examples at a time.
     """
 
     size: int
@@ -41,8 +41,8 @@ def open_examples(result: Result, path: str, names: Mapping[str, str]) -> Opened
       names: of a table's columns, see `Table`.
 
     Raises:
-      InputError: a file that cannot be read, or examples that are not like the trained ones; while
-        chunks are read, too.
+      InputError: a file cannot be read, or examples are not like the trained ones. Reading a chunk
+        may raise it, too.
     """
     return _OPENERS[result.kind](result, path, names)
 

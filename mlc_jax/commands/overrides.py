@@ -12,11 +12,11 @@ from mlc_jax.config import SETTINGS
 from mlc_jax.errors import InputError
 
 _FLAG = re.compile(r"--(config\.)?([A-Za-z_][\w.]*)(=.*)?$", re.DOTALL)
-# Settings in messages: `config.dataset.data`, `--config.seed`, `dataset.drawn`.
 _KINDS: dict[type, str] = {
     int: "a whole number", float: "a number", bool: "True or False", str: "a text",
     tuple: "values such as (64, 32)",
 }  # fmt: skip
+# Settings in messages: `config.dataset.data`, `--config.seed`, `dataset.drawn`.
 _NAMED = re.compile(r"(?<![\w./'\"])(--)?(config\.)?([a-z_]\w*(?:\.[a-z_]\w*)*)(?![\w/'\"])")
 
 
@@ -27,10 +27,10 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
       arguments: as they are typed.
 
     Returns:
-      The settings as `dataset.drawn=random`; and all else.
+      The settings as `dataset.drawn=random`; and all other arguments.
 
     Raises:
-      InputError: a setting that there is not, or one without a value.
+      InputError: there is no such setting, or it has no value.
     """
     settings, rest = [], []
     for argument in arguments:
@@ -59,7 +59,7 @@ def applied(config: ConfigDict, settings: Sequence[str]) -> ConfigDict:
     """A config with typed settings, whose values are read as by `python -m mlc_jax.main`.
 
     Args:
-      config: may change.
+      config: may be changed in place.
       settings: `dataset.drawn=random`, ...
 
     Raises:
@@ -92,8 +92,8 @@ def told(text: str, words: Mapping[str, str]) -> str:
 
     Args:
       text: with names of settings.
-      words: what settings are called on this command line: `{"dataset.data": "FILE"}`; those that
-        are not there are `--NAME`.
+      words: names of settings on this command line: `{"dataset.data": "FILE"}`. Other settings are
+        called `--NAME`.
     """
 
     def word(match: re.Match[str]) -> str:

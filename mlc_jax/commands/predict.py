@@ -1,11 +1,11 @@
 """`mlc-jax predict RUN NEW`: labels new examples with a trained run.
 
-The run is one that has ended; nothing of its training data is needed. NEW is like the run's own
-files, without labels: an .npz or .npy of inputs, a .csv, .tsv, .jsonl or .parquet with the columns
-of the features, or with the texts, and maybe an `id`; or a directory of pictures, or a table with
-their `path`. All files but an .npz are read in parts, so that they need not fit into memory. The
-output has a row for each example: id, label, confidence, and the probability of each class. All
-three may be in a bucket (gs://BUCKET/NAME).
+The run must have ended; its training data are not needed. NEW is like the run's own files, without
+labels: an .npz or .npy of inputs; a table (.csv, .tsv, .jsonl or .parquet) with the columns of the
+features, the `text` or the `path` of a picture, and maybe an `id`; or a directory of pictures. All
+files except .npz are read in parts, so they need not fit into memory. The output has a row for each
+example: id, label, confidence, and the probability of each class. RUN, NEW and the output may be in
+a bucket (gs://BUCKET/NAME).
 """
 
 import contextlib
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _FIRST = ("id", "label", "confidence")
 _HEADER_SIZE = 10**6  # Characters of the first line that are looked at.
-_INPUTS_FILE = "inputs.json"  # In RUN/predictions: which file each one is of.
+_INPUTS_FILE = "inputs.json"  # In RUN/predictions: the input of each file there.
 _CONFIG_FILE, _DATASET_FILE = "config.json", "dataset.json"
 _ENDED = (_CONFIG_FILE, _DATASET_FILE, "results.json")
 
@@ -60,7 +60,7 @@ def predict(
         raise InputError(f"NEW: no file {new!r}; expected one of examples")
     place = paths.absolute(output, "--output") if output else None
     if place is not None and not paths.is_remote(place):
-        place = epath.Path(os.path.realpath(place))  # A link stays one.
+        place = epath.Path(os.path.realpath(place))  # A link stays a link.
         _check_place(pathlib.Path(place), examples)
     names = _names(paths.absolute(run, "RUN"), run)
     if place is None:
@@ -136,7 +136,7 @@ def _check_same(place: epath.Path, new: str) -> None:
 
 
 def _inputs(place: epath.Path) -> dict[str, str]:
-    """What the files beside a default file are predictions of, by their names."""
+    """The inputs of all files of predictions in the directory of `place`, by their names."""
     try:
         found = json.loads((place.parent / _INPUTS_FILE).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -175,7 +175,7 @@ def _written_whole(output: epath.Path) -> Iterator[pathlib.Path]:
             yield place
             paths.write(output, place.read_bytes())
         return
-    # A directory of its own: whatever else is called OUT.partial is somebody's.
+    # A temporary directory, because a file called OUT.partial may be somebody's.
     try:
         created = tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
     except OSError as error:

@@ -38,9 +38,9 @@ ANSWERS_FILE = "answers.csv"
 USED_FILE = "answers_used.csv"  # Those that a round was trained with.
 FIRST_FILE = "to_check_first.csv"  # The one that was drawn before the first round, filled in.
 
-_KEY_FILE = "checks.txt"  # Differs where the checks of a round do, or its labels.
+_KEY_FILE = "checks.txt"  # Hashes of a round's checks and of its labels.
 _ROWS_FILE = "to_check_rows.json"  # What stands in rows that have no ids.
-_SEEN_FILE = "to_check_seen.json"  # What was typed into which file when that was looked at last.
+_SEEN_FILE = "to_check_seen.json"  # What each file of rows to check held when it was last read.
 # What a round may have left that was stopped before its config.json was written.
 _BEFORE = re.compile(
     r"\..*|.*\.log|(answers_used\.csv|checks\.txt|left_out\.csv)(\.partial)?|checkpoints|encoder"
@@ -49,7 +49,7 @@ _ROUND = re.compile(r"round_\d+")
 _OURS = (ANSWERS_FILE, to_check.FILE, FIRST_FILE)
 
 
-# Rows -> of each the texts of its cells, by column, without labels.
+# Maps row numbers to the cells of each row, as text by column, without labels.
 Cells = Callable[[Sequence[int]], Sequence[Mapping[str, str]]]
 
 
@@ -98,7 +98,7 @@ class Rounds:
         return (self.directory(number) / "results.json").exists()
 
     def check_file(self, path: str) -> None:
-        """Says that the rounds so far were of a file of another name; it may be a newer version."""
+        """Warns if earlier rounds used a file of another name; it may be an older version."""
         try:
             config = json.loads((self.directory(self.newest) / "config.json").read_bytes())
             before = str(config["dataset"]["data"])
@@ -153,7 +153,7 @@ class Rounds:
         """The newest answer for each row of the file.
 
         Raises:
-          InputError: none is for a row of the file, or a label is none of its own.
+          InputError: no answer is for a row of the file, or a label is not one of the file's.
         """
         checking, newest, gone = Checking(file), dict[str, Answer](), set[str]()
         answers, place = self.answers(), str(self.out / ANSWERS_FILE)
@@ -189,9 +189,9 @@ class Rounds:
     def take_up(self, file: LabelledFile, cells: Cells) -> int:
         """Adds what was typed into the files of rows to check to `answers.csv`.
 
-        Only what a person changed in such a file since it was looked at last: a label that was
-        typed, and one that was taken out again, which is added as an empty one. So whatever a
-        person changes in `answers.csv` stays so.
+        Only what a person changed in such a file since it was last read counts. A label that was
+        taken out again is added as an empty one. So changes that a person makes in `answers.csv`
+        stay.
 
         Args:
           file: the user's, whose ids and labels they must be.
@@ -238,9 +238,9 @@ class Rounds:
     def _typed(self, checking: Checking) -> dict[tuple[str, str, str], list[Typed]]:
         """Labels in the files of rows to check, by file, its name in `answers.csv`, and the id.
 
-        A row without one has an empty list.
+        A row without a label has an empty list.
         """
-        # It is moved there before the first round. What was taken up keeps its name.
+        # The first file is renamed before the first round; its answers keep the old name.
         places = [(FIRST_FILE, to_check.FILE)]
         for number in range(1, max(1, self.newest) + 1):
             name = str((self.directory(number) / to_check.FILE).relative_to(self.out))
@@ -255,7 +255,7 @@ class Rounds:
     def _seen(self, checking: Checking) -> dict[str, dict[str, str]]:
         """What stood in each of these files when it was looked at last, by id."""
         seen = _json_of(self.out / _SEEN_FILE)
-        if self.newest and not seen:  # Older versions knew what they were trained with.
+        if self.newest and not seen:  # Older versions kept only what they trained with.
             used = read(self.directory(self.newest) / USED_FILE)
             trained = {canonical(checking, x.id): x.label for x in used}
             seen = {name: dict(trained) for name in (FIRST_FILE, *{x.file for x in self.answers()})}
@@ -272,7 +272,7 @@ class Rounds:
         Args:
           number: of the round; its data are those of `file`.
           file: the user's.
-          cells: rows -> of each the texts of its cells, by column, without labels.
+          cells: see `Cells`.
         """
         directory = self.directory(number)
         if file.ids is not None or not (directory / to_check.FILE).exists():
@@ -323,7 +323,7 @@ class Rounds:
             filled_in.replace(self.out / FIRST_FILE)
 
     def take_back(self, number: int) -> None:
-        """Removes what `begin` wrote, unless a run has started after it, of whatever process."""
+        """Removes what `begin` wrote, unless a run of any process has started after it."""
         directory = self.directory(number)
         if any((directory / name).exists() for name in ("config.json", ".lock")):
             return
@@ -337,7 +337,7 @@ class Rounds:
 
 
 def make(directory: epath.Path) -> None:
-    """Raises InputError where it cannot be made."""
+    """Makes a directory; raises InputError if that fails."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -361,7 +361,7 @@ def first_to_check(
 
     Args:
       file: the user's.
-      show: rows -> columns that show them to a reader, in addition to the id.
+      show: maps row numbers to columns that show them to a reader, in addition to the id.
     """
     learned = np.flatnonzero(~file.judging)
     ids = np.arange(len(file.judging)).astype(str) if file.ids is None else file.ids

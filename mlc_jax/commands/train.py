@@ -29,7 +29,7 @@ def train_and_evaluate(
 
     Args:
       config: see `mlc_jax.config`.
-      workdir: created if missing; `report` lists what it holds at the end.
+      workdir: created if missing; `report.write` lists what it holds at the end.
       show_progress: whether process 0 shows a progress bar.
       again: the command that trains the next round, to be printed; see `report.write`.
 
@@ -41,6 +41,7 @@ def train_and_evaluate(
       CheckpointError: a checkpoint of another config, or one that cannot be read or written.
       NonFiniteLossError: training diverged.
       Preempted: SIGTERM; the same call resumes.
+      Lost: another process, or the bucket of the workdir, cannot be reached any more.
     """
     runs = train_together({workdir: config}, show_progress=show_progress, again=again)
     results = runs[workdir]
@@ -54,19 +55,19 @@ def train_together(
 ) -> dict[str, dict[str, Any] | NonFiniteLossError]:
     """Trains runs that differ only in `STACKED_FIELDS` as one program, by `jax.vmap`.
 
-    Each run has its own workdir, checkpoints and report, as if trained alone, and may be finished
-    alone. (Only the picture is missing, which takes as long as the run; `experiments.paper.analyze`
-    draws it.) All must be at the same step. A run that diverges does not stop the others.
+    Each run has its own workdir, checkpoints and results, as if trained alone, and may be finished
+    alone. Only `training.png`, `report.html` and the copy of an encoder are missing: drawing takes
+    as long as a run. All must be at the same step. A run that diverges does not stop the others.
 
     Args:
       runs: configs, keyed by their workdirs.
       show_progress, again: as for `train_and_evaluate`.
 
     Returns:
-      The results of each, or the error that stopped it.
+      The results of each, or the error that stopped it, keyed by workdir.
 
     Raises:
-      see `train_and_evaluate`, except NonFiniteLossError.
+      As `train_and_evaluate`, except NonFiniteLossError.
     """
     for config in runs.values():
         settings.validate(config, num_devices=jax.device_count())

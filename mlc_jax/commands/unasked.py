@@ -1,4 +1,4 @@
-"""Pictures without an encoder: names some, and what they take. None is downloaded by itself."""
+"""The error for pictures without an encoder: it names some, and their time on this machine."""
 
 import importlib.util
 
@@ -15,11 +15,11 @@ NAMED = (
     ("facebook/dinov2-small", "22 million parameters"),
     ("microsoft/resnet-18", "11 million"),
 )
-_MEASURED = 16  # Pictures.
+_MEASURED = 16  # Pictures that are timed.
 
 
 def without_encoder(config: ConfigDict) -> InputError:
-    """The error where nobody named one.
+    """The error if no encoder was named; none is downloaded unless the user names it.
 
     Args:
       config: of the pictures.

@@ -59,7 +59,11 @@ def formerly() -> dict[str, Any]:
 
 
 def complete(saved: ConfigDict) -> ConfigDict:
-    """Completes the config of an older workdir: missing settings get their former values."""
+    """Completes the config of an older workdir: missing settings get their former values.
+
+    Raises:
+      InputError: it has a setting that this version does not know.
+    """
     config = get_config()
     flat = formerly() | flatten(saved.to_dict())
     unknown = sorted(flat.keys() - SETTINGS.keys() - REMOVED.keys())
@@ -131,7 +135,7 @@ def value_of(config: ConfigDict, field: str) -> Any:
 
 
 def column_names(columns: str | None) -> dict[str, str]:
-    """From our names of columns to the file's, from `dataset.columns`."""
+    """The file's name of each of our columns that has another name there, by `dataset.columns`."""
     return dict(part.split("=", 1) for part in columns.split(",")) if columns else {}
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from mlc_jax.config.choices import COLUMN_NAMES
 
 _INFINITY = float("inf")
-# Larger values are slips, or ask for more than there is. Each check has an upper bound.
+# Each check has an upper bound: larger values are typing errors, or more than any machine has.
 MOST_STEPS = 2**31 - 1  # A step is an int32.
 MOST_ROWS = 2**31 - 1
 MOST_EPOCHS = 10**6
@@ -17,9 +17,9 @@ _MOST_LAYERS = 100
 
 
 class Check(NamedTuple):
-    """Whether a value is right, and what would be.
+    """`ok` says whether a value is right, and `expected` what would be right.
 
-    Any field can be set to None, and through None to any type, so checks take anything.
+    A field can be set to None, and then to a value of any type. So checks take all types.
     """
 
     ok: Callable[[Any], bool]
@@ -31,8 +31,8 @@ class Setting(NamedTuple):
 
     Attributes:
       default: None stands for a value that is not given.
-      check: of its value alone; what several settings say together is checked in `validate`.
-      meaning: for a reader.
+      check: of its value alone; `relations` checks several settings together.
+      meaning: the help text.
       formerly: the value that a workdir from before this setting was made with; `default` if None.
       kind: the type of a value whose default is None.
     """
@@ -61,7 +61,7 @@ def optional(check: Check) -> Check:
 
 
 def whole(low: int, high: int) -> Check:
-    """A whole number; bool, which is a kind of int, is none."""
+    """A whole number; a bool, which Python counts as an int, is refused."""
     expected = f"a whole number from {low} to {high}"
     return Check(lambda value: is_whole(value) and low <= value <= high, expected)
 
@@ -144,7 +144,7 @@ SEED = whole(0, 2**32 - 1)
 
 
 def size(high: int) -> Check:
-    """From 1 on; 0 is for own files, see `relations`."""
+    """From 1 to `high`; 0 is allowed for own files alone, see `relations`."""
     return Check(whole(0, high).ok, whole(1, high).expected)
 
 
@@ -165,5 +165,5 @@ POWER = Check(
 
 
 def preset(kind: type, check: Check, meaning: str) -> Setting:
-    """A setting that each method has its own default for."""
+    """A setting whose default depends on the method."""
     return Setting(None, optional(check), meaning, kind=kind)

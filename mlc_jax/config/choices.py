@@ -1,18 +1,18 @@
 """Names that settings may have as values."""
 
-# Names that the registries of the packages must have, too; a test holds them together.
+# The registries in `mlc_jax.methods`, `core` and so on have the same names; a test compares them.
 METHODS = (
     "cross_entropy", "clean_only", "noisy_only", "forward", "joint", "mlnt", "distillation",
     "l2rw", "meta_weight_net", "glc", "mlc", "self_training", "robust_mlc", "emlc", "cross_fit",
 )  # fmt: skip
 
-# Those whose inner loss has settings; in all others the labels' meaning would be lost.
+# Methods whose inner loss has settings. In all others they would change what labels mean.
 INNER_LOSS_METHODS = (
     "cross_entropy", "clean_only", "meta_weight_net", "mlc", "self_training", "robust_mlc",
 )  # fmt: skip
 LCN_FORMS = ("network", "posterior", "both")
 DRAWN = ("random", "per_class", "looked_up")
-# Columns of own tables that are no features; `text` and `path` are the only input.
+# Columns of own tables that are not features. `text` or `path` is the only input, if it is there.
 COLUMN_NAMES = ("label", "checked_label", "text", "path", "id", "given_label", "split", "drawn")
 PRIORS = ("uniform", "targets")
 ESTIMATORS = (
@@ -32,7 +32,7 @@ CIFAR = ("cifar10", "cifar100")
 TEXT_BENCHMARKS = ("ag_news", "yelp5", "amazon5", "yahoo")
 OWN_FILES = ("arrays", "table", "text", "image_folder")  # Datasets that a user's files make.
 DATASETS = ("digits", *CIFAR, "clothing1m", *TEXT_BENCHMARKS, *OWN_FILES)
-# Pixels that resnet takes. A third of its layers see them all: 80 pictures of 224 want 25 GB.
+# Pixels per side for resnet. A third of its layers see all pixels: 80 pictures of 224 need 25 GB.
 LARGEST_OF_RESNET = 64
 IMAGE_FILES = ("clothing1m", "image_folder")  # Datasets of pictures in files.
 IMAGE_CROPS = ("resized", "plain")
@@ -43,4 +43,4 @@ NOISE_TYPES = ("uniform", "flip", "flip_any", "instance", "human", "none")
 SIZED = (
     "num_epochs", "noisy_batch_size", "clean_batch_size", "lcn.hidden_size", "lcn.embedding_size",
 )  # fmt: skip
-BY_SIZE = "Own files: 0 chooses by the sizes of the data."  # The meaning of that.
+BY_SIZE = "Own files: 0 chooses by the sizes of the data."  # Its help text.

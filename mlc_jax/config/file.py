@@ -21,7 +21,7 @@ _SHOWN = 200  # Characters of an error's text.
 
 
 class WrongFile(Exception):
-    """A config file that is none; absl would make something else of a ValueError."""
+    """A wrong config file. It is no ValueError, because absl would reword that."""
 
 
 class ConfigFile(flags.ArgumentParser):
@@ -74,7 +74,7 @@ def _problem(config: Any) -> str:
 
 
 def _place(file: str, error: BaseException) -> str:
-    """The last line of the file that the error came by, and the error, in one line."""
+    """The error in one line, with the last line of the file that was running."""
     what = type(error).__name__
     if isinstance(error, SyntaxError) and error.filename == file:
         line, text = error.lineno, error.msg
@@ -84,7 +84,7 @@ def _place(file: str, error: BaseException) -> str:
         text = str(error)
     if isinstance(error, AttributeError) and line is None:
         what, text = "", "has no function get_config; expected one that returns " + _SOURCE
-    elif isinstance(error, TypeError) and line is None:  # Of the call.
+    elif isinstance(error, TypeError) and line is None:  # The call itself failed.
         line = _line_of_function(file)
     # ml_collections lists all fields before its advice, and quotes the whole.
     text = re.sub(

@@ -18,7 +18,12 @@ from mlc_jax.config.choices import (
 
 
 def relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tuple[str, bool, str]]:
-    """A check of several settings together: (field, whether it is right, what would be)."""
+    """Checks of several settings together: (field, whether it is right, what would be right).
+
+    Args:
+      values: of all settings, by field.
+      num_devices: see `validate`.
+    """
     relations = [
         (
             "lcn.tie_embeddings",
@@ -85,7 +90,7 @@ def _is_of_features(values: dict[str, Any]) -> bool:
 
 
 def _groups(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
-    """Whether patterns of parameter groups are regular expressions."""
+    """Problems of patterns of parameter groups that are no regular expressions."""
     problems = []
     for field in ("main_optimizer.groups", "meta_optimizer.groups"):
         groups = values[field] if isinstance(values[field], tuple | list) else ()
@@ -101,7 +106,7 @@ def _groups(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
 
 
 def _overlap(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
-    """Windows that begin before the one before has ended."""
+    """Checks for overlapping windows, which are updated more often than every k steps."""
     field = "meta_gradient.update_every"
     k, s = values["meta_gradient.num_inner_steps"], values[field]
     estimator = values["meta_gradient.estimator"]

@@ -1,4 +1,4 @@
-"""Files that a run starts from: whether they are there, before anything is read or imported."""
+"""Checks that the files that a run starts from exist, before anything is read or imported."""
 
 import pathlib
 from collections.abc import Callable
@@ -13,10 +13,10 @@ _ENCODER = "a directory of an encoder, or a name on the Hugging Face hub"
 
 
 def check(config: ConfigDict) -> None:
-    """Of a config whose settings are right.
+    """Checks the encoder, tokenizer and weights that a valid config names.
 
     Raises:
-      InputError: what it names is not there, or no regular file.
+      InputError: one is not there, or is no regular file.
     """
     model = config.model
     if model.name == "bert":

@@ -1,4 +1,4 @@
-"""Configs that are installed, one for each dataset; each overrides `mlc_jax.config`."""
+"""Configs that are installed, one for each dataset; each overrides defaults of `mlc_jax.config`."""
 
 import importlib
 import pathlib
@@ -16,5 +16,5 @@ def path(name: str) -> pathlib.Path:
 
 
 def page(name: str) -> str:
-    """The docstring of a preset."""
+    """The docstring of a preset, which `mlc-jax settings NAME` prints."""
     return (importlib.import_module(f"{__name__}.{name}").__doc__ or "").strip()

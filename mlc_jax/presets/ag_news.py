@@ -6,8 +6,8 @@ r"""AG News (four classes) as in the paper: 100 clean labels per class, BERT bas
         --config.model.bert.checkpoint=sentence-transformers/all-MiniLM-L6-v2 --workdir=DIR
 
 DIR has the published train.csv and test.csv; --config.dataset.tfds_name=ag_news_subset reads
-TensorFlow Datasets' copy. `:frozen` trains a small head on the encoder's features: minutes on a
-CPU, see docs/results/ag_news.md. Fine-tuning was only run at reduced size.
+TensorFlow Datasets' copy. `:frozen` trains a small head on the encoder's features, which takes
+minutes on a CPU: docs/results/ag_news.md. Fine-tuning was run at reduced size only.
 """
 
 from ml_collections import ConfigDict
@@ -16,5 +16,5 @@ from mlc_jax.presets import text
 
 
 def get_config(kind: str = "finetuned") -> ConfigDict:
-    """Args: kind: finetuned or frozen."""
+    """The config; `kind` is finetuned or frozen, anything else an InputError."""
     return text.benchmark("ag_news", kind)

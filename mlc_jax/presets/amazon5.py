@@ -3,9 +3,9 @@ r"""Amazon reviews, five classes (stars), as in the paper: 100 clean labels per 
     mlc-jax train --config=amazon5 --config.dataset.data_dir=DIR \
         --config.model.bert.checkpoint=bert-base-uncased --workdir=DIR
 
-DIR has the published train.csv and test.csv. `--config=amazon5:frozen` trains a
-small head on the features of the fixed encoder. Not run in full yet, for want of the data: the
-reader was tested on files of their layout.
+DIR has the published train.csv and test.csv. `--config=amazon5:frozen` trains a small head on the
+features of the encoder, which stays as it is. Not run in full yet, because the data were missing:
+only the reader was tested, on small files of the same layout.
 """
 
 from ml_collections import ConfigDict
@@ -14,5 +14,5 @@ from mlc_jax.presets import text
 
 
 def get_config(kind: str = "finetuned") -> ConfigDict:
-    """Args: kind: finetuned or frozen."""
+    """The config; `kind` is finetuned or frozen, anything else an InputError."""
     return text.benchmark("amazon5", kind)

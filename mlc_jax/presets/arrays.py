@@ -7,12 +7,11 @@ r"""Your own arrays in .npz files: labels to correct, and some that somebody che
 
 Files have `inputs` [N, ...] and `labels` [N], numbers or names, optionally `ids` and `splits`
 (`test` or `validation` for rows that only judge). In one file, `checked_labels` [N] is -1 (or an
-empty name) where nobody looked. In two, the clean file's labels are the true ones, and its
+empty name) where nobody looked. With two files, the clean file's labels are the true ones, and its
 `given_labels`, if there, the old ones. A large array stays on disk: x.npy with inputs, and x.csv
 next to it with the columns `label`, `checked_label`, `id`, `split`. With
 --config.dataset.benchmark=True all labels of a file count as true, and dataset.clean_per_class and
-noise.* apply.
-docs/your_own_labels.md says more.
+noise.* apply. docs/your_own_labels.md says more.
 """
 
 from ml_collections import ConfigDict

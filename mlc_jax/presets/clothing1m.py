@@ -7,7 +7,8 @@ DIR has images/, the two ..._label_kv.txt and the four ..._key_list.txt. Nothing
 ten million small reads per pass, a slow disk or a bucket is better served by
 `python -m mlc_jax.files.pack --input=DIR --output=PACKED`, then --config.dataset.data_dir=PACKED.
 
-Not run in full yet, for want of the data: the reader was tested on a small replica of their layout.
+Not run in full yet, because the data were missing: only the reader was tested, on small files of
+the same layout.
 """
 
 from ml_collections import ConfigDict
@@ -19,16 +20,16 @@ def get_config() -> ConfigDict:
     config = defaults()
     config.dataset.name = "clothing1m"
     config.noise.type = "none"  # Its labels are noisy already.
-    # The paper does not say how pictures are cropped. Of a shop's picture of one garment, 8 % of
-    # the area may show nothing of its shape, which is what the classes differ by.
+    # The paper does not say how pictures are cropped. The usual crops of 8 % of the area and more
+    # may not show the shape of a garment, which is what the classes differ by.
     config.dataset.random_crop = "plain"
     config.model.name = "resnet50"
-    # Neither paper nor code says how it was computed. Both keep windows of five steps small: with
-    # this batch on every chip, a third of a TPU v5e's memory (docs/results/tpu.md).
+    # Our choices: paper and code do not mention precision or memory. With both, windows of five
+    # steps with this batch on every chip take a third of a TPU v5e's memory (docs/results/tpu.md).
     config.model.dtype = "bfloat16"
     config.model.resnet50.remat = True
-    # Published: rate 0.1, a tenth of it from epoch 5 on, 15 epochs, batch 32. The clean batch has
-    # no number of its own: as many, of which half joins the inner loss.
+    # Published: rate 0.1, a tenth of it from epoch 5 on, 15 epochs, batch 32. The size of the clean
+    # batch is not published; here it is the same, and half of it joins the inner loss.
     config.main_optimizer.learning_rate = 0.1
     config.main_optimizer.milestones = (5,)
     config.num_epochs = 15

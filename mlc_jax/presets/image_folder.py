@@ -8,15 +8,15 @@ r"""Your own pictures: labels to correct, and some that somebody checked.
         --config.dataset.encoder=DIR_OR_NAME --workdir=DIR
 
 A table (.csv, .tsv, .jsonl or .parquet) has columns `path`, relative to the table or absolute, and
-`label`; `checked_label` is empty where nobody looked; `id` and `split` (`test` or `validation` for
+`label`. `checked_label` is empty where nobody looked. `id` and `split` (`test` or `validation` for
 rows that only judge) are optional. A directory has a sub-directory for each class. Pictures are
 JPEG, PNG, WebP or BMP of any size.
 
-The encoder stays as it is, and classifiers are trained on its features. --config=image_folder:
-finetuned trains a whole ResNet-50 at 224 pixels, which wants an accelerator and pretrained weights
-(model.resnet50.checkpoint): torchvision's resnet50 .pth, or timm's model.safetensors of
-resnet50.tv_in1k. --config=image_folder:small is ResNet-26 of a quarter of the width at 64 pixels,
-from random weights.
+The encoder stays as it is, and classifiers are trained on its features.
+--config=image_folder:finetuned trains a whole ResNet-50 at 224 pixels. It needs an accelerator and
+pretrained weights (model.resnet50.checkpoint): torchvision's resnet50 .pth, or timm's
+model.safetensors of resnet50.tv_in1k. --config=image_folder:small trains a ResNet-26 of a quarter
+of the width at 64 pixels, from random weights.
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +27,7 @@ from mlc_jax.presets import arrays
 
 
 def get_config(kind: str = "frozen") -> ConfigDict:
-    """Args: kind: frozen, finetuned or small."""
+    """The config; `kind` is frozen, finetuned or small, anything else an InputError."""
     kinds = ("frozen", "finetuned", "small")
     expect(kind in kinds, "--config", f"...:{kind}", " or ".join(f"...:{x}" for x in kinds))
     config = arrays.get_config() if kind == "frozen" else _trained_whole(kind)
@@ -37,7 +37,7 @@ def get_config(kind: str = "frozen") -> ConfigDict:
 
 
 def _trained_whole(kind: str) -> ConfigDict:
-    """A network of pixels."""
+    """A network that is trained on pixels."""
     config = defaults()
     config.noise.type = "none"
     config.model.name = "resnet50"

@@ -6,11 +6,11 @@ r"""Your own texts (.csv, .tsv, .jsonl, .parquet): labels to correct, some of th
     mlc-jax train --config=text --config.dataset.noisy=weak.csv --config.dataset.clean=gold.csv \
         --config.dataset.test=test.csv --config.model.bert.checkpoint=DIR_OR_NAME --workdir=DIR
 
-Columns are `text` and `label`, optionally `id`. In one file, `checked_label` is empty where nobody
-looked. In two, the clean file's labels are the true ones, and its `given_label`, if there, the old
-ones. The encoder is fixed, and a small head is trained on its features;
---config=text:finetuned trains all of it, or with --config.model.bert.num_frozen_layers=N all but
-its embeddings and first N layers.
+Columns are `text` and `label`, optionally `id` and `split` (`test` or `validation` for rows that
+only judge). In one file, `checked_label` is empty where nobody looked. With two files, the clean
+file's labels are the true ones, and its `given_label`, if there, the old ones. The encoder stays as
+it is, and classifiers are trained on its features. --config=text:finetuned trains all of it, or
+with --config.model.bert.num_frozen_layers=N all but its embeddings and first N layers.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ from mlc_jax.presets import arrays
 
 
 def get_config(kind: str = "frozen") -> ConfigDict:
-    """Args: kind: finetuned or frozen."""
+    """The config; `kind` is finetuned or frozen, anything else an InputError."""
     config = defaults()
     config.dataset.name = "text"
     config.dataset.clean_per_class = 10
@@ -33,14 +33,14 @@ def get_config(kind: str = "frozen") -> ConfigDict:
 
 
 def benchmark(name: str, kind: str) -> ConfigDict:
-    """One of the paper's text tasks."""
+    """The config of one of the paper's text tasks; `kind` is as for `get_config`."""
     config = defaults()
     config.dataset.name = name
     return _trained(config, kind)
 
 
 def _trained(config: ConfigDict, kind: str) -> ConfigDict:
-    """Args: kind: finetuned or frozen."""
+    """The config with the model and the optimizers of that kind."""
     config.dataset.augment = False
     config.model.name = "bert"
     if kind == "finetuned":

@@ -3,9 +3,9 @@ r"""Yahoo answers, ten topics, as in the paper: 100 clean labels per class, BERT
     mlc-jax train --config=yahoo --config.dataset.data_dir=DIR \
         --config.model.bert.checkpoint=bert-base-uncased --workdir=DIR
 
-DIR has the published train.csv and test.csv. `--config=yahoo:frozen` trains a
-small head on the features of the encoder as it is. Not run in full yet, for want of the data: the
-reader was tested on files of their layout, and no accuracy is claimed.
+DIR has the published train.csv and test.csv. `--config=yahoo:frozen` trains a small head on the
+features of the encoder, which stays as it is. Not run in full yet, because the data were missing:
+only the reader was tested, on small files of the same layout.
 """
 
 from ml_collections import ConfigDict
@@ -14,5 +14,5 @@ from mlc_jax.presets import text
 
 
 def get_config(kind: str = "finetuned") -> ConfigDict:
-    """Args: kind: finetuned or frozen."""
+    """The config; `kind` is finetuned or frozen, anything else an InputError."""
     return text.benchmark("yahoo", kind)

@@ -14,11 +14,11 @@ PER_CLASS = 12
 
 
 def contact_sheet(exported: Subset, soft_labels: np.ndarray, names: Sequence[str]) -> str:
-    """HTML; "" where examples are no pictures, or no label was changed.
+    """HTML of the surest corrections; "" if no label was changed, or examples are not pictures.
 
     Args:
       exported: doubtful examples, N.
-      soft_labels: `[N, C]`, corrected.
+      soft_labels: `[N, C]`, corrected labels.
       names: of the C classes.
     """
     corrected, confidence = soft_labels.argmax(axis=-1), soft_labels.max(axis=-1)

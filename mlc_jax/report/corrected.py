@@ -38,7 +38,7 @@ class Corrected(NamedTuple):
     soft_label: np.ndarray
 
     def texts(self, class_names: Sequence[str]) -> list[tuple[str, str, str, str]]:
-        """For a file, a row each; what is not known is empty."""
+        """The columns `ADDED` of each row, as text for a file; unknown values are empty."""
         names = [str(name) for name in class_names]
         columns = self[: len(ADDED)]
         rows = zip(*(column.tolist() for column in columns), strict=True)
@@ -62,7 +62,7 @@ def of_all_rows(
 ) -> Corrected:
     """Labels of all rows of one source, in its order.
 
-    A checked row has its checked label, for sure; its given label is right or wrong.
+    A checked row has its checked label, with confidence 1. Its label quality is 1 or 0.
 
     Args:
       size: N, rows of the source.
@@ -87,9 +87,9 @@ def of_all_rows(
 
 
 def added_names(header: Sequence[str]) -> list[str]:
-    """The names of `ADDED` in a table with these columns: `mlc_...` where it has some itself.
+    """The names of `ADDED` in a table with these columns: `mlc_NAME` where the table has a NAME.
 
-    Where it has all of them, they are from a run before, and are written anew.
+    A table with all of them has them from an earlier run. They keep their names then.
     """
     ours = [f"mlc_{x}" if f"mlc_{x}" in header else x for x in ADDED]
     if {*ours} <= {*header}:
@@ -100,14 +100,13 @@ def added_names(header: Sequence[str]) -> list[str]:
 def add_to_table(path: str, rows: Mapping[str, Sequence[str]], identifier: str | None) -> bytes:
     """A user's table with `ADDED` as its last columns, as CSV.
 
-    Rows, their order, and the text of all cells of a `.csv` stay as they are. Where the file has
-    all of these columns, from a run before, they are written anew in their places; where it has
-    some, of its own, ours are called `mlc_...`.
+    Rows, their order, and the text of all cells of a `.csv` stay as they are. A file with all of
+    these columns has them from an earlier run: their cells are replaced. See `added_names`.
 
     Args:
       path: of a `.csv`, `.jsonl` or `.parquet` file.
-      rows: what is added, by id; rows that are not there get nothing.
-      identifier: column of the ids; None where they are numbers of rows, from 0.
+      rows: the cells to add, by id; other rows get empty cells.
+      identifier: column of the ids; None if ids are row numbers, from 0.
     """
     table = Table("--", path)
     written = table.as_written()
@@ -152,8 +151,8 @@ def is_of_own_files(run: Run) -> bool:
 def of_run(run: Run, of_noisy: Prediction) -> bytes | None:
     """The user's file with corrected labels, as CSV; None for benchmarks.
 
-    Of arrays and of directories of pictures it is their ids and `ADDED`; of two files, the doubtful
-    one.
+    For arrays and directories of pictures it has only ids and `ADDED`. Of two files it is the
+    doubtful one.
     """
     if not is_of_own_files(run):
         return None

@@ -51,7 +51,7 @@ def render(
     """
     exported, names = run.exported, run.dataset.class_names
     corrected = of_noisy.soft_labels.argmax(axis=-1)
-    had = exported.given != UNKNOWN  # A label.
+    had = exported.given != UNKNOWN  # Rows with a given label.
     title, *lines = table.split("\n")
     sections = [
         f"<h1>{_text(title)}</h1>",

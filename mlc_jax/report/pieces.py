@@ -12,7 +12,7 @@ from mlc_jax.errors import readable
 
 _THUMBNAIL = 96  # Pixels of the longer side.
 _MOST_CHARACTERS = 400
-_OF_TEXTS = "\n\t\u200e\u200f"  # Lines; and marks of direction, which texts of some scripts need.
+_OF_TEXTS = "\n\t\u200e\u200f"  # Lines, and marks of direction, which some scripts need.
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1rem;
@@ -60,7 +60,7 @@ def example(shown: str | np.ndarray) -> str:
 
 
 def _thumbnail(pixels: np.ndarray) -> bytes:
-    """Encoded anew from pixels `[H, W, 3]`: nothing of a user's file is in the page."""
+    """A PNG or JPEG of pixels `[H, W, 3]`; no metadata of a user's file gets into the page."""
     from PIL import Image
 
     image = Image.fromarray(pixels)

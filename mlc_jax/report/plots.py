@@ -23,16 +23,16 @@ def training(
 ) -> bytes:
     """Draws a run.
 
-    If truth is known, given and corrected labels are compared with it; if not, the
-    corrected labels against the given ones.
+    If the truth is known, given and corrected labels are compared with it. If not, corrected labels
+    are compared with the given ones.
 
     Args:
       metrics: rows of `metrics.jsonl`.
       evals: rows of the loop's evaluations.
       noisy: the examples whose labels were corrected.
-      corrected: `[N]`.
+      corrected: `[N]`, their corrected labels.
       class_names: C names.
-      title: above all.
+      title: of the whole picture.
 
     Returns:
       A PNG.
@@ -76,7 +76,7 @@ def _training(
             _draw_counts(axes, noisy.truth, labels, class_names, "true class", "label")
             axes.set_title(f"{name}: {100 * np.mean(labels == noisy.truth):.1f} % right")
     else:
-        had = noisy.given != UNKNOWN  # A label.
+        had = noisy.given != UNKNOWN  # Rows with a given label.
         given, changed = noisy.given[had], np.sum((corrected != noisy.given)[had])
         _draw_counts(label_axes[0], given, corrected[had], class_names, "given", "corrected")
         label_axes[0].set_title(f"{changed} of {len(noisy)} changed")
@@ -135,7 +135,7 @@ def _draw_accuracies(axes: Any, evals: Sequence[dict[str, Any]], given: float | 
 def _draw_counts(
     axes: Any, rows: np.ndarray, columns: np.ndarray, names: Sequence[str], ylabel: str, xlabel: str
 ) -> None:
-    """Share of each column's class in each row's; each row sums to one."""
+    """A heat map: of the examples of each row's class, the shares of the columns' classes."""
     counts = np.zeros((len(names), len(names)))
     np.add.at(counts, (rows, columns), 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

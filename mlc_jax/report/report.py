@@ -52,16 +52,15 @@ def write(
 ) -> dict[str, Any]:
     """Writes the report of a finished run into `workdir`.
 
-    Files: `results.json`; of a user's own files `corrected.csv`, see `corrected.of_run`, and, of
-    rows that nobody checked, `predicted_labels.csv` with what classifiers say that did not learn
-    from them, and how far several sources agree; of all others `corrected_labels.csv` (id,
-    given_label, corrected_label, confidence: the soft label's largest entry, label_quality: of the
-    given label, is_label_issue: whether it was corrected, and the columns of
-    `predicted_labels.csv`), in the order of the data; `corrected_labels.npz` with the same, the
-    full soft labels `[N, C]`, and the true labels for judging it, -1 where they are not known;
-    `training.png`; `report.html`; where truth is not known, `to_check.csv`, unless one is there
-    that somebody has filled in; of several sources of labels, `sources.csv`, see
-    `sources.of_sources`.
+    * `results.json`: see `summarize`.
+    * `corrected.csv`, of own files: see `corrected.of_run`. `predicted_labels.csv`: more columns of
+      their unchecked rows, see `predicted` and `label_columns`.
+    * `corrected_labels.csv`, of all other data: all of these columns, in the order of the data.
+    * `corrected_labels.npz`: labels, soft labels `[N, C]`, and true labels, -1 where not known.
+    * `checked_rows.csv`, of a cross-fitted run: predictions of the checked rows.
+    * `sources.csv`, if labels have several sources: see `sources.of_sources`.
+    * `to_check.csv`, if the truth is not known, unless somebody has filled one in.
+    * `training.png` and `report.html`.
 
     Args:
       run: what was trained.
@@ -73,8 +72,8 @@ def write(
       shown: what the report calls `workdir`, if that will be gone.
 
     Returns:
-      The results, with the text for the terminal under `table`. All processes get them, the first
-      one writes.
+      The results, with the text for the terminal under `table`. All processes get them; only the
+      first one writes.
     """
     found, of_noisy = judged(run, progress, of_noisy)
     results = summarize(run, progress, of_noisy.soft_labels, found)
@@ -117,7 +116,7 @@ def _write_results(figures: dict[str, Any], workdir: epath.Path) -> None:
 
 
 def write_left_out(dataset: Dataset, workdir: epath.Path) -> None:
-    """Lists examples that cannot be read, id and what is wrong, if there are any."""
+    """Writes `left_out.csv` if some examples could not be read: their ids and the problems."""
     if not dataset.left_out or jax.process_index() != 0:
         return
     ids, problems = zip(*dataset.left_out, strict=True)
@@ -159,7 +158,7 @@ def judged(
 
 
 def _tested(run: Run, progress: dict[str, Any]) -> np.ndarray | None:
-    """Which test rows are right, `[T]`, in no order; None without any."""
+    """As many True of `[T]` as test rows are right, in no order; None without a test set."""
     accuracy = progress["evals"][-1]["test_accuracy"]
     if accuracy is None or run.dataset.test is None:
         return None
@@ -202,7 +201,7 @@ def _number(value: Any) -> str:
 
 
 def _known_given(clean: Subset, noisy: Subset) -> np.ndarray:
-    """Given labels; NO_LABEL in rows that had none, where rows to correct may have none, too."""
+    """Given labels of checked rows; NO_LABEL: had none; UNKNOWN: may have had one."""
     may_have_none = clean.votes is not None or bool((noisy.given == UNKNOWN).any())
     no_label = NO_LABEL if may_have_none and (clean.given != UNKNOWN).any() else UNKNOWN
     return np.where(clean.given == UNKNOWN, no_label, clean.given)
@@ -211,7 +210,7 @@ def _known_given(clean: Subset, noisy: Subset) -> np.ndarray:
 def summarize(
     run: Run, progress: dict[str, Any], soft_labels: np.ndarray, found: Verdict | None = None
 ) -> dict[str, Any]:
-    """The figures of a run, JSON-like; None where truth or a test set is missing.
+    """The figures of a run, for JSON; None where truth or a test set is missing.
 
     Args:
       run: what was trained.
@@ -219,9 +218,9 @@ def summarize(
       soft_labels: `[N, C]`, of the noisy examples that the run exports.
       found: the verdict, if there is one.
 
-    `last`, `best` and `selected` test accuracies are kept apart: `best` has looked at the test set,
-    `selected` is the one at the best validation accuracy. `test_accuracy` is that of the state that
-    corrects and predicts, of `step`: by `Settings.best`, `last` or `selected`.
+    There are three test accuracies: of the last step; the best one, which looks at the test set;
+    and the one at the best validation accuracy, `selected`. `step` is that of the state that
+    corrects and predicts, by `Settings.best`; `test_accuracy` is the accuracy there.
     """
     dataset, exported = run.dataset, run.exported
     # The last phase has the classifier of the method.
@@ -324,8 +323,8 @@ def _most_changed(
 def label_columns(exported: Subset, of_noisy: Prediction) -> dict[str, np.ndarray]:
     """The columns of labels, `[N]` each.
 
-    `label_quality` and `annotator_agreement` (the share of a row's sources that gave it the
-    corrected label) are NaN where there is no given label; that is no issue of a label.
+    `annotator_agreement` is the share of a row's sources that gave it the corrected label. It and
+    `label_quality` are NaN for a row without a given label, which is no label issue.
     """
     corrected = of_noisy.soft_labels.argmax(axis=-1).astype(np.int32)
     columns = {
@@ -382,7 +381,7 @@ def _write_labels(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
     exported, columns = run.exported, label_columns(run.exported, of_noisy)
     own = corrected.of_run(run, of_noisy)
     if own is None:
-        # Some have the names that cleanlab's tools use.
+        # Some of their names are those that cleanlab uses.
         written = _shown(run, columns | predicted(of_noisy.out_of_fold))
         paths.write(workdir / LABELS_FILE, csv_of(written))
     else:
@@ -403,7 +402,7 @@ def _write_labels(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
 
 
 def no_labels(num_classes: int) -> dict[str, np.ndarray]:
-    """What `SOFT_LABELS_FILE` holds, of no row."""
+    """The arrays of `SOFT_LABELS_FILE` without any row."""
     none, values = np.zeros(0, np.int32), np.zeros(0, np.float32)
     return {
         "id": np.zeros(0, np.str_), "given_label": none, "corrected_label": none,
@@ -424,7 +423,7 @@ def _write_predicted(
 
 
 def _shown(run: Run, columns: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Columns for a reader: text by text, labels by name."""
+    """Columns for a reader: labels by name, numbers with six decimals."""
     shown: dict[str, Any] = dict(columns)
     shown["id"] = columns["id"].tolist()
     for name in columns.keys() & {

@@ -20,15 +20,15 @@ def of_sources(
 ) -> list[dict[str, Any]]:
     """A row for each source.
 
-    `labels`: how many it gave. `checked`, `checked_right`, `low`, `high`: of them on judged rows,
-    how many are right, in percent, with its 95 % interval. `estimated_right`: of all its labels on
-    doubtful rows, in percent, by the soft labels. `bits_per_label`: how much a label of it says
-    about the class, at most log2 C. `confuses_most`: its most frequent confusion.
+    `labels`: how many it gave here. `checked`: how many of them on judged rows. `checked_right`,
+    `low`, `high`: percent of these that are right, and the 95 % interval. `estimated_right`:
+    percent of its labels on doubtful rows that are right, by the soft labels. `bits_per_label`: how
+    much one label says about the class, at most log2 C. `confuses_most`: its most frequent mistake.
 
     Args:
       noisy: doubtful examples, N.
       soft_labels: `[N, C]`.
-      checked: judged examples.
+      checked: judged examples, see `report.verdict`.
       names: of the S sources.
       class_names: C of them.
     """
@@ -60,7 +60,7 @@ def of_sources(
 
 
 def _bits(joint: np.ndarray, shares: np.ndarray) -> float:
-    """Mean divergence of the classes of a label `joint[v]` from the shares of all classes."""
+    """Mean KL divergence of a label's classes, `joint[v]`, from the shares of all classes."""
     total = joint.sum(axis=1)
     given = joint / np.maximum(total, 1e-12)[:, None]
     ratio = np.maximum(given, 1e-12) / np.maximum(shares, 1e-12)

@@ -19,9 +19,9 @@ UNCERTAIN = "uncertain"  # Why a row is there, if it was not drawn at random.
 
 
 def drawn_at_random(ids: np.ndarray, number: int) -> np.ndarray:
-    """Positions of rows that judge: the next ones of one order of all rows, by their ids.
+    """Positions of rows to check at random: the first ones in `random_order`.
 
-    So over several rounds they are one random sample; see `random_order`.
+    Each round takes the next ones of the same order, so all rounds are one random sample.
     """
     return np.argsort(random_order(ids), kind="stable")[:number]
 
@@ -55,7 +55,7 @@ def page(shown: Mapping[str, Sequence[Any]], examples: Sequence[str | np.ndarray
 def is_filled_in(file: epath.Path) -> bool:
     """Whether somebody has begun to fill in a `to_check.csv`: then it must not be overwritten.
 
-    So must one that a program has saved in another form than it was written in.
+    A file that cannot be read, or that a program has saved in another form, counts as filled in.
     """
     if not file.exists():
         return False
@@ -74,7 +74,7 @@ def is_filled_in(file: epath.Path) -> bool:
 
 
 def csv_of(columns: Mapping[str, Sequence[Any]]) -> bytes:
-    """Columns of one length as CSV; no spreadsheet runs what stands in them."""
+    """Columns of equal length as CSV; texts are escaped, so that no spreadsheet runs a formula."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(columns)

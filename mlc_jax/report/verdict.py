@@ -1,8 +1,8 @@
 """Estimates how good labels are, on checks that the classifiers did not see, and recommends some.
 
 Everything here is measured on *judged* rows: checked rows that were not chosen because of a run's
-predictions, and that are predicted by classifiers that did not see the check. It is an estimate
-for the rows that nobody checked. Uses NumPy and SciPy only.
+predictions. Classifiers that did not see the check predict them. The result is an estimate for the
+rows that nobody checked. Uses NumPy and SciPy only.
 """
 
 import dataclasses
@@ -118,7 +118,7 @@ class Verdict:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Verdict":
-        """The inverse."""
+        """The inverse of `to_json`."""
         parts = {
             "shares": {name: Share(**x) for name, x in stored["shares"].items()},
             "comparisons": {name: Comparison(**x) for name, x in stored["comparisons"].items()},
@@ -303,7 +303,8 @@ def weighted_share(
     """The estimate if a fixed number per class was drawn: the weighted mean of shares per class.
 
     A class without a row counts as the mean of the others. The variance of a class is computed with
-    two right and two wrong rows added.
+    two right and two wrong rows added. Shapes: right and checks `[n]`, class_shares `[C]`; the rest
+    is as for `share_right`.
     """
     if not len(checks):
         return Share(None, 0.0, 1.0, 0)
@@ -333,7 +334,7 @@ def compare(first: np.ndarray, second: np.ndarray) -> Comparison:
 
 
 def power(n: int, better: float, worse: float) -> float:
-    """Power of that test with n rows, if a share `better` of them is won and `worse` is lost."""
+    """Power of McNemar's test with n rows, if shares `better` are won and `worse` are lost."""
     odd = np.arange(n + 1)
     chance = stats.binom.pmf(odd, n, better + worse)
     odd, chance = odd[chance > 1e-7], chance[chance > 1e-7]
@@ -342,7 +343,7 @@ def power(n: int, better: float, worse: float) -> float:
 
 
 def rows_needed(better: float, worse: float) -> int | None:
-    """Fewest rows that show such a difference with 80 % power; None for none, or very many."""
+    """Fewest rows that show this difference with 80 % power; None without one, or for too many."""
     if better <= worse:
         return None
     low, high = 4, 8
@@ -388,7 +389,7 @@ def flatten(probs: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def _temperature(probs: np.ndarray, checks: np.ndarray) -> float:
-    """By the likelihood of checks, with a log-normal prior at 1."""
+    """The most probable temperature given the checks, with a log-normal prior around 1."""
     if not len(checks):
         return 1.0
     log_probs = np.log(np.maximum(probs, 1e-6))

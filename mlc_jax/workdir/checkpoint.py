@@ -22,7 +22,7 @@ from mlc_jax.core.groups import path_name
 from mlc_jax.errors import CheckpointError, Lost
 from mlc_jax.workdir.workdir import check_held
 
-with epy.lazy_imports():  # It takes a quarter of a second, and runs in memory save nothing.
+with epy.lazy_imports():  # Importing takes a quarter of a second; runs in memory save nothing.
     import orbax.checkpoint as ocp
 
 DIRECTORY = "checkpoints"
@@ -31,12 +31,12 @@ CHECKSUMS = "checksums"  # The key of the checksums in the saved progress.
 # Settings that may change when a run resumes: they do not affect what is learned.
 FREE_FIELDS = frozenset({
     "dataset.benchmark",  # The fingerprint of the data covers its effect.
-    "dataset.checked",  # So it does of files: they, and the workdir with them, may be moved.
+    "dataset.checked",  # As of all files: they may be moved, and the workdir with them.
     "dataset.clean",
     "dataset.data",
     "dataset.data_dir",
     "dataset.download",
-    "dataset.encoder",  # The data's fingerprint covers its features.
+    "dataset.encoder",  # The fingerprint covers its features.
     "dataset.encoder_feature",
     "dataset.max_cached_gb",
     "dataset.noisy",

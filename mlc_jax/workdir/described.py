@@ -25,7 +25,7 @@ def is_opened(name: str) -> bool:
 
 
 def is_config(text: bytes) -> bool:
-    """Whether a run wrote it, its description or its results: many programs have such files."""
+    """Whether a run wrote this `config.json` or `results.json`; other programs have some, too."""
     content = _object(text)
     return "method" in content and ("dataset" in content or "made_by" in content)
 
@@ -42,7 +42,7 @@ def has_key(text: bytes, key: str) -> bool:
 
 
 def _object(text: bytes) -> dict[str, Any]:
-    """Empty if it is no JSON object."""
+    """The JSON object; empty if the text is none."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):

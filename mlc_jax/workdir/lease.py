@@ -1,9 +1,9 @@
 """Keeps other runs out of a directory in a bucket, where file locks do not work.
 
-The lease is an object. The bucket counts its generation up with every write, and each write names
-the generation that it replaces: of two writers that saw the same generation, one succeeds. The
-holder renews the lease every few seconds. Another run watches it for `EXPIRY` seconds: if nobody
-renewed it meanwhile, its holder is gone. Clocks of different machines are never compared.
+The lease is an object in the bucket, which gives it a new generation number with every write. Each
+write names the generation that it replaces: of two writers that saw the same one, one succeeds. The
+holder renews the lease every `RENEW_EVERY` seconds. Another run watches it for `EXPIRY` seconds: if
+nobody renewed it, its holder is gone. Clocks of different machines are never compared.
 """
 
 import json
@@ -21,11 +21,11 @@ from mlc_jax.errors import InputError, Lost
 
 OBJECT = ".lease"
 EXPIRY = 60.0  # Seconds without a renewal until another run may take the lease.
-RENEW_EVERY = 15.0
+RENEW_EVERY = 15.0  # Seconds.
 # Identifies a job that restarts after a preemption: its next attempt need not wait.
 JOB_VARIABLE, ATTEMPT_VARIABLE = "MLC_JAX_JOB", "MLC_JAX_ATTEMPT"
 
-_POLL = 2.0
+_POLL = 2.0  # Seconds between looks at another run's lease.
 _TIMEOUT = 20.0  # Seconds for one request.
 
 
@@ -173,7 +173,7 @@ def _read(blob: Any) -> tuple[dict[str, Any], int] | None:
 
 
 def _write(blob: Any, record: dict[str, Any], generation: int, **options: Any) -> int:
-    """Writes if the generation is still `generation` (0: no object); returns the new one."""
+    """Writes if the object still has this generation (0: no object); returns the new one."""
     text = json.dumps(record)
     blob.upload_from_string(text, if_generation_match=generation, timeout=_TIMEOUT, **options)
     return int(blob.generation)

@@ -16,6 +16,7 @@ class PreemptionFlag:
         self.is_set = False
 
     def reached(self, count: int) -> bool:
+        """Whether to save and stop now; `count` is the number of windows so far."""
         if jax.process_count() > 1:
             # JAX stops all processes one step after the largest count, so it must rise by one.
             return multihost_utils.reached_preemption_sync_point(count)
