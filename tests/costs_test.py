@@ -288,8 +288,11 @@ def test_batches_are_shaped_as_the_loop_hands_them_over(tiny_config):
     from mlc_jax.training.run import build_run
 
     config = tiny_config(**{"meta_gradient.num_inner_steps": 3})
-    shapes = programs.batch_shapes(config, programs.load_pool(config), num_devices=8)
-    batch = next(build_run(config).pipeline.batches(0, num_devices=8))
+    run = build_run(config)
+    shapes = programs.batch_shapes(
+        config, programs.load_pool(config), takes_votes=run.method.takes_votes, num_devices=8
+    )
+    batch = next(run.pipeline.batches(0, num_devices=8))
     describe = lambda x: (x.shape, x.dtype)  # noqa: E731
     assert jax.tree.map(describe, batch) == jax.tree.map(describe, shapes)
 

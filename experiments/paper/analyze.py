@@ -58,7 +58,7 @@ _MAX_TICKS = 8  # At the steps that were measured; of more, the usual round ones
 
 
 class Labels(NamedTuple):
-    """`corrected_labels.npz`: of N noisy examples."""
+    """`corrected_labels.npz`: of the N noisy examples that had a label."""
 
     given: np.ndarray  # [N]
     corrected: np.ndarray  # [N]
@@ -124,7 +124,8 @@ def read_run(workdir: epath.Path) -> tuple[ConfigDict | None, dict[str, Any], La
         config = None if "made_by" in described else complete(ConfigDict(described))
         with (workdir / report.SOFT_LABELS_FILE).open("rb") as file, np.load(file) as arrays:
             keys = ("given_label", "corrected_label", "soft_label", "label_quality", "true_label")
-            labels = Labels(*(arrays[key] for key in keys))
+            had = arrays["given_label"] != UNKNOWN  # A label.
+            labels = Labels(*(arrays[key][had] for key in keys))
         return config, json.loads(results.read_text()), labels
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"--workdir: {str(workdir)!r} cannot be read: {error}") from error
@@ -205,7 +206,8 @@ def cross_validated(config: ConfigDict, given: np.ndarray) -> np.ndarray:
     from sklearn.preprocessing import StandardScaler
 
     dataset = datasets.load(config)
-    noisy = dataset.noisy.take(slice(0, len(given)))  # A run may export the first labels alone.
+    had = np.flatnonzero(dataset.noisy.given != UNKNOWN)  # A label; see `Labels`.
+    noisy = dataset.noisy.take(had[: len(given)])  # A run may export the first labels alone.
     source = noisy.source
     assert isinstance(source, data.ArraySource)
     num_values = source.inputs[0].size

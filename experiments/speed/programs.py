@@ -129,7 +129,8 @@ def create_program(
     bound = bind(method, pool)
     init = lambda: jax.jit(bound.init)(jax.random.key(0), pool.example)  # noqa: E731
     length = method.stride + method.num_replayed
-    batch = _draw(pool, batch_shapes(with_settings(config, num_inner_steps=length), pool))
+    config = with_settings(config, num_inner_steps=length)
+    batch = _draw(pool, batch_shapes(config, pool, takes_votes=method.takes_votes))
     return Program(name, num_inner_steps, method.stride, bound.train_step, init, batch)
 
 
@@ -175,24 +176,27 @@ def bind(method: Method, pool: Pool, axis_name: str | None = None) -> BoundMetho
     )
 
 
-def batch_shapes(config: ConfigDict, pool: Pool, *, num_devices: int | None = None) -> Batch:
+def batch_shapes(
+    config: ConfigDict, pool: Pool, *, takes_votes: bool = False, num_devices: int | None = None
+) -> Batch:
     """Shapes of a window's batches.
 
     They are `[k, B, ...]`, or as the loop hands them over to devices, `[num_devices, k,
-    B / num_devices, ...]`.
+    B / num_devices, ...]`. Of a method that takes votes, given labels are those of one source.
     """
     k = config.meta_gradient.num_inner_steps
 
-    def examples(size: int) -> Labelled:
+    def examples(size: int, *, is_noisy: bool = False) -> Labelled:
         lead = (k, size) if num_devices is None else (num_devices, k, size // num_devices)
 
         def shape(of_one: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((*lead, *of_one), jax.dtypes.canonicalize_dtype(dtype))
 
         inputs = jax.tree.map(lambda x: shape(x.shape[1:], x.dtype), pool.inputs)
-        return Labelled(inputs, shape((), np.int32), shape((), np.int32))
+        of_label = (1,) if is_noisy and takes_votes else ()
+        return Labelled(inputs, shape(of_label, np.int32), shape((), np.int32))
 
-    noisy, size = examples(config.noisy_batch_size), config.clean_batch_size
+    noisy, size = examples(config.noisy_batch_size, is_noisy=True), config.clean_batch_size
     if config.meta_gradient.mix_clean:
         return Batch(noisy, examples(size // 2), examples(size // 2))
     return Batch(noisy, None, examples(size))
@@ -203,7 +207,8 @@ def _draw(pool: Pool, shapes: Batch) -> Batch:
     rng, size = np.random.default_rng(0), num_examples(pool.inputs)
 
     def examples(part: Labelled) -> Labelled:
-        rows = rng.integers(0, size, part.labels.shape, dtype=np.int32)
+        assert part.rows is not None
+        rows = rng.integers(0, size, part.rows.shape, dtype=np.int32)
         labels = rng.integers(0, pool.num_classes, part.labels.shape, dtype=np.int32)
         inputs = jax.tree.map(lambda x: jnp.asarray(x[rows]), pool.inputs)
         return Labelled(inputs, jnp.asarray(labels), jnp.asarray(rows))

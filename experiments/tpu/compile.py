@@ -164,7 +164,10 @@ def compile_step(
     state = jax.eval_shape(lambda: bound.init(jax.random.key(0), pool.example))
     figures = dict.fromkeys(FIGURES, np.nan)
     start, note = time.perf_counter(), ""
-    lowered = pmapped.lower(state, programs.batch_shapes(config, pool, num_devices=len(chips)))
+    shapes = programs.batch_shapes(
+        config, pool, takes_votes=method.takes_votes, num_devices=len(chips)
+    )
+    lowered = pmapped.lower(state, shapes)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

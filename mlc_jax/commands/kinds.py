@@ -112,8 +112,9 @@ def _of_table(table: Table, header: list[str], named: dict[str, str]) -> Kind:
         return Kind("text", named)
     taken = {*named.values(), *COLUMN_NAMES} - {"text", "path"}
     others = [x for x in header if x not in taken and not x.startswith(_LABELS)]
-    written = itertools.islice(table.as_written(), 1, 1 + _LOOKED_AT)
-    rows = [dict(zip(header, fields, strict=False)) for fields, _ in written]
+    written = (fields for fields, _ in table.as_written() if fields)  # Not blank.
+    there = itertools.islice(written, 1, 1 + _LOOKED_AT)
+    rows = [dict(zip(header, fields, strict=False)) for fields in there]
     told = {x: [row[x] for row in rows if row.get(x) and not row[x].isspace()] for x in others}
     for name in sorted(others, key=lambda x: x not in ("path", "image")):
         if told.get(name) and all(x.lower().endswith(PICTURES) for x in told[name]):

@@ -117,7 +117,10 @@ class Lease:
         """Whether another run took it, rather than our own renewal whose answer was lost."""
         if type(error).__name__ != "PreconditionFailed":
             return False
-        found = _read(self._blob)
+        try:
+            found = _read(self._blob)
+        except Exception:  # The next renewal asks again, as long as the lease is ours.
+            return False
         if found is None or found[0]["token"] != self._record["token"]:
             return True
         self._generation = found[1]
