@@ -65,12 +65,12 @@ def fit(
 
     Args:
       method: such as `mlc_jax.methods.mlc(...)`.
-      noisy: examples whose labels may be wrong.
-      clean: a few examples of every class whose labels somebody checked; none of them in `noisy`.
+      noisy: N examples whose labels may be wrong.
+      clean: a few examples of every class with checked labels; none of them is in `noisy`.
       test: examples that only judge the classifier.
-      validation: examples with true labels that select a checkpoint; they count as spent.
+      validation: examples whose true labels select a checkpoint; the report counts their labels.
       num_epochs: passes over the noisy set.
-      num_steps: inner steps, instead of `num_epochs`; 0 uses `num_epochs`.
+      num_steps: inner steps (updates of the classifier); 0 trains for `num_epochs`.
       batch_size: noisy examples per step, over all devices; fewer if there are fewer.
       clean_batch_size: clean examples per step; one half joins the inner loss, the other is the
         outer loss. None is `batch_size`, or as many as there are.
@@ -152,7 +152,7 @@ def _create_run(
 
 
 class Inputs(NamedTuple):
-    """How to read inputs like those of a run; see `Result`."""
+    """How to read inputs like those of a run; for the fields see `Result`."""
 
     kind: str
     read: Callable[[Any], Source]
@@ -176,7 +176,7 @@ def train(
     Args:
       run: what to train.
       inputs: how to read its inputs.
-      formerly: the value of a field that an older description lacks.
+      formerly: values of fields that the description in an older workdir lacks.
       workdir: see `fit`.
       reader: of texts or pictures; a workdir gets a copy of its encoder.
       progress: whether to show a progress bar.
@@ -232,7 +232,7 @@ def train(
 
 
 def _of_rows(dataset: Dataset, of_noisy: "Prediction") -> "Corrected":
-    """The results for all rows of own data in memory, which are rows of one source."""
+    """The results for all rows of own data in memory; all of them are rows of one source."""
     from mlc_jax.report.corrected import of_all_rows
 
     parts = (dataset.clean, dataset.validation, dataset.test)
@@ -258,10 +258,10 @@ def load(
       method: needed if the method has a Flax module or an optax transformation of your own.
       prepare: needed if `fit` got one.
       reader: needed if a function of your own encoded pictures.
-      labels: whether to read the corrected labels, too; predictions need none of them.
+      labels: whether to read the corrected labels, too; predictions do not need them.
 
     Raises:
-      InputError: there is no finished run, or `method` is needed to load it.
+      InputError: there is no finished run, or `method`, `prepare` or `reader` is needed.
       CheckpointError: the checkpoint cannot be read, or belongs to another method.
     """
     from mlc_jax.report import report
@@ -406,7 +406,7 @@ def _classes(names: Sequence[str], *, names_labels: bool) -> np.ndarray:
 
 
 def _with_none(classes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Labels as the user wrote them; "", -1 or, where that is a class, None is no label."""
+    """Labels as the user wrote them. No label is "", -1 or, where that is a class, None."""
     if classes.dtype.kind == "U":
         return np.append(classes, "")[numbers]
     if classes.dtype.kind in "iu" and UNKNOWN not in classes:

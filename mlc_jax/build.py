@@ -1,4 +1,4 @@
-"""From a config to the constructors that `import mlc_jax` has, too. Imports no TensorFlow."""
+"""Builds methods, models and optimizers from a config. Imports no TensorFlow."""
 
 import dataclasses
 
@@ -18,9 +18,13 @@ from mlc_jax.models.bert_checkpoint import load_config
 
 
 def create_classifier(config: ConfigDict, num_classes: int) -> nn.Module:
-    """Builds `config.model`."""
+    """Builds the classifier of `config.model`.
+
+    Raises:
+      InputError: the checkpoint cannot be read, or has fewer layers than are to be frozen.
+    """
     dtype, is_bert = jnp.dtype(config.dtype), config.name == "bert"
-    # If the whole encoder is frozen, only this is trained, on the output of the encoder.
+    # On top of an encoder that is frozen as a whole, only an MLP is trained.
     if config.name == "mlp" or (is_bert and config.bert.num_frozen_layers == -1):
         return MLP(
             num_classes=num_classes,
@@ -88,7 +92,7 @@ def create_method(config: ConfigDict, num_classes: int, *, paired: bool = False)
     Args:
       config: see `mlc_jax.config`.
       num_classes: C.
-      paired: whether the given labels of clean rows are known, too; of some at least.
+      paired: whether at least some clean rows also have a known given label.
 
     Raises:
       InputError: settings that do not suit each other.

@@ -35,7 +35,7 @@ def run(main: Callable[..., None], *, required: list[str], takes_arguments: bool
 def parse(
     argv: list[str], values: flags.FlagValues = flags.FLAGS, *, known_only: bool = False
 ) -> list[str]:
-    """absl's parsing, but an error ends the command with one line instead of a traceback.
+    """Parses flags as absl does, but an error ends the command without a traceback.
 
     Args:
       argv: the program's name first.
@@ -72,6 +72,9 @@ def guarded(main: Callable[[], int | None], told: Callable[[str], str] = str) ->
     Args:
       main: the command. It may return an exit code.
       told: rewrites log lines and errors in the words that the user typed.
+
+    Returns:
+      The exit code.
     """
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Otherwise absl warns that it logs too early.
@@ -94,7 +97,7 @@ def guarded(main: Callable[[], int | None], told: Callable[[str], str] = str) ->
 
 
 class _Once(std_logging.Filter):
-    """Lets each message pass once: data that are checked twice are reported once."""
+    """Lets each message pass once, because some data are checked twice."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -37,8 +37,8 @@ _OWN = {
 def describe(value: Any) -> Any:
     """JSON-like text of a setting; equal for equal settings.
 
-    Of what is not the project's own, such as an optax transformation, it says what can be said: the
-    name, and the fields of a Flax module.
+    Objects of other libraries, such as optax transformations, are described by their names alone;
+    dataclasses, such as Flax modules, also by their fields.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -59,10 +59,10 @@ def describe(value: Any) -> Any:
 
 
 def rebuild(described: Any) -> Any:
-    """What `describe` described.
+    """Makes the object that `describe` described.
 
     Raises:
-      InputError: it is not made of the project's own parts alone.
+      InputError: a part is not the project's own, or has a setting that this version lacks.
     """
     if isinstance(described, list):
         return tuple(rebuild(item) for item in described)
@@ -83,9 +83,9 @@ def rebuild(described: Any) -> Any:
 
 
 def defaults(value: Any) -> dict[str, Any]:
-    """Described defaults of a setting's own settings, nested like `describe(value)`.
+    """The described defaults of an object's settings, nested like `describe(value)`.
 
-    A workdir from before one of them existed was made with its default.
+    A workdir that is older than a setting was made with the setting's default.
     """
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return {}

@@ -17,7 +17,7 @@ from typing import Any, TextIO, cast
 class ExitCode(enum.IntEnum):
     """Exit codes of commands.
 
-    Below 128 the same command would fail again. From 128 on it may resume from the newest
+    After 1 to 127 the same command would fail again. From 128 on it may resume from the newest
     checkpoint (`should_retry`). The manifests of `experiments.tpu.job` are made from this table.
     """
 
@@ -84,16 +84,16 @@ def exit_code(error: BaseException) -> ExitCode:
 
 
 def readable(text: str, keep: str = "") -> str:
-    r"""A user's text as it is shown: in a terminal, a log, a page, a picture.
+    r"""A user's text as it is shown in a terminal, a log, a report or a plot.
 
-    Control characters (a terminal would obey them), marks that turn the direction of what follows,
-    and what else has no glyph become `\x1b`, `\u202e`.
+    Characters that cannot be printed become escapes such as `\x1b` and `\u202e`. A terminal would
+    obey control characters, and marks of direction would turn the text that follows.
 
     Args:
-      text: of anybody.
-      keep: characters that stay, such as the ends of a text's lines.
+      text: any text.
+      keep: characters that stay, such as line ends.
     """
-    if text.isprintable():  # A fast way for nearly all.
+    if text.isprintable():  # Fast, and true of nearly all texts.
         return text
     return "".join(
         x if x.isprintable() or x in keep or x in _JOINERS or unicodedata.category(x) == "Zs"
@@ -108,7 +108,7 @@ def shown(value: Any, length: int = 200) -> str:
     size = len(value) if isinstance(value, str) else len(text)
     if max(size, len(text)) <= length:
         return text
-    text = " ".join(text.split())  # Arrays have lines.
+    text = " ".join(text.split())  # The repr of an array has several lines.
     return f"{text[:length]}... ({size:,} characters)"
 
 
@@ -125,9 +125,9 @@ def is_watched() -> bool:
 
 @contextlib.contextmanager
 def closed_pipes_forgiven() -> Iterator[None]:
-    """Nothing ends because nobody reads what it prints any more (`| head`); training goes on."""
+    """Lets a command go on when nobody reads its output any more, as after `| head`."""
     before = sys.stdout, sys.stderr
-    for stream in before:  # A terminal that is not UTF-8 shows other letters as escapes.
+    for stream in before:  # A letter that the terminal cannot show becomes an escape.
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = (cast(TextIO, _Stream(stream)) for stream in before)

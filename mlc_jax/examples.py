@@ -30,13 +30,16 @@ class Examples:
         list of texts, if `fit` gets a `reader`.
       labels: `[N]`, numbers from 0 or names: given labels of noisy examples, true labels of clean
         ones. With several sources (annotators, rules, models) `[N, S]`, a table with a column for
-        each source, or a dict from names to labels. -1, "", None or NaN mean no label.
-      given: for clean examples, the labels before somebody checked them, in the form of `labels` of
-        the noisy ones. None if they are not known.
+        each source, or a dict from sources to labels. -1, "", None or NaN mean no label.
+      given: for clean examples, the labels before somebody checked them, in the form of the noisy
+        examples' `labels`. None if they are not known.
       ids: `[N]` names of the examples; None numbers them.
       drawn: for clean examples, how they were chosen: `random` (a random sample of all rows),
         `per_class` (a fixed number per class) or `looked_up` (for a reason). One of these, or one
         for each example `[N]`. None guesses.
+
+    Raises:
+      InputError: there is no example, or not one label or name for each.
     """
 
     x: Any
@@ -82,8 +85,8 @@ def create_source(x: Any, ids: Any = None, offsets: Offsets = ()) -> Source:
 
     Args:
       x: as in `Examples`.
-      ids: of its rows.
-      offsets: of features, see `offsets_of`.
+      ids: `[N]` names of its rows; None numbers them.
+      offsets: are subtracted from features, see `offsets_of`.
 
     Raises:
       InputError: the inputs are not finite numbers.
@@ -98,7 +101,7 @@ def create_source(x: Any, ids: Any = None, offsets: Offsets = ()) -> Source:
     leaves = jax.tree.leaves(x)
     in_memory = (np.ndarray, jax.Array)
     if all(isinstance(leaf, in_memory) and not isinstance(leaf, np.memmap) for leaf in leaves):
-        arrays = jax.tree.map(np.asanyarray, x)  # Masks stay, to be refused.
+        arrays = jax.tree.map(np.asanyarray, x)  # Masks must stay: `as_stored` refuses them.
         texts = any(array.dtype.kind in "OSU" for array in jax.tree.leaves(arrays))
         reader = "numbers; texts need fit(..., reader=mlc_jax.TextReader(...))"
         expect(not texts, "x", "texts", reader)
@@ -127,7 +130,7 @@ def create_dataset(
     prepare: Callable[[Any], Any] | None,
     read: Callable[..., Source] = create_source,
 ) -> Dataset:
-    """Turns labels into numbers and inputs into sources, by `read(inputs, ids)`.
+    """Turns labels into numbers, and inputs into sources by `read(inputs, ids)`.
 
     Raises:
       InputError: labels, inputs and the method's model do not fit together.
@@ -196,7 +199,7 @@ def check_layout(source: Source, example: Any) -> None:
     zeros = lambda leaf: np.zeros(leaf["shape"], leaf["dtype"])  # noqa: E731
     expected = Layout.of(jax.tree.map(zeros, example, is_leaf=is_description))
     same = (layout.structure, layout.shapes) == (expected.structure, expected.shapes)
-    # Other kinds of whole numbers will do; a fraction is no pixel.
+    # Other types of whole numbers will do, but fractions in place of pixels will not.
     if not same or not all(
         np.can_cast(one, other, "same_kind")
         for one, other in zip(layout.dtypes, expected.dtypes, strict=True)
@@ -207,7 +210,7 @@ def check_layout(source: Source, example: Any) -> None:
 
 
 def prepare_for(example: Any) -> Callable[[Any], Any]:
-    """Converts whole numbers of a single array to float32, in which models compute."""
+    """The default `prepare`: whole numbers of a single array become float32."""
     is_leaf = is_description(example)
     dtype = example["dtype"] if is_leaf else getattr(example, "dtype", None)
     if dtype is not None and not np.issubdtype(np.dtype(dtype), np.floating):
@@ -216,12 +219,12 @@ def prepare_for(example: Any) -> Callable[[Any], Any]:
 
 
 def is_description(value: Any) -> bool:
-    """Whether it describes an array; see `Run.sizes`."""
+    """Whether a value describes an array; see `Run.sizes`."""
     return isinstance(value, dict) and value.keys() == {"shape", "dtype"}
 
 
 def _num_classes(method: Method, prepare: Callable[[Any], Any], example: Any) -> int:
-    """How many logits the model has."""
+    """The number of the model's logits."""
 
     def logits(example: Any) -> jax.Array:
         key = jax.random.key(0)

@@ -61,7 +61,7 @@ def main(typed: Sequence[str] | None = None) -> None:
             sys.exit(supervisor.supervise(command))
         _join_processes()
     elif _CONFIG.value.dataset.name in datasets.READ_AT_ONCE:
-        datasets.load(_CONFIG.value)  # It is read once, and this is kept.
+        datasets.load(_CONFIG.value)  # The result is kept for later calls.
     try:
         _train(typed or ["python", "-m", "mlc_jax.main", *sys.argv[1:]])
     except Exception as error:
@@ -89,7 +89,7 @@ def _again(typed: Sequence[str]) -> str:
     path, data = _WORKDIR.value.rstrip("/"), _CONFIG.value.dataset
     checked = ",".join(filter(None, [data.checked, f"{path}/to_check.csv"]))
     changed = ("--workdir", "--config.dataset.checked")
-    # A child of the supervisor has one more flag.
+    # A child of the supervisor has one more flag, `--nosupervise`.
     values = [False, *(x in changed for x in typed)]  # `--workdir DIR`, in two words.
     kept = [
         x
@@ -120,11 +120,11 @@ def _check_processes() -> None:
 
 
 def _bind_address(coordinator: str | None) -> str | None:
-    """Where process 0 listens; None is JAX's own choice, all interfaces.
+    """The address where process 0 listens; None leaves it to JAX, which takes all interfaces.
 
     Args:
-      coordinator: HOST:PORT. Where HOST is an address of this machine, nobody else's packets are
-        for it: 127.0.0.1 is reached from here alone. A name may be that of a proxy before it.
+      coordinator: HOST:PORT. If HOST is an address of this machine, process 0 listens only there:
+        127.0.0.1 cannot be reached from outside. Otherwise HOST may be a proxy, and we return None.
     """
     if coordinator is None or "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
         return None

@@ -1,4 +1,4 @@
-"""Directories and files, on a disk or in a bucket: the one place that knows which is which."""
+"""Directories and files on a disk or in a bucket. Only this module tells one from the other."""
 
 import atexit
 import contextlib
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 # Before etils is imported. Its other client for buckets is TensorFlow's, which uploads a file anew
 # for every line that is appended, and cannot be pointed at another endpoint.
 os.environ.setdefault("EPATH_USE_TF", "false")
-# Otherwise it asks for the kind of every bucket first, and warns where it may not know.
+# Otherwise gcsfs first asks for the kind of each bucket, and warns if it may not ask.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 from etils import epath
@@ -50,12 +50,12 @@ def regular_file(path: str | bytes | os.PathLike[str]) -> os.stat_result:
 def check_regular(
     directory: epath.PathLike, name: str, is_opened: Callable[[str], object] = bool
 ) -> None:
-    """Refuses a directory of files that are opened by their names, if one is no regular file.
+    """Refuses a directory with a FIFO or a device among the files that will be opened.
 
     Args:
-      directory: of a disk, with those inside; in a bucket there are regular files alone.
+      directory: is searched with its sub-directories. A bucket has only regular files.
       name: of the flag or argument, for messages.
-      is_opened: whether that is done with a file, or files in a directory, of this name.
+      is_opened: whether a file or directory of this name, directly inside, will be opened.
 
     Raises:
       InputError: a FIFO or a device.
@@ -80,7 +80,7 @@ def check_regular(
 
 
 def _other_kind(found: os.stat_result) -> str:
-    """What it is if it is no regular file."""
+    """The kind of a file that is not regular; "" for a regular file."""
     if stat.S_ISREG(found.st_mode):
         return ""
     return _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
@@ -94,7 +94,8 @@ def absolute(path: epath.PathLike, name: str = "--workdir") -> epath.Path:
       name: of the flag or argument, for messages.
 
     Raises:
-      InputError: it is in no bucket that could be read, or no package for buckets is installed.
+      InputError: it is neither a local path nor `gs://BUCKET/NAME`, or the packages for buckets
+        are not installed.
     """
     text = os.fspath(path)
     if "\0" in text:
@@ -120,17 +121,17 @@ def absolute(path: epath.PathLike, name: str = "--workdir") -> epath.Path:
 
 
 def expanded(path: epath.PathLike) -> pathlib.Path:
-    """The path with `~` and `~NAME` expanded; that of no user stays as it is."""
+    """The path with `~` and `~NAME` expanded; a NAME that is no user stays as it is."""
     return pathlib.Path(os.path.expanduser(path))
 
 
 def whole(path: str) -> str:
-    """The path of a file as it is named from any directory; a link stays one."""
+    """The absolute path of a file; links are not resolved."""
     return path if is_remote(path) else os.path.abspath(expanded(path))
 
 
 def check_no_pattern(path: epath.Path, name: str) -> None:
-    """Refuses a directory of checkpoints that orbax could not find again: it reads a pattern.
+    """Refuses a directory for checkpoints whose path orbax would read as a pattern.
 
     Raises:
       InputError: the path has a [ or a backslash.
@@ -142,37 +143,37 @@ def check_no_pattern(path: epath.Path, name: str) -> None:
 
 
 def write(path: epath.Path, content: bytes, beside: str = "") -> None:
-    """Writes a file whole: a reader never sees half of it, nor loses the one before.
+    """Writes a file at once: a reader sees either the old content or all of the new content.
 
-    On a disk it is written beside its place and renamed; an object of a bucket appears at once.
+    On a disk another file is written and renamed; an object of a bucket appears at once.
 
     Args:
-      path: of the file.
-      content: of it.
-      beside: name that it has until it is whole; needed where several processes may write it.
+      path: the file.
+      content: its bytes.
+      beside: its name until it is complete; needed where several processes may write it.
 
     Raises:
-      OSError: it cannot be written; names it.
-      Lost: the same in a bucket, which may be back soon.
+      OSError: it cannot be written; the error names it.
+      Lost: it cannot be written to a bucket, which may be back soon.
     """
     if is_remote(path):
         try:
             path.write_bytes(content)
-        except Exception as error:  # Of gcsfs and of the network, a dozen types.
+        except Exception as error:  # gcsfs and the network raise a dozen types.
             raise Lost(f"cannot write {os.fspath(path)}: {_reason(error)}") from error
         return
-    path = epath.Path(os.path.realpath(path))  # A link stays one.
+    path = epath.Path(os.path.realpath(path))  # A link stays; its target is replaced.
     partial = path.parent / (beside or path.name + ".partial")
     try:
         partial.write_bytes(content)
         partial.replace(path)
-    except OSError as error:  # Without a name if the disk is full.
+    except OSError as error:  # It names no file if the disk is full.
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextlib.contextmanager
 def written_locally(folder: epath.Path) -> Iterator[pathlib.Path]:
-    """A local directory to write files to, which end up in `folder`; `config.json` last of all."""
+    """A local directory for files that end up in `folder`; `config.json` is copied last."""
     if not is_remote(folder):
         folder.mkdir(exist_ok=True)
         yield pathlib.Path(folder)
@@ -186,7 +187,7 @@ def written_locally(folder: epath.Path) -> Iterator[pathlib.Path]:
 
 
 def version(path: epath.PathLike, name: str) -> tuple[int, int] | None:
-    """Differs once a file has been written again; None if there is none.
+    """A value that changes when a file is written again; None if there is no file.
 
     Args and errors are those of `local`.
     """
@@ -208,15 +209,15 @@ def version(path: epath.PathLike, name: str) -> tuple[int, int] | None:
 def local(path: epath.PathLike, name: str) -> pathlib.Path:
     """The path on a disk from which a file or a directory can be read; `~` is expanded.
 
-    Files in a bucket are copied to the machine's temporary files, for this process. A file that
-    does not exist gets a path all the same.
+    Files in a bucket are copied to temporary files of this process. A file that does not exist also
+    gets a path.
 
     Args:
       path: of a disk, or `gs://BUCKET/NAME`.
       name: of the flag or argument, for messages.
 
     Raises:
-      InputError: it is in no bucket that could be read.
+      InputError: it is in a bucket that cannot be read.
     """
     found = version(path, name)
     if not _SCHEME.match(os.fspath(path)):
@@ -230,17 +231,17 @@ def local(path: epath.PathLike, name: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def kept(path: epath.PathLike, name: str) -> Iterator[pathlib.Path]:
-    """A file or a flat directory of a cache, to be read, and to be made anew if need be.
+    """A file or a flat directory of a cache, to be read, or to be written if it is missing.
 
-    One in a bucket is copied to this machine, and uploaded if it is another one at the end.
+    One in a bucket is copied to this machine, and uploaded at the end if it changed.
 
-    Args and errors are those of `local`; it may be that the bucket cannot be written to, either.
+    Args are those of `local`. It raises InputError if the bucket cannot be read or written.
     """
     place = local(path, name)
     if not is_remote(path):
         yield place
         return
-    if not place.exists():  # Nobody else's: many may be missing.
+    if not place.exists():  # `local` gives all missing files of one name the same path.
         place = pathlib.Path(tempfile.mkdtemp(dir=_copies())) / place.name
     before = _stamps(place)
     yield place
@@ -256,10 +257,10 @@ def kept(path: epath.PathLike, name: str) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def cache_written(directory: pathlib.Path) -> Iterator[None]:
-    """Makes a directory of the cache, and says which one it is that cannot be written.
+    """Makes a directory of the cache, to write in the block.
 
     Raises:
-      InputError: an OSError inside.
+      InputError: the directory cannot be written; an OSError in the block counts as this.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -273,7 +274,7 @@ def cache_written(directory: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def file_of_cache(place: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A file to write, which is moved to its place in the cache when it is whole.
+    """A file to write; it is moved to its place in the cache when it is complete.
 
     Raises:
       InputError: it cannot be written.
@@ -291,7 +292,7 @@ def file_of_cache(place: pathlib.Path) -> Iterator[pathlib.Path]:
 def _readable(path: epath.PathLike, name: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # Of gcsfs and of the network, a dozen types.
+    except Exception as error:  # gcsfs and the network raise a dozen types.
         raise InputError(
             f"{name}: cannot read {os.fspath(path)!r} ({_reason(error)}); expected a bucket that "
             f"this account may read, and room for a copy in {tempfile.gettempdir()}"
@@ -300,7 +301,7 @@ def _readable(path: epath.PathLike, name: str) -> Iterator[None]:
 
 @functools.cache
 def _copies() -> pathlib.Path:
-    """A directory of this process for copies."""
+    """The directory of this process for copies of files in buckets."""
     place = pathlib.Path(tempfile.mkdtemp(prefix="mlc_jax."))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     return place
@@ -308,7 +309,7 @@ def _copies() -> pathlib.Path:
 
 @functools.cache
 def _copied(remote: epath.Path, found: tuple[int, int]) -> pathlib.Path:
-    """A copy; another version of a file is copied anew."""
+    """A copy of one version of a file; `found` tells the versions apart."""
     del found
     place = pathlib.Path(tempfile.mkdtemp(dir=_copies())) / remote.name
     _copy(remote, place)
@@ -326,7 +327,7 @@ def _copy(remote: epath.Path, place: pathlib.Path) -> None:
 
 
 def _stamps(place: pathlib.Path) -> set[tuple[str, int, int]]:
-    """Differ once files have been written."""
+    """Names, times and sizes of files: they change when files are written."""
     files = [place] if place.is_file() else place.glob("*")
     return {(x.name, x.stat().st_mtime_ns, x.stat().st_size) for x in files}
 

@@ -40,7 +40,7 @@ class Trained:
 
     Attributes:
       run: the run.
-      progress: of the loop.
+      progress: the loop's description, evaluations and seconds.
       of_noisy: predictions for the noisy examples.
     """
 
@@ -51,34 +51,37 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Result:
-    """Corrected labels, how good they are, and a classifier. It can be pickled if its method can.
+    """Corrected labels, how good they are, and a classifier.
+
+    It can be pickled if its method can. N is the number of noisy examples, C that of classes.
 
     Attributes:
       labels: `[N]`, corrected labels of the noisy examples, in their order; numbers or names, as
         they were given.
-      label_quality: `[N]`, probability that each given label is right; NaN if there is none.
+      label_quality: `[N]`, probability that the given label is right; NaN if there is none.
       soft_labels: `[N, C]`, probabilities of the classes.
       given_labels: `[N]`; with several sources the majority vote. -1 or "" if there is none.
-      ids: `[N]`, text.
+      ids: `[N]` text, names of the noisy examples.
       classes: `[C]`, the label of each column of `soft_labels` and `predict_proba`.
       figures: as in `results.json`; None where truth or a test set is missing.
       state: the trained state.
       method: the method with its settings.
       sizes: the sizes of the data that the method is bound to; see `Run.sizes`.
-      prepare: maps stored inputs to what the model takes.
+      prepare: maps stored inputs `[B, ...]` to what the model takes.
       read: maps a user's inputs to a source like the training data.
       kind: the kind of inputs: arrays, table, text or image_folder.
-      columns: of a table.
+      columns: how a table's columns become features; None for other inputs.
       frame: the data frame that was passed to `correct_labels`.
       rows: the labels of all rows, from `correct_labels` and `LabelCorrector`.
-      predictions: of `cross_fit`: `[N]` labels of the same examples by `predicted_label`, the
-        classifier alone, without the given label; `predicted_by_checked`, a classifier of the
-        checked rows; `predicted_by_given`, one of the labels as given. None of them learned from
-        the row. They are the columns of `predicted_labels.csv`; empty in a result that was loaded.
+      predictions: of `cross_fit`: labels `[N]` of the same examples by three classifiers, which did
+        not learn from the row. `predicted_label` is the prediction without the given label. The
+        classifier of `predicted_by_checked` learned only from checked rows, that of
+        `predicted_by_given` from labels as given. They are the columns of `predicted_labels.csv`;
+        empty in a result that was loaded.
       sources: with several labels per row, a dict for each source: how many labels it gave, how
         many are right, what it confuses. `pandas.DataFrame(result.sources)` is the table of
         `sources.csv`; empty in a result that was loaded.
-      trained: what a report is made of; None in a result that was loaded.
+      trained: the data for a report; None in a result that was loaded.
     """
 
     labels: np.ndarray
@@ -121,7 +124,7 @@ class Result:
           x: as in `Examples`; texts for a run that was given texts. For runs on tables, a data
             frame or a dict of columns; on pictures, their paths, a directory of them, or a table
             with a column `path`.
-          batch_size: over all devices.
+          batch_size: inputs per batch, over all devices.
 
         Raises:
           InputError: inputs of other shapes, types or columns.
@@ -129,7 +132,7 @@ class Result:
         return self.predict_source(self.read(x), batch_size=batch_size)
 
     def predict_source(self, source: Source, *, batch_size: int = 1000) -> np.ndarray:
-        """The same for inputs as they are stored."""
+        """`predict_proba` for a source of inputs in the stored form."""
         from mlc_jax.training import evaluate
 
         expect(is_whole(batch_size) and batch_size > 0, "batch_size", batch_size, "1 or more")
@@ -145,7 +148,7 @@ class Result:
 
     @functools.cached_property
     def _predict(self) -> Any:
-        """Compiled once."""
+        """The compiled prediction; cached, because compiling takes seconds."""
         from mlc_jax.training import evaluate
 
         return evaluate.create_predict(self.bound)
@@ -157,10 +160,10 @@ class Result:
     def to_frame(self) -> "pandas.DataFrame":
         """A row for each example, under cleanlab's names.
 
-        After `correct_labels` it is the frame with four more columns: `corrected_label`;
-        `confidence`, the probability that it is right; `label_quality`, the probability that the
-        given label is right; `is_label_issue`, whether it was corrected. Where the frame has some
-        of these columns itself, ours are called `mlc_...`, as in `corrected.csv`.
+        After `correct_labels` it is the frame with four more columns. `corrected_label` is right
+        with the probability `confidence`, the given label with the probability `label_quality`.
+        `is_label_issue` says whether the given label was corrected. If the frame already has one of
+        these columns, ours are called `mlc_...`, as in `corrected.csv`.
 
         Otherwise a row for each noisy example: `id`, `is_label_issue`, `label_quality`,
         `given_label`, `predicted_label` (the corrected one), `confidence`. That table goes into

@@ -1,4 +1,4 @@
-"""A parent for one process of several, which says in one line that another one is gone.
+"""A parent for one process of several. It says in one line that another process is gone.
 
 If a peer dies, JAX aborts the process from a thread of its own: code 134, after pages of stack
 traces. Nothing inside the process can prevent that. The parent hides the stack traces. Its exit
@@ -16,14 +16,14 @@ from collections.abc import Sequence
 
 from mlc_jax.errors import ExitCode, InputError, Lost, Preempted
 
-# JAX's own is 100 seconds. A process that computes or compiles has a thread for its heartbeat.
+# JAX's default is 100 seconds. A busy process sends its heartbeat from a thread of its own.
 HEARTBEAT_SECONDS = 30
 LOST = Lost("another process of this run is gone.")
 
 _LOST_LINE = f"error: {LOST} The same command resumes from the newest checkpoint."
-_SECONDS_TO_ABORT = 10  # JAX takes one.
-# The log of JAX's coordination service, or the child's own last line, into which it may run: from
-# there on nothing else follows.
+_SECONDS_TO_ABORT = 10  # JAX needs one second.
+# From such a line on, only stack traces follow. It is a log line of JAX's coordination service, or
+# the child's own last line, because the log may run into that.
 _ABORTS = re.compile(
     rb"[EF]\d{4} .*(coordination_service|client\.h:)|" + re.escape(_LOST_LINE.encode())
 )
@@ -35,7 +35,7 @@ _ENDED_BY_ITSELF = {ExitCode.DONE, ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode
 
 
 def supervise(command: Sequence[str]) -> int:
-    """Runs a command to its end; SIGTERM goes on to it.
+    """Runs a command to its end, and passes SIGTERM on to it.
 
     Args:
       command: the program and its arguments.
@@ -44,12 +44,12 @@ def supervise(command: Sequence[str]) -> int:
       Its exit code, or `ExitCode.LOST` where JAX ended it because another process was gone.
     """
     process = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=_end_with_parent)
-    # After the child was made, which would inherit them. A terminal's SIGINT goes to both.
+    # Set only now, because the child would inherit them. A terminal sends SIGINT to both.
     signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
     signal.signal(signal.SIGINT, lambda *_: None)
     kept = _forward(process)
     code = process.wait()
-    if kept and code in _ENDED_BY_ITSELF:  # Its own message may be among it.
+    if kept and code in _ENDED_BY_ITSELF:  # The child's own message may be in it.
         sys.stderr.buffer.write(kept)
     elif kept:
         print(_LOST_LINE, file=sys.stderr)
@@ -58,7 +58,7 @@ def supervise(command: Sequence[str]) -> int:
 
 
 def is_of_a_lost_peer(error: BaseException) -> bool:
-    """Whether an error of several processes came about because another one is gone."""
+    """Whether a process failed because another one is gone."""
     if isinstance(error, (InputError, Preempted)):
         return False
     chain: BaseException | None = error
@@ -73,7 +73,8 @@ def _forward(process: subprocess.Popen[bytes]) -> bytes:
     """Copies the child's stderr to ours until the child ends or JAX gives up.
 
     Returns:
-      What is not for users: from where JAX gave up. It gets a few seconds for it.
+      The output from where JAX gave up, which is not for users. The child is killed if it then
+      writes nothing for `_SECONDS_TO_ABORT`.
     """
     assert process.stderr is not None
     stream = process.stderr.fileno()
@@ -84,7 +85,7 @@ def _forward(process: subprocess.Popen[bytes]) -> bytes:
             process.kill()
             return kept
         chunk = os.read(stream, 1 << 16)
-        # A progress bar's lines begin anew without an end.
+        # A progress bar ends its lines with a carriage return.
         *lines, rest = re.split(rb"(?<=[\r\n])", rest + chunk) if chunk else (rest, b"")
         for line in lines:
             if kept or _ABORTS.match(line):
@@ -97,6 +98,6 @@ def _forward(process: subprocess.Popen[bytes]) -> bytes:
 
 
 def _end_with_parent() -> None:
-    """In the child: SIGKILL of its parent is not passed on otherwise."""
+    """In the child: ends it with its parent, which cannot pass SIGKILL on."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

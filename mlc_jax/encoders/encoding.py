@@ -40,12 +40,12 @@ class TextReader:
         for a model of vectors, such as `mlc_jax.models.MLP`. Otherwise they become tokens, for a
         `mlc_jax.models.Bert` that starts from the checkpoint (`initial_params=`).
       max_length: T, the most tokens of a text; longer texts are cut off.
-      feature, dtype: the frozen encoder's, see `mlc_jax.models.Bert`.
+      feature, dtype: of the frozen encoder, see `mlc_jax.models.Bert`.
       tokenizer: a directory with a `tokenizer.json`, or a name on the hub; None takes `checkpoint`.
       cache_dir: directory for tokens and features; None is ~/.cache/mlc_jax.
       max_cached_gb: for an encoder with frozen first layers (`num_frozen_layers` of
         `mlc_jax.models.Bert`). Their output for all texts is computed once and cached if it takes
-        at most so many GB. Otherwise it is computed in every step.
+        at most this many GB. Otherwise it is computed in every step.
     """
 
     kind: ClassVar[str] = "text"
@@ -70,7 +70,11 @@ class TextReader:
         return ArraySource(self._encoder().encode(source)) if self.frozen else source
 
     def cached(self, texts: Any, ids: Any = None) -> Source:
-        """A source of texts with a cache; `ids` are names of the texts, or None."""
+        """A source of texts with a cache; `ids` are names `[N]` of the texts, or None.
+
+        Raises:
+          InputError: as for a call, or the cache cannot be written.
+        """
         source = self._tokens(texts, ids, self.cache_dir)
         return self._encoder()(source) if self.frozen else source
 
@@ -80,7 +84,7 @@ class TextReader:
         return {k: x for k, x in dataclasses.asdict(self).items() if k not in aside}
 
     def with_states(self, dataset: Dataset, method: Method) -> Dataset:
-        """The dataset with token states in place of tokens, if the classifier has frozen layers."""
+        """The dataset with frozen layers' outputs in place of tokens, if there are such layers."""
         model, most = method.model, self.max_cached_gb
         # Initial parameters other than the checkpoint's may have other frozen layers.
         if (
@@ -159,6 +163,9 @@ def save(checkpoint: str, dataset: Dataset, workdir: epath.Path) -> None:
 
     They go to `FOLDER`, see `from_workdir`. A trained encoder's weights are in the run's
     checkpoint. Runs without texts have nothing to copy.
+
+    Raises:
+      InputError: the workdir cannot be written.
     """
     source = dataset.clean.source
     if not isinstance(source, TokenSource | EncodedSource | StatesSource):
@@ -179,7 +186,7 @@ def save(checkpoint: str, dataset: Dataset, workdir: epath.Path) -> None:
 
 
 def from_workdir(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
-    """The config of a run, with the encoder that `save` copied to its workdir.
+    """The config of a run, changed to use the encoder that `save` copied to its workdir.
 
     Runs that were trained together have no copy; their config does not change.
     """

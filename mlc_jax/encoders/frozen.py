@@ -22,7 +22,7 @@ from mlc_jax.models.bert import Bert, BertConfig
 from mlc_jax.models.bert_checkpoint import bert_params, load_bert
 
 _BATCH = 64  # Texts per batch, on one device.
-_STEP = 16  # Lengths are rounded up to a multiple of it: few programs and little padding.
+_STEP = 16  # Lengths are rounded up to multiples of it: few programs, little padding.
 
 
 class _Frozen:
@@ -51,7 +51,7 @@ class _Frozen:
             digest.update(np.ascontiguousarray(params[name]).data)
         self.fingerprint = digest.hexdigest()
         encode = functools.partial(self.model.apply, train=False, method="encode")
-        # Only the requested one of the two outputs is computed.
+        # `i` selects one of two outputs; only that one is computed.
         one = lambda params, inputs, i: encode({"params": params}, inputs)[i]  # noqa: E731
         self._encode = jax.jit(one, static_argnums=2)
 
@@ -133,7 +133,7 @@ class FrozenEncoder(_Frozen):
 
 
 class FrozenLayers(_Frozen):
-    """The first layers of an encoder: maps token sources to sources of token states.
+    """The first layers of an encoder: maps token sources to sources of their outputs, token states.
 
     Args:
       checkpoint: as for `FrozenEncoder`.
@@ -162,7 +162,7 @@ class FrozenLayers(_Frozen):
         return math.prod(self._shape(source)) * self._dtype.itemsize
 
     def __call__(self, source: TokenSource) -> "StatesSource":
-        """The token states of all texts, from the cache if possible.
+        """Token states `[sum(lengths), H]` of all texts, from the cache if possible.
 
         Raises:
           InputError: as for `FrozenEncoder`.

@@ -35,7 +35,7 @@ class ImageModel(Protocol):
     """Maps pictures to features in two steps; the first runs in threads.
 
     Attributes:
-      fingerprint: differs if features would differ. None if that is unknown: nothing is cached.
+      fingerprint: differs if features would differ. None if that is unknown: no feature is cached.
     """
 
     fingerprint: str | None
@@ -185,7 +185,7 @@ class Transformers:
                 return mean(pixels)
             return pooled
 
-        # `[n, T, H]` of tokens, `[n, H, h, w]` of a convolutional network.
+        # The state is `[n, T, H]` for tokens, `[n, H, h, w]` for a convolutional network.
         mean = of_state(lambda x: x.mean(dim=1) if x.ndim == 3 else x.mean(dim=(2, 3)))
         if feature == "image_features" and not has_image_features:
             self._fail(feature, "pooler, mean or cls: the model has no get_image_features")
@@ -199,7 +199,7 @@ class Transformers:
             return pooler
         if has_image_features:
             return image_features
-        if not has_pooler:  # It would get random weights in each process.
+        if not has_pooler:  # A pooler would get random weights.
             logging.info("The checkpoint has no weights of a pooler: the mean is the feature.")
             return mean
         return pooler
@@ -209,7 +209,7 @@ class Transformers:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Turns errors into an InputError that names the encoder."""
+        """Turns every error into an InputError that names the encoder."""
         try:
             yield
         except InputError:
@@ -275,7 +275,7 @@ class ResNet50:
 
     def encode(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
         pixels = np.stack(prepared)
-        filled = np.resize(pixels, (_RESNET50_BATCH, *pixels.shape[1:]))  # One program.
+        filled = np.resize(pixels, (_RESNET50_BATCH, *pixels.shape[1:]))  # Compiled once.
         features: np.ndarray = np.asarray(self._encode(filled))[: len(pixels)]
         return features
 
@@ -406,7 +406,7 @@ def _hash(files: Sequence[pathlib.Path], more: str) -> str:
 
 
 def _part(tree: Any, loaded: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The loaded values of one collection, parameters or statistics; names do not overlap."""
+    """The loaded values of one collection, parameters or statistics; their names differ."""
     from flax import traverse_util
 
     paths = traverse_util.flatten_dict(tree, sep="/")

@@ -24,7 +24,7 @@ from mlc_jax.files.images import pillow
 from mlc_jax.files.pictures import Encoded, show_pictures
 from mlc_jax.files.tokens import CACHE_DIR
 
-SHARD = 1_024  # Features of so many pictures are written at once.
+SHARD = 1_024  # Pictures per file of the cache.
 _BATCH = 32  # Pictures that are encoded at once.
 _AHEAD = 2  # Batches that threads prepare ahead of use.
 _FIELD = "config.dataset.cache_dir"
@@ -34,7 +34,7 @@ class EncodedPictures(ArraySource):
     """Features `[N, H]` of pictures, with their names.
 
     Args:
-      features: see above.
+      features: float32 `[N, H]`.
       store: the pictures.
       digests: bytes `[N]`, digests of the files' content.
       encoder: the encoder, see `ImageModel.fingerprint`.
@@ -156,7 +156,7 @@ def seconds(model: ImageModel, store: Encoded) -> float:
     rows = list(range(len(store)))
     keys = [str(row).encode() for row in rows]
     started = time.monotonic()
-    for _ in range(2):  # The first round compiles and allocates.
+    for _ in range(2):  # The first round compiles and allocates: only the second counts.
         started = time.monotonic()
         number = sum(len(batch.features) for batch in _encoded(model, store, keys, rows))
     return (time.monotonic() - started) * bool(number)
@@ -261,7 +261,7 @@ class _Cache:
         return found
 
     def write(self, shard: dict[bytes, np.ndarray]) -> None:
-        """Writes a shard; raises InputError if that fails."""
+        """Writes a shard. InputError if that fails; `Lost` in a bucket."""
         content = io.BytesIO()
         digests = np.frombuffer(b"".join(shard), np.uint8).reshape(len(shard), -1)
         np.savez(content, digests=digests, features=np.stack([*shard.values()]))

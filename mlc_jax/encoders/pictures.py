@@ -29,10 +29,10 @@ class PictureReader:
     """Maps paths of pictures to a classifier's features, `[N, H]` float32.
 
     Attributes:
-      encoder: a pretrained image model: a directory, or a name on the Hugging Face hub, of any that
-        `transformers` loads; weights of a ResNet-50 (`.safetensors`, `.pth`); or any function from
-        a list of pictures (of Pillow, in RGB) to their features. A function's features are cached
-        if it has an attribute `fingerprint`, a text that differs if its features would differ.
+      encoder: a pretrained image model that `transformers` loads, as a directory or a name on the
+        Hugging Face hub; weights of a ResNet-50 (`.safetensors`, `.pth`); or a function. A function
+        maps a list of n pictures (of Pillow, in RGB) to features `[n, H]`. They are cached if it
+        has an attribute `fingerprint`, a text that differs if its features would differ.
       feature: the output of a model of `transformers`: `image_features`, `pooler`, `mean`, `cls`;
         None takes the first of these that it has.
       cache_dir: directory for features; None is ~/.cache/mlc_jax.
@@ -64,7 +64,7 @@ class PictureReader:
         return self.read(image_folder.listed(pictures, field, names), field)
 
     def read(self, pictures: image_folder.Listed, field: str = "x") -> Source:
-        """A source of listed pictures."""
+        """A source of listed pictures; errors as for a call."""
         return image_folder.looked_at(pictures, self.options, field)
 
     def cached(self, pictures: Sequence[Any], ids: Any = None) -> Source:

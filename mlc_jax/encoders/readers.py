@@ -23,7 +23,7 @@ def of_config(config: ConfigDict) -> Reader | None:
 
 
 def encode_of(config: ConfigDict) -> Callable[..., Any] | None:
-    """The function to a frozen encoder's features, see `datasets.load`, or None."""
+    """The function from inputs to a frozen encoder's features, see `datasets.load`, or None."""
     reader = pictures.picture_reader(config)
     return encoding.frozen_encoder(config) if reader is None else reader.options.encode
 
@@ -32,7 +32,7 @@ def save(reader: Reader | None, dataset: Dataset, workdir: epath.Path) -> None:
     """Copies the files that later inputs need into a workdir.
 
     Raises:
-      InputError: it cannot be written.
+      InputError: the workdir cannot be written.
     """
     if isinstance(reader, TextReader):
         encoding.save(reader.checkpoint, dataset, workdir)
@@ -41,7 +41,7 @@ def save(reader: Reader | None, dataset: Dataset, workdir: epath.Path) -> None:
 
 
 def from_workdir(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
-    """The config of a run, with the encoder that `save` copied to its workdir.
+    """The config of a run, changed to use the encoder that `save` copied to its workdir.
 
     Runs on texts that were trained together have no copy; their config does not change.
     """

@@ -39,19 +39,19 @@ def load(
 ) -> OwnData | Benchmark:
     """Reads one file, or two, and maybe one to judge by.
 
-    An `.npz` holds all of a row. An `.npy` holds inputs and stays on disk; the other columns are in
-    a table of the same name beside it (`x.npy`, `x.csv`), a row for each row: `LabelColumns`.
+    An `.npz` file has all arrays. An `.npy` has the inputs and stays on disk. The other columns
+    are then in a table of the same name beside it (`x.npy`, `x.csv`), see `LabelColumns`.
 
     Args:
-      data: `inputs`, `labels` as given, `checked_labels` (-1 or empty where nobody looked), and
-        maybe `splits` (`test` or `validation` for rows that only judge).
-      noisy, clean: in place of `data`: `inputs` and `labels`; the clean file's are the true ones,
-        and its `given_labels`, if there, the old ones.
+      data: `inputs` `[N, ...]`, `labels` as given, `[N]` or `[N, S]`, and `checked_labels` `[N]`,
+        -1 or empty where nobody looked. Maybe `splits`: `test` or `validation` for rows that judge.
+      noisy, clean: in place of `data`: `inputs` and `labels`. The clean file's labels are true; its
+        `given_labels`, if there, are the old ones.
       test: `inputs` and true `labels`.
       standardized: see `config.dataset.standardize`.
       checked: see `read_checks`.
       drawn: see `how_drawn`.
-      said: where labels of `data` stand.
+      said: where given labels of `data` are.
       benchmark: whether all labels of `data` are true.
 
     Raises:
@@ -126,7 +126,7 @@ def read_npz(field: str, path: str, wanted: Sequence[str] = ()) -> dict[str, np.
     Args:
       field: the setting that names it.
       path: of the file.
-      wanted: names of arrays; others are not read. None of them is all.
+      wanted: names of arrays; others are not read. Empty reads all.
 
     Raises:
       InputError: there is none, it is damaged, or it holds Python objects.
@@ -152,14 +152,14 @@ def read_npz(field: str, path: str, wanted: Sequence[str] = ()) -> dict[str, np.
 
 
 def names_in_npz(field: str, path: str) -> list[str]:
-    """Of all of its arrays; errors as for `read_npz`."""
+    """Names of all arrays in an `.npz` file; errors as for `read_npz`."""
     read_npz(field, path, ("",))
     with np.load(paths.local(path, field), allow_pickle=False) as file:
         return sorted(file.files)
 
 
 def _check_start(field: str, path: str, place: pathlib.Path, start: bytes) -> None:
-    """Says that a file is of another kind; NumPy would speak of pickles."""
+    """Refuses a file of another kind; NumPy's own message is about pickles."""
     try:
         with place.open("rb") as stream:
             found = stream.read(len(start))
@@ -175,9 +175,7 @@ def _check_start(field: str, path: str, place: pathlib.Path, start: bytes) -> No
 def checked_inputs(
     field: str, path: str, key: str, inputs: np.ndarray, offsets: Offsets = ()
 ) -> np.ndarray:
-    """Inputs `[N, ...]` in the stored type: float32 for float64 and bool.
-
-    A memory map stays one.
+    """Inputs `[N, ...]` in the stored type, see `as_stored`.
 
     Args:
       field, path, key: for messages; which array of the file it is.
@@ -200,7 +198,7 @@ class _File:
     """One `.npz` file, or an `.npy` with a table next to it; checked."""
 
     def __init__(self, name: str, path: str, offsets: Offsets | None = None):
-        """Of the first file, `offsets` are those of its own inputs."""
+        """`offsets` are those of the first file; None for that file, which computes them."""
         self.field, self.path, self.offsets = FIELD + name, path, offsets or ()
         self.table: Table | None = None
         self.arrays: dict[str, np.ndarray] = {}
@@ -298,7 +296,7 @@ class _File:
         return file
 
     def _beside(self) -> str:
-        """The table of an `.npy` file's labels."""
+        """The path of the table with an `.npy` file's labels."""
         places = [self.path.removesuffix(".npy") + ending for ending in ENDINGS]
         for place in places:
             if paths.local(place, self.field).is_file():
@@ -324,7 +322,7 @@ class _File:
         if labels.dtype == bool:
             labels = labels.astype(str)
         if not np.issubdtype(labels.dtype, np.str_):
-            if labels.dtype.kind == "f":  # A column that lacks some becomes one of floats.
+            if labels.dtype.kind == "f":  # With missing labels, pandas makes floats.
                 there = np.where(np.isnan(labels), UNKNOWN, labels)
                 if (there == np.round(there)).all() and (np.abs(there) < 2**53).all():
                     labels = there.astype(np.int64)

@@ -18,8 +18,8 @@ from mlc_jax.files.values import forms
 from mlc_jax.files.values.column import Column, Fail
 from mlc_jax.files.values.survey import Survey
 
-FEW_CATEGORIES = 50  # Of one that is not: as many at most, each in
-ROWS_PER_CATEGORY = 5  # so many rows on average.
+FEW_CATEGORIES = 50  # The most categories of a column that `dataset.features` does not name.
+ROWS_PER_CATEGORY = 5  # The fewest rows per category of such a column, on average.
 
 _CHUNK = 4_096  # Rows that are turned into numbers at once.
 
@@ -28,11 +28,11 @@ Row = tuple[int, Sequence[str | None]]
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """From values of a table, texts, to features.
+    """Maps a table's values, as texts, to features.
 
     Attributes:
       columns: in the order of their features.
-      left_out: (name, why) of the table's others.
+      left_out: (name, why) of the table's other columns.
     """
 
     columns: tuple[Column, ...]
@@ -50,13 +50,13 @@ class Columns:
     def encode(self, fail: Fail, values: Iterable[Row]) -> np.ndarray:
         """Features `[N, F]` float32.
 
-        A missing number is the median of those that the columns were made from; a missing category
-        is one of its own if there was one; a category that was not there is none of them, and
-        counted in a warning.
+        A missing number becomes the median of the rows that the columns were made from. A missing
+        text is a category if texts were missing there. A new category has 0 in all features, and a
+        warning counts it.
 
         Args:
           fail: see `Fail`.
-          values: where each row stands, and its values in the order of `names`.
+          values: the line of each row, and its values in the order of `names`.
 
         Raises:
           InputError: a value that should be a finite number and is not.
@@ -74,9 +74,9 @@ class Columns:
         return np.concatenate(chunks) if chunks else np.zeros((0, len(self.features)), np.float32)
 
     def encode_seen(self, surveys: Sequence[Survey], table: Table) -> np.ndarray:
-        """`encode` of all rows of a table that was surveyed, one survey for each column.
+        """`encode` of all rows of a surveyed table, `[N, F]` float32; one survey for each column.
 
-        Only what a survey does not keep is read again: lists, and whole numbers beyond float64.
+        Surveys keep no lists, and no whole numbers beyond float64: these are read again.
         """
         kept: list[list[np.ndarray] | None] = []
         unseen = _Unseen()
@@ -97,7 +97,7 @@ class Columns:
         return np.stack(parts, axis=1)
 
     def of_numbers(self, names: Collection[str]) -> "Columns":
-        """The same for rows whose columns `names` hold numbers, whatever the texts were like."""
+        """The same for rows whose columns `names` hold numbers, however texts were written."""
 
         def read(one: Column) -> Column:
             if one.name not in names or one.form not in ("point", "comma"):
@@ -124,6 +124,7 @@ class Columns:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Columns":
+        """The columns that `to_json` described; older workdirs lack `left_out`."""
         columns = [Column(**x) for x in stored["columns"]]
         return cls(
             tuple(
@@ -138,10 +139,13 @@ def survey(
     names: Sequence[str], rows: Iterable[Row], *, may_have_commas: bool = False,
     numbers: Collection[str] = (),
 ) -> list[Survey]:  # fmt: skip
-    """Looks at columns `names` of all rows; see `Columns.encode` and `Survey`.
+    """Surveys the columns `names` of all rows; see `Columns.encode` and `Survey`.
 
     Args:
-      numbers: columns whose values are no texts in the file.
+      names: of the columns.
+      rows: as `values` of `Columns.encode`.
+      may_have_commas: see `Survey`.
+      numbers: columns whose values are numbers in the file, not texts.
     """
     places = array("q")
     surveys = [
@@ -162,16 +166,16 @@ def survey(
 
 
 def left_out(one: Survey, rows: np.ndarray, *, unnamed: bool = False) -> str | None:
-    """Why an unnamed column does not become a feature; None if it does.
+    """Why a column that the user did not name is no feature; None if it becomes one.
 
-    Numbers, booleans, dates and lists of numbers do, and texts of few categories. Columns that say
-    nothing do not: those with one value, and numbers of rows.
+    Numbers, booleans, dates, lists of numbers and texts of few categories become features. Empty
+    columns and row numbers do not.
 
     Args:
-      one: of all rows.
+      one: the survey of all rows.
       rows: `[N]` bool, those that are learned from.
-      unnamed: whether its name is what pandas calls an index: one of different whole numbers, in
-        any order, is left out, too.
+      unnamed: whether its name is one that pandas gives to an index. Then different whole numbers
+        are row numbers in any order.
     """
     if one.is_empty:
         return "empty"
@@ -200,7 +204,7 @@ def is_constant(one: Survey, rows: np.ndarray) -> bool:
 
 
 def _are_different(numbers: np.ndarray) -> bool:
-    """Whether all are whole, and none is there twice."""
+    """Whether all numbers are whole, and each is there once."""
     return len(np.unique(numbers)) == len(numbers) and bool((numbers == np.round(numbers)).all())
 
 
@@ -211,7 +215,7 @@ def _counts_up(numbers: np.ndarray) -> bool:
 
 
 class _Unseen:
-    """Values at prediction that training did not have."""
+    """Counts values that no row to learn from has, for a warning."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[int, str]] = {}

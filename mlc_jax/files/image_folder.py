@@ -30,8 +30,8 @@ from mlc_jax.files.pictures import (
 from mlc_jax.files.tables import Table
 from mlc_jax.files.values.checks import read_checks
 
-# (pictures, their ids) -> a source of features of those that can be decoded, and by row the problem
-# of each other one.
+# (pictures, their ids) -> the source of features of those that can be decoded, and the problems of
+# the others by row.
 Encode = Callable[[Store, np.ndarray], tuple[Source, dict[int, str]]]
 
 _NAMED = 5  # The most bad files that a message names.
@@ -44,7 +44,7 @@ class Options(NamedTuple):
       geometry: the part of a picture that is used.
       bad: `refuse` or `leave_out` pictures that cannot be decoded.
       cache_dir: see `check_pictures`.
-      normalize: whether to normalise by ImageNet's mean and deviation; else pixels are in [0, 1].
+      normalize: whether pixels are normalised by ImageNet's mean and deviation; else in [0, 1].
       encode: maps pictures to features for training; None trains on pixels.
     """
 
@@ -56,7 +56,7 @@ class Options(NamedTuple):
 
     @property
     def prepare(self) -> Normalize:
-        if self.encode is not None:  # Features' scales are known once the features are.
+        if self.encode is not None:  # `load` scales features when they are known.
             return Normalize()
         return PREPARE if self.normalize else Normalize(255.0)
 
@@ -75,19 +75,19 @@ def load(
 ) -> OwnData | Benchmark:
     """Reads one folder or table, or two, and maybe one to judge by.
 
-    A folder has a sub-directory for each class; files in it, at any depth, that end in one of
-    `ENDINGS` are pictures of that class, known by their paths. A table (`.csv`, `.jsonl`,
-    `.parquet`) has columns `path`, relative to it or absolute, and `label`; without a column `id`,
-    pictures are known by their paths as written.
+    A folder has a sub-directory for each class. Files in it, at any depth, that end in one of
+    `ENDINGS` are pictures of that class; their paths are their ids. A table (`.csv`, `.tsv`,
+    `.jsonl`, `.parquet`) has the columns `path`, relative to the table or absolute, and `label`.
+    Without a column `id`, paths as written are the ids.
 
     Args:
-      data: a table with `checked_label`, or a folder; or anything if its labels are all true.
-      noisy, clean, test: see `text_files.load`; folders or tables. `clean` may stand beside `data`:
-        further pictures, or the same ones, whose labels are right.
+      data: a folder or a table, maybe with checks in its column `checked_label`.
+      noisy, clean, test: see `text_files.load`; folders or tables. `clean` may come with `data`: it
+        has further pictures, or some of the same, with right labels.
       options: see `Options`.
       checked: see `read_checks`.
       drawn: see `how_drawn`.
-      said: where labels of `data` stand.
+      said: where given labels of `data` are.
       benchmark: whether all labels of `data` are true.
 
     Raises:
@@ -140,7 +140,7 @@ def unlabelled(
 
 
 class Listed(NamedTuple):
-    """Pictures that were not decoded yet.
+    """Pictures that are not decoded yet.
 
     Attributes:
       path: where they were found, for messages.
@@ -182,10 +182,10 @@ def listed(path: str | Sequence[str], field: str, names: Mapping[str, str] | Non
 
 
 def looked_at(pictures: Listed, options: Options, field: str) -> Source:
-    """The source of those that can be decoded; ids are their names.
+    """The source of the pictures that can be decoded; their names are the ids.
 
     Raises:
-      InputError: some cannot be, and `options` refuse them.
+      InputError: some cannot be decoded, and `options` refuse them.
     """
     path, root, names = pictures
     ids = np.array([os.fsdecode(bytes(name)) for name in names])
@@ -201,7 +201,7 @@ def looked_at(pictures: Listed, options: Options, field: str) -> Source:
 def _encoded(
     field: str, root: str, names: np.ndarray, ids: np.ndarray, encode: Encode
 ) -> tuple[Source, dict[int, str]]:
-    """The same as `encode`, of pictures by name, in files or packed."""
+    """Calls `encode` for pictures by name, in files or packed."""
     if not is_packed(root):
         return encode(parts_.stored(root, names), ids)
     packed = Packed(root, names, field)
@@ -213,7 +213,7 @@ def _encoded(
 def open_store(
     field: str, root: str, names: np.ndarray, options: Options
 ) -> tuple[Store, dict[int, str]]:
-    """Pictures by name, in files or packed, and by row the problems of bad ones.
+    """Pictures by name, in files or packed, and the problems of bad ones by row.
 
     Args:
       field: for messages.
@@ -240,7 +240,7 @@ def kept(
       options: say whether bad pictures are refused.
 
     Raises:
-      InputError: there are bad ones, and they are refused.
+      InputError: there are bad pictures, and they are refused.
     """
     keep = np.ones(len(ids), bool)
     if not problems:

@@ -1,4 +1,4 @@
-"""The columns of a user's table that are not inputs: labels, ids, and which rows only judge."""
+"""Columns of a user's table that are not inputs: labels, ids, test and validation rows."""
 
 import re
 from array import array
@@ -31,20 +31,20 @@ ONE_EACH = "label_"  # Prefix of columns with one source each, if there is no `l
 WRITTEN = (
     "corrected_label", "confidence", "label_quality", "is_label_issue", "predicted_label",
     "given_label", "why", "drawn",
-    # Where the file has columns of these names of its own.
+    # Their names if the file has columns with the names above.
     "mlc_corrected_label", "mlc_confidence", "mlc_label_quality", "mlc_is_label_issue",
 )  # fmt: skip
-_ID_LENGTH = 1_000  # Characters.
+_ID_LENGTH = 1_000  # The most characters of an id.
 
 
 class Said(NamedTuple):
     """Where the given labels are, if not in a column `label`.
 
     Attributes:
-      columns: of the file, one for each source; none of them is `label`, or, where there is none,
-        all that begin with `label_`.
-      votes: a table with columns `id`, `source` and `label`, a row for each label.
-      names: see `Table`; of all files but those of votes and checks.
+      columns: names of the columns of given labels, one for each source. Empty means `label`, or,
+        if there is no such column, all columns that begin with `label_`.
+      votes: path of a table with columns `id`, `source` and `label`, one row for each label.
+      names: see `Table`; for all files except those of votes and checks.
     """
 
     columns: tuple[str, ...] = ()
@@ -53,27 +53,27 @@ class Said(NamedTuple):
 
     @property
     def elsewhere(self) -> "Said":
-        """The same for other files than `data`."""
+        """The same for files other than `data`."""
         return Said(names=self.names)
 
     def table(self, field: str, path: str) -> Table:
-        """A file whose columns have these names."""
+        """Opens a file whose columns have these names."""
         return Table(field, path, names=dict(self.names))
 
 
 class LabelColumns:
-    """Labels, ids and split of one file, taken in row by row.
+    """Labels, ids and splits of one file, collected row by row.
 
     Args:
-      table: for its name, and for messages.
-      said: where labels stand; not of a file whose labels are the true ones.
+      table: the file.
+      said: where its given labels are.
 
     Attributes:
       required: columns of labels, one for each source.
       optional: further columns that the file may have.
 
     Raises:
-      InputError: a column that is there under nearly the right name, or holds no labels.
+      InputError: a column has nearly the right name, or holds no given labels.
     """
 
     def __init__(self, table: Table, said: Said = Said()):  # noqa: B008
@@ -87,14 +87,14 @@ class LabelColumns:
         self._lines = array("q")
 
     def add(self, line: int, values: Sequence[str | None]) -> None:
-        """One row.
+        """Adds one row.
 
         Args:
           line: see `Table.rows`.
           values: of the columns `required` and `optional`.
 
         Raises:
-          InputError: the split is none.
+          InputError: `split` or `drawn` has an unknown value, or a label or an id is too long.
         """
         values = ["" if x is not None and x.isspace() else x for x in values]
         labels, rest = values[: len(self.required)], values[len(self.required) :]
@@ -128,10 +128,10 @@ class LabelColumns:
         """The file, once all rows are in.
 
         Args:
-          create_source: ids -> its inputs; see `LabelledFile`.
+          create_source: makes the inputs from the ids; see `LabelledFile`.
 
         Raises:
-          InputError: no row, or an id that is not there, or there twice.
+          InputError: there is no row, an id is missing or repeated, or votes are wrong.
         """
         if not self._lines:
             self._table.fail("has no row, expected one for each example")
@@ -159,10 +159,10 @@ class LabelColumns:
         )
 
     def _checked_ids(self) -> np.ndarray | None:
-        """Ids `[N]`, none missing or repeated; None without such a column."""
+        """Ids `[N]`, none missing or repeated; None without a column `id`."""
         if all(x is None for x in self._ids):
             return None
-        array = np.array([x or "" for x in self._ids])  # `_ID_LENGTH` bounds its width.
+        array = np.array([x or "" for x in self._ids])  # `_ID_LENGTH` limits its memory.
         _, first, places = np.unique(array, return_index=True, return_inverse=True)
         earlier = first[places]  # The first row with each id.
         for row in np.flatnonzero((array == "") | (earlier != np.arange(len(array))))[:1]:
@@ -182,7 +182,7 @@ def read_labels(table: Table, said: Said) -> LabelledFile:
     """The labels of one file, without its inputs.
 
     Raises:
-      InputError: as `LabelColumns`.
+      InputError: as `LabelColumns`, its `add` and its `finish`.
     """
     columns = LabelColumns(table, said)
     for line, values in table.rows(columns.required, columns.optional):
@@ -195,14 +195,14 @@ def _no_source(ids: np.ndarray | None) -> Source:
 
 
 def check_near_misses(table: Table) -> None:
-    """A misspelt column of checks, or of the split, would be none, and a feature.
+    """Refuses a misspelt `checked_label` or `split`, which would become a feature.
 
     Raises:
-      InputError: there is no `checked_label` or `split`, but a column with a similar name.
+      InputError: a column has a similar name, and none has the right one.
     """
     there = table.columns()
     short = {name: re.sub(r"[\s_-]", "", name).casefold() for name in there}
-    # Of a short name, other words are as near as its misspelt forms.
+    # Other words are as similar to a short name as its misspelt forms.
     for wanted, holds, other, edits in (
         ("checked_label", "the labels that were checked", "checked", 2),
         ("split", "which rows only judge", "splits", 0),
@@ -217,7 +217,7 @@ def check_near_misses(table: Table) -> None:
 
 
 def _sources(table: Table, said: Said) -> list[str]:
-    """Names of the columns of labels."""
+    """Names of the columns of given labels."""
     for name in said.columns:
         if name in OPTIONAL:
             raise InputError(

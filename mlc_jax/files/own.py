@@ -53,22 +53,22 @@ class Labels(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class LabelledFile:
-    """One file, read and checked except its inputs.
+    """One file whose labels were read and checked; its inputs were not read yet.
 
     Attributes:
       field: the setting that names it: `config.dataset.noisy`.
       path: as given.
-      labels: of every row; of several sources that of the first one that labels the row.
-      checked: of the rows that somebody checked; None if the file does not have such labels.
-      given: the labels of checked rows as they were before; None if they are not known.
-      split: of every row, one of `SPLITS`; None if the file does not say.
-      drawn: of every row, one of `folds.DRAWN` or nothing; None if the file does not say.
-      votes: `[N, S]`, of several sources; None if there is one, of `labels`.
-      source_names: their S names.
-      aliases: rows by other names than their ids, which a file of checks may call them by.
+      labels: of every row; with several sources the label of the first source that gave one.
+      checked: of the rows that somebody checked; None if the file has no such column.
+      given: the labels of checked rows before they were checked; None if they are not known.
+      split: of every row, one of `SPLITS`; None if the file has no such column.
+      drawn: of every row, one of `folds.DRAWN` or nothing; None if the file has no such column.
+      votes: `[N, S]`, the labels of S sources; None if there is only one source.
+      source_names: the S names; empty for one source.
+      aliases: rows by other names than ids, such as paths; files of checks may use them.
       ids: text `[N]`, each once; None where rows are known by their numbers.
       name_row: what messages call a row: `line 3`.
-      create_source: of its inputs. Called once all labels are known to be right: it may take long.
+      create_source: reads the inputs. It may take long, so labels are checked before it is called.
     """
 
     field: str
@@ -86,12 +86,12 @@ class LabelledFile:
     aliases: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Removes values of `checked` that mean that nobody looked."""
+        """Removes from `checked` the values that mean that nobody looked."""
         if self.checked is not None:
             object.__setattr__(self, "checked", together.only_labels(self, self.checked))
 
     def rows_of(self, split: str) -> np.ndarray:
-        """`[N]` bool, the rows that say they are of `split`."""
+        """`[N]` bool, the rows of a split."""
         if self.split is None or split not in self.split.names:
             return np.zeros(len(self.labels.numbers), bool)
         of_split: np.ndarray = self.split.numbers == self.split.names.index(split)
@@ -99,18 +99,18 @@ class LabelledFile:
 
     @functools.cached_property
     def judging(self) -> np.ndarray:
-        """`[N]` bool, the rows that nothing is learned from."""
+        """`[N]` bool, the test and validation rows."""
         judging: np.ndarray = self.rows_of("test") | self.rows_of("validation")
         return judging
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of all labels in it."""
+        """Names of all labels in the file, in order."""
         columns = (self.labels, self.votes, self.checked, self.given)
         return _Classes.of([x for x in columns if x is not None]).names
 
     def numbered(self) -> tuple[list[str], np.ndarray, np.ndarray | None]:
-        """Names of classes, labels as given `[N]`, and checked ones `[N]`, as numbers of these."""
+        """Names of classes, and labels as their numbers: given ones `[N]`, checked ones `[N]`."""
         checked = self.checked if self.checked is not None and self.checked.names else None
         columns = [x for x in (self.labels, checked) if x is not None]
         classes = _Classes.of(columns)
@@ -127,7 +127,7 @@ class Checks(NamedTuple):
 
     Attributes:
       labels: `[N]`.
-      drawn: text `[N]`, of checked rows one of `DRAWN`.
+      drawn: text `[N]`, one of `folds.DRAWN` for checked rows, "" for all others.
     """
 
     labels: Labels
@@ -139,10 +139,10 @@ class OwnData(NamedTuple):
 
     Attributes:
       class_names, noisy, clean, test, validation, prepare: as in `Dataset`.
-      drawn: text `[len(clean)]`, how each checked row was chosen, of `folds.DRAWN`.
+      drawn: text `[len(clean)]`, how each checked row was chosen, one of `folds.DRAWN`.
       columns: how a table's columns became inputs.
-      left_out: (id, what is wrong) of rows whose inputs cannot be read, and which are not there.
-      source_names: of given labels, where there are several.
+      left_out: (id, what is wrong) of rows that were left out, because inputs cannot be read.
+      source_names: of the sources of given labels; empty for one source.
     """
 
     class_names: tuple[str, ...]
@@ -166,18 +166,18 @@ def combine(
     needs_checks: bool = True,
     benchmark: bool = False,
 ) -> OwnData | Benchmark:
-    """One file, or two, and maybe one to judge by.
+    """Makes a run's data of one file or two, and maybe a test file; a `Benchmark` if asked to.
 
     Args:
-      files: `data`, with `checked` labels; or `noisy` and `clean`. `test` with either.
-      prepare: from inputs as stored to what a model takes.
-      checks: of rows of `data`, labels that were checked later, and are in no file of these.
+      files: `data`, with `checked` labels; or `noisy` and `clean`. Either may come with `test`.
+      prepare: maps stored inputs to what a model takes.
+      checks: labels of rows of `data` that were checked later, and are in none of these files.
       drawn: how checked rows were chosen that do not say so themselves; None guesses.
-      needs_checks: whether a row at least must be checked.
-      benchmark: whether all labels of `data` are true; `checked` ones must not be there then.
+      needs_checks: whether at least one row must be checked.
+      benchmark: whether all labels of `data` are true; it must have no `checked` labels then.
 
     Raises:
-      InputError: labels that do not go together.
+      InputError: the labels contradict each other, or some are missing.
     """
     if "data" in files:
         together.check_benchmark(
@@ -214,12 +214,12 @@ def combine(
 
 
 def missing_classes(given: np.ndarray, truth: np.ndarray, class_names: Sequence[str]) -> None:
-    """Says which classes have no checked row: a random sample often misses one.
+    """Warns of classes without a checked row: a random sample often misses one.
 
     Args:
-      given: of doubtful rows.
-      truth: of checked ones.
-      class_names: of both.
+      given: `[N]`, given labels of doubtful rows.
+      truth: `[M]`, labels of checked rows.
+      class_names: `[C]`.
     """
     missing = [class_names[i] for i in np.setdiff1d(given[given != UNKNOWN], truth)]
     if missing:
@@ -237,11 +237,11 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 class _Classes:
-    """Names of classes in their order.
+    """Numbers of classes by name.
 
     Args:
-      names: each once.
-      others: further names of the same classes: `1.0` of `1`.
+      names: of the classes, in order.
+      others: maps further names to these, such as `1.0` to `1`.
     """
 
     def __init__(self, names: Sequence[str], others: Mapping[str, str]):
@@ -251,7 +251,7 @@ class _Classes:
 
     @classmethod
     def of(cls, columns: Sequence[Labels]) -> "_Classes":
-        """All values of columns, in order."""
+        """The classes of all labels in some columns."""
         found = {name for x in columns for name in x.names}
         others = {name: whole(name) for name in found if whole(name) != name}
         others = {x: y for x, y in others.items() if y in found} | truth_values(found)
@@ -261,7 +261,7 @@ class _Classes:
         """A column of labels `[N]` int32; UNKNOWN for no label."""
         if column is None:
             return np.full(len(file.labels.numbers), UNKNOWN, np.int32)
-        # UNKNOWN, -1, takes the last.
+        # No label has the number UNKNOWN, -1, which takes the last value.
         numbers = [*(self._numbers[x] for x in column.names), UNKNOWN]
         return np.array(numbers, np.int32)[column.numbers]
 
@@ -304,7 +304,7 @@ def _one_file(
 def _given(
     file: LabelledFile, truth: np.ndarray, classes: "_Classes"
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Labels as given, `[N]`; of several sources the vote of most, and all votes `[N, S]`."""
+    """Given labels `[N]`; with several sources the majority vote, and all votes `[N, S]`."""
     given, votes = classes.numbers(file, file.labels), None
     if file.votes is not None:
         given, votes = prepared(
@@ -317,7 +317,7 @@ def _given(
 
 
 def _said(file: LabelledFile) -> np.ndarray:
-    """The column `drawn` of rows, text `[N]`."""
+    """The column `drawn`, text `[N]`."""
     if file.drawn is None:
         return np.full(len(file.labels.numbers), "", "U9")
     return np.array([*file.drawn.names, ""], "U9")[file.drawn.numbers]

@@ -28,7 +28,7 @@ from mlc_jax.files.images import pillow
 from mlc_jax.files.images.listing import pictures_below
 
 INFO_FILE, NAMES_FILE = "packed.json", "names.npy"
-# For random access, and for no threads and buffers of each of a hundred open shards.
+# Random access needs no threads or buffers, and a hundred shards may be open.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _PLAN_FILE = "plan.json"  # The plan of unfinished packing; removed at the end.
 _COPIED = (".txt", ".csv", ".jsonl", ".parquet")
@@ -40,14 +40,15 @@ def shard_name(number: int) -> str:
 
 
 def is_packed(root: epath.PathLike) -> bool:
+    """Whether a directory has a complete set of packed pictures."""
     return (epath.Path(root).expanduser() / INFO_FILE).exists()
 
 
 def local_directory(field: str, path: str) -> str:
-    """Where pictures can be read. From a bucket only packed ones, whose few files are copied.
+    """The local directory of pictures. In a bucket they must be packed: few files are copied.
 
     Raises:
-      InputError: naming `field`, the setting of the path.
+      InputError: pictures in a bucket are not packed, or cannot be read; names the setting `field`.
     """
     if paths.is_remote(path):
         paths.absolute(path, field)
@@ -62,17 +63,17 @@ def local_directory(field: str, path: str) -> str:
 class Packed:
     """Packed pictures, a `Store`.
 
-    tf.data has no operation that reads ArrayRecord: a Python thread does. A reader is not safe
-    against itself, so each thread has its own.
+    tf.data cannot read ArrayRecord, so Python threads do. A reader is not thread-safe, so each
+    thread has its own.
 
     Args:
       root: the directory.
-      names: of the pictures that are read, bytes `[N]`; None is all.
+      names: of the pictures to read, bytes `[N]`; None reads all.
       field: the setting that names the directory, for messages.
 
     Attributes:
       names: see above.
-      problems: by row, what was wrong with pictures when they were packed.
+      problems: by row, what was wrong with a picture when it was packed, or that it was not packed.
 
     Raises:
       InputError: the directory is damaged.
@@ -146,8 +147,8 @@ def pack(root: str, output: str, *, size: int, quality: int, per_shard: int) -> 
     """Packs a directory; resumes where it was stopped.
 
     Args:
-      root: of the pictures.
-      output: made if need be.
+      root: the directory of the pictures.
+      output: the directory for the shards; made if need be.
       size: pixels of the shorter side, at most.
       quality: of the JPEGs.
       per_shard: pictures in one file.
@@ -239,7 +240,7 @@ def _pack_shard(
         for name, (data, problem) in zip(chunk, encoded, strict=True):
             if problem:
                 bad[name.decode()] = problem
-            writer.write(data)  # Nothing, of a bad one: a record's number is its name's.
+            writer.write(data)  # Empty for a bad one: records are numbered as names are.
         bar.update(len(chunk))
     writer.close()
     _write(bad_file, bad)

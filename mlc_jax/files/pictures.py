@@ -46,10 +46,10 @@ class Geometry:
 
     Attributes:
       image_size: side of the square in pixels.
-      resize_size: a picture's shorter side before the middle square, or a plain crop, is taken;
+      resize_size: pixels of the shorter side, before the middle square or a plain crop is taken;
         None is 8/7 of `image_size`.
-      crop: how pictures are cropped at random: `resized` (8 to 100 % of the area, any shape from
-        3:4 to 4:3, stretched to a square) or `plain` (anywhere). Half of them are mirrored.
+      crop: how pictures are cropped at random. `resized`: 8 to 100 % of the area, any shape from
+        3:4 to 4:3, stretched to a square. `plain`: any square. Half of them are mirrored.
     """
 
     image_size: int = 224
@@ -75,7 +75,7 @@ class Encoded(Protocol):
         ...
 
     def take(self, keep: Any) -> "Encoded":
-        """Those of a mask `[N]`, or of a slice."""
+        """The pictures of a mask `[N]`, or of a slice."""
         ...
 
 
@@ -95,7 +95,7 @@ class Store(Encoded, Protocol):
     def take(self, keep: Any) -> "Store": ...
 
     def read(self, row: Any) -> Any:
-        """The same inside tf.data: int64 and string scalars."""
+        """The same inside tf.data, from an int64 scalar to a string scalar."""
         ...
 
 
@@ -125,7 +125,7 @@ class Files:
         return os.path.join(self.root, os.fsdecode(bytes(self.names[row])))
 
     def fingerprint(self) -> str:
-        # Without the root and times, because a folder may be copied elsewhere.
+        # It depends on no root and no times, because a folder may be copied elsewhere.
         digest = hashlib.blake2b(digest_size=8)
         digest.update(b"\0".join(self.names.tolist()))
         digest.update(np.ascontiguousarray(self.sizes, np.int64).data)
@@ -141,7 +141,7 @@ class Files:
     def read(self, row: Any) -> Any:
         from mlc_jax.data.streaming import tf
 
-        # Joined here: a name may be an absolute path.
+        # `tf.strings.join` does not know that a name may be an absolute path.
         name = tf.gather(self._constant, row)
         is_absolute = tf.equal(tf.strings.substr(name, 0, 1), "/")
         prefix = tf.where(is_absolute, "", os.path.join(self.root, ""))
@@ -151,11 +151,11 @@ class Files:
 class Pictures:
     """A `Source` of pictures, uint8 `[image_size, image_size, 3]`; see `Geometry`.
 
-    JPEG (grey and CMYK, too), PNG, WebP and BMP, each by its content. Orientation tags are ignored.
+    JPEG (also grey and CMYK), PNG, WebP and BMP are known by their content. Orientation tags are
+    ignored.
 
     Args:
-      store: where the pictures are.
-      geometry: the part of them that is used.
+      store, geometry: the pictures, and the part of them that is used.
       ids: text `[N]`, or its bytes, which take a quarter of the memory; None numbers the rows.
     """
 
@@ -180,7 +180,7 @@ class Pictures:
         return see(decode(self.store.read(row)), self.geometry, draws)
 
     def take(self, keep: Any) -> "Pictures":
-        """Those of a mask `[N]`, or of a slice."""
+        """The pictures of a mask `[N]`, or of a slice."""
         ids = None if self._ids is None else self._ids[keep]
         return Pictures(self.store.take(keep), self.geometry, ids)
 
@@ -195,12 +195,12 @@ def places_of(store: Encoded, rows: np.ndarray) -> list[str] | None:
 
 
 def show_pictures(store: Encoded, rows: np.ndarray) -> list[np.ndarray]:
-    """Pictures for people, uint8 `[H, W, 3]`; see `show`."""
+    """Pictures for people, uint8 `[H, W, 3]`; see `pillow.thumbnail`."""
     return [pillow.thumbnail(functools.partial(store.__getitem__, row)) for row in rows.tolist()]
 
 
 def decode(data: Any) -> Any:
-    """A picture uint8 `[H, W, 3]` of its bytes, in TensorFlow; the first of an animation."""
+    """Decodes a picture to uint8 `[H, W, 3]`, in TensorFlow; of an animation, the first frame."""
     from mlc_jax.data.streaming import tf
 
     image = tf.io.decode_image(data, channels=3, expand_animations=False)
@@ -208,7 +208,7 @@ def decode(data: Any) -> Any:
 
 
 def see(image: Any, geometry: Geometry, draws: Any = None) -> Any:
-    """The part of a picture for a model, in TensorFlow: uint8 `[image_size, image_size, 3]`.
+    """The part of a picture that a model sees: uint8 `[image_size, image_size, 3]`.
 
     Args:
       image: uint8 `[H, W, 3]`.
@@ -233,7 +233,7 @@ def _middle(image: Any, geometry: Geometry) -> Any:
     from mlc_jax.data.streaming import tf
 
     resized = _resized_shape(image, geometry)
-    # Half to even, as torchvision.
+    # A half is rounded to even, as in torchvision.
     offset = tf.round(tf.cast(resized - geometry.image_size, tf.float32) / 2)
     return _window(image, resized, offset, geometry.image_size)
 
@@ -301,7 +301,7 @@ def check_pictures(
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Decodes every file that is not known to be good.
 
-    A file with another size or time of change counts as a new one.
+    A file counts as new if its size or its time of modification changed.
 
     Args:
       root: the directory that names are relative to.
@@ -309,7 +309,7 @@ def check_pictures(
       cache_dir: its folder `pictures` lists good files; None is `CACHE_DIR`.
 
     Returns:
-      Sizes of the files, int64 `[N]`, and by row the problems of bad files.
+      Sizes of the files in bytes, int64 `[N]`, and the problems of bad files by row.
 
     Raises:
       InputError: the cache cannot be written.
@@ -388,7 +388,7 @@ def _is_turned(path: bytes) -> bool:
 
 
 def _is_bmp_with_palette(data: bytes) -> bool:
-    """Whether it has a palette of colours, whose numbers TensorFlow would take for grey levels."""
+    """Whether a BMP has a palette of colours: TensorFlow would take its entries for grey levels."""
     if not data.startswith(b"BM") or int.from_bytes(data[28:30], "little") > 8:
         return False
     palette = 14 + int.from_bytes(data[14:18], "little")

@@ -1,4 +1,4 @@
-"""Own data in tables, CSV or Parquet: a column of labels, and columns that become features."""
+"""Own data in tables: columns of labels, and columns that become features."""
 
 import dataclasses
 import re
@@ -22,7 +22,7 @@ from mlc_jax.files.values.checks import read_checks
 from mlc_jax.files.values.leaks import leak, same_rows
 from mlc_jax.files.values.names import whole
 
-_LOGGED, _SHOWN = 100, 10  # Columns, by name.
+_LOGGED, _SHOWN = 100, 10  # The most columns that a log line names, and a warning.
 _UNNAMED = re.compile(r"|Unnamed: \d+|__index_level_\d+__")  # pandas' row numbers.
 # Columns of annotation tools. A file with three of them comes from such a tool; a single one is a
 # feature, unless it numbers the rows.
@@ -36,8 +36,8 @@ class Options(NamedTuple):
     """The columns of a table that are used, and how.
 
     Attributes:
-      features: names of columns; none of them is all that `columns.left_out` leaves. `+name` adds a
-        column, whatever it looks like, `-name` leaves one out.
+      features: names of columns. Without any, `columns.left_out` decides. `+name` adds a column,
+        whatever it holds; `-name` leaves one out.
       standardized: see `arrays.scale`.
     """
 
@@ -57,18 +57,17 @@ def load(
     *,
     benchmark: bool = False,
 ) -> OwnData | Benchmark:
-    """Reads one file, or two, and maybe one to judge by; `.csv`, `.jsonl` or `.parquet`.
+    """Reads one table or two, and maybe a test table; `.csv`, `.tsv`, `.jsonl` or `.parquet`.
 
-    Features are chosen by `data` or `noisy`, without its test rows; the other files must
-    have the same columns.
+    The rows to learn from in `data` or `noisy` decide which columns become features. The other
+    files must have the same columns.
 
     Args:
-      data, noisy, clean, test: see `text_files.load`, with the columns of features in place of
-        `text`.
+      data, noisy, clean, test: see `text_files.load`; columns of features replace `text`.
       options: see `Options`.
       checked: see `read_checks`.
       drawn: see `how_drawn`.
-      said: where labels of `data` stand.
+      said: where given labels of `data` are.
       benchmark: whether all labels of `data` are true.
 
     Raises:
@@ -121,9 +120,9 @@ class _Chosen(NamedTuple):
     """Parses `dataset.features`.
 
     Attributes:
-      named: columns that are taken; empty for all that `columns.left_out` leaves.
-      added: taken, whatever they look like: `+city`.
-      removed: not taken: `-index`.
+      named: columns that are taken; empty if `columns.left_out` decides.
+      added: columns that are taken, whatever they hold: `+city`.
+      removed: columns that are not taken: `-index`.
     """
 
     named: tuple[str, ...]
@@ -158,7 +157,7 @@ class _Chosen(NamedTuple):
 
 
 def _read_first(table: Table, features: Sequence[str], said: Said) -> tuple[LabelledFile, Columns]:
-    """The file that features are chosen by."""
+    """Reads the file that decides which columns become features."""
     chosen, labels = _Chosen.of(table, features), LabelColumns(table, said)
     left = {name: f"holds {kind}" for name, kind in table.unread().items()}
     there = [x for x in table.columns() if x not in (*NAMES, *labels.required, *left)]
@@ -200,9 +199,9 @@ def warn_of_new(columns: Columns, there: Sequence[str], sources: Sequence[str] =
     """Warns of columns that the table to learn from did not have.
 
     Args:
-      columns: that were learned from.
-      there: names of columns of new rows.
-      sources: columns of labels of several sources.
+      columns: the columns that were learned from.
+      there: names of the columns of new rows.
+      sources: names of the columns of given labels.
     """
     known = {*columns.names, *NAMES, *WRITTEN, *sources, *(name for name, _ in columns.left_out)}
     new = [repr(name) for name in there if name not in known and not name.startswith(ONE_EACH)]
@@ -233,7 +232,7 @@ def _read(table: Table, columns: Columns) -> LabelledFile:
 
 
 def _rows(table: Table, labels: LabelColumns, names: Sequence[str]) -> Iterator[Row]:
-    """Where each row stands and its values of columns `names`; its labels go to `labels`."""
+    """Yields the line of each row, and its values of columns `names`; adds labels to `labels`."""
     size = len(labels.required) + len(labels.optional)
     for line, values in table.rows(labels.required, labels.optional, names):
         labels.add(line, values[:size])

@@ -1,7 +1,7 @@
 """Files of named columns, read row by row: CSV, JSON lines, Parquet. Every value is a text.
 
 Nothing is guessed: `NA` and `None` are texts like others, and `001` stays `001`. A list of numbers
-is its JSON, `[0.5, 1.0]`.
+becomes its JSON, `[0.5, 1.0]`.
 """
 
 import collections
@@ -27,14 +27,14 @@ _SEPARATORS = (",", ";", "\t", "|")  # Separators of CSV files.
 _SAYS_SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # A first line that spreadsheets write and read.
 _HEADER_CHARACTERS = 2**20
 _DAY = 86_400 * 10**9  # Nanoseconds.
-_MAX_NAME = 1_000  # Characters of a column's name.
+_MAX_NAME = 1_000  # The most characters of a column's name.
 _SHOWN = 50  # The most names in a message.
 
 Row = tuple[int, list[str | None]]
 
 
 class Table:
-    """A file with a row for each example; its ending decides how it is read.
+    """A file with a row for each example. Its ending decides how it is read.
 
     Args:
       field: the setting that names the file, for messages: `config.dataset.noisy`.
@@ -73,7 +73,7 @@ class Table:
         self._read = endings[self._kind]
 
     def columns(self) -> list[str]:
-        """Names of columns; of JSON lines those of all objects, of Parquet those that are read.
+        """Names of columns: for JSON lines those of all objects, for Parquet those that are read.
 
         Raises:
           InputError: as `rows`.
@@ -85,7 +85,7 @@ class Table:
         ]
 
     def header(self) -> list[str]:
-        """Names of columns as in the file."""
+        """Names of columns as in the file; errors as for `rows`."""
         with self._explained():
             if self._kind == ".parquet":
                 found = [x.name for x in self._schema() if marks.is_read(x.type, whole=False)]
@@ -122,11 +122,11 @@ class Table:
 
         Args:
           required: columns that the file must have; a value that is missing is "".
-          optional: columns that it may have; None where it does not.
-          values: further columns that it must have, in which numbers need not be whole.
+          optional: columns that it may have; values are None if it does not.
+          values: further columns that it must have; their numbers need not be whole.
 
         Raises:
-          InputError: naming the file, the line, what is wrong and what would be right.
+          InputError: a column is missing, or a value cannot be read; names file and line.
         """
         columns = ([self._theirs.get(x, x) for x in part] for part in (required, optional, values))
         with self._explained():
@@ -135,8 +135,8 @@ class Table:
     def as_written(self) -> Iterator[tuple[list[str], str | None]]:
         """Yields all rows with all columns, the header first, under the names of the file.
 
-        With them comes their text in a CSV file, including the line end; blank lines
-        have no field. Columns of JSON lines are those of all objects; of Parquet the flat ones.
+        With each row of a CSV file comes its text, including the line end; blank lines have no
+        field. JSON lines have the columns of all objects; Parquet has the flat ones.
 
         Raises:
           InputError: the file cannot be read.
@@ -159,7 +159,7 @@ class Table:
         raise InputError(f"{self.field}: {self.path!r}{where} {readable(problem)}")
 
     def place(self, number: int) -> str:
-        """Where a row is, as an editor counts: its first line; in Parquet its number, from 1."""
+        """Where a row is: its first line, as an editor counts; in Parquet its number, from 1."""
         return f"{'row' if self._kind == '.parquet' else 'line'} {number}"
 
     @contextlib.contextmanager
@@ -195,7 +195,7 @@ class Table:
 
     def _csv_text(self) -> Iterator[tuple[int, list[str], str]]:
         """All lines with the text of each row, including its line end."""
-        csv.field_size_limit(max(MAX_FIELD_CHARACTERS, csv.field_size_limit()))  # Global.
+        csv.field_size_limit(max(MAX_FIELD_CHARACTERS, csv.field_size_limit()))  # Process-wide.
         read: list[str] = []
         with self._file.open(encoding=self.encoding, newline="") as stream:
 
@@ -222,7 +222,7 @@ class Table:
 
     @functools.cached_property
     def encoding(self) -> str:
-        """The file's encoding; a mark of UTF-8 stays in the text."""
+        """The file's encoding; a byte order mark of UTF-8 stays in the text."""
         return marks.encoding(self._start())
 
     def _start(self) -> bytes:
@@ -231,7 +231,7 @@ class Table:
 
     @functools.cached_property
     def separator(self) -> str:
-        """The separator of a CSV file: the one that its first line has most of, or names."""
+        """The separator of a CSV file: its first line names it, or has the most fields with it."""
         with self._file.open(encoding=self.encoding, newline="", errors="replace") as stream:
             start = stream.read(_HEADER_CHARACTERS).removeprefix("\ufeff")
         said = _SAYS_SEPARATOR.match(start)
@@ -248,11 +248,11 @@ class Table:
 
     @property
     def may_have_commas(self) -> bool:
-        """Whether `;` separates its columns, as where numbers have decimal commas."""
+        """Whether `;` separates its columns, as it does in files with decimal commas."""
         return self._kind == ".csv" and self.separator == ";"
 
     def numbers(self) -> set[str]:
-        """Columns of numbers; in a CSV file all are texts."""
+        """Names of columns of numbers; in a CSV file all values are texts."""
         if self._kind == ".csv":
             return set()
         with self._explained():
@@ -322,7 +322,7 @@ class Table:
         if value is None:
             return ""
         if isinstance(value, float) and whole and value.is_integer():
-            return str(int(value))  # A column with missing numbers becomes floats.
+            return str(int(value))  # pandas makes floats if a number is missing.
         if isinstance(value, int) or (isinstance(value, float) and not whole):
             return json.dumps(value)  # Booleans, too: `true`.
         if isinstance(value, list) and not whole:
@@ -367,7 +367,7 @@ class Table:
             return self.fail(f"is not a readable Parquet file ({_line(error)})")
 
     def _texts(self, column: Any, name: str, number: int, *, whole: bool) -> list[str | None]:
-        """The values of rows from `number` + 1 on."""
+        """A batch's values as texts; its first row has the number `number` + 1."""
         import pyarrow
         from pyarrow import types
 
@@ -444,7 +444,7 @@ def _text(value: Any) -> str:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON."""
+    """A JSON object; raises ValueError if it has a name twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         counts = collections.Counter(name for name, _ in pairs)

@@ -1,4 +1,4 @@
-"""Texts of one's own, with their labels."""
+"""Own texts in tables, with their labels."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,10 +14,12 @@ from mlc_jax.files.values.checks import read_checks
 
 
 class Settings(NamedTuple):
-    """How texts become tokens, see `tokens.create_source`, or features.
+    """How texts become tokens or features.
 
     Attributes:
-      encode: from a source of tokens to the one that is read.
+      tokenizer: see `Tokenizer.load`.
+      max_length, cache_dir: see `tokens.create_source`.
+      encode: maps a source of tokens to one of features; None keeps tokens.
     """
 
     tokenizer: str
@@ -26,7 +28,7 @@ class Settings(NamedTuple):
     encode: Callable[[TokenSource], Source] | None = None
 
     def source_maker(self) -> Callable[..., Source]:
-        """(texts, ids or id_format) -> what is read; the tokenizer is loaded at once."""
+        """The function (texts, ids=... or id_format=...) -> source; loads the tokenizer at once."""
         tokenizer = Tokenizer.load(self.tokenizer)
 
         def make(texts: Texts, **names: Any) -> Source:
@@ -50,18 +52,18 @@ def load(
     *,
     benchmark: bool = False,
 ) -> OwnData | Benchmark:
-    """Reads one file, or two, and maybe one to judge by; `.csv`, `.jsonl` or `.parquet`.
+    """Reads one table or two, and maybe a test table; `.csv`, `.tsv`, `.jsonl` or `.parquet`.
 
     Args:
       data: columns `text`, `label` as given, `checked_label` (empty where nobody looked), and maybe
-        `id` and `split` (`test` for rows that only judge).
-      noisy, clean: in place of `data`: `text` and `label`; the clean file's are the true ones, and
-        its `given_label`, if there, the old ones.
+        `id`, `drawn` and `split` (`test` or `validation` for rows that are not learned from).
+      noisy, clean: in place of `data`: `text` and `label`. Labels of the clean file are true; its
+        `given_label`, if there, is the old label.
       test: `text` and true `label`.
       settings: see `Settings`.
       checked: see `read_checks`.
       drawn: see `how_drawn`.
-      said: where labels of `data` stand.
+      said: where given labels of `data` are.
       benchmark: whether all labels of `data` are true.
 
     Raises:
@@ -82,7 +84,7 @@ def load(
 def read_own(
     table: Table, make_source: Callable[..., Source], said: Said, column: str = "text"
 ) -> LabelledFile:
-    """Keeps labels and ids, and where the rows stand; texts are read again when they are needed."""
+    """Reads the labels and ids of a table; texts are read again when they are needed."""
     columns = LabelColumns(table, said)
 
     def texts_with_labels() -> Iterator[str]:

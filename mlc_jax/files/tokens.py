@@ -29,7 +29,7 @@ from mlc_jax.errors import InputError, is_watched
 
 CACHE_DIR = "~/.cache/mlc_jax"  # For tokens, and for features that are computed from them.
 
-_FORMAT = 1  # The cache's version; it changes with the content.
+_FORMAT = 1  # The version of the cache's files; a new one makes new caches.
 _CHUNK = 1_024  # Texts that are tokenised at once: enough for all cores, and only a few MB.
 _IDS, _LENGTHS, _INFO = "ids.bin", "lengths.npy", "info.json"
 _CHECKED_AT_ONCE = 16 * 2**20  # Ids per step of the checksum.
@@ -40,9 +40,9 @@ class Texts(NamedTuple):
     """Texts in their order, read again whenever they are needed.
 
     Attributes:
-      read: () -> all of them.
+      read: () -> all texts.
       size: N.
-      fingerprint: of all of them.
+      fingerprint: differs for other texts.
     """
 
     read: Callable[[], Iterable[str]]
@@ -51,11 +51,11 @@ class Texts(NamedTuple):
 
     @classmethod
     def scan(cls, read: Callable[[], Iterable[str]], first: Iterable[str] | None = None) -> "Texts":
-        """Reads all once.
+        """Reads all texts once.
 
         Args:
           read: see `Texts`.
-          first: the texts, for this once; None calls `read`.
+          first: the texts for this first reading; None calls `read`.
         """
         digest, size = hashlib.blake2b(digest_size=16), 0
         for text in read() if first is None else first:
@@ -170,7 +170,7 @@ class TokenCache:
         if there != (size * dtype.itemsize, info["num_texts"]):
             raise ValueError("files of other sizes than they were written with")
         self._ids = np.memmap(directory / _IDS, dtype, "r") if size else np.zeros(0, dtype)
-        # A flipped bit would change a text. A GB takes a second at most, and is read anyway.
+        # A flipped bit would change a text. A checksum of a GB takes a second at most.
         checksum = 0
         for start in range(0, size, _CHECKED_AT_ONCE):
             checksum = zlib.crc32(self._ids[start : start + _CHECKED_AT_ONCE].data, checksum)
@@ -250,8 +250,8 @@ def create_source(
 ) -> TokenSource:
     """A source of texts; they are tokenised unless the cache holds them.
 
-    The cache is keyed by all texts, the tokenizer and the length. It is written to another place
-    and renamed when it is complete; a damaged cache is made again.
+    The key of the cache depends on all texts, the tokenizer and the length. The cache is written
+    elsewhere and renamed when it is complete; a damaged cache is made again.
 
     Args:
       texts: at least one.
@@ -308,7 +308,7 @@ def _make(
     try:
         _write(part, texts, tokenizer, max_length)
         if alone:
-            shutil.rmtree(root / key, ignore_errors=True)  # A damaged one.
+            shutil.rmtree(root / key, ignore_errors=True)  # A damaged cache.
         try:
             part.rename(root / key)
         except OSError:
@@ -369,7 +369,7 @@ def _sync(file: Any) -> None:
 
 @contextlib.contextmanager
 def _alone(path: pathlib.Path) -> Iterator[bool]:
-    """Waits until no other process is inside; False where the file system has no locks."""
+    """Waits until no other process is inside; yields False if the file system has no locks."""
     with path.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,1 +1,1 @@
-"""Doubtful labels in, corrected ones out: for data frames, and as an estimator of scikit-learn."""
+"""Corrects the labels of data frames; also an estimator of scikit-learn."""

@@ -1,4 +1,4 @@
-"""A data frame in, the same frame with corrected labels out; also used by the estimator."""
+"""Corrects the labels of a data frame. The estimator uses the same functions."""
 
 import dataclasses
 import functools
@@ -68,12 +68,12 @@ def correct_labels(
       checked: the column of labels that somebody checked, empty where nobody looked. Without this
         column there is no estimate of how good the labels are.
       checks: later checks, with the columns `id` and `checked_label`, such as a `to_check.csv` that
-        was filled in: a frame, a path, or a list of these. Without a column `id` in `frame`, ids
-        are places of its rows, from 0, whatever its index is.
+        was filled in: a frame, a path, or a list of these. If `frame` has no column `id`, ids are
+        the positions of its rows, from 0, whatever its index is.
       text: the column of texts. The classifier then learns from these alone.
       image: the column of paths of pictures. The classifier then learns from these alone.
       encoder: for texts or pictures, the directory of a pretrained encoder, or its name on the
-        Hugging Face hub; for pictures also a function of your own, see `mlc_jax.PictureReader`.
+        Hugging Face hub. For pictures it may be your own function, see `mlc_jax.PictureReader`.
       features: columns to learn from; by default all that can be used.
       method: `auto` is `cross_fit`, which also estimates how good its labels are; or the name of
         another method.
@@ -139,10 +139,10 @@ def settings_of(
     Args:
       kind: of the data, see `memory.kind_of`.
       method, model, seed, encoder: see `correct_labels`.
-      num_epochs: passes over the rows, of `cross_fit` rounds; None chooses.
+      num_epochs: passes over the rows; for `cross_fit`, rounds. None chooses a number.
 
     Raises:
-      InputError: there is no such method or model.
+      InputError: there is no such method or model, or the encoder is missing or not used.
     """
     settings = importlib.import_module(f"mlc_jax.presets.{kind}").get_config()
     settings.dataset.data = "in memory"
@@ -182,7 +182,7 @@ def widths(model: Any) -> tuple[int, ...] | None:
     """Widths of hidden layers; None leaves the choice to the preset.
 
     Raises:
-      InputError: no such model.
+      InputError: there is no such model.
     """
     if isinstance(model, str):
         known: dict[str, tuple[int, ...] | None] = {"auto": None, _LINEAR: (), _MLP: (64,)}
@@ -197,13 +197,13 @@ def widths(model: Any) -> tuple[int, ...] | None:
 def reader_of(settings: ConfigDict, encoder: Any) -> Reader | None:
     """The reader of a run on texts or pictures; None for any other run."""
     reader = readers.of_config(settings)
-    if isinstance(reader, PictureReader):  # A config has a name of a function, and not itself.
+    if isinstance(reader, PictureReader):  # A config has only a function's name.
         return dataclasses.replace(reader, encoder=encoder)
     return reader
 
 
 def read_of(settings: ConfigDict, reader: Reader | None) -> Callable[..., Source] | None:
-    """(texts or paths, ids) -> what is trained on, where there is a reader."""
+    """The function (texts or paths, ids) -> source of inputs; None for a run without a reader."""
     if reader is None or isinstance(reader, PictureReader):
         return None if reader is None else reader.cached
     c = settings.dataset
@@ -216,7 +216,7 @@ def train(
     frame: Any = None, workdir: str | pathlib.Path | None = None, reader: Reader | None = None,
     labels: Sequence[str] = (),
 ) -> Result:  # fmt: skip
-    """Trains on own data in memory; the columns `labels` are no features."""
+    """Trains on own data in memory; `labels` names columns that are not features of new rows."""
     from mlc_jax.training.run import build_run
 
     run = build_run(settings, of_own(own, kind))
@@ -254,7 +254,7 @@ def _read_arrays(x: Any, *, offsets: Offsets) -> Source:
 
 
 def _renamed(frame: Any, labels: Sequence[str], checked: str) -> dict[str, Any]:
-    """Columns, renamed as in a file."""
+    """Columns under the names of files, `label` and `checked_label`."""
     original = Frame("frame", frame)
     for name in labels:
         if name not in original.columns():
@@ -264,10 +264,10 @@ def _renamed(frame: Any, labels: Sequence[str], checked: str) -> dict[str, Any]:
         if checked != "checked_label":
             original.fail(f"has no column {checked!r}, only {original.columns()}")
     new = {checked: "checked_label"} | ({labels[0]: "label"} if len(labels) == 1 else {})
-    hidden = set(new.values()) - set(new)  # As in a file.
+    hidden = set(new.values()) - set(new)  # Columns that have our names are ignored.
     there = [name for name in frame if str(name) not in hidden]
     columns = {new.get(str(name), str(name)): frame[name] for name in there}
-    # Without it all labels would count as true.
+    # Nobody has checked a row if there is no such column.
     return {"checked_label": np.full(len(original), "")} | columns
 
 

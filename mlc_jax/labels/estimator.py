@@ -19,7 +19,7 @@ from mlc_jax.labels.words import in_words
 if TYPE_CHECKING:
     from mlc_jax.result import Result
 
-_UNCHECKED = -1  # In a column of checks of whole numbers.
+_UNCHECKED = -1  # In whole numbers: nobody looked, or no label.
 
 
 class LabelCorrector(ClassifierMixin, BaseEstimator):
@@ -41,7 +41,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         "auto", "linear", "mlp", or the widths of hidden layers.
     encoder : str or callable, default=None
         For texts or pictures: the directory of a pretrained encoder, or its name on the Hugging
-        Face hub; for pictures also a function of your own, see `mlc_jax.PictureReader`.
+        Face hub. For pictures it may be a function of your own, see `mlc_jax.PictureReader`.
     num_epochs : int, default=None
         Passes over the rows; for "cross_fit", rounds of training. None chooses a number by the
         number of rows.
@@ -162,7 +162,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities (n, n_classes) of new examples, in the order of `classes_`."""
+        """Probabilities (n_samples, n_classes) of new examples, in the order of `classes_`."""
         check_is_fitted(self)
         X = as_frame(X)
         _check_dense(X)
@@ -178,12 +178,12 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         return self.result_.predict_proba(X)
 
     def predict(self, X: Any) -> np.ndarray:
-        """The most probable label of new examples."""
+        """The most probable labels (n_samples,) of new examples."""
         probs = self.predict_proba(X)
         return self.classes_[probs.argmax(axis=1)]
 
     def score(self, X: Any, y: Any, checked: Any = None, sample_weight: Any = None) -> float:
-        """Accuracy on the checked rows; without any on y, which may be wrong, with a warning.
+        """Accuracy on the checked rows; without any, accuracy on y, with a warning.
 
         Parameters
         ----------
@@ -226,7 +226,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
 
 
 def _check_order(given: dict[str, Any]) -> None:
-    """Refuses rows of pandas in several orders: they count by their places, as in scikit-learn."""
+    """Refuses pandas objects whose rows differ in order; rows are matched by position."""
     indexes = {name: x.index for name, x in given.items() if hasattr(x, "iloc")}
     first = next(iter(indexes), "")
     for name, index in indexes.items():
@@ -251,7 +251,7 @@ def _labels(
     """Columns of labels, as in a file, all of one length.
 
     Raises:
-      InputError: different lengths, labels of an unknown type, or a source with a column's name.
+      InputError: lengths differ, labels have an unknown type, or a source has a column's name.
     """
     if y is None and votes is not None:
         y = np.full(num_rows, None)
@@ -285,7 +285,7 @@ def _check_lengths(columns: dict[str, Any], num_rows: int) -> None:
 
 
 def _columns(y: Any, checked: Any, *, has_votes: bool = False) -> dict[str, Any]:
-    """`label` and `checked_label`."""
+    """The columns `label` and `checked_label`."""
     if y is None:
         raise InputError("y: LabelCorrector requires y to be passed, but the target y is None")
     label = _one_dimensional("y", y)

@@ -1,4 +1,4 @@
-"""Messages of errors in the words of Python's arguments."""
+"""Error messages that name Python's arguments instead of settings."""
 
 import contextlib
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mlc_jax.errors import InputError
 
-# Arguments of `correct_labels`, by the settings that they are.
+# Arguments of `correct_labels` by setting.
 _ARGUMENTS = {
     "dataset.checked": "checks",
     "dataset.label_columns": "label",
@@ -18,7 +18,7 @@ _ARGUMENTS = {
 
 @contextlib.contextmanager
 def in_words() -> Iterator[None]:
-    """Raises an InputError of the block in these words; also a decorator of functions."""
+    """Rewrites the message of an InputError in the block; it is also a decorator."""
     try:
         yield
     except InputError as error:

@@ -1,1 +1,1 @@
-"""Pictures of a user's own: decoded by Pillow; which there are, and their labels."""
+"""A user's pictures: their files and labels, and decoding by Pillow."""

@@ -12,7 +12,11 @@ _IGNORED = ("__MACOSX", "Thumbs.db")  # Files that programs leave in folders.
 def pictures_below(
     field: str, root: str, folder: str, parents: tuple[str, ...] = ()
 ) -> Iterator[str]:
-    """Relative paths of pictures in a folder and below it; hidden files are ignored."""
+    """Relative paths of pictures in a folder and below it; hidden files are ignored.
+
+    Raises:
+      InputError: a directory cannot be read, or links to one that contains it.
+    """
     place = os.path.join(root, folder)
     real = os.path.realpath(place)
     if real in parents:

@@ -27,8 +27,8 @@ class Part(NamedTuple):
     """One folder or table.
 
     Attributes:
-      file: its labels; its source has pictures that were not decoded yet.
-      root: what names are relative to.
+      file: its labels; its source has pictures that are not decoded yet.
+      root: the directory that names are relative to.
       names: the pictures' names, bytes `[N]`.
     """
 
@@ -94,16 +94,16 @@ def read(name: str, path: str, said: Said) -> Part:
 
 
 def joined(data: Part, clean: Part) -> Part:
-    """Doubtful pictures, and others whose labels somebody checked, as one.
+    """Joins doubtful pictures with others whose labels somebody checked.
 
-    A picture whose content is in both is one row: doubtful, and checked.
+    A picture whose content is in both becomes one row, with a given and a checked label.
 
     Args:
       data: doubtful pictures.
       clean: pictures with right labels.
 
     Raises:
-      InputError: one of them is packed, or a picture has another check.
+      InputError: one part is packed, or a picture has two different checked labels.
     """
     for part in (data, clean):
         if is_packed(part.root):
@@ -192,7 +192,7 @@ def _same(data: Part, clean: Part) -> dict[int, int]:
 
 
 def _whole(part: Part) -> list[bytes]:
-    """Paths that do not depend on the root."""
+    """Absolute paths of the pictures."""
     root = os.fsencode(os.path.abspath(part.root))
     return [os.path.join(root, bytes(name)) for name in part.names]
 
@@ -252,7 +252,7 @@ def _read_folder(field: str, path: str) -> Part:
                 "expected it renamed"
             ) from None
     joined_ids = [os.path.join(path, name) for name in names]
-    # A single folder may be moved; of two, each is identified by its name.
+    # `data` may be moved: its ids are relative. Other ids begin with the folder, to differ.
     ids, others = (names, joined_ids) if field == f"{FIELD}data" else (joined_ids, names)
     file = LabelledFile(
         field=field,

@@ -16,7 +16,7 @@ from absl import logging
 from PIL import Image
 
 THUMBNAIL_SIZE = 96
-SHORTER_SIDE = 1024  # The least pixels of a large picture's shorter side after scaling.
+SHORTER_SIDE = 1024  # The fewest pixels of a large picture's shorter side after scaling.
 MAX_PIXELS = 100_000_000  # The most pixels of a picture that must be decoded whole: 400 MB.
 
 TURNED = "are turned by their EXIF orientation"
@@ -75,8 +75,8 @@ def decode(data: bytes, shorter_side: int = SHORTER_SIDE) -> Decoded:
 
     Args:
       data: of a JPEG, PNG, WebP, BMP or GIF file.
-      shorter_side: pixels; a picture with more than twice as many is made smaller, by a whole
-        factor, but not below that.
+      shorter_side: pixels. A picture with at least twice as many is made smaller, by a whole
+        factor, but not below `shorter_side`.
 
     Raises:
       BadPicture: it cannot be decoded to its end, is an animation, or is too large.
@@ -91,14 +91,14 @@ def decode(data: bytes, shorter_side: int = SHORTER_SIDE) -> Decoded:
             return _decoded(image, data, shorter_side)
     except BadPicture:
         raise
-    except Exception as error:  # Of Pillow and of its plugins, a dozen types.
+    except Exception as error:  # Pillow and its plugins raise a dozen types.
         raise BadPicture(_CANNOT) from error
 
 
 def thumbnail(read: Callable[[], bytes]) -> np.ndarray:
     """A whole picture made small, uint8 `[H, W, 3]` of `THUMBNAIL_SIZE` at most.
 
-    Grey where it cannot be read or decoded (any more): a report is no place to fail.
+    It is grey if it cannot be read or decoded (any more), because a report must not fail.
     """
     try:
         image = decode(read(), THUMBNAIL_SIZE).image
@@ -112,17 +112,17 @@ def orientation(data: bytes) -> int:
     """The orientation of the EXIF tag, 1 to 8; 1 (upright) if there is none that can be read."""
     try:
         return _orientation(_opened(data))
-    except Exception:  # Of Pillow and of its plugins, a dozen types.
+    except Exception:  # Pillow and its plugins raise a dozen types.
         return 1
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """A picture as it looks, of one as it is stored; see `orientation`."""
+    """Turns a stored picture upright; see `orientation`."""
     return image if orientation == 1 else image.transpose(_TURNS[orientation])
 
 
 def log_notes(notes: Iterable[str]) -> None:
-    """Says what was done to pictures, once for all of them."""
+    """Logs the changes made to pictures, one line for each kind."""
     noted = list(notes)
     for note in (TURNED, TRANSPARENT, DEEP):
         if note in noted:
@@ -132,8 +132,8 @@ def log_notes(notes: Iterable[str]) -> None:
 def _opened(data: bytes) -> Any:
     """A picture whose pixels are not decoded yet.
 
-    `Image.open` would warn of, and refuse, sizes that `Image.MAX_IMAGE_PIXELS` of the whole process
-    says; here `MAX_PIXELS` is the bound.
+    `Image.open` would refuse pictures above `Image.MAX_IMAGE_PIXELS`, a bound of the whole process.
+    Here the bound is `MAX_PIXELS`.
     """
     Image.init()
     for kind in _KINDS:
@@ -176,7 +176,7 @@ def _decoded(image: Any, data: bytes, shorter_side: int) -> Decoded:
 
 
 def _is_made_smaller(image: Any) -> bool:
-    """Whether it can be while it is decoded; libjpeg keeps all of a progressive one."""
+    """Whether decoding can reduce it; libjpeg decodes a progressive JPEG as a whole."""
     is_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
     return is_jpeg and not image.info.get("progressive")
 
@@ -190,7 +190,7 @@ def _orientation(image: Any) -> int:
 
 
 def _eight_bits(image: Any) -> tuple[Any, bool]:
-    """A 16-bit PNG as one of eight bits. Pillow keeps all 16 bits only of grey ones."""
+    """A 16-bit PNG with 8 bits, and whether it was scaled; Pillow keeps 16 bits only of grey."""
     if image.mode.startswith("I"):
         levels = np.asarray(image).astype(np.float64)
         low, high = levels.min(), levels.max()

@@ -1,4 +1,4 @@
-"""A data frame, or a dict of columns, with the face of a file of columns."""
+"""A data frame, or a dict of columns, with the interface of a table file."""
 
 import collections
 import datetime
@@ -17,15 +17,15 @@ from mlc_jax.files.tables import Row, Table
 class Frame(Table):
     """Columns in memory; every value becomes the text that it would be in a file.
 
-    A missing value (None, NaN, NaT, pandas.NA) is an empty field. A whole float is a whole number:
-    pandas makes `1.0` of `1` where a column has missing values.
+    A missing value (None, NaN, NaT, pandas.NA) becomes an empty field. `1.0` becomes `1`, because
+    pandas makes floats of whole numbers if a value of the column is missing.
 
     Args:
       field: what messages call it.
       columns: a data frame, or a dict from names to columns of one length.
 
     Raises:
-      InputError: no columns, columns of other lengths, a name that is there twice.
+      InputError: it is no frame or dict, columns differ in length, or two have one name.
     """
 
     def __init__(self, field: str, columns: Any):
@@ -110,7 +110,7 @@ class Frame(Table):
         raise InputError(f"{self.field}:{where} {readable(problem)}")
 
     def as_texts(self, name: str, column: Any) -> list[str]:
-        """Any column as text; `name` is for messages."""
+        """Any column as N texts; `name` is for messages. Errors are those of `texts`."""
         if hasattr(column, "cat"):  # Each of pandas' categories is converted once.
             texts = self.as_texts(name, column.cat.categories)
             return [texts[code] if code >= 0 else "" for code in column.cat.codes.tolist()]
@@ -126,7 +126,7 @@ class Frame(Table):
         if array.dtype.kind in "iub":
             return [str(x) for x in array.tolist()]
         if array.dtype.kind == "f":
-            array = array.astype(np.float64)  # Others write themselves in other ways.
+            array = array.astype(np.float64)  # The repr of other floats differs.
             return [_of_float(x) for x in array.tolist()]
         if array.dtype.kind == "M":
             iso = np.datetime_as_string(array, unit="auto").tolist()
@@ -172,7 +172,7 @@ class Frame(Table):
 
 
 def without(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
-    """Values as objects, None where they are missing, bool of the same shape."""
+    """Values as objects, with None where `missing`, bool of the same shape, is True."""
     objects = values.astype(object)
     objects[missing] = None
     return objects
@@ -181,7 +181,7 @@ def without(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
 def _of_float(value: float) -> str:
     if value != value:
         return ""
-    # Beyond that not every whole number is a float.
+    # From 2**53 on, not every whole number is a float.
     return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
 
 
@@ -191,7 +191,7 @@ def _short(value: Any) -> str:
 
 
 def as_frame(columns: Any) -> Any:
-    """A table of Arrow as a data frame; all else as it is."""
+    """Turns an Arrow table into a data frame; leaves everything else as it is."""
     return columns.to_pandas() if hasattr(columns, "column_names") else columns
 
 
@@ -207,7 +207,7 @@ def _are_numbers(column: Any) -> bool:
 
 
 def _is_other(value: Any) -> bool:
-    """Whether a value is none that a table has."""
+    """Whether a value has a type that no table has."""
     known = (str, numbers.Real, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta)
     known_too = (np.generic, np.ndarray, list, tuple, complex)
     of_pandas = hasattr(value, "to_timestamp") or hasattr(value, "closed")

@@ -64,7 +64,7 @@ def as_array(x: Any) -> np.ndarray:
     if not (hasattr(x, "__len__") or hasattr(x, "__array__")):
         raise InputError(f"X: got {type(x).__name__}, expected an array or a list of lists")
     try:
-        array = np.asanyarray(x)  # A mask stays, to be refused.
+        array = np.asanyarray(x)  # A mask must stay, because `as_stored` refuses it.
     except (ValueError, TypeError) as error:
         raise InputError(f"X: rows of different lengths ({error}); expected one shape") from error
     if isinstance(array, np.matrix):  # Its rows would be matrices.
@@ -137,13 +137,13 @@ def from_memory(
     read: Callable[..., Source] | None = None,
     drawn: str | None = None,
 ) -> OwnData:
-    """Inputs and labels as a run takes them: no row need be checked.
+    """A run's data from inputs and labels in memory; no row need be checked.
 
     Args:
       x: see `kind_of`.
       labels: of the same rows.
-      read: (texts or paths of pictures, ids) -> their source; where x is such.
-      drawn: how checked rows were chosen, where `labels` do not say so.
+      read: (texts or paths of pictures, ids) -> their source; needed for such inputs.
+      drawn: how checked rows were chosen, if `labels` do not say so.
 
     Raises:
       InputError: inputs and labels do not fit together.
@@ -185,7 +185,7 @@ def of_frame(
     checked: Sequence[str | Table] = (),
     drawn: str | None = None,
 ) -> OwnData:
-    """A data frame with its labels, as a file with them; no row need be checked."""
+    """A run's data from a frame with features and labels; no row need be checked."""
     tables = {"data": table}
     own = table_files.of_tables(tables, options, checked, drawn, said, needs_checks=False)
     return _doubtful(own)
@@ -200,7 +200,7 @@ def of_texts(
     checked: Sequence[str | Table] = (),
     drawn: str | None = None,
 ) -> OwnData:
-    """A table of texts in a column `text`, with their labels."""
+    """A run's data from a frame with a column of texts, and labels; see `of_frame`."""
     file = text_files.read_own(table, read_texts, said, text)
     checks = read_checks(checked, file, drawn) if checked else None
     return _doubtful(combine({"data": file}, identity, checks, drawn, needs_checks=False))
@@ -215,7 +215,7 @@ def of_pictures(
     checked: Sequence[str | Table] = (),
     drawn: str | None = None,
 ) -> OwnData:
-    """A table of paths of pictures in a column `path`, with their labels."""
+    """A run's data from a frame with a column of paths of pictures, and labels; see `of_frame`."""
     columns, places = LabelColumns(table, said), []
     for line, (place, *values) in table.rows([path, *columns.required], columns.optional):
         if not place or place.isspace():

@@ -44,7 +44,7 @@ def labels_of(
       source_names: of several sources; empty for one.
 
     Raises:
-      InputError: a label that is no class, or several true ones for a row.
+      InputError: a label that is no class, one-hot labels, or several true labels of a row.
     """
     numbers, num_classes = {name: i for i, name in enumerate(class_names)}, len(class_names)
     truth, votes = {}, {}
@@ -127,7 +127,7 @@ def _columns(field: str, values: Any, names: tuple[str, ...]) -> np.ndarray | No
 
 
 def as_labels(values: Any) -> np.ndarray:
-    """Labels as text ("" for no label) or as whole numbers (-1 for no label)."""
+    """Labels as texts ("" for no label) or as whole numbers (-1 for no label); or InputError."""
     if isinstance(values, np.ma.MaskedArray):
         mask, values = np.ma.getmaskarray(values), values.data.astype(object)
         values[mask] = None
@@ -208,7 +208,7 @@ def _is_named(values: Any) -> bool:
 def _numbers(
     field: str, labels: Any, numbers: dict[str, int], num_classes: int, *, known: bool
 ) -> np.ndarray:
-    """Labels `[N]` or `[N, S]` as int32; UNKNOWN where there is none, unless they must be known."""
+    """Numbers of classes, int32 `[N]` or `[N, S]`; UNKNOWN for no label, refused if `known`."""
     array = labels
     if array.dtype.kind in "UTO":
         texts, places = np.unique(array, return_inverse=True)

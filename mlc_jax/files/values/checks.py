@@ -20,16 +20,15 @@ def read_checks(
     """Labels of rows of a file that were checked later, `[N]`, and how these rows were chosen.
 
     Args:
-      checks: tables, or their paths; see `Checking.said`. `why` says, as in a `to_check.csv`, which
-        rows were drawn at random; where it says nothing, `setting` does. Random rows of a
-        `to_check.csv` are the next ones of one order (`random_order`), so a row that was looked up
-        counts as drawn at random, too, once that order has passed it.
+      checks: tables, or their paths; see `Checking.said`. Their column `why` says, as in a
+        `to_check.csv`, which rows were drawn at random. These are the next ones of one order, see
+        `random_order`. A looked-up row also counts as random once that order has passed it.
       file: `config.dataset.data`.
-      setting: how rows of other tables were chosen; None if they were looked up.
+      setting: how rows without `why` were chosen; None counts them as looked up.
 
     Raises:
-      InputError: an id that the file does not have, a label that none of its rows was given, or
-        two labels of one row.
+      InputError: an id that the file lacks, a test or validation row, a label that no row was
+        given, or two labels of one row.
     """
     checking = Checking(file)
     drawn = np.full(len(checking.ids), "", "U9")
@@ -47,7 +46,7 @@ def read_checks(
     order = random_order(checking.ids)
     last = max(order[drawn == RANDOM], default=-1)
     drawn[(drawn == LOOKED_UP) & (order < last)] = RANDOM
-    if setting is not None:  # Of another sample than that of `order`.
+    if setting is not None:  # These are another sample than that of `order`.
         drawn[unsaid] = setting
     return Checks(Labels(tuple(checking.names), checking.numbers), drawn)
 
@@ -55,17 +54,17 @@ def read_checks(
 class Checking:
     """The rows and labels of a user's file that tables of checks speak of.
 
-    What a spreadsheet or a hand makes of ids and labels is found, where it can be one alone: `29`
-    for `00029`, `DOG` for `dog`.
+    It also finds ids and labels that a spreadsheet or a person has rewritten, such as `29` for
+    `00029` and `DOG` for `dog`, if only one fits.
 
     Args:
       file: `config.dataset.data`.
 
     Attributes:
-      ids: N texts; numbers of the rows, from 0, where the file has none.
-      names: of labels.
-      numbers: `[N]` int32, checked labels so far, those in the file itself at first; places in
-        `names`, UNKNOWN for none.
+      ids: N texts; numbers of the rows, from 0, if the file has no ids.
+      names: of all labels in the file.
+      numbers: `[N]` int32, checked labels so far, as places in `names`; UNKNOWN for none. At first
+        they are those in the file.
     """
 
     def __init__(self, file: LabelledFile):
@@ -90,7 +89,7 @@ class Checking:
                 yield line, written or "", label or "", why or ""
 
     def says_something(self, label: str) -> bool:
-        """Whether somebody looked; -1 or a blank is nothing."""
+        """Whether somebody looked; -1 and blanks say that nobody did."""
         is_none = label in NOBODY_LOOKED and label not in self._names.numbers
         return bool(label.strip()) and not is_none
 
@@ -141,8 +140,8 @@ class Checking:
 def random_order(ids: Sequence[str] | np.ndarray) -> np.ndarray:
     """The place of each row in the random order in which rows are drawn to be checked; int64 `[N]`.
 
-    It depends on the ids alone, so that the rows that it has passed are a random sample of all,
-    whatever was checked beside them: rows drawn from what is left over would not be.
+    It depends only on the ids. So the rows that it has passed are a random sample of all rows,
+    whatever else was checked. Rows drawn from the unchecked ones would be no such sample.
     """
     keys = [hashlib.blake2b(str(name).encode(), digest_size=8).digest() for name in ids]
     ranks = np.empty(len(keys), np.int64)

@@ -120,7 +120,7 @@ class Column(NamedTuple):
         return list(np.array(rows).T)
 
     def describe(self, values: np.ndarray) -> str:
-        """The text for people of a row's features."""
+        """A row's features `[n]` of the column, as text for people."""
         if self.categories is not None:
             there = [x for x, y in zip(self.categories, values, strict=True) if y]
             return f"{self.name}={there[0] if there else '?'}"
@@ -134,6 +134,7 @@ class Column(NamedTuple):
 
 
 def fail_at(fail: Fail, column: Column, text: str, line: int) -> NoReturn:
+    """Refuses a text that the form of its column cannot read."""
     kinds = {"time": "a time of day", "list": "a list of numbers"}
     kind = "a date" if column.form in forms.DATES else "a number"
     if column.form == "comma":

@@ -1,4 +1,4 @@
-"""How checked rows were chosen, by what their labels say."""
+"""Guesses from their labels how checked rows were chosen."""
 
 import numpy as np
 from absl import logging
@@ -6,10 +6,10 @@ from absl import logging
 from mlc_jax.data.folds import DRAWN, LOOKED_UP, PER_CLASS, RANDOM
 from mlc_jax.data.source import UNKNOWN
 
-_MIN_NOT_RANDOM = 8  # Checked rows, to be seen to be no random sample.
-_CHANCE = 1e-5  # Of what a random sample would hardly be.
-_MOST = 2 / 3  # Of the given labels.
-_FEW = 5  # Expected rows of a class; those with fewer count as one class.
+_MIN_NOT_RANDOM = 8  # Fewer checked rows cannot show that they are no random sample.
+_CHANCE = 1e-5  # A p-value below this shows that they are none.
+_MOST = 2 / 3  # A class with a larger share of given labels may be the only one in a sample.
+_FEW = 5  # Classes with fewer expected rows count as one class.
 
 
 def how_drawn(
@@ -20,22 +20,22 @@ def how_drawn(
     unchecked: np.ndarray,
     proposed: np.ndarray | None = None,
 ) -> np.ndarray:
-    """How each checked row was chosen, text `[M]` of `folds.DRAWN`.
+    """How each checked row was chosen, text `[M]`, one of `folds.DRAWN`.
 
     If neither the row nor the setting says how, equal numbers per class count as drawn per class,
     and all others as a random sample. Two kinds of rows count as looked up, because no random
-    sample looks like them: rows where no given label is right (somebody only wrote down wrong
-    ones), and rows whose classes are not those of all rows, such as checks of one class. If they
-    counted as a random sample, they would turn right labels into wrong ones.
+    sample looks like them. In the first, no given label is right: somebody wrote down only wrong
+    ones. In the second, the classes are not those of all rows: for example, all checks have one
+    class. As a random sample, such rows would turn right labels into wrong ones.
 
     Args:
       truth: `[M]` labels of checked rows.
       said: text `[M]`, what the rows themselves say; "" if they say nothing.
-      setting: for all others; None guesses.
+      setting: how all others were chosen; None guesses.
       given: `[M]`, labels before they were checked; UNKNOWN where that is not known.
       unchecked: `[N]`, given labels of the other rows.
-      proposed: `[M]` bool, rows that a `to_check.csv` proposed: there `said` comes from us. None:
-        none.
+      proposed: `[M]` bool, rows that a `to_check.csv` proposed, so `said` comes from us; None if
+        there are none.
     """
     drawn = said.astype("U9")
     guessed = drawn == ""
@@ -70,10 +70,10 @@ def how_drawn(
 
 
 def _are_others(truth: np.ndarray, given: np.ndarray, unchecked: np.ndarray) -> bool:
-    """Whether checked rows `[M]` are hardly a random sample, by their classes.
+    """Whether the classes of checked rows `[M]` show that these are no random sample.
 
-    They are all of one class, which fewer than two in three given labels name; or their given
-    labels differ from those of all rows by Pearson's chi-squared test.
+    Either all have one class, whose share of unchecked given labels is less than `_MOST`. Or their
+    given labels differ from those of all rows by Pearson's chi-squared test.
     """
     from scipy.special import gammaincc
 

@@ -23,12 +23,12 @@ _POINT = re.compile(
     r"(\.\d*)?([eE][+-]?\d+)?"
 )
 _COMMA = re.compile(r"[+-]?([1-9]\d{0,2}([.'\u2019\s]\d{3})+|\d+|(?=,\d))(,\d*)?([eE][+-]?\d+)?")
-_EITHER = re.compile(r"[+-]?[1-9]\d{0,2}([.,])\d{3}")  # A thousand and more, or less than that.
+_EITHER = re.compile(r"[+-]?[1-9]\d{0,2}([.,])\d{3}")  # 1,234 may be 1234 or 1.234.
 _UNITS = ("%", "$", "€", "£", "¥", "USD", "EUR", "GBP", "CHF", "JPY")
 _UNIT = re.compile("|".join(map(re.escape, _UNITS)))
 _CODES = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥"}
 _NOT_ZERO = re.compile(r"[1-9]")
-_GROUPS = {"point": ",", "comma": "."}  # What forms put between thousands.
+_GROUPS = {"point": ",", "comma": "."}  # Separators of thousands by form.
 _TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?")
 _HALF = r"(?: ?(?P<half>[AaPp])\.?[Mm]\.?)?"
 _ZONE = r"(?P<zone>Z| ?UTC| ?GMT| ?[+-]\d\d:?\d\d)?"
@@ -46,11 +46,7 @@ _EPOCH = datetime.date(1970, 1, 1).toordinal()
 
 
 def category(text: str) -> str:
-    """A text without blanks around it, in one form of Unicode; "" if it stands for a missing value.
-
-    Args:
-      text: a value of a column of features.
-    """
+    """A value without blanks around it, in one form of Unicode; "" if it means a missing value."""
     text = unicodedata.normalize("NFC", text).strip()
     return "" if text.casefold() in MISSING else text
 
@@ -81,7 +77,7 @@ def marks(texts: Sequence[str]) -> str:
 
 
 def units(texts: Sequence[str]) -> dict[str, int]:
-    """Where each unit comes first: a currency, `%`, or "" for a number without one, but 0."""
+    """The first place of each unit: a currency, `%`, or "" for numbers without; 0 needs no unit."""
     found, joined = dict[str, int](), "".join(texts)
     if not any(unit in joined for unit in _UNITS):  # Fast, since most have none.
         place = next((i for i, text in enumerate(texts) if _NOT_ZERO.search(text)), None)
@@ -94,7 +90,7 @@ def units(texts: Sequence[str]) -> dict[str, int]:
 
 
 def differ(unit: str, other: str) -> bool:
-    """Whether numbers with these units are no numbers of one column; a currency may be left out."""
+    """Whether two units cannot be in one column; a currency may be left out, but `%` may not."""
     return unit != other and ("%" in (unit, other) or bool(unit and other))
 
 
@@ -104,7 +100,7 @@ def misread(texts: Sequence[str], form: str, marks: str) -> int | None:
     Args:
       texts: as in the file.
       form: one of `FORMS`.
-      marks: of the texts that the form was found by. With those it is `form` that is meant.
+      marks: points and commas in the texts that the form was found by; these are not ambiguous.
     """
     between = _GROUPS.get(form, "")
     others = [x for x in ".," if between and x not in marks and (marks or x == between)]
@@ -137,7 +133,7 @@ def read_list(text: str) -> list[float] | None:
 
 
 def read_whole(text: str, offset: int) -> float:
-    """A whole number minus `offset`, exactly, since float64 holds at most 16 digits."""
+    """A whole number minus `offset`, computed exactly: float64 holds only 15 to 16 digits."""
     text = re.sub(r"[,'\u2019\s]", "", _bare(text.strip()))
     return float(int(text) - offset) if re.fullmatch(r"[+-]?\d+", text) else float(text) - offset
 
@@ -222,7 +218,7 @@ def _time(text: str) -> float:
 
 
 DATES = ("date", "day first", "month first", "named month")
-# How columns write numbers. The first form that reads the whole column counts.
+# How columns write numbers. Of forms that read a column equally well, `Survey` prefers the first.
 FORMS: dict[str, Callable[[str], float]] = {
     "point": _point,
     "comma": _comma,

@@ -14,15 +14,15 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 _EXACT = 2.0**62  # Differences of whole numbers up to this do not overflow.
 
-# Numbers to subtract from each feature, in float64; empty if none is changed.
+# The number to subtract from each feature, in float64; empty if no feature is changed.
 Offsets = tuple[float | int, ...]
 Fail = Callable[[str], NoReturn]  # (problem, such as `row 3, column 2 is nan; expected ...`)
 
 
 def as_stored(fail: Fail, inputs: np.ndarray, offsets: Offsets = ()) -> np.ndarray:
-    """Inputs `[N, ...]` in the form for storage: wider floats and bool become float32.
+    """Inputs `[N, ...]` in the stored type: float64, bool and large whole numbers become float32.
 
-    A memory map stays a memory map.
+    A memory map stays as it is.
 
     Args:
       fail: raises an InputError that names the array.
@@ -61,12 +61,12 @@ def as_stored(fail: Fail, inputs: np.ndarray, offsets: Offsets = ()) -> np.ndarr
 def offsets_of(fail: Fail, inputs: np.ndarray) -> Offsets:
     """The numbers to subtract from each of a user's features `[N, F]`.
 
-    If float32 tells all values of all features apart there are none.
+    There are none if float32 can tell apart the values of all features.
 
     Raises:
-      InputError: a value is `survey.FAR` quartiles away from the others. It is probably a slip, and
-        scaling would make all others equal. Or float32 cannot tell apart the values of a memory
-        map, which is not changed.
+      InputError: a value is more than `survey.FAR` interquartile ranges from the median. It is
+        probably a slip, and scaling would make all others equal. Or float32 cannot tell apart the
+        values of a memory map, which is not changed.
     """
     if inputs.ndim != 2 or inputs.dtype.kind not in "iuf":
         return ()

@@ -1,18 +1,18 @@
-"""Finds columns that give the right or the given label away, so that nothing is left to learn."""
+"""Finds columns that give the checked or the given label away: target leakage."""
 
 from collections.abc import Iterable
 
 import numpy as np
 
-_CHANCE = 1e-6  # A column determines a label if chance would do so more seldom than that.
-_SAME = 0.95  # Share of rows.
-_BEYOND_CHANCE = 0.8  # Cohen's kappa.
-_OFTEN = 0.8  # Share of rows where a copy of the given label agrees with it.
-_HALF = 0.5  # Cohen's kappa of a copy and the label: where nine in ten have one label, all agree.
+_CHANCE = 1e-6  # The largest probability that a column determines a label by chance.
+_SAME = 0.95  # The least share of rows in which a column equals a label.
+_BEYOND_CHANCE = 0.8  # The least Cohen's kappa of the two.
+_OFTEN = 0.8  # The least share of rows in which a copy of the given label agrees with it.
+_HALF = 0.5  # The least Cohen's kappa of the two: any column agrees if most rows have one label.
 _MIN_WRONG = 8  # The least number of rows whose check contradicts the given label.
-_AS_ROWS = 0.9  # Values of a column, by different rows: it tells rows that are there twice.
-_ROWS_PER_LABEL = 10  # Fewer different rows than that show nothing.
-_ROWS_PER_VALUE = 5  # On average; a value of one row agrees with that row's label, of course.
+_AS_ROWS = 0.9  # A column with so many values per different row only tells rows apart.
+_ROWS_PER_LABEL = 10  # Fewer different rows per label show nothing.
+_ROWS_PER_VALUE = 5  # The least average: a value of one row always agrees with that row's label.
 
 
 def leak(
@@ -26,13 +26,13 @@ def leak(
     """What a column gives away, as the end of a sentence: `determines checked_label`.
 
     Args:
-      values: `[N]` float64, equal where the column's values are, NaN where one is missing; None if
-        that is not known.
-      texts: `[N]`, the same as texts, of columns with few; None of others.
-      given: `[N]`, numbers of labels as given; negative where there is none.
-      checked: the same of those that somebody checked; None where no row is.
+      values: `[N]` float64, equal where the column's values are equal, NaN where one is missing;
+        None if that is not known.
+      texts: `[N]`, the values as texts; None for columns with many texts.
+      given: `[N]`, numbers of given labels; negative for no label.
+      checked: `[N]`, the same for checked labels; None if there are none.
       names: of the labels.
-      rows: `[N]`, equal where all columns of rows are, see `same_rows`.
+      rows: `[N]`, equal where rows are equal in all columns, see `same_rows`; None if not known.
     """
     columns = {"checked_label": checked, "label": given}
     for name, labels in columns.items():
@@ -51,7 +51,7 @@ def leak(
 
 
 def _share_of_equal(texts: np.ndarray, labels: np.ndarray, names: list[str]) -> float:
-    """The share of equal rows among those with both; 0 if chance comes near it."""
+    """The share of rows with equal text and label; 0 if chance explains much of it."""
     known = (labels >= 0) & (texts != "")
     if not known.any():
         return 0.0
@@ -82,10 +82,10 @@ def _usual(codes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 
 def _determines(values: np.ndarray, labels: np.ndarray, rows: np.ndarray | None) -> bool:
-    """Whether equal values always have equal labels, more often than by chance.
+    """Whether equal values always have equal labels, and chance does not explain it.
 
-    Or nearly always, where there are as many values as labels, each for one. Where rows are in the
-    table several times, any column of different numbers does so: that says nothing.
+    Nearly always is enough if each value stands for a label of its own. If rows are in the table
+    several times, any column that tells rows apart does this: it does not count.
     """
     known, codes, numbers = _codes(values, labels)
     num_values = int(codes.max()) + 1 if len(codes) else 0
@@ -93,7 +93,7 @@ def _determines(values: np.ndarray, labels: np.ndarray, rows: np.ndarray | None)
         return False
     if _are_rows(num_values, numbers, rows, known):
         return False
-    agreeing = np.sum((np.bincount(numbers) / len(numbers)) ** 2)  # Two labels, by chance.
+    agreeing = np.sum((np.bincount(numbers) / len(numbers)) ** 2)  # Chance that two labels agree.
     if agreeing ** (len(codes) - num_values) >= _CHANCE:
         return False
     usual = _usual(codes, numbers)
@@ -105,7 +105,7 @@ def _determines(values: np.ndarray, labels: np.ndarray, rows: np.ndarray | None)
 def _are_rows(
     num_values: int, labels: np.ndarray, rows: np.ndarray | None, known: np.ndarray
 ) -> bool:
-    """Whether equal values are those of equal rows, and there are many of these."""
+    """Whether a column has a value for each different row, and there are many different rows."""
     if rows is None:
         return False
     is_many = len(np.unique(rows)) >= _ROWS_PER_LABEL * len(np.unique(labels))
@@ -115,7 +115,7 @@ def _are_rows(
 def _follows_slips(
     values: np.ndarray, given: np.ndarray, checked: np.ndarray, rows: np.ndarray | None
 ) -> bool:
-    """Whether it agrees with given labels where they are wrong, as no feature of the input does."""
+    """Whether a column agrees with given labels where they are wrong, as a copy of them does."""
     known, codes, numbers = _codes(values, given)
     if not len(codes) or len(codes) < _ROWS_PER_VALUE * (int(codes.max()) + 1):
         return False
@@ -134,7 +134,7 @@ def _follows_slips(
 
 
 def same_rows(columns: Iterable[np.ndarray]) -> np.ndarray:
-    """Hashes of rows, `[N]` uint64, of columns `[N]` float64."""
+    """Hashes `[N]` uint64 of the rows of some columns `[N]` float64."""
     hashes, step = np.zeros(1, np.uint64), np.uint64(0x9E3779B97F4A7C15)
     for column in columns:
         bits = np.where(np.isnan(column), np.nan, column + 0.0).view(np.uint64)

@@ -1,4 +1,4 @@
-"""Recognises a file by the end of its name, its first bytes, the keys of its objects, its types."""
+"""Recognises what a file is: by its name, its first bytes, its JSON keys or its Parquet types."""
 
 import codecs
 from collections.abc import Callable
@@ -50,11 +50,11 @@ def hint(suffix: str) -> str:
 
 
 def encoding(start: bytes) -> str:
-    """The encoding of a text with these first bytes; a mark of UTF-8 stays in the text."""
+    """The encoding of a text with these first bytes; a UTF-8 byte order mark stays in the text."""
     known = next((x for mark, x in _ENCODINGS.items() if start.startswith(mark)), "")
     if known or len(start) < 4:
         return known or "utf-8"
-    # Letters of a header that are each two bytes, one of them 0: UTF-16 without its mark.
+    # UTF-16 without a byte order mark: each letter of the header is two bytes, one of them 0.
     empty = [not any(start[first::2]) for first in (0, 1)]
     if all(empty) or not any(empty):
         return "utf-8"
@@ -62,7 +62,7 @@ def encoding(start: bytes) -> str:
 
 
 def other_kind(start: bytes) -> str:
-    """The kind of a file with these first bytes, if it is no text; "" if unknown."""
+    """The kind of a file that is no text, by its first bytes; "" if unknown."""
     return next((kind for mark, kind in _OTHERS.items() if start.startswith(mark)), "")
 
 
@@ -75,7 +75,7 @@ def tool_of(row: dict[str, Any]) -> str:
 
 
 def is_read(stored: Any, *, whole: bool) -> bool:
-    """Whether values of a Parquet type are read, or as whole numbers or texts alone."""
+    """Whether values of a Parquet type are read; with `whole`, as labels and ids."""
     from pyarrow import types
 
     kind = stored.value_type if types.is_dictionary(stored) else stored

@@ -11,14 +11,14 @@ import numpy as np
 _WHOLE = re.compile(r"([+-]?\d+)\.0*")
 _BETWEEN = re.compile(r"(?<=\w)[\s_\u2010-\u2015-]+(?=\w)")  # big cat, big_cat, big-cat.
 _NUMBER = re.compile(r"[+-]?(0+\d+|\d+[.,]0*|\d+([.,]\d+)?[eE][+-]?\d+)", re.ASCII)
-_DIGITS = 15
+_DIGITS = 15  # Longer numbers are compared as texts: float64 is not exact.
 # Letters of other alphabets that look like Latin ones, and curly quotes.
 _ALIKE = str.maketrans(
     "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0455\u0458\u03bf\u2018\u2019\u201c\u201d",
     "aeopcyxisjo''\"\"",
 )
-MAX_LENGTH = 200  # Characters of a label or an id.
-# A spreadsheet runs a value that begins with one of these; files for people have a ' before it.
+MAX_LENGTH = 200  # The most characters of a label.
+# A spreadsheet executes a value that begins with one of these; `for_spreadsheet` prevents it.
 _RUNS = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # The last are full-width ones.
 
 
@@ -29,9 +29,9 @@ def whole(name: str) -> str:
 
 
 def truth_values(names: Iterable[str]) -> dict[str, str]:
-    """The word for each of 1 and 0, where names are `True` and `False` in both forms.
+    """Maps names such as `1.0` and `0` to `True` and `False`, if there are no other names.
 
-    pandas makes 1.0 and 0.0 of a column of truth values with missing ones.
+    pandas makes 1.0 and 0.0 of a boolean column with missing values.
     """
     names = {*names}
     words = {x.casefold(): x for x in names if x.casefold() in ("true", "false")}
@@ -43,7 +43,7 @@ def truth_values(names: Iterable[str]) -> dict[str, str]:
 
 
 def is_near(one: str, other: str, most: int) -> bool:
-    """Whether one text becomes the other by changing, dropping or adding so many letters."""
+    """Whether the edit distance between two texts is at most `most`."""
     if abs(len(one) - len(other)) > most:
         return False
     row = list(range(len(other) + 1))
@@ -57,8 +57,9 @@ def is_near(one: str, other: str, most: int) -> bool:
 def bare(name: str) -> str:
     """The common form of look-alikes: `cat `, `Cat`, `"['cat']"`, `{"choices": ["cat"]}`.
 
-    It has no case, blanks, dashes, quotes, brackets and invisible characters, and one form of
-    Unicode. Whole numbers become their value, because a spreadsheet saves `007` as 7.
+    Case, outer quotes and brackets, invisible characters and the form of Unicode do not count. All
+    blanks, dashes and underscores are one blank. A whole number becomes its value, because a
+    spreadsheet saves `007` as 7.
     """
     text = unicodedata.normalize("NFKC", name).translate(_ALIKE).strip()
     if text[:1] in "[{(\"'" and len(text) > 1:
@@ -78,12 +79,12 @@ def bare_id(name: str) -> str:
 
 
 def _is_unseen(letter: str) -> bool:
-    """Such as a zero-width space, a soft hyphen, a byte order mark, or how a picture is drawn."""
+    """Whether it is invisible: a zero-width space, a soft hyphen, a variation selector of emoji."""
     return unicodedata.category(letter) in ("Cc", "Cf") or "\ufe00" <= letter <= "\ufe0f"
 
 
 def is_one_hot(labels: np.ndarray) -> bool:
-    """Whether each row of `[N, S]` is one 1 and zeros: S classes rather than S sources.
+    """Whether each row of `[N, S]` has one 1 and else zeros: S classes rather than S sources.
 
     Two sources with labels 0 and 1 would have to disagree in every row.
     """
@@ -116,11 +117,11 @@ def _innermost(text: str) -> str:
 
 
 class Known:
-    """Names in a user's file, found by what a person or a spreadsheet makes of them.
+    """Names in a user's file; finds them as a person or a spreadsheet has rewritten them.
 
     Args:
-      numbers: by name.
-      form: what a name has in common with other forms of it.
+      numbers: the number of each name.
+      form: maps a name and its other spellings to one text, as `bare` does.
     """
 
     def __init__(self, numbers: Mapping[str, int], form: Callable[[str], str]):

@@ -9,15 +9,15 @@ from mlc_jax.errors import shown
 from mlc_jax.files.values import forms
 from mlc_jax.files.values.column import Column, Fail, fail_at
 
-MAX_CATEGORIES = 100  # Of a column that is named.
-FAR = 1e6  # Interquartile ranges from the median.
-SMALL = float(np.finfo(np.float32).tiny)  # Numbers that differ by less become one.
+MAX_CATEGORIES = 100  # The most categories of any column.
+FAR = 1e6  # A number so many interquartile ranges from the median is probably a slip.
+SMALL = float(np.finfo(np.float32).tiny)  # Numbers that differ by less become equal in float32.
 
-# Of the rows, at most, where more than half are equal: more are a group of their own.
+# If half of the rows are equal, the largest share of slips: more rows are a group of their own.
 _SLIPS = 0.05
-# A column with fewer numbers per text than that is one of texts.
+# A column with fewer numbers per text is a column of texts.
 _NUMBERS_PER_TEXT = 9
-_READ = 0.1  # Of the first values, what a form must read to be tried further.
+_READ = 0.1  # The least share of the first values that a form must read to be tried further.
 
 
 class Survey:
@@ -27,11 +27,11 @@ class Survey:
       name: of the column.
       lines: the line of each row, shared by all columns.
       may_have_commas: whether decimal commas are likely, as where `;` separates the columns.
-      are_numbers: whether its values are numbers that a program wrote as texts.
+      are_numbers: whether its values are numbers in the file or frame, not texts.
 
     Attributes:
       name: of the column.
-      form: how its numbers are written, of `forms.FORMS`; "" where that cannot be known.
+      form: how its numbers are written, one of `forms.FORMS`; "" if days and months are ambiguous.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Survey:
     ):  # fmt: skip
         self.name, self.form = name, "point"
         self._may_have_commas, self._has_commas = may_have_commas, False
-        self._lines = array("q") if lines is None else lines  # Of all columns.
+        self._lines = array("q") if lines is None else lines
         self._read: dict[str, list[np.ndarray]] = {
             form: [] for form in (["point"] if are_numbers else forms.FORMS)
         }
@@ -52,6 +52,7 @@ class Survey:
         self._marks, self._units = "", dict[str, tuple[str, int]]()
 
     def add(self, lines: Sequence[int], texts: list[str]) -> None:
+        """Adds some rows: their lines, and their values in the column."""
         num_there, point_alone = 0, False
         for form, chunks in self._read.items():
             numbers, bad = forms.read(texts, form)
@@ -61,7 +62,7 @@ class Survey:
                 self._first_bad.setdefault(form, (texts[row], lines[row]))
             num_there = int(bad.sum()) + int(np.isfinite(numbers).sum())
             if form == "point" and num_there and not bad.any() and not self._is_decided:
-                # Others are not even tried, unless a comma or a point may be either.
+                # Other forms are not tried, unless a comma or a point has two possible meanings.
                 point_alone = not (
                     self._may_have_commas and any("," in x or "." in x for x in texts)
                 )
@@ -80,7 +81,7 @@ class Survey:
                 self._codes.append(self._categories.setdefault(value, len(self._categories)))
 
     def _forget(self, num_there: int, *, point_alone: bool) -> None:
-        """Forms that do not read what is there, in the first rows, are not tried again."""
+        """Drops the forms that read too few of the first values."""
         if not num_there or self._is_decided:
             return
         self._is_decided, kept = True, ["point"]
@@ -90,10 +91,10 @@ class Survey:
         self._read = {form: self._read[form] for form in kept or ["point"]}
 
     def decide(self, *, commas: bool = False) -> None:
-        """Chooses the form that reads most; once all rows are in.
+        """Chooses the form that reads the most values, once all rows are in.
 
         Args:
-          commas: whether other columns have decimal commas: `1,234` may be either.
+          commas: whether other columns have decimal commas, so `1,234` is 1.234 here.
         """
         fewest = min(self._num_texts[form] for form in self._read)
         best = [form for form in self._read if self._num_texts[form] == fewest]
@@ -107,51 +108,54 @@ class Survey:
 
     @property
     def is_numeric(self) -> bool:
+        """Whether at least nine in ten values are numbers, dates, times or lists."""
         there = int(np.isfinite(self.numbers).sum())
         return there > 0 and there >= _NUMBERS_PER_TEXT * self._num_texts[self.form or "day first"]
 
     @property
     def is_empty(self) -> bool:
+        """Whether all values are missing."""
         there = np.isfinite(self.numbers).any()
         return not there and not self._num_texts[self.form or "day first"]
 
     @property
     def numbers(self) -> np.ndarray:
-        """`[N]`, NaN where there is none."""
+        """`[N]` float64, NaN where a value is missing or is no number."""
         return np.concatenate(self._read[self.form or "day first"])
 
     @property
     def codes(self) -> np.ndarray:
-        """`[N]`, equal where texts are. Of no use with more than `MAX_CATEGORIES` of them."""
+        """`[N]`, equal where texts are equal; of no use if there are more than `MAX_CATEGORIES`."""
         return np.array(self._codes, np.int64)
 
     @property
     def texts(self) -> list[str] | None:
-        """What `codes` are of; None if there are more than `MAX_CATEGORIES`."""
+        """The text of each code; None if there are more than `MAX_CATEGORIES`."""
         return None if len(self._categories) > MAX_CATEGORIES + 1 else list(self._categories)
 
     def cells(self) -> list[str]:
-        """`[N]` texts; of at most `MAX_CATEGORIES`."""
+        """The N texts of a column with at most `MAX_CATEGORIES` different ones."""
         texts = list(self._categories)
         return [texts[code] for code in self._codes]
 
     def values(self) -> np.ndarray | None:
-        """`[N]`, equal where values are, NaN or 0 where one is missing; None of unlike texts."""
+        """`[N]`, equal where values are equal, NaN where one is missing; None for many texts."""
         if self.is_numeric and self.form != "list":
             return self.numbers
         return None if self.texts is None else np.where(self.codes == 0, np.nan, self.codes)
 
     def encode(self, column: Column) -> list[np.ndarray] | None:
-        """As `Column.encode` of all rows; None of what is not kept: lists, and `is_whole`."""
+        """`Column.encode` of all rows; None for lists and `is_whole`, which are not kept."""
         if column.categories is not None:
             return [self.codes == self._categories[x] for x in column.categories]
         return None if column.size or column.is_whole else column.of_numbers(self.numbers)
 
     def column(self, fail: Fail, rows: np.ndarray) -> Column:
-        """How it becomes features, by what stands in some rows.
+        """How the column becomes features, by its values in `rows`, `[N]` bool.
 
         Raises:
-          InputError: a text among numbers, or more than `MAX_CATEGORIES` texts.
+          InputError: a text among numbers, a number that is far off, units that differ, ambiguous
+            dates, unequal lists, or more than `MAX_CATEGORIES` texts.
         """
         if self.is_numeric:
             return self._of_numbers(fail, rows)
@@ -214,7 +218,7 @@ class Survey:
         return Column(self.name, form="list", size=self._sizes.copy().pop())
 
     def _check_far(self, fail: Fail, rows: np.ndarray, there: np.ndarray) -> None:
-        """A value that far off is a slip, and would leave nothing of all others."""
+        """Refuses a number that is far off: scaling would make all others equal."""
         row = far_off(there)
         if row is None:
             return
@@ -228,17 +232,17 @@ class Survey:
 
 
 def too_small(span: float) -> str:
-    """What is wrong with numbers within a `span` below `SMALL`."""
+    """The problem of numbers whose `span` is less than `SMALL`, for messages."""
     return f"has numbers that differ by {span:g} at most; expected them in a smaller unit"
 
 
 def far_off(numbers: np.ndarray) -> int | None:
-    """The place in `[n]` finite numbers of the first that is `FAR` off; None if there is none."""
+    """The place of the first of `[n]` finite numbers that is `FAR` off; None if there is none."""
     median = np.median(numbers)
     distances = np.abs(numbers - median)
     spread = np.subtract(*np.percentile(numbers, (75, 25)))
     most = len(numbers)
-    if spread == 0:  # More than half are equal: what is usual of the others?
+    if spread == 0:  # At least half are equal: the others set the scale.
         most = max(1, int(_SLIPS * len(numbers)))
         others = numbers[numbers != median]
         spread = np.median(np.abs(others - median)) if len(others) > 3 else np.inf
@@ -247,7 +251,7 @@ def far_off(numbers: np.ndarray) -> int | None:
 
 
 def _offset(numbers: np.ndarray, median: float) -> float:
-    """What is taken off, so that float32 tells numbers apart; a whole one beyond 2**53."""
+    """What to subtract so that float32 tells numbers apart: 0 if it does, an int from 2**53 on."""
     if len(np.unique(numbers.astype(np.float32))) == len(np.unique(numbers)) and (
         np.abs(numbers).max() < 2**53
     ):

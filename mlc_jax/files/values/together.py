@@ -1,4 +1,4 @@
-"""Refuses labels of a user's files that contradict each other."""
+"""Refuses, with an InputError, labels of a user's files that contradict each other."""
 
 import difflib
 import itertools
@@ -25,8 +25,8 @@ _NO_CLASSES = frozenset({
 })  # fmt: skip
 
 
-_MOST_SINGLE = 0.5  # Labels are no classes if more rows than this are single in theirs.
-_FEW_ROWS = 10
+_MOST_SINGLE = 0.5  # Labels are no classes if a larger share of them occurs once.
+_FEW_ROWS = 10  # With fewer labelled rows, that is no error.
 
 
 class NothingChecked(InputError):
@@ -34,7 +34,7 @@ class NothingChecked(InputError):
 
 
 def only_labels(file: "LabelledFile", checked: "Labels") -> "Labels":
-    """Checked labels without the values that mean nobody looked."""
+    """Checked labels without -1, which means that nobody looked; refuses `todo`, `?`, `ok`, ..."""
     given = {*file.labels.names, *(file.votes.names if file.votes else ())}
     for number, name in enumerate(checked.names):
         if name.casefold().strip() in _NO_CLASSES and name not in given:
@@ -47,7 +47,7 @@ def only_labels(file: "LabelledFile", checked: "Labels") -> "Labels":
 
 
 def check_ids(files: Mapping[str, "LabelledFile"]) -> None:
-    """Refuses an example in two files: it would be noisy and clean, or judge what it taught."""
+    """Refuses an example in two files: it would be noisy and clean, or in training and test."""
     for one, other in itertools.combinations(files.values(), 2):
         if one.ids is None or other.ids is None:
             continue
@@ -99,7 +99,7 @@ def _places(files: Mapping[str, "LabelledFile"], name: str) -> list[str]:
     for file in files.values():
         for column in (file.labels, file.checked, file.given, file.votes):
             if column is not None and name in column.names:
-                # None of `labels` may have it: of several sources they are those of the first.
+                # With several sources, `labels` has one label of each row, and may lack it.
                 rows = np.argwhere(column.numbers == column.names.index(name))[:1, 0]
                 found += [f"{file.field}: {file.path!r} {file.name_row(int(x))}" for x in rows]
     return found
@@ -108,7 +108,7 @@ def _places(files: Mapping[str, "LabelledFile"], name: str) -> list[str]:
 def check_judged(
     file: "LabelledFile", given: np.ndarray, truth: np.ndarray, names: Sequence[str]
 ) -> None:
-    """Refuses judged rows with classes that no other row has; logs classes with one row."""
+    """Refuses test or validation rows of classes that no other row has; warns of single rows."""
     learned = np.concatenate([given[~file.judging], truth[~file.judging]])
     judged = np.where(file.judging, truth, UNKNOWN)
     for number in np.setdiff1d(judged[judged != UNKNOWN], learned)[:1].tolist():
@@ -135,6 +135,7 @@ def check_judged(
 
 
 def check_judging(files: Mapping[str, "LabelledFile"]) -> None:
+    """Refuses test and validation rows that nobody checked, or that are not in `data`."""
     for (name, file), split in itertools.product(files.items(), ("test", "validation")):
         rows = np.flatnonzero(file.rows_of(split))
         if not len(rows):
@@ -157,6 +158,7 @@ def check_judging(files: Mapping[str, "LabelledFile"]) -> None:
 
 
 def check_all_labelled(file: "LabelledFile") -> None:
+    """Refuses a row without a label."""
     for row in np.flatnonzero(file.labels.numbers == UNKNOWN)[:1].tolist():
         file.fail(f"{file.name_row(row)}: label is empty, expected a label in each row")
 
@@ -164,7 +166,7 @@ def check_all_labelled(file: "LabelledFile") -> None:
 def check_votes(
     file: "LabelledFile", votes: np.ndarray | None, truth: np.ndarray, names: Sequence[str]
 ) -> None:
-    """Refuses a label that one source gave once and no other did: probably a typing error."""
+    """Refuses a label that was given only once, by one source: probably a typing error."""
     if votes is None:
         return
     counts = np.bincount(votes[votes != UNKNOWN], minlength=len(names))
@@ -181,6 +183,7 @@ def check_votes(
 def check_sizes(
     file: "LabelledFile", num_clean: int, num_noisy: int, needs_checks: bool = True
 ) -> None:
+    """Refuses data without a checked row, if one is needed, and data without a doubtful row."""
     if not num_clean and needs_checks:
         raise InputError(f"{file.field}: no row is checked; expected some")
     if not num_noisy:
@@ -193,7 +196,7 @@ def check_sizes(
 def check_names(
     file: "LabelledFile", given: np.ndarray, truth: np.ndarray, class_names: Sequence[str]
 ) -> None:
-    """Refuses true labels that are no given ones: written in another way, or a typing error."""
+    """Refuses true labels in another spelling than given ones, and a typing error in one row."""
     said, checked = np.setdiff1d(given, [UNKNOWN]), np.setdiff1d(truth, [UNKNOWN])
     if len(said) and len(checked) > 1 and not np.intersect1d(said, checked).size:
         file.fail(

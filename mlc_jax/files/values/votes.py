@@ -18,9 +18,9 @@ _ABSTAIN = "abstain"
 def without_silence(
     table: Table, columns: list[Labels | None], checked: Labels | None
 ) -> list[Labels | None]:
-    """Columns of several sources in which -1 means no label, as many tools write it.
+    """Columns of several sources without `abstain` and -1, which mean no label.
 
-    -1 is a class if it is one of two, or if it is a checked label and other rows are empty.
+    But -1 is a class if it is one of two, or if it is a checked label and unchecked rows are empty.
     """
     there = {name for column in columns if column is not None for name in column.names}
     silent = tuple(name for name in there if name.casefold() == _ABSTAIN)
@@ -42,7 +42,7 @@ def without_silence(
 def that_say_something(
     names: list[str], columns: list[Labels | None]
 ) -> tuple[list[str], list[Labels]]:
-    """Leaves out sources of no label at all; if all are, the first one stays."""
+    """Leaves out sources without any label; that may be all of them."""
     kept = [
         (name, column)
         for name, column in zip(names, columns, strict=True)
@@ -66,13 +66,13 @@ def together(columns: Sequence[Labels]) -> Labels:
 
 
 def first_said(votes: Labels) -> Labels:
-    """The first label of each row of `[N, S]`, `[N]`."""
+    """The first label in each row of votes `[N, S]`: `[N]`."""
     first = (votes.numbers != UNKNOWN).argmax(axis=1)
     return votes._replace(numbers=np.take_along_axis(votes.numbers, first[:, None], axis=1)[:, 0])
 
 
 def first_said_of(columns: Sequence[Labels], num_rows: int) -> Labels:
-    """The label of the first source that gave one, of each row."""
+    """For each row, the label of the first source that gave one: `[N]`."""
     if not columns:
         return Labels((), np.full(num_rows, UNKNOWN, np.int32))
     return first_said(together(columns))
@@ -81,7 +81,11 @@ def first_said_of(columns: Sequence[Labels], num_rows: int) -> Labels:
 def read_votes(
     path: str, data: Table, ids: np.ndarray | None, num_rows: int
 ) -> tuple[list[str], list[Labels | None]]:
-    """Sources in the order of the file, and their labels of the rows of `data`."""
+    """Sources in the order of the file, and their labels `[N]` of the rows of `data`.
+
+    Raises:
+      InputError: an unknown id, no source, or two labels of one source for a row.
+    """
     table = Table(f"{FIELD}votes", path)
     names = [str(i) for i in range(num_rows)] if ids is None else ids.tolist()
     rows = Known({name: row for row, name in enumerate(names)}, bare_id)
@@ -112,7 +116,7 @@ def read_votes(
 
 
 class ColumnOfTexts:
-    """Texts as read, each stored once."""
+    """A column of texts; each different text is stored once."""
 
     def __init__(self) -> None:
         self._there = False
@@ -120,7 +124,7 @@ class ColumnOfTexts:
         self._rows = array("i")
 
     def append(self, name: str | None) -> None:
-        """None for a row without such a column."""
+        """Adds a row's text; None if its file has no such column."""
         self._there |= name is not None
         self._rows.append(self._numbers.setdefault(name or "", len(self._numbers) - 1))
 
