@@ -101,7 +101,7 @@ def fit(
             "num_epochs": num_epochs,
             "num_steps": num_steps,
             "noisy_batch_size": batch_size,
-            "clean_batch_size": clean_batch_size or batch_size,
+            "clean_batch_size": batch_size if clean_batch_size is None else clean_batch_size,
             "seed": seed,
         }
     )

@@ -841,3 +841,18 @@ def test_bad_settings_are_told_before_files_are_read(tmp_path):
     with pytest.raises(InputError, match=r"expected None beside dataset\.data: either"):
         train.train_and_evaluate(_config(files), str(tmp_path / "run"), show_progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_memory_map_does_not_lose_what_the_first_file_subtracts(tmp_path):
+    """Unix times seconds apart: float32 tells them apart only without their offset."""
+    rng = np.random.default_rng(0)
+    inputs, labels = 1.7e9 + rng.integers(0, 500, (80, 2)), np.arange(80) % 2
+    np.savez(tmp_path / "noisy.npz", inputs=inputs, labels=labels.astype(str))
+    np.save(tmp_path / "clean.npy", inputs.astype(np.float32))
+    (tmp_path / "clean.csv").write_text("label\n" + "".join(f"{x}\n" for x in labels))
+    config = arrays_config.get_config()
+    config.dataset.data = None
+    config.dataset.noisy = str(tmp_path / "noisy.npz")
+    config.dataset.clean = str(tmp_path / "clean.npy")
+    with pytest.raises(InputError, match=r"clean\.npy' is a memory map, .* expected an \.npz, too"):
+        datasets.load(config)

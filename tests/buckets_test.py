@@ -212,6 +212,25 @@ def test_one_of_two_writers_gets_the_lease(place, short_lease):
     assert (len(held), len(refused)) == (100, 100)
 
 
+def test_a_renewal_whose_answer_is_lost_is_made_again(place, short_lease, monkeypatch):
+    """The bucket has it, refuses it the second time, and cannot be read then."""
+
+    class PreconditionFailed(Exception):
+        pass
+
+    def fail(error):
+        raise error
+
+    lease = short_lease.Lease.acquire(paths.absolute(place))
+    with monkeypatch.context() as patch:
+        patch.setattr(short_lease, "_write", lambda *_, **__: fail(PreconditionFailed()))
+        patch.setattr(short_lease, "_read", lambda _: fail(OSError("unreachable")))
+        time.sleep(3 * short_lease.RENEW_EVERY)
+    assert lease._thread.is_alive()
+    lease.check()
+    lease.release()
+
+
 def test_a_lease_is_taken_over(place, short_lease, monkeypatch):
     workdir = paths.absolute(place)
     first = short_lease.Lease.acquire(workdir)

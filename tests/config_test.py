@@ -362,6 +362,12 @@ def test_tied_embeddings_need_equal_sizes(refused, tiny_config):
             "classes may be of another",
         ),
         (
+            {"method": "emlc", "model.name": "resnet50", "model.resnet50.freeze_batch_norm": True,
+             "model.resnet50.checkpoint": "/nowhere"},
+            "freeze_batch_norm: got True, expected False with method=emlc, whose teacher has "
+            "statistics of its own",
+        ),
+        (
             {"model.initial_params": "/nowhere/start.safetensors"},
             "'/nowhere/start.safetensors' cannot be read (No such file or directory); expected a "
             "safetensors file",

@@ -12,7 +12,7 @@ import mlc_jax as mlc
 from mlc_jax import build
 from mlc_jax.commands import train
 from mlc_jax.data import ArraySource, Subset, folds
-from mlc_jax.errors import Preempted
+from mlc_jax.errors import InputError, Preempted
 from mlc_jax.files.values.checks import random_order
 from mlc_jax.models import label_model
 from mlc_jax.training import run, stack
@@ -515,6 +515,14 @@ def test_stacked_seeds_are_the_runs_that_they_are_alone(tmp_path):
         with np.load(tmp_path / name / "corrected_labels.npz") as arrays:
             soft.append(arrays["soft_label"])
     np.testing.assert_allclose(*soft, atol=2e-3)
+
+
+def test_each_checked_row_says_how_it_was_drawn():
+    x, truth, given, checked = _data()
+    clean = mlc.Examples(x[checked], truth[checked], given[checked], drawn=["random"] * 29)
+    with pytest.raises(InputError, match=r"clean.drawn: got \(29,\), expected one text, or"):
+        mlc.fit(mlc.methods.cross_fit(model=mlc.models.MLP(CLASSES, ())),
+                mlc.Examples(x[~checked], given[~checked]), clean, progress=False)  # fmt: skip
 
 
 def test_fit_in_memory():

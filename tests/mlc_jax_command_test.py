@@ -233,6 +233,12 @@ def test_what_a_table_is(tmp_path, header, rows, kind, columns):
     assert kinds.kind_of(path, {}) == (kind, columns)
 
 
+def test_blank_lines_are_no_rows(tmp_path):
+    (tmp_path / "x.csv").write_text("\nlabel,photo\n\ncat,a.png\ndog,b.jpg\n")
+    found = kinds.kind_of(str(tmp_path / "x.csv"), {})
+    assert found == ("image_folder", {"path": "photo"})
+
+
 def test_what_other_files_are(tmp_path):
     (tmp_path / "x.npz").touch()
     (tmp_path / "x.jsonl").write_text('{"label": "x", "a": 0.5}\n{"label": "y", "b": [1]}\n')

@@ -14,6 +14,7 @@ from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
 from mlc_jax.files.columns import Columns
 from mlc_jax.files.tables import Table
+from mlc_jax.files.values import forms
 from mlc_jax.files.values.survey import MAX_CATEGORIES
 
 SIZE = 60
@@ -135,6 +136,12 @@ def test_rows_are_read_once_and_encoded_as_new_ones(load, frame, tmp_path, endin
         table, columns = Table("--", str(tmp_path / f"data.{ending}")), dataset.columns
         as_new = columns.encode(table.fail, rows(table, [], [], columns.names))
         np.testing.assert_array_equal(dataset.noisy.source.inputs, as_new)
+
+
+def test_a_day_has_24_hours():
+    numbers, bad = forms.read(["00:00", "12:00", "24:00", "24:01", "7:60"], "time")
+    np.testing.assert_array_equal(numbers, [0, 0.5, 1, np.nan, np.nan])
+    assert bad.tolist() == [False, False, False, True, True]
 
 
 def test_row_numbers_are_no_feature(load, frame):

@@ -178,6 +178,14 @@ def test_votes_that_are_none(wide, tmp_path, rows, message):
         _load(path, votes=votes, label_columns="unused_bob", **features)
 
 
+def test_a_source_may_say_nothing_twice(wide, tmp_path):
+    path = wide(*_rows(), prefix="unused_")
+    rows = [["r1", "ann", " "], ["r1", "ann", ""], ["r2", "ann", "cat"]]
+    votes = _write(tmp_path / "votes.csv", ["id", "source", "label"], rows)
+    dataset = _load(path, votes=votes, label_columns="unused_bob", features="a,b,c")
+    assert "ann" in dataset.source_names
+
+
 def test_a_silent_source_is_left_out(wide, caplog):
     x, votes, truth, is_checked = _rows()
     votes[:, 2] = -1

@@ -56,6 +56,12 @@ def relations(values: dict[str, Any], num_devices: int | None) -> Sequence[tuple
             "False without model.resnet50.checkpoint: there are no statistics to keep",
         ),
         (
+            "model.resnet50.freeze_batch_norm",
+            not values["model.resnet50.freeze_batch_norm"]
+            or (values["method"], values["model.name"]) != ("emlc", "resnet50"),
+            "False with method=emlc, whose teacher has statistics of its own",
+        ),
+        (
             "method",
             values["method"] != "cross_fit" or _is_of_features(values),
             "another with a network that is trained whole: cross_fit trains many classifiers of "

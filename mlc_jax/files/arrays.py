@@ -206,6 +206,9 @@ class _File:
             self.inputs = checked_inputs(self.field, path, "", open_npy(self.field, path))
             if offsets is None:
                 offsets_of(self.fail, self.inputs)
+            elif offsets:  # A memory map is not changed.
+                self.fail("is a memory map, and numbers of the first file are too large for "
+                          "float32; expected an .npz, too")  # fmt: skip
             self.table = Table(self.field, self._beside())
             return
         self.arrays = read_npz(self.field, path, ("inputs", *_COLUMNS, "sources"))

@@ -26,12 +26,13 @@ from mlc_jax import paths
 from mlc_jax.errors import InputError
 from mlc_jax.files.images import pillow
 from mlc_jax.files.images.listing import pictures_below
+from mlc_jax.files.tables import ENDINGS
 
 INFO_FILE, NAMES_FILE = "packed.json", "names.npy"
 # Random access needs no threads or buffers, and a hundred shards may be open.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _PLAN_FILE = "plan.json"  # The plan of unfinished packing; removed at the end.
-_COPIED = (".txt", ".csv", ".jsonl", ".parquet")
+_COPIED = (".txt", *ENDINGS)
 _CHUNK = 64  # Pictures that threads take at a time.
 
 

@@ -178,6 +178,8 @@ def drawn_of(clean: Part) -> np.ndarray:
     if drawn is None or isinstance(drawn, str):
         drawn = np.full(len(clean), drawn or "")
     drawn = np.asarray(drawn).astype(str)
+    expected = f"one text, or one for each of {len(clean)} checked rows"
+    expect(drawn.shape == (len(clean),), "clean.drawn", drawn.shape, expected)
     for row in np.flatnonzero(~np.isin(drawn, ("", *DRAWN)))[:1].tolist():
         expect(False, "clean.drawn", drawn[row], f"{', '.join(DRAWN)} or nothing")
     return drawn

@@ -212,7 +212,7 @@ def _time(text: str) -> float:
     if found is None:
         return float("nan")
     hours, minutes, seconds = int(found[1]), int(found[2]), float(found[3] or 0)
-    if hours > 24 or minutes > 59 or seconds >= 61:
+    if minutes > 59 or seconds >= 61 or hours * 60 + minutes > 24 * 60:
         return float("nan")
     return (hours + minutes / 60 + seconds / 3600) / 24
 

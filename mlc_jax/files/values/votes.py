@@ -97,13 +97,14 @@ def read_votes(
         if not source or source.isspace():
             table.fail("source is empty, expected who gave the label", line)
         said = columns.setdefault(source.strip(), {})
+        label = "" if label is None or label.isspace() else label
         if row in said and said[row] != label:
             table.fail(
                 f"source {source!r} labels id {identifier!r} as {said[row]!r} and as {label!r}; "
                 "expected one label",
                 line,
             )
-        said[row] = "" if label is None or label.isspace() else label
+        said[row] = label
     found = []
     for said in columns.values():
         texts = np.full(num_rows, "", object)
