@@ -95,6 +95,18 @@ def test_without_true_labels_given_and_corrected_ones_are_compared(
     assert [name.partition(" (")[0] for name in names] == ["kept labels", "corrected labels"]
 
 
+def test_rows_without_a_label_are_left_out(load_program, trained, tmp_path):
+    workdir = _copy(trained("mlc"), tmp_path)
+    with np.load(workdir / report.SOFT_LABELS_FILE) as arrays:
+        kept = dict(arrays)
+    kept["given_label"][[0, 7]] = -1
+    np.savez(workdir / report.SOFT_LABELS_FILE, **kept)
+    program = load_program(PROGRAM)
+    _, _, labels = program.read_run(epath.Path(workdir))
+    assert len(labels.given) == len(kept["given_label"]) - 2 and labels.given.min() == 0
+    np.testing.assert_array_equal(labels.soft[0], kept["soft_label"][1])
+
+
 @pytest.mark.slow
 def test_a_run_of_fit(run_program, trained, tmp_path):
     """Its config is no config, and its inputs are not in its workdir."""

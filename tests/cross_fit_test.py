@@ -486,6 +486,21 @@ def test_a_table_to_its_verdict(tmp_path):
     np.testing.assert_allclose(probs.sum(axis=1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_no_prediction_is_shown_for_checks_that_all_classifiers_saw(tmp_path):
+    """A training of its own: rows that were looked up are in every fold."""
+    _table(tmp_path / "all.csv", column="looked_up")
+    text = (tmp_path / "all.csv").read_text().replace("looked_up", "random", 12)
+    (tmp_path / "all.csv").write_text(text)
+    config = _config(tmp_path / "all.csv", **{"cross_fit.num_rounds": 1})
+    train.train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)
+    with (tmp_path / "run" / "checked_rows.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["drawn"] for row in rows].count("random") == 12
+    for name in ("corrected_label", "predicted_label", "predicted_by_checked"):
+        assert all(bool(row[name]) == (row["drawn"] == "random") for row in rows)
+
+
 def test_stopped_between_rounds_it_ends_the_same(tmp_path, monkeypatch):
     _table(tmp_path / "all.csv")
     config = _config(tmp_path / "all.csv")
