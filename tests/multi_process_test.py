@@ -147,7 +147,7 @@ def test_each_process_reads_its_slice_of_the_batch(finished):
     (whole,) = finished["one"]
     shares = [observed.arrays["first_labels"] for observed in finished["two"]]
     want = whole.arrays["first_labels"]
-    assert want.shape == (NUM_DEVICES, 2, 64 // NUM_DEVICES)
+    assert want.shape == (NUM_DEVICES, 2, 64 // NUM_DEVICES, 1)
     np.testing.assert_array_equal(np.concatenate(shares), want)
 
 
