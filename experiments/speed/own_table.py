@@ -1,7 +1,7 @@
 """How long a table takes: to be judged, and to be corrected, from the command to its end.
 
     python -m experiments.speed.own_table                                # 10,000 rows, 100 columns
-    python -m experiments.speed.own_table --rows=1000000 --columns=64    # a quarter of an hour
+    python -m experiments.speed.own_table --rows=1000000 --columns=64
 
 The table is a CSV file of random numbers whose mean depends on one of three classes. 3 in 10 labels
 are drawn anew, and a hundred rows are checked. Three commands run, each in a process of its own:
