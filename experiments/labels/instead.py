@@ -46,7 +46,10 @@ def by_others(name: str, table: LabelledTable, cell: Cell) -> dict[str, float]:
         from cleanlab.classification import CleanLearning
 
         known = np.where(cell.checked, cell.truth, cell.given)
-        model: Any = CleanLearning(_regression(), seed=0).fit(x, known)
+        # In this process: a fork of one that runs JAX may hang.
+        alone = {"n_jobs": 1}
+        model: Any = CleanLearning(_regression(), seed=0, find_label_issues_kwargs=alone)
+        model.fit(x, known)
         found = model.get_label_issues()
         labels = np.where(found["is_label_issue"], found["predicted_label"], known)
     else:
