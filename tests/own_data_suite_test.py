@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.labels import tables_of_people
+from experiments.labels import instead, tables_of_people
 from experiments.labels.tables_of_people import TABLES, draw
 
 
@@ -59,3 +59,17 @@ def test_the_many_are_none_of_those_that_something_was_chosen_on():
     assert len(tables_of_people.MANY) == 52
     first = [name for name in TABLES if name not in tables_of_people.MANY]
     assert len(first) == 13
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cleanlab", "self_training"])
+def test_slower_columns_judge_the_same_rows(name):
+    if name == "cleanlab":
+        pytest.importorskip("cleanlab")
+    table = TABLES["iris"]()
+    cell = draw("iris", table, "flip", "random:30", 3)
+    found, simple = instead.by_others(name, table, cell), instead.baselines(table, cell)
+    assert set(found) == {name, f"unseen_{name}"}
+    assert found[name] > simple["given"] + 5
+    num_doubtful = (~cell.checked).sum()
+    assert (found[name] * num_doubtful / 100) % 1 == pytest.approx(0, abs=1e-6)
