@@ -76,7 +76,9 @@ def test_wait_for_data(load_program, tiny_config):
 
 
 def test_a_table_is_timed_from_the_command_to_its_end(run_program):
-    code, out, err = run_program("experiments.speed.own_table", "--rows=1000", "--columns=3")
+    code, out, err = run_program(
+        "experiments.speed.own_table", "--rows=1000", "--columns=3", required=[]
+    )
     assert code == 0, err
     head, *costs = out.splitlines()
     assert head.startswith("1,000 rows, 3 columns, ")

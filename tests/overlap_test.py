@@ -102,7 +102,6 @@ class Plain:
         main = self.past[start]
         for t in range(start, stop):
             main, (batch, rng) = (step or self.step)(main, meta_params, t)
-        rng = jax.random.fold_in(rng, 1)
         clean = batch.clean_outer
         return core.outer_loss(self.problem, main.params, main.batch_stats, clean, rng)[0]
 
