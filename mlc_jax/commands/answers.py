@@ -74,7 +74,7 @@ def append(answers: Sequence[Answer], place: epath.Path) -> None:
     paths.write(place, before + between + text.getvalue().encode())
 
 
-def typed_in(place: epath.Path, checking: Checking) -> list[Typed]:
+def typed_in(place: epath.Path) -> list[Typed]:
     """All rows of a file of rows to check; none if there is no such file."""
     if not place.exists():
         return []

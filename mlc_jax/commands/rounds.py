@@ -247,7 +247,7 @@ class Rounds:
             places.append((name, name))
         typed: dict[tuple[str, str, str], list[Typed]] = {}
         for place, name in places:
-            for one in typed_in(self.out / place, checking):
+            for one in typed_in(self.out / place):
                 of_row = typed.setdefault((place, name, canonical(checking, one.id)), [])
                 of_row += [one] if checking.says_something(one.label) else []
         return typed
