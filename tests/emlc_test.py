@@ -17,7 +17,7 @@ from mlc_jax.core import Batch, Labelled
 from mlc_jax.core.estimators import ESTIMATORS
 from mlc_jax.core.optimizers import sgd
 from mlc_jax.errors import InputError
-from mlc_jax.models import MLP, ResNet
+from mlc_jax.models import MLP, ResNet, ResNet50
 
 emlc = importlib.import_module("mlc_jax.methods.emlc")  # The package has a class of that name.
 F, C, B, HALF, RATE = 4, 3, 6, 4, 0.5
@@ -254,3 +254,10 @@ def test_teacher_keeps_statistics_of_its_own():
 def test_bad_settings_are_named(field, value, least):
     with pytest.raises(InputError, match=f"^{field}: got {value}, expected at least {least}$"):
         _bound(**{field: value})
+
+
+def test_frozen_statistics_are_refused():
+    """A teacher's targets in training would have none."""
+    model = ResNet50(num_classes=2, freeze_batch_norm=True)
+    with pytest.raises(InputError, match=r"^model.freeze_batch_norm: got True, expected False"):
+        methods.emlc(model=model).bind(num_noisy=8, num_classes=2, steps_per_epoch=1, num_epochs=1)

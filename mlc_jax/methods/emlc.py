@@ -63,6 +63,9 @@ class EMLC(BilevelMethod):
             expect(value >= least, name, value, f"at least {least}")
 
     def build(self, binding: Binding) -> BoundMethod:
+        is_frozen = getattr(binding.model, "freeze_batch_norm", False)
+        expect(not is_frozen, "model.freeze_batch_norm", is_frozen, "False: emlc's teacher has "
+               "statistics of its own")  # fmt: skip
         gate = LabelGate(binding.num_classes, self.embedding_size, self.hidden_size)
         teacher = _Teacher(binding, gate)
 
