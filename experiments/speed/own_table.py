@@ -69,6 +69,8 @@ def write(path: pathlib.Path, rows: int, columns: int, last: str = "") -> None:
 def cost(arguments: list[str], code: int) -> Cost:
     """Runs `mlc-jax` to its end.
 
+    Its largest memory is at least that of this process at the start, so import nothing large here.
+
     Raises:
       RuntimeError: it ends with another exit code.
     """
