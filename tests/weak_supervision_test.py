@@ -56,6 +56,29 @@ def test_rivals_label_rows_without_votes_by_the_classifier(program, monkeypatch)
     assert found["all true"] >= found["majority +"] > 60
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Of pandas, to crowd-kit.
+@pytest.mark.parametrize("name", ["dawid_skene", "glad", "mace", "snorkel", "crowdlab"])
+def test_rivals_find_the_source_that_is_right(program, name):
+    """Two sources are right in 95 %, three in 60 %; the last ten rows have no label."""
+    packages = {"snorkel": "snorkel", "crowdlab": "cleanlab"}
+    pytest.importorskip(packages.get(name, "crowdkit"))
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 400).astype(np.int32)
+    wrong = rng.random((400, 5)) > [0.95, 0.95, 0.6, 0.6, 0.6]
+    votes = np.where(wrong, (labels[:, None] + rng.integers(1, 3, (400, 5))) % 3, labels[:, None])
+    votes[rng.random((400, 5)) < 0.2] = program.UNKNOWN
+    votes[-10:] = program.UNKNOWN
+    features = np.eye(3, dtype=np.float32)[labels] + rng.normal(size=(400, 3)).astype(np.float32)
+    rows = np.arange(400)
+    data = program.VoteSet(features, labels, rows, votes, rows[:0])
+    soft = program.soft_labels(data)
+    assert np.isnan(soft[name][-10:]).all()
+    there = (votes != program.UNKNOWN).any(axis=1)
+    np.testing.assert_allclose(soft[name][there].sum(axis=1), 1, atol=1e-3)
+    right = {x: (soft[x][there].argmax(axis=1) == labels[there]).mean() for x in soft}
+    assert right[name] > max(0.9, right["majority"])
+
+
 @pytest.mark.slow  # Four runs: that both forms of `mlc` get the votes, and the checked ones' too.
 def test_mlc_with_all_votes_learns_whom_to_believe(program, monkeypatch, standard_promotion):
     """Features say nothing, one source of three is right, and the majority is right in 64 %.

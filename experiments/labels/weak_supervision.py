@@ -1,6 +1,6 @@
 """Labels of many sources: rules and annotators, compared with other tools.
 
-    pip install crowd-kit cleanlab
+    pip install crowd-kit cleanlab snorkel
     python -m experiments.labels.weak_supervision --data=DIR --checkpoint=MINILM --workdir=OUT
 
 `--data` holds `weak/youtube` and `weak/trec` as WRENCH has them (`train.jsonl.gz`, `test.jsonl.gz`:
@@ -12,8 +12,8 @@ each draw, and `weak_supervision.md`.
 
 Tables are percent right: of the test rows, and of the doubtful rows. Rivals make soft labels, and
 train the same classifier on them, scikit-learn's `LogisticRegression(C=1)`. They are the share of
-votes (majority), Dawid-Skene, GLAD and MACE of crowd-kit, and CROWDLAB of cleanlab. With `+`, the
-labels of checked rows replace theirs. Where a row has no vote, the classifier labels it.
+votes (majority), Dawid-Skene, GLAD and MACE of crowd-kit, Snorkel's label model, and CROWDLAB of
+cleanlab; those whose package is installed. With `+`, the labels of checked rows replace theirs. Where a row has no vote, the classifier labels it.
 `cross_fit` is this project's, once with the majority vote as the only given label and once with all
 votes. `mlc`, the paper's method, gets both, too. It learns by the meta-gradient alone, or also by
 the likelihood of checked rows (`pairs`); its classifier is linear as well. `--beside` says what to
@@ -53,7 +53,7 @@ _DRAWS = flags.DEFINE_integer("draws", 10, "Of checked rows.", lower_bound=1)
 _FIRST = flags.DEFINE_integer("first_draw", 0, "Number of the first draw.", lower_bound=0)
 
 _POOL, _LABELS = "cross_fit, all votes", "labels, "
-_CROWDLAB_FOLDS = 5
+_CROWDLAB_FOLDS, _SNORKEL_SOURCES = 5, 3  # The least.
 _MLC_STEPS, _PAIR_WEIGHT = 2_000, 1.0
 _SOFT_FLOOR = 1e-3  # Less probable labels are not trained on.
 
@@ -76,6 +76,21 @@ def _by_crowdkit(name: str, votes: np.ndarray, num_classes: int) -> np.ndarray:
     soft[probs.index] = 0
     for label in probs.columns:
         soft[probs.index, label] = probs[label]
+    return soft
+
+
+def _by_snorkel(votes: np.ndarray, num_classes: int) -> np.ndarray:
+    """Soft labels `[n, C]` of Snorkel's label model; NaN without any label.
+
+    500 steps, as in its tutorials; all else at its defaults, so its classes have equal shares.
+    """
+    from snorkel.labeling.model import LabelModel
+
+    there = (votes != UNKNOWN).any(axis=1)
+    model = LabelModel(cardinality=num_classes, verbose=False)
+    model.fit(votes[there], n_epochs=500, seed=0, progress_bar=False)
+    soft = np.full((len(votes), num_classes), np.nan)
+    soft[there] = model.predict_proba(votes[there])
     return soft
 
 
@@ -136,6 +151,8 @@ def soft_labels(data: VoteSet) -> dict[str, np.ndarray]:
     if importlib.util.find_spec("crowdkit"):
         for name in ("dawid_skene", "glad", "mace"):
             found[name] = _by_crowdkit(name, votes, num_classes)
+    if importlib.util.find_spec("snorkel") and votes.shape[1] >= _SNORKEL_SOURCES:
+        found["snorkel"] = _by_snorkel(votes, num_classes)
     if importlib.util.find_spec("cleanlab"):
         found["crowdlab"] = _crowdlab(data.features[data.rows], votes, num_classes)
     return found
