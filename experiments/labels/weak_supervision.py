@@ -13,7 +13,8 @@ each draw, and `weak_supervision.md`.
 Tables are percent right: of the test rows, and of the doubtful rows. Rivals make soft labels, and
 train the same classifier on them, scikit-learn's `LogisticRegression(C=1)`. They are the share of
 votes (majority), Dawid-Skene, GLAD and MACE of crowd-kit, Snorkel's label model, and CROWDLAB of
-cleanlab; those whose package is installed. With `+`, the labels of checked rows replace theirs. Where a row has no vote, the classifier labels it.
+cleanlab; those whose package is installed. With `+`, the labels of checked rows replace theirs.
+Where a row has no vote, the classifier labels it.
 `cross_fit` is this project's, once with the majority vote as the only given label and once with all
 votes. `mlc`, the paper's method, gets both, too. It learns by the meta-gradient alone, or also by
 the likelihood of checked rows (`pairs`); its classifier is linear as well. `--beside` says what to
