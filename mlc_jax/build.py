@@ -120,7 +120,7 @@ def create_method(config: ConfigDict, num_classes: int, *, paired: bool = False)
         lcn["form"] = lcn["form"] or kind.default_form(paired=paired)
         settings["lcn"] = LabelCorrectionNetwork(num_classes, **lcn)
     if kind is CrossFit:
-        sizes = tuple(settings.pop("hidden_sizes"))
+        sizes = tuple(settings.pop("hidden_sizes") or ())  # Without data nothing is chosen.
         return CrossFit(model=MLP(num_classes, sizes), **settings)
     preset = getattr(kind, "inner_loss", None)
     if preset is not None:

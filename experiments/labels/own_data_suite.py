@@ -33,9 +33,10 @@ from experiments.labels.tables_of_people import MANY, TABLES, Cell, LabelledTabl
 from experiments.records import Records, Row, clear_programs
 from experiments.tables import to_csv, to_markdown, values, where
 from mlc_jax import command_line, methods, models, paths
-from mlc_jax.data import folds
+from mlc_jax.data import UNKNOWN, folds
 from mlc_jax.errors import expect
 from mlc_jax.report import verdict
+from mlc_jax.training import widths
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the tables.")
 _SETS = flags.DEFINE_string("sets", "all", f"Some of {', '.join(TABLES)}; all; or many.")
@@ -54,10 +55,12 @@ _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: every n-th table, from the i-
 _QUICK_SETS = ("wine", "breast_cancer", "iris", "digits", "pima", "crabs", "chile", "biopsy")
 
 
-def cross_fit(table: LabelledTable, cells: Sequence[Cell], drawn: str) -> list[Row]:
+def cross_fit(
+    table: LabelledTable, cells: Sequence[Cell], drawn: str, hidden_sizes: tuple[int, ...] = ()
+) -> list[Row]:
     """The method on several draws of a table, as one program."""
     num_classes = int(table.labels.max()) + 1
-    method = methods.cross_fit(model=models.MLP(num_classes, ()))
+    method = methods.cross_fit(model=models.MLP(num_classes, hidden_sizes))
     draws = [Draw(cell.rows, cell.given[:, None], cell.truth, cell.checked) for cell in cells]
     return [
         _judged(cell, fitted.pipeline, fitted.out_of_fold, num_classes) | {
@@ -124,18 +127,21 @@ def measure(
     table = TABLES[name]()
     places = [(noise, number) for noise in noises for number in draws]
     cells = [draw(name, table, noise, checked, number) for noise, number in places]
-    groups = collections.defaultdict(list)  # Equally many checked rows: a class may have too few.
+    # One program has equally many checked rows (a class may have too few) and one shape.
+    groups = collections.defaultdict(list)
     for i, cell in enumerate(cells):
-        groups[int(cell.checked.sum())].append(i)
+        checks = np.where(cell.checked, cell.truth, UNKNOWN)
+        sizes = widths.choose(table.features[cell.rows], cell.given, checks, places[i][1])
+        groups[int(cell.checked.sum()), sizes].append(i)
     rows: dict[int, Row] = {}
-    for members in groups.values():
+    for (_, sizes), members in groups.items():
         drawn = folds.RANDOM if checked.startswith("random") else folds.PER_CLASS
-        found = cross_fit(table, [cells[i] for i in members], drawn)
+        found = cross_fit(table, [cells[i] for i in members], drawn, sizes)
         clear_programs()
         for i, row in zip(members, found, strict=True):
             noise, number = places[i]
             place = {"set": name, "noise": noise, "checked": checked, "draw": number}
-            rows[i] = place | baselines(table, cells[i]) | row
+            rows[i] = place | {"hidden": sizes != ()} | baselines(table, cells[i]) | row
             for other in also:
                 rows[i] |= by_others(other, table, cells[i])
     return [rows[i] for i in range(len(cells))]

@@ -16,6 +16,7 @@ from mlc_jax.config.checks import (
     flag,
     number,
     one_of,
+    optional,
     positive,
     preset,
     size,
@@ -138,7 +139,12 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             ),
             "steps_per_round": Setting(300, whole(1, 10**6), "Steps of each classifier."),
             "hidden_sizes": Setting(
-                (), WIDTHS, "Widths of the classifiers' hidden layers; () is linear."
+                None,
+                optional(WIDTHS),
+                "Widths of the classifiers' hidden layers; () is linear. None chooses () or (64,): "
+                "whichever predicts the labels of some rows better.",
+                formerly=(),
+                kind=tuple,
             ),
         },
     ),

@@ -33,6 +33,7 @@ def get_config(kind: str = "frozen") -> ConfigDict:
     config = arrays.get_config() if kind == "frozen" else _trained_whole(kind)
     config.dataset.name = "image_folder"
     config.dataset.clean_per_class = 10
+    config.cross_fit.hidden_sizes = ()  # A linear model is enough for an encoder's features.
     return config
 
 

@@ -58,6 +58,7 @@ def _trained(config: ConfigDict, kind: str) -> ConfigDict:
         return config
     expect(kind == "frozen", "--config", f"...:{kind}", "...:frozen or ...:finetuned")
     config.model.bert.num_frozen_layers = -1
+    config.cross_fit.hidden_sizes = ()  # A linear model is enough for an encoder's features.
     config.main_optimizer.weight_decay = 0.0
     config.main_optimizer.schedule = "constant"
     config.lcn.hidden_size = 64

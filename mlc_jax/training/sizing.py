@@ -1,4 +1,4 @@
-"""Sets the settings that a config leaves open, from the sizes of the data."""
+"""Sets the settings that a config leaves open, from the data."""
 
 import math
 
@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from mlc_jax.config import SIZED, value_of
 from mlc_jax.data.dataset import Dataset
+from mlc_jax.training import widths
 
 # The settings of digits, 60 epochs of 1,387 noisy examples; steps grow with the square root of the
 # number of examples.
@@ -22,7 +23,8 @@ _MANY_CLASSES = 20
 def fill(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     """The config with a number for every setting whose 0 means "by the sizes of the data".
 
-    The numbers do not depend on the devices, so a run may resume with more devices.
+    For `cross_fit` also the widths of its classifiers, if None leaves them open. Nothing depends on
+    the devices, so a run may resume with more devices.
     """
     num_noisy, num_clean = len(dataset.noisy), len(dataset.clean)
     epochs = round(_EPOCHS * math.sqrt(_EPOCHS_AT / num_noisy))
@@ -38,6 +40,8 @@ def fill(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     }
     assert chosen.keys() == set(SIZED)
     filled = config.copy_and_resolve_references()
+    if config.method == "cross_fit" and config.cross_fit.hidden_sizes is None:
+        filled.cross_fit.hidden_sizes = widths.of_dataset(dataset, config.seed)
     flat = {name: x for name, x in chosen.items() if not value_of(config, name)}
     if flat:
         filled.update_from_flattened_dict(flat)
