@@ -63,9 +63,11 @@ def of_dataset(dataset: Dataset, seed: int) -> tuple[int, ...]:
     clean, noisy = dataset.clean, dataset.noisy
     drawn = dataset.drawn
     at_random = np.arange(len(clean)) if drawn is None else np.flatnonzero(drawn != LOOKED_UP)
+    if len(at_random) < _FEWEST_CHECKS:
+        return LINEAR
     checked = clean.take(np.sort(rng.permutation(at_random)[:_MOST_CHECKS]))
     rest = np.sort(rng.permutation(len(noisy))[: _MOST_ROWS - len(checked)])
-    subsets = (checked, noisy.take(rest))
+    subsets = [part for part in (checked, noisy.take(rest)) if len(part)]
     prepared = [dataset.prepare(read_rows(part.source, part.rows)) for part in subsets]
     if not all(hasattr(x, "shape") for x in prepared):  # Tokens are no features.
         return LINEAR
