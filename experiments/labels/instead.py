@@ -9,8 +9,8 @@ from mlc_jax import LabelCorrector
 
 BASELINES = ("given", "lr_checked", "lr_given")
 BOOSTED = ("gb_checked", "gb_given")
-CLEANLAB = "cleanlab"
-ALSO = (CLEANLAB, "self_training", "robust_mlc", "mlc")
+CLEANLAB, LINEAR = "cleanlab", "linear"
+ALSO = (CLEANLAB, LINEAR, "self_training", "robust_mlc", "mlc")
 
 
 def baselines(table: LabelledTable, cell: Cell) -> dict[str, float]:
@@ -39,7 +39,8 @@ def by_others(name: str, table: LabelledTable, cell: Cell) -> dict[str, float]:
     """The same two figures of one of `ALSO`.
 
     cleanlab's `CleanLearning` wraps the logistic regression of `baselines`. It learns the checked
-    labels, and given ones elsewhere. Where it finds an issue, its prediction is the label.
+    labels, and given ones elsewhere. Where it finds an issue, its prediction is the label. `linear`
+    is `cross_fit` with linear classifiers, whatever the data.
     """
     x, doubtful = table.features[cell.rows], ~cell.checked
     if name == CLEANLAB:
@@ -54,7 +55,8 @@ def by_others(name: str, table: LabelledTable, cell: Cell) -> dict[str, float]:
         labels = np.where(found["is_label_issue"], found["predicted_label"], known)
     else:
         checked = np.where(cell.checked, cell.truth, -1)
-        model = LabelCorrector(name).fit(x, cell.given, checked)
+        corrector = LabelCorrector(model=LINEAR) if name == LINEAR else LabelCorrector(name)
+        model = corrector.fit(x, cell.given, checked)
         labels = model.labels_
     unseen = model.predict(table.features[cell.unseen])
     return {

@@ -13,8 +13,8 @@ the tables; the last one to end writes the results of all. In DIR: `cells.csv`, 
 Columns are the percentage of doubtful rows that are right: labels as given; scikit-learn's
 `LogisticRegression(C=1)` on the checked rows and on all given labels; gradient boosting on the same
 two; corrected labels of `cross_fit`, and its classifier's own predictions. The verdict's estimate
-is compared with the truth. `--also` adds slower columns: cleanlab (pip install cleanlab), and other
-methods of ours at their defaults.
+is compared with the truth. `--also` adds slower columns: cleanlab (pip install cleanlab), other
+methods of ours at their defaults, and `linear`, `cross_fit` that never has a hidden layer.
 """
 
 import collections
@@ -196,7 +196,8 @@ def _summary(cells: Sequence[Sequence[Mapping[str, Any]]]) -> str:
         f"{np.mean([gap for gap, _ in gaps]):+.1f} points on average; against labels as given "
         f"{worst:+.1f} at worst. Estimate minus truth {np.mean(doubt):+.1f} "
         f"± {np.std(doubt) / np.sqrt(len(doubt)):.1f}; the 95 % interval held the truth in "
-        f"{100 * held:.0f} % of draws, and was {width:.2f} times as wide as Wilson's.{sentence}"
+        f"{100 * held:.0f} % of draws, and was {width:.2f} times as wide as Wilson's.{sentence} "
+        f"Classifiers have a hidden layer in {sum(row['hidden'] for row in rows)} draws."
     )
 
 

@@ -1,8 +1,8 @@
 """Real public tables with their true labels, and with wrong ones; nothing is downloaded.
 
-scikit-learn has four of them. The packages `palmerpenguins` and `pydataset` have others, which are
-used if they are installed. pydataset's archive is read directly, because importing the package
-unpacks 757 sets into the user's home.
+scikit-learn has four of them, and makes up three. The packages `palmerpenguins` and `pydataset`
+have others, which are used if they are installed. pydataset's archive is read directly, because
+importing the package unpacks 757 sets into the user's home.
 """
 
 import csv
@@ -12,13 +12,13 @@ import io
 import pathlib
 import tarfile
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mlc_jax.errors import InputError
 
-_DIAMONDS = 6_000
+_DIAMONDS, _MADE_ROWS = 6_000, 800
 _MANY_ROWS = 400  # Of a table of MANY.
 _MANY_WIDTH = 32  # Features are padded by zeros to a multiple of it: tables share programs.
 _MOST_TEXTS = 12  # Different ones of a column; one with more is left out.
@@ -38,6 +38,14 @@ def _sklearn(name: str) -> LabelledTable:
 
     bunch = getattr(datasets, f"load_{name}")()
     return _standardised(bunch.data, bunch.target)
+
+
+def _made(make: str, **settings: Any) -> LabelledTable:
+    from sklearn import datasets
+
+    function = getattr(datasets, f"make_{make}")
+    points, labels = function(n_samples=_MADE_ROWS, random_state=0, **settings)
+    return _standardised(points, labels)
 
 
 def _archived(path: str, label: str, columns: tuple[str, ...] = (), most: int = 0) -> LabelledTable:
@@ -189,6 +197,14 @@ MANY = {
     for path, label in _MANY.items()
 }
 TABLES |= MANY
+
+# Made up: no linear model separates these. Last, because the draws depend on a table's place.
+MADE = {
+    "rings": functools.partial(_made, "circles", noise=0.15, factor=0.5),
+    "moons": functools.partial(_made, "moons", noise=0.2),
+    "shells": functools.partial(_made, "gaussian_quantiles", n_features=5, n_classes=3),
+}
+TABLES |= MADE
 
 
 class Cell(NamedTuple):
