@@ -65,7 +65,7 @@ def test_the_many_are_none_of_those_that_something_was_chosen_on():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cleanlab", "linear", "self_training"])
-def test_slower_columns_judge_the_same_rows(name):
+def test_slower_columns_judge_the_same_rows(name, standard_promotion):
     if name == "cleanlab":
         pytest.importorskip("cleanlab")
     table = TABLES["iris"]()
