@@ -306,8 +306,6 @@ def test_no_field_can_be_none_but_where_data_and_labels_are(tiny_config):
         "dataset.features", "dataset.standardize", "dataset.drawn",
         "dataset.columns", "dataset.label_columns", "dataset.votes",
         "noise.file", "noise.key", "model.initial_params",
-        # Where the data decide.
-        "cross_fit.hidden_sizes",
         # Where each method has its own default.
         "lcn.form", "lcn.pair_weight",
         # Where the checkpoint does.

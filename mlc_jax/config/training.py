@@ -139,12 +139,10 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             ),
             "steps_per_round": Setting(300, whole(1, 10**6), "Steps of each classifier."),
             "hidden_sizes": Setting(
-                None,
+                (),
                 optional(WIDTHS),
-                "Widths of the classifiers' hidden layers; () is linear. None chooses () or (64,): "
-                "whichever predicts the labels of some rows better.",
-                formerly=(),
-                kind=tuple,
+                "Widths of the classifiers' hidden layers; () is linear. Own tables: None chooses "
+                "() or (64,), whichever predicts the labels of some rows better.",
             ),
         },
     ),

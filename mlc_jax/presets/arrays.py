@@ -14,7 +14,7 @@ next to it with the columns `label`, `checked_label`, `id`, `split`. With
 noise.* apply. docs/your_own_labels.md says more.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from mlc_jax.config import get_config as defaults
 
@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     config.meta_optimizer.name = "adam"
     config.meta_optimizer.learning_rate = 1e-3
     config.eval_every_epochs = 5
+    config.cross_fit.hidden_sizes = config_dict.placeholder(tuple)  # The data choose.
     return own(config)
 
 
