@@ -1,5 +1,6 @@
 """The trial of gradients for the label model: nobody learns from what judges."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,10 +74,9 @@ def test_labels_of_every_arm_are_better_than_given(on_trial, monkeypatch, standa
         on_trial.Arm("fixed"), on_trial.Arm("likelihood"), on_trial.Arm("meta", 5),
         on_trial.Arm("likelihood", network=True), on_trial.Arm("meta", 5, network=True),
     ]  # fmt: skip
-    monkeypatch.setattr(on_trial, "ARMS", arms)
     monkeypatch.setattr(on_trial, "_ROUNDS", 2)
     monkeypatch.setattr(on_trial, "_STEPS", 100)
-    rows = on_trial.measure("iris", [kind], 30, [3])
+    rows = on_trial.measure("iris", [kind], 30, [3], arms)
     assert [row["arm"] for row in rows] == [
         "fixed", "likelihood", "meta k=5 exact", "network likelihood", "network k=5 exact"
     ]  # fmt: skip
@@ -87,3 +87,65 @@ def test_labels_of_every_arm_are_better_than_given(on_trial, monkeypatch, standa
         assert -1 <= row["cosine"] <= 1
     table = on_trial.tables(rows)
     assert f"| iris | {kind} |" in table and "**minus likelihood**" in table
+
+
+@pytest.mark.parametrize("num_sources", [1, 3])
+def test_a_trust_by_row_starts_as_one_for_all_rows(on_trial, num_sources):
+    kind = "flip" if num_sources == 1 else "annotators"
+    cell = on_trial._drawn("iris", kind, 30, 3)
+    data = on_trial._arrays(on_trial.TABLES["iris"](), cell, 3)
+    start = jax.tree.map(lambda leaf: leaf[0], data.start)
+    log_p = jnp.log(jnp.broadcast_to(start[1], (len(data.x), 3)))
+    said = []
+    for by_row in (False, True):
+        arm = on_trial.Arm("meta", matrix=False, by_row=by_row)
+        learned = on_trial._init_belief(arm, data, 3)
+        said.append(
+            on_trial._log_labels(
+                arm, {"start": start, "learned": learned}, data.x, log_p, data.votes
+            )
+        )
+    np.testing.assert_allclose(*said, rtol=1e-5, atol=1e-6)
+    # A source that is trusted nowhere says nothing.
+    learned["by_row"] = jnp.full_like(learned["by_row"], -1e3) * jnp.sign(data.x[0])
+    params = {"start": start, "learned": learned}
+    row = on_trial._log_labels(arm, params, data.x[:1], log_p[:1], data.votes[:1])
+    np.testing.assert_allclose(row, log_p[:1], rtol=1e-5)
+
+
+def test_learned_decays_start_at_the_fixed_one(on_trial):
+    params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
+    grads = jax.tree.map(jnp.zeros_like, params)
+    updates = []
+    for decays in (None, jnp.zeros((4, 1))):
+        problem = on_trial._problem(on_trial.Arm("likelihood", decays="each"), decays)
+        updates.append(problem.tx.update(grads, problem.tx.init(params), params)[0])
+    chex.assert_trees_all_close(*updates, rtol=1e-6)
+    problem = on_trial._problem(on_trial.Arm("likelihood", decays="each"), jnp.eye(4)[:, :1])
+    changed = problem.tx.update(grads, problem.tx.init(params), params)[0]
+    np.testing.assert_allclose(
+        changed["w"][:, 0] / updates[0]["w"][:, 0], [np.e, 1, 1, 1], rtol=1e-5
+    )
+
+
+@pytest.mark.slow  # It compiles an arm of each kind.
+def test_arms_beyond_the_label_model(on_trial, monkeypatch, standard_promotion):
+    monkeypatch.setattr(on_trial, "_ROUNDS", 2)
+    monkeypatch.setattr(on_trial, "_STEPS", 100)
+    fixed = [
+        on_trial.Arm("likelihood", matrix=False, decay=decay) for decay in on_trial._DECAYS
+    ]  # fmt: skip
+    arms = [
+        *fixed, on_trial.Arm("meta", 5, matrix=False, by_row=True),
+        on_trial.Arm("likelihood", 5, matrix=False, decays="each"),
+    ]  # fmt: skip
+    rows = on_trial.measure("iris", ["region"], 30, [3], arms)
+    assert [row["arm"] for row in rows] == [
+        "decay 0.01", "likelihood, a and l alone", "decay 0.0001", "meta k=5 exact, by row",
+        "decay of each, k=5", "decay chosen",
+    ]  # fmt: skip
+    for row in rows:
+        assert row["right"] > row["given"] + 5, row
+    best = max(rows[:3], key=lambda row: row["likelihood"])
+    assert rows[-1]["right"] == best["right"]
+    assert "| **cosine** |" in on_trial.tables(rows)

@@ -17,6 +17,14 @@ folds and from doubtful rows outside of part h. All arms see the same rows, batc
 * `network`: the paper's network, given labels and features in, label distribution out, by the
   meta-gradient or by the likelihood. It starts as the labels as given.
 
+With `--arms=beyond`, what a label model with few weights can not express:
+
+* `by row`: l depends on the row, `log l_s(x) = log l + u_s x`: a source may be right here and wrong
+  there.
+* `decay`: the weight decay of the classifier follows the meta-gradient, one for all weights or one
+  for each feature, while a and l follow the likelihood. Beside it: three fixed ones, and the one of
+  these that the likelihood of fold k + 1 chooses.
+
 The label model is `q ~ exp(a log p_oof + l sum_s log(R_s[v_s] / pi))` with a, l and R learned, or a
 and l alone; AdamW pulls them to where they start. With several labels per row (`annotators`,
 `crowd`, `rules`, see `vote_sets`) R has a matrix for each source, and the network sums the
@@ -44,7 +52,7 @@ from experiments.labels.tables_of_people import TABLES, LabelledTable, draw
 from experiments.records import Records, Row, clear_programs
 from experiments.tables import to_csv, to_markdown, values, where
 from mlc_jax import command_line, paths
-from mlc_jax.core import Batch, Labelled, MainState, Params, Problem
+from mlc_jax.core import Batch, Labelled, MainState, Params, Problem, inner_step, outer_loss
 from mlc_jax.core.estimators import ESTIMATORS
 from mlc_jax.core.losses import vote_shares
 from mlc_jax.core.window import Options
@@ -58,8 +66,9 @@ _SETS = flags.DEFINE_string(
     "sets", "wine,breast_cancer,iris,penguins,biopsy,pima,crabs,glass",
     f"Some of {', '.join(TABLES)}.",
 )  # fmt: skip
-_KINDS = ("flip", "unif", "hard", *vote_sets.KINDS)
+_KINDS = ("flip", "unif", "hard", "region", *vote_sets.KINDS)
 _NOISE = flags.DEFINE_string("noise", "flip,hard", f"Kinds of labels: {', '.join(_KINDS)}.")
+_ARMS = flags.DEFINE_enum("arms", "gradients", ["gradients", "beyond"], "What to compare.")
 _CHECKED = flags.DEFINE_integer("checked", 30, "Rows checked at random.", lower_bound=10)
 _DRAWS = flags.DEFINE_integer("draws", 3, "Of rows and wrong labels.", lower_bound=1)
 _FIRST = flags.DEFINE_integer("first_draw", 0, "Number of the first draw.", lower_bound=0)
@@ -67,6 +76,8 @@ _FIRST = flags.DEFINE_integer("first_draw", 0, "Number of the first draw.", lowe
 _FOLDS, _PARTS = 5, 2
 _ROUNDS, _STEPS, _BATCH = 4, 300, 128
 _RATE, _DECAY = 0.3, 1e-3  # Of the classifier's SGD.
+_DECAYS = (1e-2, 1e-3, 1e-4)  # Of which the likelihood chooses, as in `cross_fit`.
+_MOST_DECAY = 5.0  # A learned weight decay is at most exp(5) times its start, or a part of it.
 _META_RATE, _META_DECAY = 0.02, 0.05  # Of the label model's AdamW.
 _PRIOR_STRENGTH = 10.0  # Of R, as in `cross_fit`.
 _HIDDEN = 32  # Of the network.
@@ -82,6 +93,9 @@ class Arm:
       estimator: of the meta-gradient.
       network: whether the paper's network replaces the label model above.
       matrix: whether R is learned, too, and not the two weights alone.
+      by_row: whether l depends on the row's features.
+      decay: of the classifier's weights, or where the meta-gradient starts.
+      decays: what the meta-gradient learns of it: "" nothing, "one" or "each" feature's.
     """
 
     by: str
@@ -89,18 +103,28 @@ class Arm:
     estimator: str = "exact"
     network: bool = False
     matrix: bool = True
+    by_row: bool = False
+    decay: float = _DECAY
+    decays: str = ""
 
     @property
     def name(self) -> str:
+        if self.decays:
+            return f"decay of {self.decays}, k={self.num_steps}"
+        if self.decay != _DECAY:
+            return f"decay {self.decay:g}"
         name = "network" if self.network else self.by
         if self.by not in ("fixed", "likelihood"):
             name += f" k={self.num_steps} {self.estimator}"
         elif self.network:
             name += f" {self.by}"
+        if self.by_row:
+            return f"{name}, by row"
         return name if self.matrix else f"{name}, a and l alone"
 
 
-ARMS = (
+_ALONE = functools.partial(Arm, matrix=False)
+_GRADIENTS = (
     Arm("fixed"),
     Arm("likelihood"),
     Arm("likelihood", matrix=False),
@@ -115,6 +139,18 @@ ARMS = (
     Arm("meta", 5, "one_step", network=True),
     Arm("likelihood", network=True),
 )
+_BEYOND = (
+    _ALONE("likelihood"),
+    _ALONE("likelihood", by_row=True),
+    _ALONE("meta", 1),
+    _ALONE("meta", 1, by_row=True),
+    _ALONE("meta", 5),
+    _ALONE("meta", 5, by_row=True),
+    *(_ALONE("likelihood", decay=decay) for decay in _DECAYS if decay != _DECAY),
+    *(_ALONE("likelihood", k, decays=which) for which in ("one", "each") for k in (1, 5)),
+)
+ARMS = {"gradients": _GRADIENTS, "beyond": _BEYOND}
+_CHOSEN = "decay chosen"  # An arm that is made of others.
 
 
 class _Draw(NamedTuple):
@@ -201,8 +237,13 @@ def _init_belief(arm: Arm, data: _Draw, num_classes: int) -> Params:
     num_sources = data.votes.shape[1]
     if not arm.network:
         learned = {"log_weights": jnp.zeros(2)}
-        shape = (num_sources, num_classes, num_classes)
-        return learned | ({"matrix": jnp.zeros(shape)} if arm.matrix else {})
+        if arm.matrix:
+            learned["matrix"] = jnp.zeros((num_sources, num_classes, num_classes))
+        if arm.by_row:
+            learned["by_row"] = jnp.zeros((num_sources, data.x.shape[1]))
+        if arm.decays:  # Their logarithms, in units of where they start.
+            learned["decays"] = jnp.zeros(1 if arm.decays == "one" else (data.x.shape[1], 1))
+        return learned
     sizes = (data.x.shape[1] + num_sources * num_classes, _HIDDEN)
     hidden = jax.random.normal(jax.random.key(0), sizes) / np.sqrt(sizes[0])
     return {"hidden": hidden, "out": jnp.zeros((_HIDDEN, num_classes))}
@@ -221,12 +262,22 @@ def _log_labels(
         return jax.nn.log_softmax(logits + 3 * vote_shares(votes, num_classes))
     moved = jax.nn.softmax(jnp.log(matrix) + belief.get("matrix", 0.0), axis=-1)
     of_classifier, of_label = jnp.exp(belief["log_weights"])
-    says = label_term(votes, moved, pi)
+    if not arm.by_row:
+        says = label_term(votes, moved, pi)
+        return jax.nn.log_softmax(of_classifier * log_p + of_label * says)
+    of_source = jax.vmap(lambda vote, matrix: label_term(vote[:, None], matrix[None], pi))
+    of_row = jnp.exp(belief["by_row"] @ x.T / jnp.sqrt(x.shape[1]))  # [S, B]
+    says = jnp.sum(of_row[..., None] * of_source(votes.T, moved), axis=0)
     return jax.nn.log_softmax(of_classifier * log_p + of_label * says)
 
 
-def _problem(arm: Arm) -> Problem:
-    """A linear classifier, and targets by the label model; inputs are trees of a row's arrays."""
+def _problem(arm: Arm, decays: jax.Array | None = None) -> Problem:
+    """A linear classifier, and targets by the label model; inputs are trees of a row's arrays.
+
+    Args:
+      arm: the arm.
+      decays: logarithms of weight decays, `[1]` or `[F, 1]`, in units of the arm's.
+    """
 
     def apply(params: Params, stats: Params, inputs: Any, rng: Any) -> Any:
         del rng
@@ -238,11 +289,19 @@ def _problem(arm: Arm) -> Problem:
         one_hot = jax.nn.one_hot(row["known"], logits.shape[-1])
         return jnp.where(row["known"][:, None] >= 0, one_hot, jnp.exp(log_q))
 
-    tx = optax.chain(optax.add_decayed_weights(_DECAY), optax.sgd(_RATE))
+    scale = 1.0 if decays is None else jnp.exp(jnp.clip(decays, -_MOST_DECAY, _MOST_DECAY))
+
+    def decayed(updates: Params, params: Params | None) -> Params:
+        assert params is not None
+        decays = {"w": arm.decay * scale, "b": arm.decay}
+        return {name: updates[name] + decays[name] * params[name] for name in decays}
+
+    decay = optax.add_decayed_weights(arm.decay) if decays is None else optax.stateless(decayed)
+    tx = optax.chain(decay, optax.sgd(_RATE))
     return Problem(apply, targets, tx, evidence=lambda output, inputs, rng: inputs)
 
 
-def _unit(tree: Params) -> Params:
+def _unit(tree: Any) -> Any:
     norm = optax.tree.norm(tree)
     return jax.tree.map(lambda leaf: leaf / jnp.maximum(norm, 1e-12), tree)
 
@@ -271,26 +330,45 @@ def _train_fold(arm: Arm, data: _Draw, k: jax.Array, key: jax.Array) -> tuple[ja
         mains, belief, opt_state = carry
         size = (arm.num_steps, _BATCH)
         places = jax.random.randint(key, size, 0, data.lists.shape[2])  # The same for each part.
+        keys = jax.random.split(key, arm.num_steps)
+        clean = Labelled(rows(outer, log_p), data.truth[outer])
+        params = {"start": start, "learned": belief}
 
-        def of_part(main: MainState, own: jax.Array) -> tuple[Params, MainState]:
+        def noisy(own: jax.Array) -> Labelled:
             drawn = own[places]
-            clean = Labelled(rows(outer, log_p), data.truth[outer])
+            return Labelled(rows(drawn, log_p), data.votes[drawn])
+
+        def of_labels(main: MainState, own: jax.Array) -> tuple[Params, MainState]:
             each = jax.tree.map(lambda leaf: jnp.stack([leaf] * arm.num_steps), clean)
-            noisy = Labelled(rows(drawn, log_p), data.votes[drawn])
             found = ESTIMATORS[arm.estimator](
-                problem, main, {"start": start, "learned": belief}, Batch(noisy, None, each),
-                jax.random.split(key, arm.num_steps), Options(),
-            )  # fmt: skip
+                problem, main, params, Batch(noisy(own), None, each), keys, Options()
+            )
             return found.meta_grads["learned"], found.main
 
-        grads, mains = jax.vmap(of_part)(mains, data.lists[k])
+        def of_decays(main: MainState, own: jax.Array) -> tuple[Params, MainState]:
+            def trained(decays: jax.Array) -> tuple[jax.Array, MainState]:
+                decayed = _problem(arm, decays)
+
+                def step(main: MainState, of_step: Any) -> tuple[MainState, Any]:
+                    labelled, key = of_step
+                    return inner_step(decayed, main, params, Batch(labelled, None, None), key)
+
+                after, _ = jax.lax.scan(step, main, (noisy(own), keys))
+                return outer_loss(decayed, after.params, {}, clean, key)[0], after
+
+            return jax.grad(trained, has_aux=True)(belief["decays"])
+
+        grads, mains = jax.vmap(of_decays if arm.decays else of_labels)(mains, data.lists[k])
         meta = _unit(jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), grads))
         direct = _unit(likelihood(belief, log_p))
-        cosine = optax.tree.vdot(meta, direct)
+        if arm.decays:
+            cosine, grads = jnp.asarray(jnp.nan), direct | {"decays": meta}
+        else:
+            cosine = optax.tree.vdot(meta, direct)
+            together = jax.tree.map(jnp.add, meta, direct)
+            grads = {"likelihood": direct, "both": together}.get(arm.by, meta)
         if arm.by == "fixed":
             return (mains, belief, opt_state), cosine
-        together = jax.tree.map(jnp.add, meta, direct)
-        grads = {"likelihood": direct, "both": together}.get(arm.by, meta)
         updates, opt_state = adam.update(grads, opt_state, belief)
         return (mains, optax.apply_updates(belief, updates), opt_state), cosine
 
@@ -331,7 +409,13 @@ def _train(arm: Arm, draws: _Draw, keys: jax.Array) -> tuple[jax.Array, jax.Arra
     return jax.vmap(of_draw)(draws, keys)
 
 
-def measure(name: str, noises: Sequence[str], checked: int, draws: Sequence[int]) -> list[Row]:
+def measure(
+    name: str,
+    noises: Sequence[str],
+    checked: int,
+    draws: Sequence[int],
+    arms: Sequence[Arm] = _GRADIENTS,
+) -> list[Row]:
     """All arms on all draws of a table."""
     table = TABLES[name]()
     places = [(noise, number) for noise in noises for number in draws]
@@ -339,8 +423,8 @@ def measure(name: str, noises: Sequence[str], checked: int, draws: Sequence[int]
     arrays = [_arrays(table, cell, number) for cell, (_, number) in zip(cells, places, strict=True)]
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *arrays)
     keys = jax.vmap(jax.random.key)(np.array([number for _, number in places]))
-    rows = []
-    for arm in ARMS:
+    rows: list[Row] = []
+    for arm in arms:
         log_q, cosines = jax.device_get(_train(arm, stacked, keys))
         for i, (noise, number) in enumerate(places):
             cell, data = cells[i], arrays[i]
@@ -351,14 +435,26 @@ def measure(name: str, noises: Sequence[str], checked: int, draws: Sequence[int]
                 log_q[i][k][at].argmax(axis=-1) == cell.truth[at]
                 for k, at in enumerate(np.asarray(data.judges))
             ]
+            outer = np.asarray(data.outer)
+            likelihood = [
+                log_q[i][k][at, cell.truth[at]].mean() for k, at in enumerate(outer)
+            ]  # fmt: skip
             rows.append({
                 "set": name, "noise": noise, "draw": number, "arm": arm.name,
                 "given": float(100 * np.mean(given[doubtful] == cell.truth[doubtful])),
                 "right": float(100 * np.mean(said[doubtful] == cell.truth[doubtful])),
                 "judged": float(100 * np.mean(judged)),
-                "cosine": float(cosines[i].mean()),
+                "cosine": float(cosines[i].mean()), "likelihood": float(np.mean(likelihood)),
             })  # fmt: skip
     clear_programs()
+    fixed = {arm.name for arm in arms if arm.by == "likelihood" and not (arm.by_row or arm.decays)}
+    if len(fixed) == len(_DECAYS):
+        for noise, number in places:
+            of_decays = [
+                row for row in where(rows, noise=noise, draw=number) if row["arm"] in fixed
+            ]
+            best = max(of_decays, key=lambda row: row["likelihood"])
+            rows.append(best | {"arm": _CHOSEN})
     return rows
 
 
@@ -381,8 +477,10 @@ def tables(rows: Sequence[Row]) -> str:
         of_arms = [np.mean([row[field] for row in where(rows, arm=arm)]) for arm in arms]
         form = "{:.2f}" if field == "cosine" else "{:.1f}"
         first_column = "" if field != "right" else f"{given:.1f}"
-        body.append([f"**{name}**", "", first_column, *(form.format(x) for x in of_arms)])
-    base = {(r["set"], r["noise"], r["draw"]): r["right"] for r in where(rows, arm="likelihood")}
+        shown = ["" if np.isnan(x) else form.format(x) for x in of_arms]
+        body.append([f"**{name}**", "", first_column, *shown])
+    start = next(arm for arm in arms if arm.startswith("likelihood"))
+    base = {(r["set"], r["noise"], r["draw"]): r["right"] for r in where(rows, arm=start)}
     gains = []
     for arm in arms:
         gain = [
@@ -405,11 +503,13 @@ def main() -> None:
     draws = list(range(_FIRST.value, _FIRST.value + _DRAWS.value))
     workdir = epath.Path(paths.absolute(_WORKDIR.value, "--workdir"))
     workdir.mkdir(parents=True, exist_ok=True)
-    settings = {"noise": noises, "draws": draws, "checked": _CHECKED.value}
+    settings: dict[str, Any] = {"noise": noises, "draws": draws, "checked": _CHECKED.value}
+    if _ARMS.value != "gradients":
+        settings["arms"] = _ARMS.value
     records = Records(workdir / "on_trial.jsonl", settings)
     rows: list[Row] = []
     for name in tqdm(sets, disable=None, unit="table"):
-        one = functools.partial(measure, name, noises, _CHECKED.value, draws)
+        one = functools.partial(measure, name, noises, _CHECKED.value, draws, ARMS[_ARMS.value])
         rows += records.get({"set": name}, one)
     paths.write(workdir / "on_trial.csv", to_csv(rows).encode())
     text = tables(rows)

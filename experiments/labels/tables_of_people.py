@@ -23,7 +23,7 @@ _MANY_ROWS = 400  # Of a table of MANY.
 _MANY_WIDTH = 32  # Features are padded by zeros to a multiple of it: tables share programs.
 _MOST_TEXTS = 12  # Different ones of a column; one with more is left out.
 _UNSEEN = 0.3
-_FLIP, _UNIF, _HARD = 0.35, 0.5, 0.3
+_FLIP, _UNIF, _HARD, _REGION = 0.35, 0.5, 0.3, 0.6
 
 
 class LabelledTable(NamedTuple):
@@ -250,6 +250,10 @@ def draw(name: str, table: LabelledTable, noise: str, checked: str, number: int)
     elif noise == "unif":
         wrong = rng.random(len(labels)) < _UNIF
         given[wrong] = rng.integers(0, num_classes, wrong.sum())
+    elif noise == "region":  # Wrong in one half of the table, along its first component, alone.
+        along = table.features @ np.linalg.svd(table.features, full_matrices=False)[2][0]
+        wrong = (rng.random(len(labels)) < _REGION) & (along > np.median(along))
+        given[wrong] = (labels[wrong] + 1) % num_classes
     else:
         sure, second = _second_choices(name)
         hard = np.argsort(sure, kind="stable")[: round(_HARD * len(labels))]
