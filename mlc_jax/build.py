@@ -120,8 +120,10 @@ def create_method(config: ConfigDict, num_classes: int, *, paired: bool = False)
         lcn["form"] = lcn["form"] or kind.default_form(paired=paired)
         settings["lcn"] = LabelCorrectionNetwork(num_classes, **lcn)
     if kind is CrossFit:
-        sizes = tuple(settings.pop("hidden_sizes") or ())  # Without data nothing is chosen.
-        return CrossFit(model=MLP(num_classes, sizes), **settings)
+        sizes = settings.pop("hidden_sizes")
+        if sizes is None:  # Both kinds.
+            settings["beside"] = MLP(num_classes, (64,))
+        return CrossFit(model=MLP(num_classes, tuple(sizes or ())), **settings)
     preset = getattr(kind, "inner_loss", None)
     if preset is not None:
         chosen = {name: x for name, x in config.inner_loss.items() if x is not None}

@@ -521,10 +521,8 @@ def test_stopped_between_rounds_it_ends_the_same(tmp_path, monkeypatch):
 @pytest.mark.slow  # A program of two runs.
 def test_stacked_seeds_are_the_runs_that_they_are_alone(tmp_path):
     _table(tmp_path / "all.csv")
-    linear = {"cross_fit.hidden_sizes": ()}  # Otherwise each run's rows choose its shape.
     configs = {
-        str(tmp_path / f"{seed}"): _config(tmp_path / "all.csv", seed=seed, **linear)
-        for seed in (0, 1)
+        str(tmp_path / f"{seed}"): _config(tmp_path / "all.csv", seed=seed) for seed in (0, 1)
     }
     train.train_together(configs, show_progress=False)
     config = configs[str(tmp_path / "1")]
@@ -612,7 +610,10 @@ def test_a_config_is_the_constructors_arguments():
     assert (built.num_folds, built.num_parts, built.num_rounds, built.steps_per_round) == (
         4, 3, 2, 7,
     )  # fmt: skip
-    assert built.model.hidden_sizes == (8,)
+    assert built.model.hidden_sizes == (8,) and built.beside is None
+    config.cross_fit.hidden_sizes = None
+    built = build.create_method(config, CLASSES)
+    assert (built.model.hidden_sizes, built.beside.hidden_sizes) == ((), (64,))
 
 
 @pytest.mark.slow  # Ten checked rows are another program than thirty.

@@ -7,7 +7,9 @@ from experiments.labels import instead, tables_of_people
 from experiments.labels.tables_of_people import TABLES, draw
 
 
-@pytest.mark.parametrize(("noise", "right"), [("flip", 0.65), ("unif", 2 / 3), ("hard", 0.7)])
+@pytest.mark.parametrize(
+    ("noise", "right"), [("flip", 0.65), ("unif", 2 / 3), ("hard", 0.7), ("region", 0.7)]
+)
 def test_labels_are_wrong_as_often_as_said(noise, right):
     table = TABLES["iris"]()
     shares = []

@@ -14,7 +14,7 @@ Columns are the percentage of doubtful rows that are right: labels as given; sci
 `LogisticRegression(C=1)` on the checked rows and on all given labels; gradient boosting on the same
 two; corrected labels of `cross_fit`, and its classifier's own predictions. The verdict's estimate
 is compared with the truth. `--also` adds slower columns: cleanlab (pip install cleanlab), other
-methods of ours at their defaults, and `linear`, `cross_fit` that never has a hidden layer.
+methods of ours at their defaults, and `linear`, `cross_fit` with linear classifiers alone.
 """
 
 import collections
@@ -33,10 +33,9 @@ from experiments.labels.tables_of_people import MANY, TABLES, Cell, LabelledTabl
 from experiments.records import Records, Row, clear_programs
 from experiments.tables import to_csv, to_markdown, values, where
 from mlc_jax import command_line, methods, models, paths
-from mlc_jax.data import UNKNOWN, folds
+from mlc_jax.data import folds
 from mlc_jax.errors import expect
 from mlc_jax.report import verdict
-from mlc_jax.training import widths
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the tables.")
 _SETS = flags.DEFINE_string("sets", "all", f"Some of {', '.join(TABLES)}; all; or many.")
@@ -52,15 +51,15 @@ _QUICK = flags.DEFINE_bool(
 _ALSO = flags.DEFINE_string("also", "", f"Slower columns, some of {', '.join(ALSO)}.")
 _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: every n-th table, from the i-th.")
 
+_MOST_DRAWS = 30  # In one program.
 _QUICK_SETS = ("wine", "breast_cancer", "iris", "digits", "pima", "crabs", "chile", "biopsy")
 
 
-def cross_fit(
-    table: LabelledTable, cells: Sequence[Cell], drawn: str, hidden_sizes: tuple[int, ...] = ()
-) -> list[Row]:
+def cross_fit(table: LabelledTable, cells: Sequence[Cell], drawn: str) -> list[Row]:
     """The method on several draws of a table, as one program."""
     num_classes = int(table.labels.max()) + 1
-    method = methods.cross_fit(model=models.MLP(num_classes, hidden_sizes))
+    linear, hidden = (models.MLP(num_classes, sizes) for sizes in ((), (64,)))
+    method = methods.cross_fit(model=linear, beside=hidden)
     draws = [Draw(cell.rows, cell.given[:, None], cell.truth, cell.checked) for cell in cells]
     return [
         _judged(cell, fitted.pipeline, fitted.out_of_fold, num_classes) | {
@@ -127,21 +126,24 @@ def measure(
     table = TABLES[name]()
     places = [(noise, number) for noise in noises for number in draws]
     cells = [draw(name, table, noise, checked, number) for noise, number in places]
-    # One program has equally many checked rows (a class may have too few) and one shape.
+    # One program has equally many checked rows (a class may have too few).
     groups = collections.defaultdict(list)
     for i, cell in enumerate(cells):
-        checks = np.where(cell.checked, cell.truth, UNKNOWN)
-        sizes = widths.choose(table.features[cell.rows], cell.given, checks, places[i][1])
-        groups[int(cell.checked.sum()), sizes].append(i)
+        groups[int(cell.checked.sum())].append(i)
+    programs = [
+        group[start : start + _MOST_DRAWS]
+        for group in groups.values()
+        for start in range(0, len(group), _MOST_DRAWS)
+    ]
     rows: dict[int, Row] = {}
-    for (_, sizes), members in groups.items():
+    for members in programs:
         drawn = folds.RANDOM if checked.startswith("random") else folds.PER_CLASS
-        found = cross_fit(table, [cells[i] for i in members], drawn, sizes)
+        found = cross_fit(table, [cells[i] for i in members], drawn)
         clear_programs()
         for i, row in zip(members, found, strict=True):
             noise, number = places[i]
             place = {"set": name, "noise": noise, "checked": checked, "draw": number}
-            rows[i] = place | {"hidden": sizes != ()} | baselines(table, cells[i]) | row
+            rows[i] = place | baselines(table, cells[i]) | row
             for other in also:
                 rows[i] |= by_others(other, table, cells[i])
     return [rows[i] for i in range(len(cells))]
@@ -196,8 +198,7 @@ def _summary(cells: Sequence[Sequence[Mapping[str, Any]]]) -> str:
         f"{np.mean([gap for gap, _ in gaps]):+.1f} points on average; against labels as given "
         f"{worst:+.1f} at worst. Estimate minus truth {np.mean(doubt):+.1f} "
         f"± {np.std(doubt) / np.sqrt(len(doubt)):.1f}; the 95 % interval held the truth in "
-        f"{100 * held:.0f} % of draws, and was {width:.2f} times as wide as Wilson's.{sentence} "
-        f"Classifiers have a hidden layer in {sum(row['hidden'] for row in rows)} draws."
+        f"{100 * held:.0f} % of draws, and was {width:.2f} times as wide as Wilson's.{sentence}"
     )
 
 

@@ -106,8 +106,6 @@ def train_together(
 def stack_key(config: ConfigDict) -> str:
     """Equal for configs that `train_together` can train as one program."""
     plain: dict[str, Any] = json.loads(config.to_json())
-    if config.method == "cross_fit" and config.cross_fit.hidden_sizes is None:
-        return json.dumps(plain, sort_keys=True)  # The rows of each run choose its shape.
     fields = set(STACKED_FIELDS)
     if is_scaled(config):
         # Mean and deviation of the split's noisy set are constants of the program.

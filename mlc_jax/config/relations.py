@@ -157,11 +157,6 @@ def _own_data(values: dict[str, Any]) -> Sequence[tuple[str, bool, str]]:
         return [
             *((f"dataset.{x}", not values[f"dataset.{x}"], expected) for x in names),
             *((field, values[field] != 0, "1 or more: 0 is for own files") for field in SIZED),
-            (
-                "cross_fit.hidden_sizes",
-                values["cross_fit.hidden_sizes"] is not None,
-                "widths, or () for none: None is for own files",
-            ),
         ]
     beside = values["dataset.name"] == "image_folder"  # Checked pictures beside doubtful ones.
     files = "dataset.data=FILE, or both dataset.noisy=FILE and dataset.clean=FILE"

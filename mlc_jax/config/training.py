@@ -141,8 +141,8 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
             "hidden_sizes": Setting(
                 (),
                 optional(WIDTHS),
-                "Widths of the classifiers' hidden layers; () is linear. Own tables: None chooses "
-                "() or (64,), whichever predicts the labels of some rows better.",
+                "Widths of the classifiers' hidden layers; () is linear. None, as for own tables, "
+                "trains both () and (64,), and combines them by the likelihood of checks.",
             ),
         },
     ),

@@ -77,8 +77,8 @@ def correct_labels(
       features: columns to learn from; by default all that can be used.
       method: `auto` is `cross_fit`, which also estimates how good its labels are; or the name of
         another method.
-      model: `linear`, `mlp` or a tuple of the widths of hidden layers. `auto` chooses `linear` or
-        `mlp` by how well they predict the labels of some rows; for texts and pictures `linear`.
+      model: `linear`, `mlp` or a tuple of the widths of hidden layers. `auto` is both `linear` and
+        `mlp`, combined by what is right in the checked rows; for texts and pictures `linear`.
       num_epochs: passes over the rows; for `cross_fit`, rounds of training. None chooses a number.
       seed: seed of all random numbers.
       workdir: a directory for checkpoints and the report; the same call resumes from there.

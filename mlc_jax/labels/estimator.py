@@ -38,8 +38,8 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         "auto" is "cross_fit", which also estimates how good its labels are. Other methods are given
         by name, and need checked rows.
     model : str or tuple, default="auto"
-        "linear", "mlp", or the widths of hidden layers. "auto" chooses "linear" or "mlp" by how
-        well they predict the labels of some rows; for texts and pictures "linear".
+        "linear", "mlp", or the widths of hidden layers. "auto" is both "linear" and "mlp", combined
+        by what is right in the checked rows; for texts and pictures "linear".
     encoder : str or callable, default=None
         For texts or pictures: the directory of a pretrained encoder, or its name on the Hugging
         Face hub. For pictures it may be a function of your own, see `mlc_jax.PictureReader`.

@@ -64,6 +64,10 @@ class CrossFit(Method):
         label. With several sources it is at most 0.5 for l above 1.
       rival_width: width of the prior of b and c, the weights of the rivals, see `label_model`; near
         0 these are left out.
+      beside: a second kind of classifier, a Flax module, or None. Each run trains both kinds on the
+        same batches. They are combined by the likelihood of checks, as weight decays are. The
+        rivals are of the first kind, `model`.
+      beside_decays: weight decays of the second kind.
 
     Raises:
       InputError: a value is out of range.
@@ -81,13 +85,16 @@ class CrossFit(Method):
     expected_weight: float = 0.3
     trust_width: float = 2.0
     rival_width: float = 0.5
+    beside: Any = None
+    beside_decays: tuple[float, ...] = (1e-3,)
 
     def __post_init__(self) -> None:
         for name, least in (("num_folds", 2), ("num_parts", 1), ("num_rounds", 1)):
             expect(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
         for name in ("prior_strength", "trust_width", "rival_width"):
             expect(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
-        expect(len(self.weight_decays) > 0, "weight_decays", self.weight_decays, "one at least")
+        for name in ("weight_decays", "beside_decays"):
+            expect(len(getattr(self, name)) > 0, name, getattr(self, name), "one at least")
 
     @property
     def stride(self) -> int:
@@ -151,50 +158,44 @@ class _Machine:
     def __init__(self, method: CrossFit, binding: Binding):
         self.method, self.binding = method, binding
         self.num_runs = method.num_folds * method.num_parts
-        self.members = Members(
-            model=binding.model, num_folds=method.num_folds, num_parts=method.num_parts,
-            steps=method.steps_per_round, batch_size=method.batch_size,
-            learning_rate=method.learning_rate, axis_name=binding.axis_name,
-        )  # fmt: skip
+        models, self.decays = {"runs": binding.model}, {"runs": method.weight_decays}
+        if method.beside is not None:
+            models["beside"], self.decays["beside"] = method.beside, method.beside_decays
+        self.shapes = {name: (self.num_runs, len(x)) for name, x in self.decays.items()}
+        self.kinds = {
+            name: Members(
+                model=model, num_folds=method.num_folds, num_parts=method.num_parts,
+                steps=method.steps_per_round, batch_size=method.batch_size,
+                learning_rate=method.learning_rate, axis_name=binding.axis_name,
+            )
+            for name, model in models.items()
+        }  # fmt: skip
+        self.members = self.kinds["runs"]
         self.label_steps = LabelSteps(
-            members=self.members, num_classes=binding.num_classes,
+            kinds=self.kinds, num_classes=binding.num_classes,
             prior_strength=method.prior_strength, expected_weight=method.expected_weight,
             trust_width=method.trust_width, rival_width=method.rival_width,
         )  # fmt: skip
 
-    # State: main.params has the runs, `[K * H, E, ...]`, and the rivals, `[H + K, 1, ...]`. The
-    # first H rivals learn labels as given, the others the checked rows. meta.params is the label
-    # model: R, pi, the first estimate of class shares, and weights. These are the pool's `[4]`,
-    # those for judging, which were fitted without fold k, `[K, 4]`, and the decays' `[E]`.
+    # State: main.params has the runs, `[K * H, E, ...]`, those of the second kind (`beside`), and
+    # the rivals, `[H + K, 1, ...]`. The first H rivals learn labels as given, the others the
+    # checked rows. meta.params is the label model: R, pi, the first estimate of class shares, and
+    # weights. These are the pool's `[4]`, those for judging, which were fitted without fold k,
+    # `[K, 4]`, and those of the decays of both kinds, `[E]`.
 
     def init(self, rng: chex.PRNGKey, example: Inputs) -> TrainState:
         method, num_classes = self.method, self.binding.num_classes
         init_rng, state_rng = jax.random.split(rng)
-        families = {
-            "runs": (self.num_runs, len(method.weight_decays)),
-            "rivals": (method.num_parts + method.num_folds, 1),
-        }
-
-        def start(key: chex.PRNGKey) -> Params:
-            params, batch_stats = init_model(self.binding, key, example)
-            expect(
-                not jax.tree.leaves(batch_stats), "model", type(self.binding.model).__name__,
-                "one without batch normalisation: cross_fit trains classifiers of features",
-            )  # fmt: skip
-            return params
-
-        # Runs and rivals are drawn at once and then cut, because random numbers compile slowly.
-        sizes = [math.prod(shape) for shape in families.values()]
-        streams = jax.vmap(jax.random.fold_in, (None, 0))(init_rng, jnp.arange(len(families)))
-        keys = jax.vmap(lambda stream: jax.random.split(stream, max(sizes)))(streams)
-        started = jax.vmap(jax.vmap(start))(keys)
-        params = {
-            name: jax.tree.map(
-                lambda leaf: leaf[number, : sizes[number]].reshape(*shape, *leaf.shape[2:]),  # noqa: B023
-                started,
+        num_rivals = method.num_parts + method.num_folds
+        params = self._started(
+            self.binding.model, {"runs": self.shapes["runs"], "rivals": (num_rivals, 1)},
+            init_rng, 0, example,
+        )  # fmt: skip
+        if method.beside is not None:
+            params |= self._started(
+                method.beside, {"beside": self.shapes["beside"]}, init_rng, 2, example
             )
-            for number, (name, shape) in enumerate(families.items())
-        }
+        num_members = sum(size for _, size in self.shapes.values())
         num_sources = self.binding.num_sources
         flat = jnp.full((method.num_folds, num_classes), 1 / num_classes, jnp.float32)
         meta = {
@@ -205,12 +206,43 @@ class _Machine:
             "estimated_shares": flat,
             "weights": jnp.ones(NUM_TERMS, jnp.float32),
             "judging_weights": jnp.ones((method.num_folds, NUM_TERMS), jnp.float32),
-            "decay_weights": jnp.full(
-                len(method.weight_decays), 1 / len(method.weight_decays), jnp.float32
-            ),
+            "decay_weights": jnp.full(num_members, 1 / num_members, jnp.float32),
         }
         main = MainState(params, {}, ())
         return TrainState(jnp.zeros((), jnp.int32), state_rng, main, MetaState(meta, ()))
+
+    def _started(
+        self,
+        model: Any,
+        shapes: dict[str, tuple[int, int]],
+        rng: chex.PRNGKey,
+        first_stream: int,
+        example: Inputs,
+    ) -> dict[str, Params]:
+        """Random params by name, with leaves `[G, E, ...]` of `shapes`."""
+        binding = dataclasses.replace(self.binding, model=model)
+
+        def start(key: chex.PRNGKey) -> Params:
+            params, batch_stats = init_model(binding, key, example)
+            expect(
+                not jax.tree.leaves(batch_stats), "model", type(model).__name__,
+                "one without batch normalisation: cross_fit trains classifiers of features",
+            )  # fmt: skip
+            return params
+
+        # They are drawn at once and then cut, because random numbers compile slowly.
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        streams = first_stream + jnp.arange(len(shapes))
+        of_streams = jax.vmap(jax.random.fold_in, (None, 0))(rng, streams)
+        keys = jax.vmap(lambda stream: jax.random.split(stream, max(sizes)))(of_streams)
+        started = jax.vmap(jax.vmap(start))(keys)
+        return {
+            name: jax.tree.map(
+                lambda leaf: leaf[number, : sizes[number]].reshape(*shape, *leaf.shape[2:]),  # noqa: B023
+                started,
+            )
+            for number, (name, shape) in enumerate(shapes.items())
+        }
 
     def train_rivals(self, state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
         """Phase 1: trains the rivals, each without one part or fold; starts the label model."""
@@ -244,14 +276,16 @@ class _Machine:
         labels = self.label_steps.labels(params, meta, known, is_first)
         lists = rows.lists.reshape(self.num_runs, -1)
         target_of = jnp.repeat(jnp.arange(method.num_folds), method.num_parts)
-        decays = jnp.broadcast_to(
-            jnp.asarray(method.weight_decays, jnp.float32),
-            (self.num_runs, len(method.weight_decays)),
-        )
-        params["runs"], loss = self.members.train(
-            params["runs"], known.x, labels.q, lists, rows.lengths.reshape(-1), target_of, decays,
-            jax.random.fold_in(state.rng, _RUNS), state.step,
-        )  # fmt: skip
+        loss = jnp.zeros(())
+        for name, members in self.kinds.items():
+            decays = jnp.broadcast_to(
+                jnp.asarray(self.decays[name], jnp.float32), self.shapes[name]
+            )
+            params[name], of_kind = members.train(
+                params[name], known.x, labels.q, lists, rows.lengths.reshape(-1), target_of,
+                decays, jax.random.fold_in(state.rng, _RUNS), state.step,
+            )  # fmt: skip
+            loss += of_kind / len(self.kinds)
         shares = meta["estimated_shares"]
         meta = meta | self.label_steps.said_anew(params, labels, shares, known)
         metrics = {"inner_loss": loss} | {
@@ -272,7 +306,7 @@ class _Machine:
         """
         params, meta = state.main.params, state.meta.params  # type: ignore[union-attr]
         known = self.label_steps.known(params, rows)
-        mixed = self.label_steps.mixed(params["runs"], meta["decay_weights"], known)
+        mixed = self.label_steps.mixed(params, meta["decay_weights"], known)
         says = self.label_steps.says(meta["matrices"], meta["class_shares"], rows)
         terms = self.label_steps.terms(mixed, says, known)
         terms = tuple(jnp.broadcast_to(term, mixed.shape) for term in terms)
@@ -299,9 +333,8 @@ class _Machine:
         """Logits `[B, C]` of new rows: log of the runs' mean probability, without given labels."""
         params, meta = state.main.params, state.meta.params  # type: ignore[union-attr]
         shape = (self.method.num_folds, self.method.num_parts)
-        runs = self.members.over_decays(
-            self.members.log_probs(params["runs"], x), meta["decay_weights"]
-        )
+        log_probs = self.label_steps.log_probs(params, x)
+        runs = self.members.over_decays(log_probs, meta["decay_weights"])
         rivals = self.members.log_probs(params["rivals"], x)[:, 0]
         given = rivals[None, : self.method.num_parts]
         checked = rivals[self.method.num_parts :, None]

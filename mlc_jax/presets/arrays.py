@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.meta_optimizer.name = "adam"
     config.meta_optimizer.learning_rate = 1e-3
     config.eval_every_epochs = 5
-    config.cross_fit.hidden_sizes = config_dict.placeholder(tuple)  # The data choose.
+    config.cross_fit.hidden_sizes = config_dict.placeholder(tuple)  # Linear ones and others.
     return own(config)
 
 

@@ -115,17 +115,27 @@ class LabelSteps:
     """The steps between rounds; all are pure.
 
     Attributes:
-      members: the classifiers.
+      kinds: the runs' classifiers, by their name in the params: `runs`, and a second kind if there
+        is one. The rivals are like `runs`.
       num_classes: C.
       prior_strength, expected_weight, trust_width, rival_width: see `CrossFit`.
     """
 
-    members: Members
+    kinds: dict[str, Members]
     num_classes: int
     prior_strength: float
     expected_weight: float
     trust_width: float
     rival_width: float
+
+    @property
+    def members(self) -> Members:
+        return self.kinds["runs"]
+
+    def log_probs(self, params: dict[str, Params], x: Inputs) -> jax.Array:
+        """Log-probabilities `[K * H, E, N, C]` of the runs' classifiers; E of both kinds."""
+        of_kinds = [members.log_probs(params[name], x) for name, members in self.kinds.items()]
+        return jnp.concatenate(of_kinds, axis=1)
 
     def known(self, params: dict[str, Params], rows: Rows) -> Known:
         """The rivals' predictions for all rows, and what else is known; see `Known`."""
@@ -143,11 +153,11 @@ class LabelSteps:
         one_hot = jax.nn.one_hot(rows.checks, self.num_classes)
         return Known(rows, x, one_hot, rivals[0], rivals[1:], _trust(rows, rivals[0]))
 
-    def mixed(self, runs: Params, decay_weights: jax.Array, known: Known) -> jax.Array:
-        """`log p` `[K, N, C]`: the runs' predictions out of part, the decays combined."""
+    def mixed(self, params: dict[str, Params], decay_weights: jax.Array, known: Known) -> jax.Array:
+        """`log p` `[K, N, C]`: the runs' predictions out of part, decays and kinds combined."""
 
         def of_block(x: Inputs, part: jax.Array) -> jax.Array:
-            log_probs = self.members.over_decays(self.members.log_probs(runs, x), decay_weights)
+            log_probs = self.members.over_decays(self.log_probs(params, x), decay_weights)
             return self.members.out_of_part(log_probs, part)
 
         return _by_blocks(of_block, known.x, known.rows.part)
@@ -181,7 +191,7 @@ class LabelSteps:
         """Labels by the newest label model; before the first round without the classifiers."""
         rows, matrices, pi = known.rows, meta["matrices"], meta["class_shares"]
         says = self.says(matrices, pi, rows)
-        mixed = self.mixed(params["runs"], meta["decay_weights"], known)
+        mixed = self.mixed(params, meta["decay_weights"], known)
         log_q = jnp.where(
             is_first,
             jax.nn.log_softmax(jnp.log(pi)[:, None] + says),
@@ -249,19 +259,19 @@ class LabelSteps:
     ) -> dict[str, jax.Array]:
         """Updates the label model between rounds: first the weights, then R, pi and q."""
         says = self.says(labels.matrices, labels.pi, known.rows)
-        fitted = self._fitted(params["runs"], says, shares, known)
-        mixed = self.mixed(params["runs"], fitted["decay_weights"], known)
+        fitted = self._fitted(params, says, shares, known)
+        mixed = self.mixed(params, fitted["decay_weights"], known)
         said = self._sweep(mixed, labels.q, shares, fitted["weights"], known)
         return fitted | {"matrices": said.matrices, "class_shares": said.pi}
 
     def _fitted(
-        self, runs: Params, says: jax.Array, shares: jax.Array, known: Known
+        self, params: dict[str, Params], says: jax.Array, shares: jax.Array, known: Known
     ) -> dict[str, jax.Array]:
-        """Weights by the likelihood of hidden checks: of the pool, and of the decays.
+        """Weights by the likelihood of hidden checks: of the pool, and of decays and kinds.
 
         Returns:
           `weights` `[4]`; `judging_weights` `[K, 4]`, fitted without the checks of fold k;
-          `decay_weights` `[E]`.
+          `decay_weights` `[E]`, of both kinds.
         """
         members, rows = self.members, known.rows
         hidden = jnp.zeros(rows.checks.shape, jnp.float32).at[rows.judged].add(rows.counts)
@@ -288,7 +298,7 @@ class LabelSteps:
             return fit_weights(terms, checks, counts, widths, self.rival_width)
 
         x = jax.tree.map(lambda leaf: leaf[rows.judged], known.x)
-        log_probs, part = members.log_probs(runs, x), rows.part[rows.judged]
+        log_probs, part = self.log_probs(params, x), rows.part[rows.judged]
         of_decays = jax.vmap(members.out_of_part, in_axes=(1, None))(log_probs, part)
         # First turn: a fit of each decay alone, by all checks. Second turn: fits of the combined
         # decays, by all checks and by those of all folds but one. Fits of a turn are vectorised,

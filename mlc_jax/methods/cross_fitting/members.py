@@ -47,7 +47,7 @@ class Members:
         return jnp.maximum(jax.nn.log_softmax(each(params, x)), LOG_FLOOR)
 
     def over_decays(self, log_probs: jax.Array, decay_weights: jax.Array) -> jax.Array:
-        """`[G, E, ..., C]` -> `[G, ..., C]`: the weighted geometric mean over the decays."""
+        """`[G, E, ..., C]` -> `[G, ..., C]`: the weighted geometric mean over a list's members."""
         return jax.nn.log_softmax(jnp.einsum("e,ge...->g...", decay_weights, log_probs))
 
     def out_of_part(self, log_probs: jax.Array, part: jax.Array) -> jax.Array:
