@@ -311,6 +311,7 @@ def test_no_field_can_be_none_but_where_data_and_labels_are(tiny_config):
         # Where the checkpoint does.
         "model.bert.checkpoint", "model.bert.dropout_rate", "model.resnet50.checkpoint",
         "dataset.resize_size", "dataset.encoder", "dataset.encoder_feature",
+        "cross_fit.hidden_sizes",  # Both kinds of classifiers.
         *(field for field in SETTINGS if field.startswith("inner_loss.")),
     }  # fmt: skip
     validate(tiny_config(**dict.fromkeys(nullable)), num_devices=8)
