@@ -65,12 +65,12 @@ def test_what_is_said_of_all_rows():
 def test_nothing_else_changes(tmp_path, text, identifier, want):
     (tmp_path / "x.csv").write_bytes(text.encode())
     said = {"2": SAID}
-    content = add_to_table(str(tmp_path / "x.csv"), said, identifier).decode()
+    content = add_to_table(str(tmp_path / "x.csv"), said.get, identifier).decode()
     words = {"added": ",".join(ADDED), "none": ",,,", "said": '"a,b",0.500000,,'}
     assert content == want.format(**words)
     # What came out goes in: the columns are written anew, where they are.
     (tmp_path / "y.csv").write_text(content, newline="")
-    again = add_to_table(str(tmp_path / "y.csv"), {}, identifier).decode()
+    again = add_to_table(str(tmp_path / "y.csv"), {}.get, identifier).decode()
     first, second = (
         list(csv.DictReader(io.StringIO(x.lstrip("\ufeff")))) for x in (content, again)
     )
@@ -82,13 +82,13 @@ def test_nothing_else_changes(tmp_path, text, identifier, want):
 
 def test_other_tables_become_csv(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"id": 2, "a": [1, "x"]}\n{"id": 3, "b": null, "c": 0.5}\n')
-    content = add_to_table(str(tmp_path / "x.jsonl"), {"2": SAID}, "id").decode()
+    content = add_to_table(str(tmp_path / "x.jsonl"), {"2": SAID}.get, "id").decode()
     rows = list(csv.DictReader(io.StringIO(content)))
     assert list(rows[0]) == ["id", "a", "b", "c", *ADDED]
     assert [rows[0]["a"], rows[0]["corrected_label"], rows[1]["c"]] == ['[1, "x"]', "a,b", "0.5"]
     frame = pandas.DataFrame({"id": [2, 3], "a": ["x", None]})
     frame.to_parquet(tmp_path / "x.parquet")
-    content = add_to_table(str(tmp_path / "x.parquet"), {"3": SAID}, "id").decode()
+    content = add_to_table(str(tmp_path / "x.parquet"), {"3": SAID}.get, "id").decode()
     assert content.splitlines() == [
         f"id,a,{','.join(ADDED)}", "2,x,,,,", '3,,"a,b",0.500000,,',
     ]  # fmt: skip

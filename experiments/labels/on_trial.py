@@ -454,7 +454,7 @@ def measure(
                 row for row in where(rows, noise=noise, draw=number) if row["arm"] in fixed
             ]
             best = max(of_decays, key=lambda row: row["likelihood"])
-            rows.append(best | {"arm": _CHOSEN})
+            rows.append({**best, "arm": _CHOSEN})
     return rows
 
 

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,18 +39,17 @@ class Corrected(NamedTuple):
 
     def texts(self, class_names: Sequence[str]) -> list[tuple[str, str, str, str]]:
         """The columns `ADDED` of each row, as text for a file; unknown values are empty."""
-        names = [str(name) for name in class_names]
-        columns = self[: len(ADDED)]
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        return [
-            (
-                "" if label == UNKNOWN else names[label],
-                "" if label == UNKNOWN else f"{confidence:.6f}",
-                "" if np.isnan(quality) else f"{quality:.6f}",
-                "" if np.isnan(quality) else str(issue),
-            )
-            for label, confidence, quality, issue in rows
-        ]
+        return [self.text_of(row, class_names) for row in range(len(self.corrected_label))]
+
+    def text_of(self, row: int, class_names: Sequence[str]) -> tuple[str, str, str, str]:
+        """The same of one row."""
+        label, confidence, quality, issue = (column[row] for column in self[: len(ADDED)])
+        return (
+            "" if label == UNKNOWN else str(class_names[label]),
+            "" if label == UNKNOWN else f"{confidence:.6f}",
+            "" if np.isnan(quality) else f"{quality:.6f}",
+            "" if np.isnan(quality) else str(issue),
+        )
 
 
 def of_all_rows(
@@ -97,7 +96,9 @@ def added_names(header: Sequence[str]) -> list[str]:
     return [f"mlc_{x}" if x in header else x for x in ADDED]
 
 
-def add_to_table(path: str, rows: Mapping[str, Sequence[str]], identifier: str | None) -> bytes:
+def add_to_table(
+    path: str, cells: Callable[[str], Sequence[str] | None], identifier: str | None
+) -> bytes:
     """A user's table with `ADDED` as its last columns, as CSV.
 
     Rows, their order, and the text of all cells of a `.csv` stay as they are. A file with all of
@@ -105,7 +106,7 @@ def add_to_table(path: str, rows: Mapping[str, Sequence[str]], identifier: str |
 
     Args:
       path: of a `.csv`, `.jsonl` or `.parquet` file.
-      rows: the cells to add, by id; other rows get empty cells.
+      cells: id of a row -> the cells to add; None for empty ones.
       identifier: column of the ids; None if ids are row numbers, from 0.
     """
     table = Table("--", path)
@@ -114,7 +115,10 @@ def add_to_table(path: str, rows: Mapping[str, Sequence[str]], identifier: str |
     place = None if identifier is None else header.index(identifier)
     ours = added_names(header)
     again = {*ours} <= {*header}
-    text, number, nothing = io.StringIO(), 0, ("",) * len(ADDED)
+    # Encoded line by line: a text of a large file, and its bytes, would be in memory twice.
+    encoded = io.BytesIO()
+    text = io.TextIOWrapper(encoded, "utf-8", newline="")
+    number, nothing = 0, ("",) * len(ADDED)
     between = table.separator if path.lower().endswith((".csv", ".tsv")) else ","
     whole = csv.writer(text, delimiter=between, lineterminator="\n")
     rest = csv.writer(text, delimiter=between, lineterminator="")
@@ -137,9 +141,10 @@ def add_to_table(path: str, rows: Mapping[str, Sequence[str]], identifier: str |
         if not fields:
             continue  # A blank line is not a row.
         name = str(number) if place is None else fields[place]
-        write(fields, raw, rows.get(name, nothing))
+        write(fields, raw, cells(name) or nothing)
         number += 1
-    return text.getvalue().encode()
+    text.flush()
+    return encoded.getvalue()
 
 
 def is_of_own_files(run: Run) -> bool:
@@ -163,17 +168,24 @@ def of_run(run: Run, of_noisy: Prediction) -> bytes | None:
     said = of_all_rows(
         len(source), run.exported, of_noisy.soft_labels, of_noisy.label_quality,
         [part for part in checked if part is not None],
-    ).texts(dataset.class_names)  # fmt: skip
+    )  # fmt: skip
     ids = source.ids(np.arange(len(source))).tolist()
     path = c["noisy"] or c["data"]
     if c["name"] == "arrays" or not path.lower().endswith(ENDINGS):
-        return _of_ids(ids, said)
+        return _of_ids(ids, said.texts(dataset.class_names))
     names = column_names(c.get("columns"))
     header = Table("--", path).header()
     known_by = ("id", "path") if c["name"] == "image_folder" else ("id",)
     columns = [names.get(name, name) for name in known_by]
     identifier = next((name for name in columns if name in header), None)
-    return add_to_table(path, dict(zip(ids, said, strict=True)), identifier)
+    places = {name: row for row, name in enumerate(ids)}
+
+    def cells(name: str) -> Sequence[str] | None:
+        # Texts of all rows would be many small objects: most of the memory of a large table.
+        row = places.get(name)
+        return None if row is None else said.text_of(row, dataset.class_names)
+
+    return add_to_table(path, cells, identifier)
 
 
 def _of_ids(ids: Sequence[str], said: Sequence[Sequence[str]]) -> bytes:
