@@ -585,6 +585,17 @@ def test_digits_as_own_data_get_the_settings_of_digits(digits_file):
         assert filled.lcn[name] == theirs.lcn[name]
 
 
+def test_many_features_are_those_of_an_encoder(digits_file, monkeypatch):
+    config = arrays_config.get_config()
+    config.dataset.update(**digits_file)
+    dataset = datasets.load(config)
+    assert sizing.fill(config, dataset).cross_fit.hidden_sizes is None  # Both kinds.
+    monkeypatch.setattr(sizing, "_MOST_FEATURES", 63)
+    assert sizing.fill(config, dataset).cross_fit.hidden_sizes == ()
+    config.cross_fit.hidden_sizes = (8,)
+    assert sizing.fill(config, dataset).cross_fit.hidden_sizes == (8,)
+
+
 # --- What can be wrong: one line, exit 2, and nothing was started.
 
 
