@@ -48,7 +48,7 @@ from tqdm import tqdm
 
 from experiments.labels import vote_sets
 from experiments.labels.cross_fitted import Draw
-from experiments.labels.tables_of_people import TABLES, LabelledTable, draw
+from experiments.labels.tables_of_people import KINDS, TABLES, LabelledTable, draw
 from experiments.records import Records, Row, clear_programs
 from experiments.tables import to_csv, to_markdown, values, where
 from mlc_jax import command_line, paths
@@ -66,7 +66,7 @@ _SETS = flags.DEFINE_string(
     "sets", "wine,breast_cancer,iris,penguins,biopsy,pima,crabs,glass",
     f"Some of {', '.join(TABLES)}.",
 )  # fmt: skip
-_KINDS = ("flip", "unif", "hard", "region", *vote_sets.KINDS)
+_KINDS = (*KINDS, *vote_sets.KINDS)
 _NOISE = flags.DEFINE_string("noise", "flip,hard", f"Kinds of labels: {', '.join(_KINDS)}.")
 _ARMS = flags.DEFINE_enum("arms", "gradients", ["gradients", "beyond"], "What to compare.")
 _CHECKED = flags.DEFINE_integer("checked", 30, "Rows checked at random.", lower_bound=10)

@@ -4,9 +4,10 @@
     python -m experiments.labels.own_data_suite --workdir=DIR --quick
 
 Labels of a table are made wrong: FLIP 0.35 (the next class), UNIF 0.5 (any class), `hard` (the 30 %
-of rows where a linear model is least sure get its second choice). Some rows are checked:
+of rows where a linear model is least sure get its second choice), `region` (FLIP 0.6 in one half of
+the table, along its first principal component, and none in the other). Some rows are checked:
 `random:30` at random, `per_class:5` five of each class. 30 % of the rows are for tests. All draws
-of a table are trained as one program; the same command resumes. With --shard=i/n, n commands share
+of a table, thirty at most, are one program; the same command resumes. With --shard=i/n, n commands share
 the tables; the last one to end writes the results of all. In DIR: `cells.csv`, a row for each draw;
 `own_data.md`, the tables.
 
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from experiments.labels.cross_fitted import Draw, fit
 from experiments.labels.instead import ALSO, BASELINES, BOOSTED, baselines, by_others, percent
-from experiments.labels.tables_of_people import MANY, TABLES, Cell, LabelledTable, draw
+from experiments.labels.tables_of_people import KINDS, MANY, TABLES, Cell, LabelledTable, draw
 from experiments.records import Records, Row, clear_programs
 from experiments.tables import to_csv, to_markdown, values, where
 from mlc_jax import command_line, methods, models, paths
@@ -39,7 +40,7 @@ from mlc_jax.report import verdict
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the tables.")
 _SETS = flags.DEFINE_string("sets", "all", f"Some of {', '.join(TABLES)}; all; or many.")
-_NOISE = flags.DEFINE_string("noise", "flip,unif,hard", "Kinds of wrong labels.")
+_NOISE = flags.DEFINE_string("noise", "flip,unif,hard", f"Some of {', '.join(KINDS)}.")
 _CHECKED = flags.DEFINE_string(
     "checked", "random:20,random:30,random:100,per_class:5,per_class:20", "Which rows are checked."
 )
@@ -229,7 +230,7 @@ def main() -> None:
     for name in sets:
         expect(name in TABLES, "--sets", name, f"some of {', '.join(TABLES)}")
     for noise in noises:
-        expect(noise in ("flip", "unif", "hard"), "--noise", noise, "flip, unif or hard")
+        expect(noise in KINDS, "--noise", noise, f"some of {', '.join(KINDS)}")
     for choice in checked:
         how, _, count = choice.partition(":")
         ok = how in ("random", "per_class") and count.isdecimal() and int(count) > 0

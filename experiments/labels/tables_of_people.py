@@ -23,6 +23,7 @@ _MANY_ROWS = 400  # Of a table of MANY.
 _MANY_WIDTH = 32  # Features are padded by zeros to a multiple of it: tables share programs.
 _MOST_TEXTS = 12  # Different ones of a column; one with more is left out.
 _UNSEEN = 0.3
+KINDS = ("flip", "unif", "hard", "region")  # Of wrong labels.
 _FLIP, _UNIF, _HARD, _REGION = 0.35, 0.5, 0.3, 0.6
 
 
