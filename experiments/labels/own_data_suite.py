@@ -6,10 +6,10 @@
 Labels of a table are made wrong: FLIP 0.35 (the next class), UNIF 0.5 (any class), `hard` (the 30 %
 of rows where a linear model is least sure get its second choice), `region` (FLIP 0.6 in one half of
 the table, along its first principal component, and none in the other). Some rows are checked:
-`random:30` at random, `per_class:5` five of each class. 30 % of the rows are for tests. All draws
-of a table, thirty at most, are one program; the same command resumes. With --shard=i/n, n commands share
-the tables; the last one to end writes the results of all. In DIR: `cells.csv`, a row for each draw;
-`own_data.md`, the tables.
+`random:30` at random, `per_class:5` five of each class. 30 % of the rows are for tests. Draws of a
+table, thirty at most, are trained as one program; the same command resumes. With --shard=i/n, n
+commands share the tables; the last one to end writes the results of all. In DIR: `cells.csv`, a row
+for each draw; `own_data.md`, the tables.
 
 Columns are the percentage of doubtful rows that are right: labels as given; scikit-learn's
 `LogisticRegression(C=1)` on the checked rows and on all given labels; gradient boosting on the same
