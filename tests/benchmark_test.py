@@ -85,7 +85,7 @@ def test_a_table_is_timed_from_the_command_to_its_end():
     assert head.startswith("1,000 rows, 3 columns, ")
     figures = r": \d+\.\d s, \d+\.\d s of CPU time, (\d+\.\d\d) GiB"
     found = [re.fullmatch(name + figures, line) for name, line in zip(
-        ("judged", "corrected", "with two classifiers"), costs, strict=True
+        ("judged", "corrected", "with two runs"), costs, strict=True
     )]  # fmt: skip
     judged, *trained = (float(match[1]) for match in found)
     assert all(judged < memory / 2 for memory in trained)  # Without JAX.

@@ -9,7 +9,7 @@ are drawn anew, and a hundred rows are checked. Three commands run, each in a pr
 * judged: `mlc-jax correct` with a text among the numbers of the last row, which is refused before
   JAX is imported;
 * corrected: the same without the text, at its defaults, to the report and `corrected.csv`;
-* with two classifiers: the same with two folds and one part, instead of ten classifiers.
+* with two runs: the same with two folds and one part. The default is ten runs of four classifiers.
 
 For each: seconds, CPU seconds, and the largest memory.
 """
@@ -100,7 +100,7 @@ def main() -> None:
         print("corrected:", cost(command, code=0), flush=True)
         few = ["--cross_fit.num_folds=2", "--cross_fit.num_parts=1"]
         command = ["correct", str(file), f"--out={out}_few", *few]
-        print("with two classifiers:", cost(command, code=0), flush=True)
+        print("with two runs:", cost(command, code=0), flush=True)
 
 
 if __name__ == "__main__":
