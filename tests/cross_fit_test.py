@@ -115,6 +115,17 @@ def test_rows_that_were_looked_up_teach_and_do_not_judge():
     assert not np.isin(rows.judged, looked_up).any()
 
 
+@pytest.mark.parametrize(("num_random", "judging"), [(15, 15), (20, 20), (14, 30)])
+def test_rows_per_class_do_not_judge_beside_as_many_random_ones(num_random, judging):
+    """A mixture of both is no random sample."""
+    x, truth, given, checked = _data()
+    drawn = np.where(np.arange(30) < num_random, folds.RANDOM, folds.PER_CLASS)
+    rows = _pipeline(x, truth, given, checked, drawn).rows
+    assert rows.counts.sum() == judging and bool(rows.is_random) == (num_random >= 15)
+    taught = np.flatnonzero(~rows.is_judged & (rows.checks >= 0))
+    assert len(taught) == 30 - judging and rows.is_visible[:, taught].all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "num_checked", [0, *(pytest.param(x, marks=pytest.mark.slow) for x in (1, 2))]

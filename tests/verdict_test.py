@@ -148,6 +148,21 @@ def test_test_rows_have_a_line_of_their_own(num_judged):
     assert verdict.Verdict.from_json(before).tested is None  # Of a run that knew none.
 
 
+def test_once_rows_were_looked_up_the_verdict_is_about_all_rows():
+    """The random sample stands for all rows, and the least certain ones are no longer left."""
+    given = _wrong(CHECKS, range(12))
+    found = _judge(CHECKS, given, corrected=CHECKS, doubtful=300, looked_up=160)
+    head, *_, note, _, last = found.lines()
+    assert head.startswith("Percent of all 500 labels that would be right without their check, ")
+    assert "160 of them were looked up" in note and "300 that nobody checked" in note
+    share = verdict.share_right(given == CHECKS, 460)
+    assert found.shares[verdict.AS_GIVEN] == share and last.startswith("Verdict: ")
+    assert verdict.Verdict.from_json(json.loads(json.dumps(found.to_json()))) == found
+    alone = _judge(CHECKS, given, corrected=CHECKS, doubtful=460)
+    assert alone.lines()[0].startswith("Percent of the 460 unchecked labels that are right, ")
+    assert alone.shares == found.shares
+
+
 def test_classes_that_nobody_checked_are_named():
     found = _judge(np.zeros(40, int), CHECKS)
     assert found.unseen == ("yes",)

@@ -5,7 +5,9 @@ of fold k. It learns from the checks that it sees, and from all rows outside of 
 k stay in as doubtful rows, as if nobody had checked them, with their given labels. If they were
 left out altogether, they would not represent the doubtful rows.
 
-Checked rows that were looked up for a reason are in no fold, so all runs see their checks.
+Checked rows that were looked up for a reason are in no fold, so all runs see their checks. The same
+holds for rows that were drawn per class, once as many or more were drawn at random: a mixture of
+both is no random sample.
 """
 
 import dataclasses
@@ -52,7 +54,9 @@ def assign(
     """
     rng = np.random.default_rng([seed, _FOLD_STREAM])
     is_checked = checks != UNKNOWN
-    is_judged = is_checked & (drawn != LOOKED_UP)
+    num_drawn = {how: np.sum(is_checked & (drawn == how)) for how in (RANDOM, PER_CLASS)}
+    is_random = bool(num_drawn[RANDOM] >= num_drawn[PER_CLASS])
+    is_judged = is_checked & ((drawn == RANDOM) if is_random else (drawn != LOOKED_UP))
     fold = np.full(len(checks), -1, np.int32)
     fold[is_judged] = deal(checks[is_judged], folds, rng)
     part = np.zeros(len(checks), np.int32)
@@ -78,7 +82,7 @@ def assign(
         "judged": np.resize(judged if len(judged) else np.zeros(1, int), size).astype(np.int32),
         "fold": np.maximum(fold[judged] if len(judged) else np.zeros(1, np.int32), 0),
         "counts": np.full(size, float(len(judged) > 0), np.float32),
-        "is_random": np.array(np.sum(drawn == RANDOM) >= np.sum(drawn == PER_CLASS)),
+        "is_random": np.array(is_random),
     }
 
 

@@ -151,6 +151,7 @@ def judged(
         class_names=run.dataset.class_names,
         class_shares=shares,
         tested=_tested(run, progress),
+        looked_up=len(clean) - int(np.sum(rows.counts > 0)),
     )
     soft = flatten(of_noisy.soft_labels, found.temperature)
     quality = quality_of(soft, run.exported.given)

@@ -2,7 +2,7 @@
 
 Everything here is measured on *judged* rows: checked rows that were not chosen because of a run's
 predictions. Classifiers that did not see the check predict them. The result is an estimate for the
-rows that nobody checked. Uses NumPy and SciPy only.
+rows that nobody checked; where some rows were looked up, for all rows. Uses NumPy and SciPy only.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ _ROWS_PER_BIN, _MOST_BINS = 15, 10
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """A share of the rows that nobody checked, from 0 to 1, estimated on n judged rows.
+    """A share of rows, from 0 to 1, estimated on n judged ones.
 
     Attributes:
       estimate: None without a judged row.
@@ -96,6 +96,8 @@ class Verdict:
       temperature: fitted on all folds; exported probabilities are flattened by it.
       per_class: whether a fixed number of rows per class was drawn. Shares are then weighted.
       tested: share of test rows that the classifier has right, if there are any.
+      looked_up: number of checked rows that do not judge. They are no longer among the doubtful
+        ones, but the judged rows stand for them, too. So shares are of all rows then.
     """
 
     shares: dict[str, Share]
@@ -109,6 +111,7 @@ class Verdict:
     temperature: float
     per_class: bool
     tested: Share | None = None
+    looked_up: int = 0
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -166,13 +169,19 @@ class Verdict:
         if not self.n:
             return [*tested, f"Verdict: {self.sentence}"]
         how = "a number per class, weighted" if self.per_class else "a random sample"
-        head = (
-            f"Percent of the {self.doubtful:,} unchecked labels that are right, estimated on "
-            f"{self.n} hidden checks ({how}):"
-        )
+        what = f"the {self.doubtful:,} unchecked labels that are right"
+        if self.looked_up:
+            size = self.doubtful + self.n + self.looked_up
+            what = f"all {size:,} labels that would be right without their check"
+        head = f"Percent of {what}, estimated on {self.n} hidden checks ({how}):"
         width = max(map(len, NAMES.values()))
         rows = [f"  {NAMES[name]:<{width}}  {_percent(x)}" for name, x in self.shares.items()]
         notes = tested
+        if self.looked_up:
+            notes.append(
+                f"{self.looked_up:,} of them were looked up for a reason, so the labels of the "
+                f"{self.doubtful:,} that nobody checked may be better than this."
+            )
         if self.confidence is not None and self.calibration_error is not None:
             notes.append(
                 f"Confidence in corrected labels: {100 * self.confidence:.1f} % on average, off by "
@@ -207,6 +216,7 @@ def judge(
     class_names: Sequence[str],
     class_shares: np.ndarray | None = None,
     tested: np.ndarray | None = None,
+    looked_up: int = 0,
 ) -> Verdict:
     """The verdict on predictions.
 
@@ -221,6 +231,7 @@ def judge(
       class_names: C names.
       class_shares: `[C]`, if a fixed number of rows per class was drawn; None for a random sample.
       tested: `[T]` bool, which test rows the classifier has right.
+      looked_up: number of checked rows that do not judge.
     """
     right = {
         name: predictions[name].argmax(axis=-1) == checks for name in NAMES if name != AS_GIVEN
@@ -230,9 +241,10 @@ def judge(
 
     def share(name: str) -> Share:
         dependence = 1.0 if name == AS_GIVEN else _DEPENDENCE
+        others = doubtful + looked_up
         if class_shares is None:
-            return share_right(right[name], doubtful, dependence)
-        return weighted_share(right[name], checks, class_shares, doubtful, dependence)
+            return share_right(right[name], others, dependence)
+        return weighted_share(right[name], checks, class_shares, others, dependence)
 
     comparisons, take, more = {}, None, None
     if AS_GIVEN in right:
@@ -254,6 +266,7 @@ def judge(
         temperature=temperature,
         per_class=class_shares is not None,
         tested=None if tested is None else share_right(tested, math.inf),
+        looked_up=looked_up,
     )
 
 
