@@ -15,6 +15,7 @@ from mlc_jax.data.source import Layout, layout_of, num_examples, read_rows
 from mlc_jax.errors import InputError, expect
 from mlc_jax.files.memory.labels import drawn_of, labels_of, names_of, source_names_of
 from mlc_jax.files.own import missing_classes
+from mlc_jax.files.values import together
 from mlc_jax.files.values.drawn import how_drawn
 from mlc_jax.files.values.inputs import Offsets, as_stored, offsets_of
 from mlc_jax.methods import Method
@@ -152,6 +153,10 @@ def create_dataset(
         for name, part in present.items()
     }  # fmt: skip
     noisy_part, clean_part = subsets["noisy"], subsets["clean"]
+    if names is not None:
+        of_noisy, of_clean = (labels.votes[name].ravel() for name in ("noisy", "clean"))
+        given = np.concatenate([of_noisy, of_clean])
+        together.check_names(_CleanLabels(), given, clean_part.truth, class_names)
     missing_classes(noisy_part.given, clean_part.truth, class_names)
     return Dataset(
         name="examples",
@@ -170,6 +175,18 @@ def create_dataset(
     )
 
 
+class _CleanLabels:
+    """What messages call the checked labels of `Examples`."""
+
+    classes = ()
+
+    def name_row(self, row: int) -> str:
+        return f"row {row}"
+
+    def fail(self, problem: str) -> NoReturn:
+        raise InputError(f"clean.labels: {problem}")
+
+
 def _sources(present: Mapping[str, Examples], read: Callable[..., Source]) -> dict[str, Source]:
     sources = {name: read(part.x, part.ids) for name, part in present.items()}
     noisy = present["noisy"]
@@ -183,8 +200,8 @@ def _sources(present: Mapping[str, Examples], read: Callable[..., Source]) -> di
 def _class_names(names: tuple[str, ...] | None, num_classes: int) -> tuple[str, ...]:
     if names is None:
         return tuple(str(number) for number in range(num_classes))
-    expect(len(names) <= num_classes, "labels", len(names), f"{num_classes} names at most, one "
-           "for each of the model's classes")  # fmt: skip
+    expect(len(names) <= num_classes, "labels", ", ".join(names), f"{num_classes} names at most, "
+           "one for each of the model's classes")  # fmt: skip
     return names + tuple(f"class {i}" for i in range(len(names), num_classes))
 
 

@@ -29,7 +29,7 @@ from mlc_jax.commands import rounds
 from mlc_jax.errors import InputError
 from mlc_jax.files.label_columns import Said, read_labels
 from mlc_jax.files.tables import Table
-from mlc_jax.files.values.checks import read_checks
+from mlc_jax.files.values.checks import Checking, read_checks
 
 
 def _answered(fields=("id", "checked_label", "why"), encoding="utf-8", delimiter=",", **changes):
@@ -57,7 +57,11 @@ ANSWERS = [
     ("A labels in quotes", _answered(checked_label=lambda x: f'"{x}"'), 10),
     ("A ids as powers of ten", _answered(id=lambda x: "1.0E+3"), r"id '1\.0E\+3' is not in"),
     ("A an unknown id", _answered(id=lambda x: "zzz"), "id 'zzz' is not in"),
-    ("A another label", _answered(checked_label=lambda x: "emu"), "or nothing where nobody looked"),
+    ("A a new label of one row", _answered() + b"0011,emu,random\n",
+     "to_check.csv' says that id '0011' is 'emu', which no row was given, and no other row has it"),
+    ("A a new label of two rows", _answered() + b"0011,emu,random\n0012,Emu,random\n", 12),
+    ("A a text that is no label", _answered(checked_label=lambda x: "todo"),
+     "or nothing where nobody looked"),
     ("A two labels of a row", _answered() + b"0000,emu,\n".replace(b"emu", OTHER[0].encode()),
      "is checked as"),
     ("A nothing filled in", _answered(delimiter=";", checked_label=lambda x: ""), 0),
@@ -84,6 +88,9 @@ def test_answers_are_taken_up_as_they_are_saved(tmp_path, content, expected):
     else:
         assert rounds.Rounds(out).take_up(file, _no_cells) == expected
         assert rounds.Rounds(out).take_up(file, _no_cells) == 0  # All are known now.
+    if expected == 12:
+        assert Checking(file).label("emu") is None
+        assert read_checks([str(out / "answers.csv")], file).labels.names[-1] == "emu"
     if expected == 10:
         checks = read_checks([str(out / "answers.csv")], file)
         names = np.array([*checks.labels.names, ""])[checks.labels.numbers]
@@ -158,8 +165,9 @@ CHANGES = [
     ("B a column comes", NAMED, lambda x: x.assign(c=B), _nothing, (0, LABELS, True)),
     ("B other ids", NAMED, lambda x: x.assign(id="q" + x["id"]), _nothing,
      "no id of .*answers.csv', such as '0000', is in"),
+    # Two rows have each of the old names, so these are new classes; the run refuses them.
     ("B other classes", NAMED, lambda x: x.assign(label=x["label"] + "s"), _nothing,
-     "says that id '0000' is '...', which no row of .* was given"),
+     (0, LABELS, False)),
     ("B rows without ids move", NAMELESS, _shuffled, _nothing, "is another one than when to_check"),
     ("B a row without an id goes", NAMELESS, lambda x: x.drop(index=5), _nothing,
      "line 7 of .* is another one than when to_check"),

@@ -120,6 +120,91 @@ def test_a_class_that_only_checked_rows_have(tmp_path):
         datasets.load(_config("table", tmp_path, checked))
 
 
+def _checks(path, labels):
+    path.write_text("id,checked_label\n" + "".join(f"{row},{x}\n" for row, x in labels))
+    return str(path)
+
+
+@each_kind
+def test_a_class_that_only_later_checks_have(tmp_path, kind):
+    """It takes two rows, over all tables of checks and the file; spellings may differ."""
+    checked = CHECKED.astype("U9")
+    config = _config(kind, tmp_path, checked)
+    config.dataset.checked = _checks(tmp_path / "1.csv", [(20, "dog"), (21, "ant")])
+    if kind == "pictures":  # Their ids are paths.
+        config.dataset.checked = _checks(tmp_path / "1.csv", [("20.png", "dog"), ("21.png", "ant")])
+    with pytest.raises(InputError, match=r"line 2: checked_label is 'dog', which no row was given"):
+        datasets.load(config)
+    names = (20, 22) if kind != "pictures" else ("20.png", "22.png")
+    config.dataset.checked += "," + _checks(tmp_path / "2.csv", [(names[1], " Dog ")])
+    dataset = datasets.load(config)
+    assert dataset.class_names == ("ant", "bee", "cow", "dog")
+    assert (dataset.clean.truth == 3).sum() == 2
+    checked[8] = "dog"
+    config = _config(kind, tmp_path, checked)
+    config.dataset.checked = _checks(tmp_path / "1.csv", [(names[0], "dog")])
+    assert (datasets.load(config).clean.truth == 3).sum() == 2
+    config.dataset.checked = _checks(tmp_path / "1.csv", [(names[0], "?"), (names[1], "?")])
+    with pytest.raises(InputError, match="or nothing where nobody looked"):
+        datasets.load(config)
+
+
+@each_kind
+def test_classes_that_the_user_names(tmp_path, kind):
+    """In that order; a class may have no row, and one row is enough; no other label is allowed."""
+    checked = CHECKED.astype("U9")
+    checked[8] = "dog"
+    config = _config(kind, tmp_path, checked)
+    config.dataset.class_names = "elk,dog,cow,bee,ant"
+    dataset = datasets.load(config)
+    assert dataset.class_names == ("elk", "dog", "cow", "bee", "ant")
+    assert (dataset.clean.truth == 1).sum() == 1
+    np.testing.assert_array_equal(np.array(dataset.class_names)[dataset.noisy.given], LABELS[9:])
+    config.dataset.class_names = "elk,cow,bee,ant"
+    expected = "has label 'dog', which is not one of config.dataset.class_names; .* such as 'elk'"
+    with pytest.raises(InputError, match=expected):
+        datasets.load(config)
+    config = _config(kind, tmp_path)
+    config.dataset.class_names = "ant,bee,cow"
+    row = 20 if kind != "pictures" else "20.png"
+    config.dataset.checked = _checks(tmp_path / "1.csv", [(row, "dog"), (row, "dog")])
+    with pytest.raises(InputError, match=r"checked_label is 'dog'.*expected one of ant, bee, cow"):
+        datasets.load(config)
+
+
+def test_classes_that_the_user_names_in_python(standard_promotion):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 3)), np.arange(60) % 3
+    checked = np.where(np.arange(60) < 30, y, -1)
+    short = {"num_epochs": 1}
+    corrector = mlc.LabelCorrector(class_names=[2, 1, 0, 7], **short).fit(x, y, checked=checked)
+    assert corrector.classes_.tolist() == [2, 1, 0, 7]
+    assert set(corrector.labels_[:30] - y[:30]) == {0} and corrector.soft_labels_.shape == (60, 4)
+    frame = pandas.DataFrame(x, columns=[*"abc"]).assign(label=y, checked_label=checked)
+    for names, problem in (
+        ([0, 1], r"has label '2', which is not one of class_names; expected one of these"),
+        ([0, 0, 1, 2], "class_names: got .* expected each class once"),
+        ("012", "class_names: got '012', expected a list of two or more"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            mlc.correct_labels(frame, class_names=names, progress=False)
+        with pytest.raises(InputError, match=problem):
+            mlc.LabelCorrector(class_names=names).fit(x, y, checked=checked)
+
+
+def test_a_misspelt_check_among_examples():
+    x = np.arange(30.0)[:, None]
+    clean = np.array(["ant", "bee", "cow"] * 3, "U9")
+    clean[4] = "beee"
+    method = mlc.methods.cross_entropy(model=mlc.models.MLP(4, (4,)), tx=mlc.sgd(0.1))
+    noisy = mlc.Examples(x[9:], LABELS[9:])
+    with pytest.raises(InputError, match=r"clean.labels: row 4 alone has label 'beee'.* 'bee'"):
+        create_dataset(method, noisy, mlc.Examples(x[:9], clean), None, None, None)
+    votes = np.stack([LABELS[9:], np.where(np.arange(21) == 3, "beee", "")], axis=1)
+    asked = mlc.Examples(x[9:], votes)
+    create_dataset(method, asked, mlc.Examples(x[:9], clean), None, None, None)  # One source knows.
+
+
 def test_how_checked_rows_were_drawn(tmp_path, caplog):
     """By a column, by the setting, or guessed from equal counts."""
     config = _config("table", tmp_path)

@@ -61,7 +61,10 @@ def load(config: ConfigDict, encode: Any = None) -> Dataset:
         return corrupted(images.cifar(c.name, c.data_dir, download=c.download), config)
     files, checked = (c.data, c.noisy, c.clean, c.test), _listed("checked", c.checked)
     columns = [(x.partition("=")[0], x.partition("=")[2]) for x in _listed("columns", c.columns)]
-    said = Said(_listed("label_columns", c.label_columns), c.votes, tuple(columns))
+    said = Said(
+        _listed("label_columns", c.label_columns), c.votes, tuple(columns),
+        _listed("class_names", c.class_names),
+    )  # fmt: skip
     if (said.columns or said.votes) and not c.data:
         name = "label_columns" if c.label_columns else "votes"
         raise InputError(f"{FIELD}{name}: got {c[name]!r}, expected none with dataset.noisy")

@@ -229,7 +229,8 @@ def _said(config: ConfigDict, options: Options) -> "Said":
 
     names = settings_.column_names(config.dataset.columns)
     labels = options.label if len(options.label) > 1 else ()
-    return Said(labels, options.votes, tuple(names.items()))
+    classes = tuple(overrides.listed(config.dataset.class_names))
+    return Said(labels, options.votes, tuple(names.items()), classes)
 
 
 def _labels_of(kind: str, config: ConfigDict, options: Options) -> "LabelledFile":

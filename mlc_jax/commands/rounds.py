@@ -153,10 +153,14 @@ class Rounds:
         """The newest answer for each row of the file.
 
         Raises:
-          InputError: no answer is for a row of the file, or a label is not one of the file's.
+          InputError: no answer is for a row of the file, or a label is not one of the file's, nor a
+            new class.
         """
-        checking, newest, gone = Checking(file), dict[str, Answer](), set[str]()
-        answers, place = self.answers(), str(self.out / ANSWERS_FILE)
+        return self._newest(file, self.answers())
+
+    def _newest(self, file: LabelledFile, answers: Sequence[Answer]) -> list[Answer]:
+        newest, gone = dict[str, Answer](), set[str]()
+        checking, place = Checking(file), str(self.out / ANSWERS_FILE)
         for answer in answers:
             row = checking.row(answer.id)
             if row is None:
@@ -166,6 +170,7 @@ class Rounds:
                 newest.pop(checking.ids[row], None)
                 continue
             number = checking.label(answer.label)
+            number = checking.new_label(answer.label) if number is None else number
             if number is None:
                 raise InputError(
                     f"{FIELD}checked: {place!r} says that id {answer.id!r} is {answer.label!r}, "
@@ -174,6 +179,14 @@ class Rounds:
                 )
             name = checking.ids[row]
             newest[name] = answer._replace(id=name, label=checking.names[number])
+        for name in checking.new_names:
+            of_name = [x for x in newest.values() if x.label == name]
+            if len(of_name) == 1:
+                where = str(self.out / of_name[0].file)
+                raise InputError(
+                    f"{FIELD}checked: {where!r} says that id {of_name[0].id!r} is "
+                    f"{checking.alone(name)}"
+                )
         if gone and not newest:
             raise InputError(
                 f"{FIELD}checked: no id of {place!r}, such as {answers[0].id!r}, is in "
@@ -225,6 +238,8 @@ class Rounds:
             said = of_row.names[of_row.numbers[row]]
             new.append(Answer(of_row.ids[row], said, rows[0].why, name))
         self._check_places(file, [*known, *new], cells)
+        if any(checking.label(x.label) is None for x in new):
+            self._newest(file, [*known, *new, *gone])  # A new class needs two rows.
         if new or gone:
             append([*new, *gone], self.out / ANSWERS_FILE)
         if known or new:

@@ -84,6 +84,12 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 "random sample of all rows), per_class (a fixed number per class) or looked_up "
                 "(for a reason). None guesses, and logs the guess.",
             ),
+            "class_names": Setting(
+                None,
+                text(),
+                "Own files: NAME[,NAME...] of all classes, in order. Any other label is then an "
+                "error, and a class may be without a row. None: all labels in the files.",
+            ),
             "columns": Setting(
                 None,
                 COLUMNS,

@@ -67,7 +67,8 @@ def load(
     for file in files.values():
         file.check_shape_of(next(iter(files.values())))
     labelled = {
-        name: file.labelled(said if name == "data" else Said()) for name, file in files.items()
+        name: file.labelled(said if name == "data" else said.elsewhere)
+        for name, file in files.items()
     }
     checks = read_checks(checked, labelled["data"], drawn) if checked else None
     own = combine(labelled, Normalize(), checks, drawn, benchmark=benchmark)
@@ -256,7 +257,7 @@ class _File:
     def labelled(self, said: Said) -> LabelledFile:
         if self.table is not None:
             return self._labelled_by(self.table, said)
-        if said != Said():
+        if said.columns or said.votes:
             self.fail("has its labels in an array; expected neither label_columns nor votes")
         inputs, ids = self.inputs, self.arrays.get("ids")
         names: tuple[str, ...] = ()
@@ -278,6 +279,7 @@ class _File:
             ids=None if ids is None else ids.astype(str),
             name_row=lambda row: f"row {str(row if ids is None else ids[row])!r}",
             create_source=lambda: ArraySource(inputs, ids, offsets=self.offsets),
+            classes=said.classes,
         )
 
     def _source_names(self, number: int) -> tuple[str, ...]:

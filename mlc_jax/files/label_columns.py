@@ -45,16 +45,18 @@ class Said(NamedTuple):
         if there is no such column, all columns that begin with `label_`.
       votes: path of a table with columns `id`, `source` and `label`, one row for each label.
       names: see `Table`; for all files except those of votes and checks.
+      classes: names of all classes, in order, if the user has named them.
     """
 
     columns: tuple[str, ...] = ()
     votes: str | None = None
     names: tuple[tuple[str, str], ...] = ()
+    classes: tuple[str, ...] = ()
 
     @property
     def elsewhere(self) -> "Said":
         """The same for files other than `data`."""
-        return Said(names=self.names)
+        return Said(names=self.names, classes=self.classes)
 
     def table(self, field: str, path: str) -> Table:
         """Opens a file whose columns have these names."""
@@ -156,6 +158,7 @@ class LabelColumns:
             ids=ids,
             name_row=lambda row: table.place(lines[row]),
             create_source=lambda: create_source(ids),
+            classes=self._said.classes,
         )
 
     def _checked_ids(self) -> np.ndarray | None:

@@ -66,6 +66,7 @@ class LabelledFile:
       votes: `[N, S]`, the labels of S sources; None if there is only one source.
       source_names: the S names; empty for one source.
       aliases: rows by other names than ids, such as paths; files of checks may use them.
+      classes: names of all classes, in order, if the user has named them.
       ids: text `[N]`, each once; None where rows are known by their numbers.
       name_row: what messages call a row: `line 3`.
       create_source: reads the inputs. It may take long, so labels are checked before it is called.
@@ -84,6 +85,7 @@ class LabelledFile:
     votes: Labels | None = None
     source_names: tuple[str, ...] = ()
     aliases: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Removes from `checked` the values that mean that nobody looked."""
@@ -105,15 +107,15 @@ class LabelledFile:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of all labels in the file, in order."""
+        """Names of all classes, in order."""
         columns = (self.labels, self.votes, self.checked, self.given)
-        return _Classes.of([x for x in columns if x is not None]).names
+        return _Classes.of([x for x in columns if x is not None], self.classes).names
 
     def numbered(self) -> tuple[list[str], np.ndarray, np.ndarray | None]:
         """Names of classes, and labels as their numbers: given ones `[N]`, checked ones `[N]`."""
         checked = self.checked if self.checked is not None and self.checked.names else None
         columns = [x for x in (self.labels, checked) if x is not None]
-        classes = _Classes.of(columns)
+        classes = _Classes.of(columns, self.classes)
         numbers = [classes.numbers(self, x) for x in columns]
         return list(classes.names), numbers[0], numbers[1] if checked is not None else None
 
@@ -191,7 +193,10 @@ def combine(
     columns = [
         x for f in files.values() for x in (f.labels, f.votes, f.checked, f.given) if x is not None
     ]
-    classes = _Classes.of(columns)
+    columns += [] if checks is None else [checks.labels]
+    named = next((file.classes for file in files.values() if file.classes), ())
+    classes = _Classes.of(columns, named)
+    together.check_named(files, classes.names)
     together.check_classes(files, classes.names)
     if "data" not in files:
         own = _two_files(files["noisy"], files["clean"], classes, prepare, drawn)
@@ -250,12 +255,12 @@ class _Classes:
         self._numbers |= {other: self._numbers[name] for other, name in others.items()}
 
     @classmethod
-    def of(cls, columns: Sequence[Labels]) -> "_Classes":
-        """The classes of all labels in some columns."""
-        found = {name for x in columns for name in x.names}
+    def of(cls, columns: Sequence[Labels], named: Sequence[str] = ()) -> "_Classes":
+        """The classes of all labels in some columns; those that the user has named come first."""
+        found = {*named, *(name for x in columns for name in x.names)}
         others = {name: whole(name) for name in found if whole(name) != name}
         others = {x: y for x, y in others.items() if y in found} | truth_values(found)
-        return cls(in_order(found - others.keys()), others)
+        return cls((*named, *in_order(found - others.keys() - {*named})), others)
 
     def numbers(self, file: LabelledFile, column: Labels | None) -> np.ndarray:
         """A column of labels `[N]` int32; UNKNOWN for no label."""

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import importlib
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ def correct_labels(
     checked: str = "checked_label",
     *,
     checks: Any = None,
+    class_names: Sequence[Any] | None = None,
     text: str | None = None,
     image: str | None = None,
     encoder: Any = None,
@@ -70,6 +71,8 @@ def correct_labels(
       checks: later checks, with the columns `id` and `checked_label`, such as a `to_check.csv` that
         was filled in: a frame, a path, or a list of these. If `frame` has no column `id`, ids are
         the positions of its rows, from 0, whatever its index is.
+      class_names: all classes, in order. Any other label is then an error, and a class may be
+        without a row. None takes all labels of the columns.
       text: the column of texts. The classifier then learns from these alone.
       image: the column of paths of pictures. The classifier then learns from these alone.
       encoder: for texts or pictures, the directory of a pretrained encoder, or its name on the
@@ -97,7 +100,8 @@ def correct_labels(
     expect(isinstance(checked, str), "checked", checked, "the name of a column")
     expect(checked not in labels, "label", checked, "another column than that of the checks")
     table = Frame("frame", _renamed(frame, labels, checked))
-    said = Said(() if len(labels) == 1 else labels)
+    classes = named_classes(class_names)
+    said = Said(() if len(labels) == 1 else labels, classes=tuple(classes))
     expect(text is None or image is None, "image", image, "None beside text")
     for name in (text, image):
         if name is not None and name not in table.columns():
@@ -122,7 +126,9 @@ def correct_labels(
         own = memory.of_pictures(table, read, path=image, said=said, checked=tables)
     return train(
         settings, own, kind, reader=reader,
-        classes=classes_of(own, [frame[name] for name in (*labels, checked) if name in frame]),
+        classes=classes_of(
+            own, [frame[name] for name in (*labels, checked) if name in frame], classes
+        ),
         frame=frame, workdir=workdir, progress=progress, labels=(*labels, checked),
     )  # fmt: skip
 
@@ -239,11 +245,36 @@ def train(
     )  # fmt: skip
 
 
-def classes_of(own: OwnData, columns: Sequence[Any]) -> np.ndarray:
-    """The label of each class as the user wrote it, `[C]`, from columns that have them all."""
+def named_classes(class_names: Any) -> dict[str, Any]:
+    """The classes that the user has named, by their text; empty for None.
+
+    Raises:
+      InputError: they are no list of names, each once.
+    """
+    if class_names is None:
+        return {}
+    is_list = not isinstance(class_names, str) and hasattr(class_names, "__len__")
+    expect(is_list and len(class_names) > 1, "class_names", class_names, "a list of two or more")
+    texts = Frame("class_names", {}).as_texts("class_names", class_names)
+    classes = dict(zip(texts, class_names, strict=True))
+    alone = len(classes) == len(class_names) and "" not in classes
+    expect(alone, "class_names", class_names, "each class once")
+    return classes
+
+
+def classes_of(
+    own: OwnData, columns: Sequence[Any], named: Mapping[str, Any] | None = None
+) -> np.ndarray:
+    """The label of each class as the user wrote it, `[C]`.
+
+    Args:
+      own: the data.
+      columns: with all labels in the data.
+      named: see `named_classes`.
+    """
     table = {str(number): column for number, column in enumerate(columns)}
     texts = Frame("labels", {})
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(named or {})
     for name, column in table.items():
         for text, value in zip(texts.as_texts(name, column), column, strict=True):
             values.setdefault(text, value)

@@ -50,11 +50,14 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         Seed of all random numbers. None is 0, so fitting twice gives the same result.
     verbose : int, default=0
         1 shows a progress bar.
+    class_names : sequence, default=None
+        All classes. Any other label is then an error, and a class may be without a row. None takes
+        all labels in y, checked and votes.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        The classes, sorted.
+        The classes, sorted, or in the order of `class_names`.
     labels_ : ndarray of shape (n_samples,)
         Corrected labels, in the order of X. A checked row keeps its checked label. With
         "cross_fit", the label of a row comes from classifiers that were not trained on the row.
@@ -85,6 +88,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         num_epochs: int | None = None,
         random_state: Any = None,
         verbose: int = 0,
+        class_names: Any = None,
     ):
         self.method = method
         self.model = model
@@ -92,6 +96,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         self.num_epochs = num_epochs
         self.random_state = random_state
         self.verbose = verbose
+        self.class_names = class_names
 
     @in_words()
     def fit(
@@ -134,6 +139,8 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         kind = memory.kind_of(X)
         x = X if kind != memory.ARRAYS else memory.as_array(X)
         labels = _labels(X, y, checked, drawn, votes, _num_rows(x))
+        named = correct.named_classes(self.class_names)
+        labels = labels._replace(said=labels.said._replace(classes=tuple(named)))
         seed = 0
         if self.random_state is not None:
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -155,7 +162,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         own = memory.from_memory(x, labels, read=read, drawn=_one_text(drawn))
         columns = [labels.columns[name] for name in labels.columns if name != "drawn"]
         result = correct.train(
-            settings, own, kind, classes=correct.classes_of(own, columns),
+            settings, own, kind, classes=correct.classes_of(own, columns, named),
             progress=self.verbose > 0, reader=reader,
         )  # fmt: skip
         assert result.rows is not None

@@ -25,6 +25,7 @@ def in_words() -> Iterator[None]:
         text = str(error)
         for name, argument in _ARGUMENTS.items():
             text = re.sub(rf"(config\.)?{re.escape(name)}(?=:)", argument, text)
+        text = text.replace("config.dataset.class_names", "class_names")
         text = re.sub(r"--config\.dataset\.features=([+-]\w+)", r"features=['\1']", text)
         text = re.sub(r"\bconfig\.(?=[a-z_]+(\.|:))", "", text)  # Not of config.json.
         text = "\n".join(dict.fromkeys(text.splitlines()))

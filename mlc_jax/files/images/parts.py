@@ -84,7 +84,7 @@ def read(name: str, path: str, said: Said) -> Part:
     """
     place = paths.absolute(path, FIELD + name)
     if place.is_dir():
-        return _read_folder(FIELD + name, path)
+        return _read_folder(FIELD + name, path, said.classes)
     if not place.exists():
         raise InputError(
             f"{FIELD}{name}: no file or directory {path!r}; expected a directory with a "
@@ -223,7 +223,7 @@ def _read_table(table: Table, said: Said) -> Part:
     return Part.of(dataclasses.replace(file, aliases=aliases), root, np.array(names))
 
 
-def _read_folder(field: str, path: str) -> Part:
+def _read_folder(field: str, path: str, classes: tuple[str, ...]) -> Part:
     root = local_directory(field, path)
     there = below(field, root)
     names = [name for name in there if os.sep in name]
@@ -265,6 +265,7 @@ def _read_folder(field: str, path: str) -> Part:
         name_row=lambda row: f"picture {names[row]!r}",
         create_source=_not_yet,
         aliases={name: row for row, name in enumerate(others)},
+        classes=classes,
     )
     return Part.of(file, root, np.array([os.fsencode(name) for name in names]))
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from mlc_jax.data.source import UNKNOWN
 from mlc_jax.files.own import FIELD, Checks, LabelledFile, Labels
 from mlc_jax.files.tables import Table
 from mlc_jax.files.values.names import Known, bare, bare_id, from_spreadsheet
-from mlc_jax.files.values.together import NOBODY_LOOKED
+from mlc_jax.files.values.together import NOBODY_LOOKED, is_no_class, nearest
 
 
 def read_checks(
@@ -27,8 +28,8 @@ def read_checks(
       setting: how rows without `why` were chosen; None counts them as looked up.
 
     Raises:
-      InputError: an id that the file lacks, a test or validation row, a label that no row was
-        given, or two labels of one row.
+      InputError: an id that the file lacks, a test or validation row, two labels of one row, or a
+        label of a single row that is no class; see `Checking`.
     """
     checking = Checking(file)
     drawn = np.full(len(checking.ids), "", "U9")
@@ -43,6 +44,7 @@ def read_checks(
                 unsaid += [] if why.strip() else [row]
         if not found:
             table.fail("has no checked_label; expected some that are filled in")
+    checking.check_new()
     order = random_order(checking.ids)
     last = max(order[drawn == RANDOM], default=-1)
     drawn[(drawn == LOOKED_UP) & (order < last)] = RANDOM
@@ -51,18 +53,26 @@ def read_checks(
     return Checks(Labels(tuple(checking.names), checking.numbers), drawn)
 
 
+class Place(NamedTuple):
+    """A line of a table."""
+
+    table: Table
+    line: int
+
+
 class Checking:
     """The rows and labels of a user's file that tables of checks speak of.
 
     It also finds ids and labels that a spreadsheet or a person has rewritten, such as `29` for
-    `00029` and `DOG` for `dog`, if only one fits.
+    `00029` and `DOG` for `dog`, if only one fits. A label that the file does not have is a new
+    class if two rows have it. One row alone is probably a typing error.
 
     Args:
       file: `config.dataset.data`.
 
     Attributes:
       ids: N texts; numbers of the rows, from 0, if the file has no ids.
-      names: of all labels in the file.
+      names: of all labels in the file, then new ones.
       numbers: `[N]` int32, checked labels so far, as places in `names`; UNKNOWN for none. At first
         they are those in the file.
     """
@@ -71,12 +81,14 @@ class Checking:
         self._file = file
         named = range(len(file.labels.numbers)) if file.ids is None else file.ids
         self.ids = [str(name) for name in named]
-        checked = file.checked.names if file.checked else ()
-        self.names = list(dict.fromkeys((*file.labels.names, *checked)))
+        columns = [x.names for x in (file.labels, file.checked, file.votes) if x is not None]
+        self.names = list(dict.fromkeys([*file.classes, *(x for names in columns for x in names)]))
         self.numbers = np.full(len(self.ids), UNKNOWN, np.int32)
         places = {name: number for number, name in enumerate(self.names)}
         self._rows = Known({name: row for row, name in enumerate(self.ids)}, bare_id)
         self._names, self._places = Known(places, bare), dict[int, str]()
+        self._new: dict[str, int] = {}
+        self._first: dict[int, Place] = {}  # Of each new label.
         if file.checked is not None:
             for row in np.flatnonzero(file.checked.numbers != UNKNOWN).tolist():
                 self.numbers[row] = places[file.checked.names[file.checked.numbers[row]]]
@@ -104,7 +116,17 @@ class Checking:
 
     def label(self, written: str) -> int | None:
         """The number of a label; None if there is none, or if it could be several."""
-        return self._names.find(written)
+        number = self._names.find(written)
+        return self._new.get(bare(from_spreadsheet(written))) if number is None else number
+
+    def new_label(self, written: str) -> int | None:
+        """The number of a label that may be a new class; None if it is none."""
+        name = from_spreadsheet(written).strip()
+        if self._file.classes or is_no_class(name) or not self._names.is_new(name):
+            return None
+        number = self._new.setdefault(bare(name), len(self.names))
+        self.names += [name] if number == len(self.names) else []
+        return number
 
     def add(self, table: Table, line: int, written: str, label: str) -> tuple[int, bool]:
         """The row of a check, and whether it is the first one of that row.
@@ -118,6 +140,7 @@ class Checking:
         if file.judging[row]:
             table.fail(f"id {written!r} is a row that judges; expected one to train with", line)
         number = self.label(label)
+        number = self.new_label(label) if number is None else number
         if number is None:
             more = ", ..." if len(self.names) > 10 else ""
             table.fail(
@@ -125,6 +148,8 @@ class Checking:
                 f"{', '.join(self.names[:10])}{more}, or nothing where nobody looked",
                 line,
             )
+        if number in self._new.values():
+            self._first.setdefault(number, Place(table, line))
         is_new = row not in self._places
         if not is_new and self.numbers[row] != number:
             table.fail(
@@ -135,6 +160,25 @@ class Checking:
         self.numbers[row] = number
         self._places.setdefault(row, f"{table.path!r} {table.place(line)}")
         return row, is_new
+
+    @property
+    def new_names(self) -> list[str]:
+        """Labels that the file does not have."""
+        return self.names[len(self.names) - len(self._new) :]
+
+    def check_new(self) -> None:
+        """Refuses a new label of a single row."""
+        for number, (table, line) in self._first.items():
+            if (self.numbers == number).sum() == 1:
+                table.fail(f"checked_label is {self.alone(self.names[number])}", line)
+
+    def alone(self, name: str) -> str:
+        """For messages: a new label of a single row."""
+        near = nearest(name, [x for x in self.names if x != name])
+        return (
+            f"{name!r}, which no row was given, and no other row has it; expected one of the "
+            f"file's labels, such as {near!r}, or two rows at least of a new class"
+        )
 
 
 def random_order(ids: Sequence[str] | np.ndarray) -> np.ndarray:

@@ -133,6 +133,11 @@ class Known:
         number = self.numbers.get(text, self.numbers.get(written))
         return self._alike.get(self._form(text)) if number is None else number
 
+    def is_new(self, written: str) -> bool:
+        """Whether no name is spelled like it."""
+        form = self._form(from_spreadsheet(written))
+        return self.find(written) is None and form not in self._alike
+
     @functools.cached_property
     def _alike(self) -> dict[str, int | None]:
         found: dict[str, int | None] = {}

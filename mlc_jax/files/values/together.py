@@ -3,7 +3,7 @@
 import difflib
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import numpy as np
 from absl import logging
@@ -33,11 +33,22 @@ class NothingChecked(InputError):
     """No row of a user's file has a label that somebody checked."""
 
 
+def is_no_class(name: str) -> bool:
+    """Whether a text probably says something else about a row than its class: `todo`, `?`, `ok`."""
+    return name.casefold().strip() in _NO_CLASSES
+
+
+def nearest(name: str, others: Sequence[str]) -> str:
+    """The name among others that is most like this one; the first one if none is."""
+    near = difflib.get_close_matches(name, others, n=1) or [*others[:1]]
+    return near[0] if near else ""
+
+
 def only_labels(file: "LabelledFile", checked: "Labels") -> "Labels":
     """Checked labels without -1, which means that nobody looked; refuses `todo`, `?`, `ok`, ..."""
     given = {*file.labels.names, *(file.votes.names if file.votes else ())}
     for number, name in enumerate(checked.names):
-        if name.casefold().strip() in _NO_CLASSES and name not in given:
+        if is_no_class(name) and name not in given:
             row = int((checked.numbers == number).argmax())
             file.fail(
                 f"{file.name_row(row)}: checked_label is {name!r}, which no row was given; leave "
@@ -77,6 +88,17 @@ def check_benchmark(
         "expected the right label of some rows there, and nothing in all others (60 rows drawn at "
         f"random are a good start), or config.dataset.benchmark=True if all of its labels are right"
     )
+
+
+def check_named(files: Mapping[str, "LabelledFile"], found: Sequence[str]) -> None:
+    """Refuses labels `found` in the files that are none of the classes that the user has named."""
+    classes = next((file.classes for file in files.values() if file.classes), ())
+    for name in [x for x in found if classes and x not in classes][:1]:
+        where = [*_places(files, name), "config.dataset.checked: a row"][0]
+        raise InputError(
+            f"{where} has label {name!r}, which is not one of config.dataset.class_names; expected "
+            f"one of these, such as {nearest(name, classes)!r}"
+        )
 
 
 def check_classes(files: Mapping[str, "LabelledFile"], names: Sequence[str]) -> None:
@@ -167,16 +189,15 @@ def check_votes(
     file: "LabelledFile", votes: np.ndarray | None, truth: np.ndarray, names: Sequence[str]
 ) -> None:
     """Refuses a label that was given only once, by one source: probably a typing error."""
-    if votes is None:
+    if votes is None or file.classes:
         return
     counts = np.bincount(votes[votes != UNKNOWN], minlength=len(names))
     for number in np.setdiff1d(np.flatnonzero(counts == 1), truth).tolist():
         row, source = np.argwhere(votes == number)[0].tolist()
-        others = [x for x in names if x != names[number]]
-        near = difflib.get_close_matches(names[number], others, n=1) or others[:1]
+        near = nearest(names[number], [x for x in names if x != names[number]])
         file.fail(
             f"{file.name_row(row)} has label {names[number]!r} by {file.source_names[source]!r}, "
-            f"which nobody else gave; expected one of the others, such as {near[0]!r}"
+            f"which nobody else gave; expected one of the others, such as {near!r}"
         )
 
 
@@ -193,10 +214,24 @@ def check_sizes(
         )
 
 
+class Named(Protocol):
+    """What messages call labels and their rows; `classes` as in `LabelledFile`."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    def name_row(self, row: int, /) -> str: ...
+    def fail(self, problem: str) -> NoReturn: ...
+
+
 def check_names(
-    file: "LabelledFile", given: np.ndarray, truth: np.ndarray, class_names: Sequence[str]
+    file: Named, given: np.ndarray, truth: np.ndarray, class_names: Sequence[str]
 ) -> None:
-    """Refuses true labels in another spelling than given ones, and a typing error in one row."""
+    """Refuses true labels in another spelling than given ones, and a typing error in one row.
+
+    Nothing is refused if the user has named the classes.
+    """
+    if file.classes:
+        return
     said, checked = np.setdiff1d(given, [UNKNOWN]), np.setdiff1d(truth, [UNKNOWN])
     if len(said) and len(checked) > 1 and not np.intersect1d(said, checked).size:
         file.fail(
@@ -206,16 +241,16 @@ def check_names(
     for number in np.setdiff1d(truth[truth != UNKNOWN], given):
         rows = np.flatnonzero(truth == number)
         name = class_names[number]
-        others = [x for x in class_names if x != name]
-        near = difflib.get_close_matches(name, others, n=1) or others[:1]
+        near = nearest(name, [x for x in class_names if x != name])
         if len(rows) > 1:  # A class that annotators never used.
             logging.warning(
                 "No row was given label %s, and %d checked rows have it: it is a class of its own. "
-                "If it is no label, take it out.", name, len(rows),
+                "If it is no label, or another spelling of one such as %s, correct it.",
+                name, len(rows), near,
             )  # fmt: skip
             continue
         file.fail(
             f"{file.name_row(int(rows[0]))} alone has label {name!r}, which no row was given; "
-            f"expected one of those that were, such as {near[0]!r}, or two rows at least of a new "
+            f"expected one of those that were, such as {near!r}, or two rows at least of a new "
             "class"
         )
