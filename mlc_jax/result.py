@@ -78,6 +78,10 @@ class Result:
         classifier of `predicted_by_checked` learned only from checked rows, that of
         `predicted_by_given` from labels as given. They are the columns of `predicted_labels.csv`;
         empty in a result that was loaded.
+      checked_rows: of `cross_fit`: the columns `[M]` of `checked_rows.csv`. They are `id`, `drawn`,
+        `given_label` and `checked_label` of checked rows, and the same predictions as for the
+        others, by classifiers that did not see the check. A row that does not judge, such as one
+        that was looked up, has no prediction (-1 or ""). Empty in a result that was loaded.
       sources: with several labels per row, a dict for each source: how many labels it gave, how
         many are right, what it confuses. `pandas.DataFrame(result.sources)` is the table of
         `sources.csv`; empty in a result that was loaded.
@@ -101,6 +105,7 @@ class Result:
     frame: Any = None
     rows: "Corrected | None" = None
     predictions: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    checked_rows: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     sources: Sequence[dict[str, Any]] = ()
     trained: Trained | None = None
 

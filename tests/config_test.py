@@ -21,7 +21,9 @@ from mlc_jax.core import BACKWARDS, ESTIMATORS, OVERLAPPING, optimizers
 from mlc_jax.core.inner_loss import PRIORS
 from mlc_jax.errors import InputError
 from mlc_jax.methods import METHODS
+from mlc_jax.methods.cross_fit import TAKEN
 from mlc_jax.models.label_correction import FORMS
+from mlc_jax.report import verdict
 
 INF, NAN = float("inf"), float("nan")
 DEPTHS = "6n + 2 with n from 1 to 200: 8, 14, ..."
@@ -305,6 +307,7 @@ def test_no_field_can_be_none_but_where_data_and_labels_are(tiny_config):
         *(f"dataset.{name}" for name in ("tfds_name", "tokenizer", "cache_dir", "checked")),
         "dataset.features", "dataset.standardize", "dataset.drawn",
         "dataset.columns", "dataset.label_columns", "dataset.votes",
+            "dataset.class_names",
         "noise.file", "noise.key", "model.initial_params",
         # Where each method has its own default.
         "lcn.form", "lcn.pair_weight",
@@ -639,6 +642,7 @@ def test_names_are_those_of_the_registries():
     assert tuple(ESTIMATORS) == settings.ESTIMATORS
     assert settings.OVERLAPPING == OVERLAPPING
     assert settings.PRIORS == PRIORS
+    assert settings.TAKEN == TAKEN == tuple(x for x in verdict.NAMES if x != verdict.AS_GIVEN)
     assert settings.LCN_FORMS == FORMS
     assert settings.BACKWARDS == BACKWARDS
     assert settings.OPTIMIZERS == optimizers.OPTIMIZERS

@@ -15,6 +15,7 @@ from mlc_jax.data import ArraySource, Subset, folds
 from mlc_jax.errors import InputError, Preempted
 from mlc_jax.files.values.checks import random_order
 from mlc_jax.models import label_model
+from mlc_jax.report import to_check
 from mlc_jax.training import run, stack
 from mlc_jax.workdir import preemption
 
@@ -524,11 +525,29 @@ def test_a_table_to_its_verdict(tmp_path):
     np.testing.assert_allclose(probs.sum(axis=1), 1, rtol=1e-5)
 
 
+def test_the_classifiers_own_predictions_as_corrected_labels(tmp_path):
+    """In every file, and in the verdict; the program is that of the default."""
+    _table(tmp_path / "all.csv")
+    config = _config(tmp_path / "all.csv", **{"cross_fit.take": "classifier"})
+    results = train.train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)
+    assert "the classifier's own predictions (corrected_label)" in results["table"]
+    for name in ("predicted_labels.csv", "checked_rows.csv"):
+        with (tmp_path / "run" / name).open() as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == (30 if name == "checked_rows.csv" else 120)
+        assert all(row["corrected_label"] == row["predicted_label"] for row in rows)
+    with (tmp_path / "run" / "corrected.csv").open() as file:
+        corrected = {x["id"]: x["corrected_label"] for x in csv.DictReader(file)}
+    with (tmp_path / "run" / "predicted_labels.csv").open() as file:
+        assert all(corrected[x["id"]] == x["predicted_label"] for x in csv.DictReader(file))
+
+
 @pytest.mark.slow
 def test_no_prediction_is_shown_for_checks_that_all_classifiers_saw(tmp_path):
     """A training of its own: rows that were looked up are in every fold."""
     _table(tmp_path / "all.csv", column="looked_up")
     text = (tmp_path / "all.csv").read_text().replace("looked_up", "random", 12)
+    text = text.replace("looked_up", "per_class", 5)  # Beside as many random rows they don't judge.
     (tmp_path / "all.csv").write_text(text)
     config = _config(tmp_path / "all.csv", **{"cross_fit.num_rounds": 1})
     train.train_and_evaluate(config, str(tmp_path / "run"), show_progress=False)
@@ -652,6 +671,8 @@ def test_a_config_is_the_constructors_arguments():
     config.cross_fit.hidden_sizes = None
     built = build.create_method(config, CLASSES)
     assert (built.model.hidden_sizes, built.beside.hidden_sizes) == ((), (64,))
+    config.cross_fit.take = "classifier"
+    assert build.create_method(config, CLASSES).take == "classifier"
 
 
 @pytest.mark.slow  # Ten checked rows are another program than thirty.
@@ -673,6 +694,44 @@ def test_what_to_check_is_random_rows_and_uncertain_ones(tmp_path):
     assert uncertain == sorted(uncertain)
     left = labels.keys() - {row["id"] for row in rows}
     assert max(uncertain) <= min(labels[name] for name in left) + 1e-6
+
+
+def _chosen(soft, given, checked, more=None):
+    chosen = to_check.choose(np.arange(len(given)), soft, given, checked, more)
+    assert len({*chosen.rows.tolist()}) == len(chosen.rows) == len(chosen.why)
+    return chosen
+
+
+@pytest.mark.parametrize(("more", "number"), [(None, 30), (9, 30), (45, 45), (100, 100), (101, 30)])
+def test_as_many_random_rows_are_asked_for_as_would_show_a_difference(more, number):
+    rng = np.random.default_rng(0)
+    soft = rng.dirichlet(np.ones(3), 500)
+    chosen = _chosen(soft, soft.argmax(axis=1), np.arange(3), more)
+    assert chosen.why == ["random"] * number + ["uncertain"] * (100 - number)
+    assert chosen.rows[:number].tolist() == [*range(number)]
+
+
+@pytest.mark.parametrize("size", [20, 80, 400])
+def test_classes_without_a_check_are_asked_for(size):
+    """Their surest rows, five of each, after the random ones; none of classes without a row."""
+    rng = np.random.default_rng(0)
+    soft = rng.dirichlet(np.ones(5), size)
+    soft[:, 4] = 0
+    given = rng.integers(0, 4, size)
+    chosen = _chosen(soft, given, np.array([0, 0, 2]))
+    why = np.array(chosen.why)
+    asked = chosen.rows[why == to_check.NO_CHECK]
+    assert len(chosen.rows) == min(size, 100) and (why == "random").sum() == min(size, 30)
+    if size > 30:
+        assert 5 < len(asked) <= 10
+        labels = soft[asked].argmax(axis=1)
+        assert (np.isin(labels, [1, 3]) | np.isin(given[asked], [1, 3])).all()
+        left = np.setdiff1d(np.arange(30, size), asked)
+        left = left[(soft[left].argmax(axis=1) == 1) | (given[left] == 1)]
+        assert soft[left, 1].max(initial=0) <= soft[asked, 1].max()
+    many = rng.dirichlet(np.ones(200), size)
+    chosen = _chosen(many, many.argmax(axis=1), np.zeros(1, int))
+    assert (np.array(chosen.why) == to_check.NO_CHECK).sum() <= 30
 
 
 def test_networks_are_refused(tmp_path):

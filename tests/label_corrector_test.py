@@ -87,6 +87,14 @@ def test_what_a_verdict_may_recommend_is_at_hand(fitted, tmp_path):
         rows = list(csv.DictReader(file))
     for name, labels in predictions.items():
         assert [row[name] for row in rows] == labels.tolist()
+    with (tmp_path / "run/checked_rows.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert fitted.result_.checked_rows.keys() == rows[0].keys()
+    for name, column in fitted.result_.checked_rows.items():
+        assert [row[name] for row in rows] == column.tolist()
+    judged = fitted.result_.checked_rows["corrected_label"] == checked[seen]
+    share = fitted.result_.verdict.shares["corrected"]
+    assert (judged.mean(), len(judged)) == (pytest.approx(share.estimate), share.n)
 
 
 def test_prediction(fitted):

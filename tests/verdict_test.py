@@ -16,12 +16,14 @@ def _probs(labels, num_classes=2, sure=0.9):
     return probs
 
 
-def _judge(checks, given, *, corrected=None, classifier=None, checked=None, **fields):
+def _judge(
+    checks, given, *, corrected=None, classifier=None, checked=None, corrects=CORRECTED, **fields
+):
     checks, given = np.asarray(checks), np.asarray(given)
     says = {CORRECTED: corrected, CLASSIFIER: classifier, CHECKED: checked, GIVEN: None}
     probs = {k: _probs(given if x is None else np.asarray(x)) for k, x in says.items()}
     folds = np.arange(len(checks)) % 5
-    fields = {"doubtful": 10**9, "class_names": ("no", "yes")} | fields
+    fields = {"doubtful": 10**9, "class_names": ("no", "yes"), "corrected": corrects} | fields
     return verdict.judge(probs, checks, given, folds, **fields)
 
 
@@ -44,22 +46,28 @@ def test_an_interval_is_wilsons_where_almost_all_rows_are_left():
 
 
 def test_an_interval_is_for_the_rows_that_were_not_drawn():
-    """Of 30 drawn and 30 left the error is that of a difference: twice the variance."""
+    """Of 30 drawn and 30 left the error is that of a difference: twice the variance.
+
+    And half a step of the share of 30 rows.
+    """
     right = np.arange(30) < 24
     half = verdict.share_right(right, doubtful=30)
     fewer = verdict.share_right(np.arange(15) < 12, doubtful=10**12)
-    np.testing.assert_allclose((half.low, half.high), (fewer.low, fewer.high), rtol=1e-9)
+    expected = (fewer.low - 1 / 60, fewer.high + 1 / 60)
+    np.testing.assert_allclose((half.low, half.high), expected, rtol=1e-9)
 
 
-def test_intervals_of_random_samples_hold_the_share_of_the_others():
+@pytest.mark.parametrize(("left", "most"), [(160, 0.98), (25, 0.99), (5, 1)])
+def test_intervals_of_random_samples_hold_the_share_of_the_others(left, most):
+    """Also where few rows are left: without the half step 0.67 for five and 0.90 for 25."""
     rng, held = np.random.default_rng(0), []
     for _ in range(2_000):
-        right = rng.random(200) < rng.uniform(0.5, 0.95)
-        drawn = rng.permutation(200)[:40]
-        share = verdict.share_right(right[drawn], doubtful=160)
+        right = rng.random(40 + left) < rng.uniform(0.5, 1)
+        drawn = rng.permutation(40 + left)[:40]
+        share = verdict.share_right(right[drawn], doubtful=left)
         rest = np.delete(right, drawn).mean()
         held.append(share.low <= rest <= share.high)
-    assert 0.93 < np.mean(held) < 0.98
+    assert 0.93 < np.mean(held) < most
 
 
 def test_so_many_per_class_are_weighted_by_how_frequent_classes_are():
@@ -161,6 +169,49 @@ def test_once_rows_were_looked_up_the_verdict_is_about_all_rows():
     alone = _judge(CHECKS, given, corrected=CHECKS, doubtful=460)
     assert alone.lines()[0].startswith("Percent of the 460 unchecked labels that are right, ")
     assert alone.shares == found.shares
+
+
+@pytest.mark.parametrize("take", [CORRECTED, CLASSIFIER, CHECKED, GIVEN])
+def test_which_predictions_are_the_corrected_labels(take):
+    """The verdict says it, and its sentence calls the right file."""
+    given = _wrong(CHECKS, range(16))
+    says = dict.fromkeys(("corrected", "classifier", "checked"), given) | {take: CHECKS}
+    found = _judge(CHECKS, given, **{k: x for k, x in says.items() if k != GIVEN}, corrects=take)
+    marked = [line for line in found.lines() if "(corrected_label)" in line]
+    if take == CORRECTED:
+        assert not marked and found.names == verdict.NAMES
+    else:
+        assert len(marked) == 1 and verdict.NAMES[take] in marked[0]
+        assert "given labels and classifiers together" in found.lines()[2]
+    if take in (CORRECTED, CLASSIFIER):
+        assert found.sentence.startswith("Take the corrected labels. ")
+    other = _judge(CHECKS, given, corrected=CHECKS, corrects=CLASSIFIER)
+    assert other.sentence.startswith("Take the given labels and classifiers together. ")
+    assert verdict.Verdict.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_shares_of_classes():
+    """Of corrected labels, among judged rows of a class; printed if rows were drawn per class."""
+    corrected = _wrong(CHECKS, [0, 2, 4, 5])
+    found = _judge(CHECKS, CHECKS, corrected=corrected, class_shares=np.array([0.9, 0.1]))
+    assert {name: (x.estimate, x.n) for name, x in found.by_class.items()} == {
+        "no": (0.85, 20), "yes": (0.95, 20),
+    }  # fmt: skip
+    assert any(x.startswith("Corrected labels by class: no 85 (6") for x in found.lines())
+    assert not any("by class" in x for x in _judge(CHECKS, CHECKS, corrected=corrected).lines())
+
+
+def test_what_more_random_rows_would_bring():
+    """The interval is Wilson's for all of them, if as many are right as now."""
+    found = _judge(CHECKS, CHECKS, corrected=_wrong(CHECKS, range(10)), doubtful=300)
+    now, then = found.narrowed(60)
+    share = found.shares[CORRECTED]
+    np.testing.assert_allclose(2 * now, share.high - share.low)
+    right = np.arange(100) < 75
+    share = verdict.share_right(right, 240, 1.25)
+    np.testing.assert_allclose(2 * then, share.high - share.low)
+    per_class = _judge(CHECKS, CHECKS, class_shares=np.array([0.5, 0.5]))
+    assert per_class.narrowed(30) is None and _judge(CHECKS[:0], CHECKS[:0]).narrowed(30) is None
 
 
 def test_classes_that_nobody_checked_are_named():

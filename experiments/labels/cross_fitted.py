@@ -9,6 +9,7 @@ import numpy as np
 from mlc_jax import methods
 from mlc_jax.data import UNKNOWN, ArraySource, Subset, folds
 from mlc_jax.data.votes import accuracies, vote_of_most
+from mlc_jax.report import verdict
 
 
 class Draw(NamedTuple):
@@ -43,6 +44,22 @@ class Fitted(NamedTuple):
     probs: np.ndarray
     weights: np.ndarray
     pi: np.ndarray
+
+
+def judged(pipeline: folds.AllRows, probs: dict[str, np.ndarray]) -> verdict.Verdict:
+    """The verdict, from probabilities `[n, C]` by name; see `Fitted`."""
+    rows, num_noisy = pipeline.rows, len(pipeline.noisy)
+    places = rows.judged[rows.counts > 0]
+    return verdict.judge(
+        {name: x[places] for name, x in probs.items()},
+        rows.checks[places],
+        rows.votes[places, 0],
+        rows.fold[rows.counts > 0],
+        doubtful=num_noisy,
+        class_names=[str(i) for i in range(probs["corrected"].shape[1])],
+        class_shares=None if rows.is_random else probs["corrected"][:num_noisy].mean(axis=0),
+        looked_up=len(pipeline.clean) - len(places),
+    )
 
 
 def fit(

@@ -28,7 +28,7 @@ from absl import flags
 from etils import epath
 from tqdm import tqdm
 
-from experiments.labels.cross_fitted import Draw, fit
+from experiments.labels.cross_fitted import Draw, fit, judged
 from experiments.labels.instead import ALSO, BASELINES, BOOSTED, baselines, by_others, percent
 from experiments.labels.tables_of_people import KINDS, MANY, TABLES, Cell, LabelledTable, draw
 from experiments.records import Records, Row, clear_programs
@@ -63,7 +63,7 @@ def cross_fit(table: LabelledTable, cells: Sequence[Cell], drawn: str) -> list[R
     method = methods.cross_fit(model=linear, beside=hidden)
     draws = [Draw(cell.rows, cell.given[:, None], cell.truth, cell.checked) for cell in cells]
     return [
-        _judged(cell, fitted.pipeline, fitted.out_of_fold, num_classes) | {
+        _row_of(cell, fitted.pipeline, fitted.out_of_fold) | {
             "unseen_cross_fit": percent(
                 fitted.probs.argmax(axis=-1)[cell.unseen], table.labels[cell.unseen]
             )
@@ -72,24 +72,13 @@ def cross_fit(table: LabelledTable, cells: Sequence[Cell], drawn: str) -> list[R
     ]  # fmt: skip
 
 
-def _judged(
-    cell: Cell, pipeline: folds.AllRows, probs: dict[str, np.ndarray], num_classes: int
-) -> Row:
+def _row_of(cell: Cell, pipeline: folds.AllRows, probs: dict[str, np.ndarray]) -> Row:
     """The truth of the doubtful rows, and the verdict's estimate."""
-    num_noisy, rows = len(pipeline.noisy), pipeline.rows
+    num_noisy = len(pipeline.noisy)
     truth = cell.truth[~cell.checked]
     said = {name: x[:num_noisy].argmax(axis=1) for name, x in probs.items()}
     right = {name: percent(labels, truth) for name, labels in said.items()}
-    judged = rows.judged[rows.counts > 0]
-    found = verdict.judge(
-        {name: x[judged] for name, x in probs.items()},
-        rows.checks[judged],
-        rows.votes[judged, 0],
-        rows.fold[rows.counts > 0],
-        doubtful=num_noisy,
-        class_names=[str(i) for i in range(num_classes)],
-        class_shares=None if rows.is_random else probs["corrected"][:num_noisy].mean(axis=0),
-    )
+    found = judged(pipeline, probs)
     share = found.shares[verdict.CORRECTED]
     given = percent(cell.given[~cell.checked], truth)
     is_true = {
@@ -103,11 +92,11 @@ def _judged(
     return {
         "corrected": right["corrected"],
         "own": right["classifier"],
-        "num_checked": len(judged),
+        "num_checked": found.n,
         "estimate": 100 * share.estimate,
         "low": 100 * share.low,
         "high": 100 * share.high,
-        "wilson": 200 * _half_of_wilson(share.estimate, len(judged)),
+        "wilson": 200 * _half_of_wilson(share.estimate, found.n),
         "take": found.take,
         "take_is_true": is_true,
         "confidence": 100 * (found.confidence or 0),

@@ -3,8 +3,9 @@
     python -m experiments.labels.rounds --workdir=DIR
 
 Labels of a table are FLIP 0.35; some rows are checked at random. Then each round checks the rows of
-`to_check.csv`: the next thirty of a random order, and the seventy least certain rows. For
-comparison, rounds also check the next hundred rows of the random order, or the thirty alone. The
+`to_check.csv`: the next thirty of a random order (more, if that shows something), rows of classes
+without a check, and the least certain rows, a hundred in all. For comparison, rounds also check the
+next hundred rows of the random order, or the random ones of `to_check.csv` alone. The
 table has the percentage of right labels among all rows, where checked rows count as right, and its
 change since the round before.
 """
@@ -16,14 +17,14 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from experiments.labels.cross_fitted import Draw, fit
+from experiments.labels.cross_fitted import Draw, fit, judged
 from experiments.labels.tables_of_people import TABLES
 from experiments.records import Records, Row, clear_programs
 from experiments.tables import to_csv, to_markdown, values, where
 from mlc_jax import command_line, methods, models, paths
 from mlc_jax.data import folds
 from mlc_jax.errors import expect
-from mlc_jax.report.to_check import NUM_RANDOM, NUM_UNCERTAIN
+from mlc_jax.report.to_check import NUM_RANDOM, NUM_UNCERTAIN, choose, num_random
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the table.")
 _SETS = flags.DEFINE_string("sets", "breast_cancer,diamonds", "Some of the tables.")
@@ -65,17 +66,15 @@ def measure(name: str, way: str, draws: Sequence[int], num_rounds: int, checks: 
                 "right": 100 * float(1 - np.sum(~right) / size),
                 "given": 100 * float(np.mean(cells[i].votes[:, 0] == labels)),
             })  # fmt: skip
-            by_order = doubtful[np.argsort(orders[i][doubtful])]
-            uncertain = doubtful[np.argsort(probs.max(axis=1), kind="stable")]
-            random = by_order[:NUM_RANDOM]
-            if way == WAYS[0]:
-                uncertain = uncertain[~np.isin(uncertain, random)][:NUM_UNCERTAIN]
-            else:
-                uncertain = by_order[:0]
+            more = judged(result.pipeline, result.out_of_fold).more
+            by_order, seen = np.argsort(orders[i][doubtful]), labels[cells[i].checked]
+            chosen = choose(by_order, probs, cells[i].votes[doubtful, 0], seen, more)
+            random = doubtful[by_order[: num_random(more)]]
+            rows_ = doubtful[chosen.rows] if way == WAYS[0] else random
             if way == WAYS[1]:
-                random = by_order[: NUM_RANDOM + NUM_UNCERTAIN]
+                random = rows_ = doubtful[by_order[: NUM_RANDOM + NUM_UNCERTAIN]]
             checked = cells[i].checked.copy()
-            checked[np.concatenate([random, uncertain])] = True
+            checked[rows_] = True
             cells[i] = cells[i]._replace(checked=checked)
             passed = orders[i] <= orders[i][random].max(initial=-1)
             drawn[i] = np.where(checked, np.where(passed, folds.RANDOM, folds.LOOKED_UP), "")

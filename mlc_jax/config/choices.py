@@ -12,6 +12,7 @@ INNER_LOSS_METHODS = (
 )  # fmt: skip
 LCN_FORMS = ("network", "posterior", "both")
 DRAWN = ("random", "per_class", "looked_up")
+TAKEN = ("corrected", "classifier", "checked", "given")  # Predictions of cross_fit.
 # Columns of own tables that are not features. `text` or `path` is the only input, if it is there.
 COLUMN_NAMES = ("label", "checked_label", "text", "path", "id", "given_label", "split", "drawn")
 PRIORS = ("uniform", "targets")

@@ -31,6 +31,7 @@ from mlc_jax.config.choices import (
     OVERLAPPING,
     PRIORS,
     SCHEDULES,
+    TAKEN,
 )
 
 
@@ -143,6 +144,13 @@ SECTIONS: tuple[tuple[str, dict[str, Setting]], ...] = (
                 optional(WIDTHS),
                 "Widths of the classifiers' hidden layers; () is linear. None, as for own tables, "
                 "trains both () and (64,), and combines them by the likelihood of checks.",
+            ),
+            "take": Setting(
+                "corrected",
+                one_of(*TAKEN),
+                "What corrected_label is: corrected (given labels and classifiers together), "
+                "classifier (without the given label), checked or given (a classifier of the "
+                "checked rows alone, or of the labels as given). The verdict compares them.",
             ),
         },
     ),

@@ -38,6 +38,7 @@ from mlc_jax.methods.cross_fitting.members import Members
 from mlc_jax.methods.types import Binding, BoundMethod, Method, OnHost, Phase
 from mlc_jax.models.label_model import NUM_TERMS, label_term, pool
 
+TAKEN = ("corrected", "classifier", "checked", "given")  # See `_Machine.out_of_fold`.
 # Streams of the state's key: batches of the rivals, and of the runs.
 _RIVALS, _RUNS = 1, 2
 
@@ -68,6 +69,7 @@ class CrossFit(Method):
         same batches. They are combined by the likelihood of checks, as weight decays are. The
         rivals are of the first kind, `model`.
       beside_decays: weight decays of the second kind.
+      take: which predictions become the corrected labels, one of `TAKEN`.
 
     Raises:
       InputError: a value is out of range.
@@ -87,6 +89,7 @@ class CrossFit(Method):
     rival_width: float = 0.5
     beside: Any = None
     beside_decays: tuple[float, ...] = (1e-3,)
+    take: str = "corrected"
 
     def __post_init__(self) -> None:
         for name, least in (("num_folds", 2), ("num_parts", 1), ("num_rounds", 1)):
@@ -95,6 +98,7 @@ class CrossFit(Method):
             expect(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         for name in ("weight_decays", "beside_decays"):
             expect(len(getattr(self, name)) > 0, name, getattr(self, name), "one at least")
+        expect(self.take in TAKEN, "take", self.take, ", ".join(TAKEN))
 
     @property
     def stride(self) -> int:
@@ -135,6 +139,7 @@ def _machine_of(method: CrossFit, binding: Binding) -> "_Machine":
     )
     if binding.loaded:
         return _Machine(method, neutral)
+    method = dataclasses.replace(method, take="corrected")  # No function depends on it.
     return _shared_machine(
         method, binding.model, binding.num_classes, binding.num_sources, binding.axis_name
     )
@@ -298,6 +303,9 @@ class _Machine:
 
     def out_of_fold(self, state: TrainState, rows: Rows) -> dict[str, jax.Array]:
         """Probabilities `[N, C]` by name, each row's by classifiers that did not learn from it.
+
+        `corrected` are all four terms of the pool, `classifier` all but the given label's,
+        `checked` and `given` the rivals.
 
         A checked row that is not judged is an exception: all runs see its check. A judged row is
         predicted by the runs that its check was hidden from, with weights of the pool that were

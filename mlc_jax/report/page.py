@@ -16,7 +16,7 @@ from mlc_jax.report.pieces import image as _image
 from mlc_jax.report.pieces import table as _table
 from mlc_jax.report.pieces import text as _text
 from mlc_jax.report.steps import Steps
-from mlc_jax.report.verdict import NAMES, Verdict
+from mlc_jax.report.verdict import Share, Verdict
 from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.run import Run
 
@@ -84,6 +84,11 @@ def _summary(results: dict[str, Any]) -> str:
     return text
 
 
+def _share(share: Share) -> list[str]:
+    low, high = 100 * share.low, 100 * share.high
+    return [f"{100 * (share.estimate or 0):.1f}", f"{low:.0f} to {high:.0f}"]
+
+
 def _verdict(found: Verdict) -> str:
     """The first section: how good the labels are, according to the checks."""
     text = f"<h2>Verdict</h2><p><b>{_text(found.sentence)}</b></p>"
@@ -91,13 +96,18 @@ def _verdict(found: Verdict) -> str:
         return text + "".join(f"<p>{_text(x)}</p>" for x in found.lines()[:-1])
     head, *_ = found.lines()
     rows = [
-        [_text(NAMES[name]), f"{100 * x.estimate:.1f}", f"{100 * x.low:.0f} to {100 * x.high:.0f}"]
+        [_text(found.names[name]), *_share(x)]
         for name, x in found.shares.items()
         if x.estimate is not None
     ]
     notes = found.lines()[1 + len(rows) : -1]
     table = _table(["", "% right", "95 % interval"], rows, numbers=[1, 2])
-    return f"{text}<p>{_text(head)}</p>{table}" + "".join(f"<p>{_text(x)}</p>" for x in notes)
+    by_class = [[_text(name), *_share(x), f"{x.n:,}"] for name, x in found.by_class.items()]
+    header = ["class", "% right", "95 % interval", "judged rows"]
+    return (
+        f"{text}<p>{_text(head)}</p>{table}{''.join(f'<p>{_text(x)}</p>' for x in notes)}"
+        f"<p>Corrected labels by class:</p>{_table(header, by_class, numbers=[1, 2, 3])}"
+    )
 
 
 def _of_sources(rows: Sequence[dict[str, Any]]) -> str:

@@ -12,12 +12,13 @@ from etils import epath
 
 from mlc_jax import paths
 from mlc_jax.data.dataset import Dataset
-from mlc_jax.data.folds import LOOKED_UP, RANDOM, AllRows
+from mlc_jax.data.folds import AllRows
 from mlc_jax.data.show import show
 from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.data.votes import NO_LABEL, agreement, is_changed, quality_of
 from mlc_jax.errors import readable
 from mlc_jax.files.pictures import places_of
+from mlc_jax.methods.cross_fit import CrossFit
 from mlc_jax.report import corrected, page, plots, to_check
 from mlc_jax.report.sources import of_sources
 from mlc_jax.report.steps import Steps, shown_path
@@ -77,7 +78,7 @@ def write(
     """
     found, of_noisy = judged(run, progress, of_noisy)
     results = summarize(run, progress, of_noisy.soft_labels, found)
-    steps = next_steps(run, shown or shown_path(workdir), again)
+    steps = next_steps(run, shown or shown_path(workdir), again, found)
     if shown:
         steps = steps._replace(save=f"result.save({shown!r})")
     if jax.process_index() == 0:
@@ -88,7 +89,7 @@ def write(
             columns = {name: [_number(row[name]) for row in by_source] for name in by_source[0]}
             paths.write(workdir / SOURCES_FILE, csv_of(columns))
         if not run.exported.has_truth and not to_check.is_filled_in(workdir / to_check.FILE):
-            paths.write(workdir / to_check.FILE, _to_check(run, of_noisy))
+            paths.write(workdir / to_check.FILE, _to_check(run, of_noisy, found))
         if picture:
             drawn = plots.training(
                 read_metrics(workdir),
@@ -133,7 +134,7 @@ def judged(
     if of_noisy.out_of_fold is None:
         return None, of_noisy
     pipeline = run.pipeline
-    assert isinstance(pipeline, AllRows)
+    assert isinstance(pipeline, AllRows) and isinstance(run.method, CrossFit)
     rows, clean = pipeline.rows, run.dataset.clean
     places = rows.judged[rows.counts > 0] - len(run.dataset.noisy)
     folds, given = rows.fold[rows.counts > 0], _known_given(clean, run.dataset.noisy)
@@ -152,6 +153,7 @@ def judged(
         class_shares=shares,
         tested=_tested(run, progress),
         looked_up=len(clean) - int(np.sum(rows.counts > 0)),
+        corrected=run.method.take,
     )
     soft = flatten(of_noisy.soft_labels, found.temperature)
     quality = quality_of(soft, run.exported.given)
@@ -167,8 +169,16 @@ def _tested(run: Run, progress: dict[str, Any]) -> np.ndarray | None:
     return np.arange(num_test) < round(accuracy * num_test)
 
 
-def next_steps(run: Run, workdir: str, again: str) -> Steps:
+_ASKED = (
+    "{} rows there are drawn at random: they would narrow the interval for the corrected labels "
+    "from ±{:.0f} to ±{:.0f} points."
+)
+
+
+def next_steps(run: Run, workdir: str, again: str, found: Verdict | None = None) -> Steps:
     """The next steps for the user; `workdir` as it is shown."""
+    number = to_check.num_random(found.more if found else None)
+    narrowed = found.narrowed(number) if found else None
     is_own = not run.exported.has_truth and run.dataset.noise == "given"
     labels = CORRECTED_FILE if corrected.is_of_own_files(run) else LABELS_FILE
     return Steps(
@@ -177,6 +187,7 @@ def next_steps(run: Run, workdir: str, again: str) -> Steps:
         to_check=os.path.join(workdir, to_check.FILE) if is_own else "",
         again=again,
         predict=f"mlc-jax predict {shlex.quote(workdir)} NEW",
+        asked=_ASKED.format(number, *(100 * x for x in narrowed)) if narrowed else "",
     )
 
 
@@ -357,25 +368,32 @@ def predicted(probs: dict[str, np.ndarray] | None) -> dict[str, np.ndarray]:
     return {column: probs[name].argmax(axis=-1) for name, column in _PREDICTED.items()}
 
 
-def _write_checked(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
-    """Predictions for checked rows by classifiers that did not see the check.
+def checked_columns(run: Run, of_noisy: Prediction) -> dict[str, np.ndarray]:
+    """Columns `[M]` of the checked rows; labels are by classifiers that did not see the check.
 
-    There are none for rows that were looked up: all classifiers see their checks.
+    There are none for rows that do not judge, such as those that were looked up: all classifiers
+    see their checks. Empty for methods other than `cross_fit`.
     """
     if of_noisy.out_of_fold is None:
-        return
-    assert isinstance(run.pipeline, AllRows)
+        return {}
+    assert isinstance(run.pipeline, AllRows) and isinstance(run.method, CrossFit)
     clean, probs = run.dataset.clean, of_noisy.out_of_fold[CHECKED_ROWS]
-    drawn = run.pipeline.drawn
-    said = {"corrected_label": probs["corrected"].argmax(axis=-1), **predicted(probs)}
-    columns = {
+    first = len(run.dataset.noisy)
+    is_judged = run.pipeline.rows.is_judged[first : first + len(clean)]
+    said = {"corrected_label": probs[run.method.take].argmax(axis=-1), **predicted(probs)}
+    return {
         "id": clean.ids,
-        "drawn": drawn,
+        "drawn": run.pipeline.drawn,
         "given_label": clean.given,
         "checked_label": clean.truth,
-        **{name: np.where(drawn == LOOKED_UP, UNKNOWN, x) for name, x in said.items()},
+        **{name: np.where(is_judged, x, UNKNOWN) for name, x in said.items()},
     }
-    paths.write(workdir / CHECKED_FILE, csv_of(_shown(run, columns)))
+
+
+def _write_checked(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
+    columns = checked_columns(run, of_noisy)
+    if columns:
+        paths.write(workdir / CHECKED_FILE, csv_of(_shown(run, columns)))
 
 
 def _write_labels(run: Run, of_noisy: Prediction, workdir: epath.Path) -> None:
@@ -441,13 +459,12 @@ def _shown(run: Run, columns: dict[str, np.ndarray]) -> dict[str, Any]:
     return shown
 
 
-def _to_check(run: Run, of_noisy: Prediction) -> bytes:
-    """Rows to check: random ones first, then the least certain."""
-    random = to_check.drawn_at_random(run.exported.ids, to_check.NUM_RANDOM)
-    uncertain = worth_a_look(of_noisy)
-    uncertain = uncertain[~np.isin(uncertain, random)][: to_check.NUM_UNCERTAIN]
-    rows = np.concatenate([random, uncertain])
-    why = [RANDOM] * len(random) + [to_check.UNCERTAIN] * len(uncertain)
+def _to_check(run: Run, of_noisy: Prediction, found: Verdict | None) -> bytes:
+    by_order = to_check.drawn_at_random(run.exported.ids, len(run.exported))
+    rows, why = to_check.choose(
+        by_order, of_noisy.soft_labels, run.exported.given, run.dataset.clean.truth,
+        found.more if found else None,
+    )  # fmt: skip
     columns = label_columns(run.exported, of_noisy)
     shown = _shown(run, {name: column[rows] for name, column in columns.items()})
     del shown["is_label_issue"]
@@ -456,12 +473,7 @@ def _to_check(run: Run, of_noisy: Prediction) -> bytes:
         examples = [x for x in show(source, of_source) if isinstance(x, str)]
         if len(examples) == len(rows):
             shown["example"] = examples
-    found = places_of(source.store, of_source) if hasattr(source, "store") else None
-    if found is not None:
-        shown["path"] = found
+    places = places_of(source.store, of_source) if hasattr(source, "store") else None
+    if places is not None:
+        shown["path"] = places
     return to_check.table(shown, why)
-
-
-def worth_a_look(of_noisy: Prediction) -> np.ndarray:
-    """Positions of all examples, the least certain labels first."""
-    return np.argsort(of_noisy.soft_labels.max(axis=-1), kind="stable")

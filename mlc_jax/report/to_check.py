@@ -3,19 +3,23 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
+from mlc_jax.data.folds import RANDOM
+from mlc_jax.data.source import UNKNOWN
 from mlc_jax.files.values.checks import random_order
 from mlc_jax.files.values.names import for_spreadsheet
 from mlc_jax.report import pieces
 
 FILE, PAGE = "to_check.csv", "to_check.html"
 NUM_FIRST = 60  # Rows if none is checked yet.
-NUM_RANDOM, NUM_UNCERTAIN = 30, 70  # Rows after a run.
+NUM_RANDOM, NUM_UNCERTAIN = 30, 70  # Rows after a run; more random ones if they show something.
+NUM_OF_CLASS, MOST_OF_CLASSES = 5, 30  # Rows of a class without a check, and of all such classes.
 UNCERTAIN = "uncertain"  # Why a row is there, if it was not drawn at random.
+NO_CHECK = "no check of this class"
 
 
 def drawn_at_random(ids: np.ndarray, number: int) -> np.ndarray:
@@ -24,6 +28,57 @@ def drawn_at_random(ids: np.ndarray, number: int) -> np.ndarray:
     Each round takes the next ones of the same order, so all rounds are one random sample.
     """
     return np.argsort(random_order(ids), kind="stable")[:number]
+
+
+class Chosen(NamedTuple):
+    """Positions of rows to check, and why each is there; first those drawn at random.
+
+    Attributes:
+      rows: `[n]`.
+      why: n texts, `random` or another reason.
+    """
+
+    rows: np.ndarray
+    why: list[str]
+
+
+def num_random(more: int | None) -> int:
+    """How many rows are drawn at random, see `choose`."""
+    is_enough = more is not None and NUM_RANDOM < more <= NUM_RANDOM + NUM_UNCERTAIN
+    return more if is_enough and more is not None else NUM_RANDOM
+
+
+def choose(
+    by_order: np.ndarray,
+    soft_labels: np.ndarray,
+    given: np.ndarray,
+    checked: np.ndarray,
+    more: int | None = None,
+) -> Chosen:
+    """Rows to check after a run: some at random, some of classes without a check, uncertain ones.
+
+    Args:
+      by_order: `[N]`, positions of all rows in a random order, of which the next ones are drawn.
+      soft_labels: `[N, C]`, corrected labels.
+      given: `[N]`, labels as given.
+      checked: `[M]`, labels that were checked so far.
+      more: how many random rows would show that the corrected labels are better.
+    """
+    size, number = NUM_RANDOM + NUM_UNCERTAIN, num_random(more)
+    random = by_order[:number]
+    left = np.setdiff1d(np.arange(len(given)), random)
+    soft, labels = soft_labels[left], soft_labels[left].argmax(axis=-1)
+    missing = np.setdiff1d(np.concatenate([labels, given[left]]), [*checked, UNKNOWN])
+    each = min(NUM_OF_CLASS, max(1, MOST_OF_CLASSES // max(1, len(missing))))
+    of_class: list[int] = []
+    for label in missing[:MOST_OF_CLASSES].tolist():
+        there = np.flatnonzero((labels == label) | (given[left] == label))
+        of_class += left[there[np.argsort(-soft[there, label], kind="stable")[:each]]].tolist()
+    asked = np.array([*dict.fromkeys(of_class)][: size - number], np.int64)
+    uncertain = left[np.argsort(soft.max(axis=-1), kind="stable")]
+    uncertain = uncertain[~np.isin(uncertain, asked)][: size - number - len(asked)]
+    why = [RANDOM] * len(random) + [NO_CHECK] * len(asked) + [UNCERTAIN] * len(uncertain)
+    return Chosen(np.concatenate([random, asked, uncertain]), why)
 
 
 def table(shown: Mapping[str, Sequence[Any]], why: Sequence[str]) -> bytes:

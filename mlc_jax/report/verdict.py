@@ -27,6 +27,7 @@ NAMES = {
     CHECKED: "a classifier of the checked rows alone",
     GIVEN: "a classifier of the labels as given",
 }
+_TOGETHER = "given labels and classifiers together"  # Corrected labels are others then.
 SENTENCES = {
     CORRECTED: "Take the corrected labels.",
     CLASSIFIER: "Take the classifier's own predictions (predicted_label in predicted_labels.csv).",
@@ -98,6 +99,8 @@ class Verdict:
       tested: share of test rows that the classifier has right, if there are any.
       looked_up: number of checked rows that do not judge. They are no longer among the doubtful
         ones, but the judged rows stand for them, too. So shares are of all rows then.
+      corrected: the predictions that became the corrected labels, see `CrossFit.take`.
+      by_class: share of right corrected labels among the judged rows of each class, by its name.
     """
 
     shares: dict[str, Share]
@@ -112,6 +115,8 @@ class Verdict:
     per_class: bool
     tested: Share | None = None
     looked_up: int = 0
+    corrected: str = CORRECTED
+    by_class: dict[str, Share] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -127,6 +132,7 @@ class Verdict:
             "comparisons": {name: Comparison(**x) for name, x in stored["comparisons"].items()},
             "unseen": tuple(stored["unseen"]),
             "tested": Share(**stored["tested"]) if stored.get("tested") else None,
+            "by_class": {name: Share(**x) for name, x in stored.get("by_class", {}).items()},
         }
         return cls(**(dict(stored) | parts))
 
@@ -150,7 +156,9 @@ class Verdict:
             )
         if self.take is None:
             return f"{self.n} judged rows are too few for a recommendation; check {ENOUGH} or more."
-        text = SENTENCES[self.take]
+        text = SENTENCES[CORRECTED if self.take == self.corrected else self.take]
+        if self.take != self.corrected:
+            text = text.replace(NAMES[CORRECTED], self.names[CORRECTED])
         if self.take != AS_GIVEN:
             one = self.comparisons[self.take]
             return (
@@ -163,6 +171,27 @@ class Verdict:
             )
         return text
 
+    @property
+    def names(self) -> dict[str, str]:
+        """`NAMES`, with a mark at what became the corrected labels if it is another prediction."""
+        if self.corrected == CORRECTED:
+            return NAMES
+        marked = f"{NAMES[self.corrected]} (corrected_label)"
+        return NAMES | {CORRECTED: _TOGETHER, self.corrected: marked}
+
+    def narrowed(self, more: int) -> tuple[float, float] | None:
+        """Half the interval's width for corrected labels: now, and with more random checks.
+
+        None without a random sample.
+        """
+        share, size = self.shares[self.corrected], self.doubtful + self.looked_up + self.n
+        if share.estimate is None or self.per_class:
+            return None
+        p = share.estimate
+        ends = [_wilson(p, n, size - n, _DEPENDENCE) for n in (self.n, self.n + more)]
+        now, then = ((high - low) / 2 for low, high in ends)
+        return now, then
+
     def lines(self) -> list[str]:
         """For the terminal; the last one says what to do."""
         tested = [self._of_tests(self.tested)] if self.tested else []
@@ -174,9 +203,11 @@ class Verdict:
             size = self.doubtful + self.n + self.looked_up
             what = f"all {size:,} labels that would be right without their check"
         head = f"Percent of {what}, estimated on {self.n} hidden checks ({how}):"
-        width = max(map(len, NAMES.values()))
-        rows = [f"  {NAMES[name]:<{width}}  {_percent(x)}" for name, x in self.shares.items()]
+        width = max(map(len, self.names.values()))
+        rows = [f"  {self.names[name]:<{width}}  {_percent(x)}" for name, x in self.shares.items()]
         notes = tested
+        if self.per_class:
+            notes.append(f"Corrected labels by class: {self._by_class()}.")
         if self.looked_up:
             notes.append(
                 f"{self.looked_up:,} of them were looked up for a reason, so the labels of the "
@@ -194,6 +225,14 @@ class Verdict:
                 "for labels of that class."
             )
         return [head, *rows, *map(readable, notes), f"Verdict: {self.sentence}"]
+
+    def _by_class(self, most: int = 8) -> str:
+        shown = [
+            f"{name} {100 * (share.estimate or 0):.0f} ({100 * share.low:.0f} to "
+            f"{100 * share.high:.0f})" for name, share in self.by_class.items()
+        ]  # fmt: skip
+        more = [f"{len(shown) - most} more in results.json"] if len(shown) > most else []
+        return ", ".join([*shown[:most], *more])
 
     @staticmethod
     def _of_tests(share: Share) -> str:
@@ -217,6 +256,7 @@ def judge(
     class_shares: np.ndarray | None = None,
     tested: np.ndarray | None = None,
     looked_up: int = 0,
+    corrected: str = CORRECTED,
 ) -> Verdict:
     """The verdict on predictions.
 
@@ -232,6 +272,7 @@ def judge(
       class_shares: `[C]`, if a fixed number of rows per class was drawn; None for a random sample.
       tested: `[T]` bool, which test rows the classifier has right.
       looked_up: number of checked rows that do not judge.
+      corrected: the predictions that became the corrected labels.
     """
     right = {
         name: predictions[name].argmax(axis=-1) == checks for name in NAMES if name != AS_GIVEN
@@ -253,7 +294,8 @@ def judge(
         }
         if len(checks) >= ENOUGH:
             take, more = _choose(right, comparisons)
-    confidence, error, temperature = calibrate(predictions[CORRECTED], checks, folds)
+    confidence, error, temperature = calibrate(predictions[corrected], checks, folds)
+    classes = np.unique(checks).tolist()
     return Verdict(
         shares={name: share(name) for name in right},
         comparisons=comparisons,
@@ -267,6 +309,11 @@ def judge(
         per_class=class_shares is not None,
         tested=None if tested is None else share_right(tested, math.inf),
         looked_up=looked_up,
+        corrected=corrected,
+        by_class={
+            class_names[i]: share_right(right[corrected][checks == i], math.inf, _DEPENDENCE)
+            for i in classes
+        },
     )
 
 
@@ -292,7 +339,8 @@ def share_right(right: np.ndarray, doubtful: float, dependence: float = 1.0) -> 
     """Wilson's interval for the share of right labels among the rows that were not drawn.
 
     The error of the estimate has variance `p (1 - p) (1 / n + 1 / doubtful)`, so n rows count as
-    fewer. The dependence within folds lowers their number further.
+    fewer. The dependence within folds lowers their number further. The share of a few doubtful rows
+    moves in steps of `1 / doubtful`, so half a step is added at both ends (Yates' correction).
 
     Args:
       right: `[n]` bool.
@@ -302,11 +350,18 @@ def share_right(right: np.ndarray, doubtful: float, dependence: float = 1.0) -> 
     n = len(right)
     if n == 0:
         return Share(None, 0.0, 1.0, 0)
+    p = float(np.mean(right))
+    return Share(p, *_wilson(p, n, doubtful, dependence), n)
+
+
+def _wilson(p: float, n: int, doubtful: float, dependence: float) -> tuple[float, float]:
+    """Wilson's interval; see `share_right`."""
     z = float(stats.norm.ppf((1 + _LEVEL) / 2))
-    p, m = float(np.mean(right)), n / ((1 + n / max(doubtful, 1)) * dependence)
+    m = n / ((1 + n / max(doubtful, 1)) * dependence)
     centre = (p + z**2 / (2 * m)) / (1 + z**2 / m)
     half = z * np.sqrt(p * (1 - p) / m + z**2 / (4 * m**2)) / (1 + z**2 / m)
-    return Share(p, float(max(0.0, centre - half)), float(min(1.0, centre + half)), n)
+    half += 0.5 / max(doubtful, 1)
+    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
 
 
 def weighted_share(
@@ -333,6 +388,7 @@ def weighted_share(
     each = 1 / np.maximum(counts, 0.5) + 1 / (np.maximum(class_shares, 1e-9) * max(doubtful, 1))
     variance = float(np.sum(class_shares**2 * smooth * (1 - smooth) * each))
     half = float(stats.norm.ppf((1 + _LEVEL) / 2)) * np.sqrt(variance * dependence)
+    half += 0.5 / max(doubtful, 1)
     centre = (estimate + float(np.sum(class_shares * smooth))) / 2
     low, high = min(estimate, centre - half), max(estimate, centre + half)
     return Share(estimate, float(max(0.0, low)), float(min(1.0, high)), len(checks))

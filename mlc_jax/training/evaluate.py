@@ -14,6 +14,7 @@ from mlc_jax.data.reading import EvaluationReader
 from mlc_jax.data.source import UNKNOWN, Subset
 from mlc_jax.data.votes import quality_of
 from mlc_jax.methods import BoundMethod, Method
+from mlc_jax.methods.cross_fit import CrossFit
 from mlc_jax.methods.types import Classify, CorrectLabels
 from mlc_jax.training import stack
 from mlc_jax.training.run import Run
@@ -112,7 +113,8 @@ def rows_on_devices(runs: tuple[Run, ...]) -> Rows:
 def _of_noisy(run: Run, probs: dict[str, np.ndarray], positions: np.ndarray) -> Prediction:
     num_noisy = len(run.dataset.noisy)
     noisy = {name: x[:num_noisy][positions] for name, x in probs.items()}
-    soft, given = noisy["corrected"], run.dataset.noisy.given[positions]
+    soft = noisy[cast(CrossFit, run.method).take]
+    given = run.dataset.noisy.given[positions]
     num_rows = num_noisy + len(run.dataset.clean)  # All rows after these are padding.
     clean = {name: x[num_noisy:num_rows] for name, x in probs.items()}
     with np.errstate(divide="ignore"):
