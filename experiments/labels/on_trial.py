@@ -48,7 +48,7 @@ from tqdm import tqdm
 
 from experiments.labels import vote_sets
 from experiments.labels.cross_fitted import Draw
-from experiments.labels.tables_of_people import KINDS, TABLES, LabelledTable, draw
+from experiments.labels.tables_of_people import KINDS, TABLES, LabelledTable, draw, named
 from experiments.records import Records, Row, clear_programs
 from experiments.tables import to_csv, to_markdown, values, where
 from mlc_jax import command_line, paths
@@ -64,7 +64,7 @@ from mlc_jax.models.label_model import LOG_FLOOR, label_term, source_counts
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the tables.")
 _SETS = flags.DEFINE_string(
     "sets", "wine,breast_cancer,iris,penguins,biopsy,pima,crabs,glass",
-    f"Some of {', '.join(TABLES)}.",
+    f"Some of {', '.join(TABLES)}; or FILE.npz.",
 )  # fmt: skip
 _KINDS = (*KINDS, *vote_sets.KINDS)
 _NOISE = flags.DEFINE_string("noise", "flip,hard", f"Kinds of labels: {', '.join(_KINDS)}.")
@@ -495,9 +495,7 @@ def tables(rows: Sequence[Row]) -> str:
 
 def main() -> None:
     """Measures what is missing, and writes the tables."""
-    sets, noises = _SETS.value.split(","), _NOISE.value.split(",")
-    for name in sets:
-        expect(name in TABLES, "--sets", name, f"some of {', '.join(TABLES)}")
+    sets, noises = named(_SETS.value), _NOISE.value.split(",")
     for noise in noises:
         expect(noise in _KINDS, "--noise", noise, f"some of {', '.join(_KINDS)}")
     draws = list(range(_FIRST.value, _FIRST.value + _DRAWS.value))

@@ -18,12 +18,11 @@ from absl import flags
 from etils import epath
 
 from experiments.labels.cross_fitted import Draw, fit, judged
-from experiments.labels.tables_of_people import TABLES
+from experiments.labels.tables_of_people import TABLES, named
 from experiments.records import Records, Row, clear_programs
 from experiments.tables import to_csv, to_markdown, values, where
 from mlc_jax import command_line, methods, models, paths
 from mlc_jax.data import folds
-from mlc_jax.errors import expect
 from mlc_jax.report.to_check import NUM_RANDOM, NUM_UNCERTAIN, choose, num_random
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the table.")
@@ -106,9 +105,7 @@ def table_of(rows: Sequence[Row]) -> str:
 
 def main() -> None:
     """Measures what is missing, and writes the table."""
-    sets = _SETS.value.split(",")
-    for name in sets:
-        expect(name in TABLES, "--sets", name, f"some of {', '.join(TABLES)}")
+    sets = named(_SETS.value)
     draws = list(range(_FIRST.value, _FIRST.value + _DRAWS.value))
     workdir = epath.Path(paths.absolute(_WORKDIR.value, "--workdir"))
     workdir.mkdir(parents=True, exist_ok=True)

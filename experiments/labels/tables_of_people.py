@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlc_jax.errors import InputError
+from mlc_jax.errors import InputError, expect
 
 _DIAMONDS, _MADE_ROWS = 6_000, 800
 _MANY_ROWS = 400  # Of a table of MANY.
@@ -206,6 +206,28 @@ MADE = {
     "shells": functools.partial(_made, "gaussian_quantiles", n_features=5, n_classes=3),
 }
 TABLES |= MADE
+
+
+def named(sets: str) -> tuple[str, ...]:
+    """The names in `--sets`; a path of an `.npz` file with `features` and `labels` is one, too.
+
+    Raises:
+      InputError: there is no such table.
+    """
+    names = []
+    for name in sets.split(","):
+        if name.endswith(".npz"):
+            expect(pathlib.Path(name).is_file(), "--sets", name, "a file")
+            TABLES.setdefault(pathlib.Path(name).stem, functools.partial(_of_file, name))
+            name = pathlib.Path(name).stem
+        expect(name in TABLES, "--sets", name, f"a path of an .npz file, or {', '.join(TABLES)}")
+        names.append(name)
+    return tuple(names)
+
+
+def _of_file(path: str) -> LabelledTable:
+    with np.load(path) as arrays:
+        return _standardised(arrays["features"], arrays["labels"])
 
 
 class Cell(NamedTuple):
