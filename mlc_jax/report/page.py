@@ -151,7 +151,7 @@ def _what_to_do(results: dict[str, Any], steps: Steps | None) -> str:
         "the probability that it is right (<code>confidence</code>), and the probability that the "
         "given label is right (<code>label_quality</code>).",
         f"<code>{_text(steps.to_check)}</code> has rows to check. The random ones show how good "
-        "the labels are; the uncertain ones make them better. Fill in "
+        f"the labels are; the others make them better. {_text(steps.asked)} Fill in "
         f"<code>checked_label</code> of as many as you like, {again}",
         f"For new examples, in a file NEW like the training file: {_command(steps.predict)}",
     ]
