@@ -227,7 +227,7 @@ def train(
         rows=_of_rows(run.dataset, of_noisy) if of_all_rows else None,
         predictions={x: classes[y] for x, y in report.predicted(of_noisy.out_of_fold).items()},
         checked_rows={
-            name: _with_none(classes, x) if x.dtype.kind == "i" else x
+            name: x if name in ("id", "drawn") else _with_none(classes, x)
             for name, x in report.checked_columns(run, of_noisy).items()
         },
         sources=report.of_each_source(run, of_noisy),

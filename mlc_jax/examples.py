@@ -200,8 +200,9 @@ def _sources(present: Mapping[str, Examples], read: Callable[..., Source]) -> di
 def _class_names(names: tuple[str, ...] | None, num_classes: int) -> tuple[str, ...]:
     if names is None:
         return tuple(str(number) for number in range(num_classes))
-    expect(len(names) <= num_classes, "labels", ", ".join(names), f"{num_classes} names at most, "
-           "one for each of the model's classes")  # fmt: skip
+    some = f"{len(names)} names such as {', '.join(names[:5])}"
+    expect(len(names) <= num_classes, "labels", some, f"{num_classes} at most, one for each of the "
+           "model's classes")  # fmt: skip
     return names + tuple(f"class {i}" for i in range(len(names), num_classes))
 
 

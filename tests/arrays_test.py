@@ -331,7 +331,8 @@ def test_labels_that_are_checked_later(tmp_path, rows, has_ids):
     [
         ({"9": "a"}, "line 2: id '9' is not in FILE; expected one of its ids"),
         ({"2": "c"}, "line 2: checked_label is 'c', which no row was given, and no other row has "
-         "it; expected one of the file's labels, such as 'a', or two rows at least of a new class"),
+         "it; expected one of the file's labels, such as 'a', two rows at least of a new class, "
+         "or its name in config.dataset.class_names"),
         ({"2": "unsure"}, "line 2: checked_label is 'unsure', which no row was given; expected one "
          "of a, b, or nothing where nobody looked"),
         ({"0": "b"}, "line 2: id '0' is checked as 'b', and as 'a' in FILE row '0'; expected one "

@@ -525,6 +525,22 @@ def test_a_table_to_its_verdict(tmp_path):
     np.testing.assert_allclose(probs.sum(axis=1), 1, rtol=1e-5)
 
 
+def test_what_random_rows_would_bring_is_said_of_those_that_are_asked_for(tmp_path):
+    """Not of a file that somebody has filled in."""
+    _table(tmp_path / "all.csv")
+    config = _config(tmp_path / "all.csv")
+    again = {"show_progress": False, "again": "mlc-jax correct all.csv"}
+    results = train.train_and_evaluate(config, str(tmp_path / "run"), **again)
+    line = results["table"].splitlines()[-1]
+    assert line.startswith("30 rows there are drawn at random: they would narrow the interval for ")
+    text = (tmp_path / "run" / "to_check.csv").read_text()
+    head, first, *rows = text.splitlines()
+    (tmp_path / "run" / "to_check.csv").write_text("\n".join([head, f"{first}ant", *rows]))
+    results = train.train_and_evaluate(config, str(tmp_path / "run"), **again)
+    assert results["table"].splitlines()[-1] == "  mlc-jax correct all.csv"
+    assert "drawn at random: they" not in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_the_classifiers_own_predictions_as_corrected_labels(tmp_path):
     """In every file, and in the verdict; the program is that of the default."""
     _table(tmp_path / "all.csv")
@@ -717,7 +733,7 @@ def test_classes_without_a_check_are_asked_for(size):
     rng = np.random.default_rng(0)
     soft = rng.dirichlet(np.ones(5), size)
     soft[:, 4] = 0
-    given = rng.integers(0, 4, size)
+    given = rng.integers(-1, 4, size)
     chosen = _chosen(soft, given, np.array([0, 0, 2]))
     why = np.array(chosen.why)
     asked = chosen.rows[why == to_check.NO_CHECK]

@@ -100,6 +100,22 @@ def test_answers_are_taken_up_as_they_are_saved(tmp_path, content, expected):
     assert (out / "to_check.csv").read_bytes() == content
 
 
+def test_a_new_class_is_counted_over_all_checks(tmp_path):
+    """One row in to_check.csv and one in another file: the run counts them together."""
+    path, out = tmp_path / "data.csv", epath.Path(tmp_path / "out")
+    path.write_bytes(csv(table(drop=["checked_label"], id=[f"{i:04d}" for i in ROWS])))
+    file = read_labels(Table("config.dataset.data", str(path)), Said())
+    out.mkdir()
+    (out / "to_check.csv").write_bytes(_answered() + b"0011,emu,random\n")
+    assert rounds.Rounds(out, others=True).take_up(file, _no_cells) == 11
+    # A later look without the other file names answers.csv: that is where the answer stands now.
+    with pytest.raises(InputError, match=r"answers\.csv' says that id '0011' is 'emu'.* such as '"):
+        rounds.Rounds(out).standing(file)
+    (tmp_path / "more.csv").write_text("id,checked_label\n0012,emu\n")
+    checks = read_checks([str(tmp_path / "more.csv"), str(out / "answers.csv")], file)
+    assert checks.labels.names[-1] == "emu"
+
+
 NAMED = table(drop=["checked_label"], id=[f"{i:04d}" for i in ROWS])
 NAMELESS = NAMED.drop(columns="id")
 

@@ -197,7 +197,7 @@ def test_an_answer_that_is_misspelt_is_told_and_not_taken_up(refused, run_comman
     run_command("correct", str(path))
     _fill(tmp_path / "all.mlc" / "to_check.csv", dict.fromkeys(truth, "wasp"), rows=1)
     line = refused("correct", str(path))
-    assert line.startswith("--checks: ") and "line 2: checked_label is 'wasp'" in line
+    assert line.startswith("--checks: ") and "is 'wasp', which no row was given" in line
     assert not (tmp_path / "all.mlc" / "answers.csv").exists()
 
 
@@ -291,6 +291,7 @@ BAD = [
      "one of random, per_class, looked_up, or None"),
     (["all.csv", "--label=kind", "--config.dataset.drwan=x"], "--config.dataset.drwan: there is no "
      "such setting; expected one that `mlc-jax settings` lists, such as --dataset.drawn"),
+    (["all.csv", "--label=kind", "--dataset.class_names=emu,gnu"], "FILE: 'all.csv' line 2 has "),
     (["all.csv", "--label=kind", "--seed=x"], "--seed: got 'x', expected a whole number"),
     (["all.csv", "--label=kind", "--seed"], "--seed: has no value; expected --seed=VALUE"),
     (["all.csv", "--label=kind", "--encoder=x"], "--encoder: got 'x', expected none with"),

@@ -5,6 +5,7 @@ import pytest
 
 from experiments.labels import instead, tables_of_people
 from experiments.labels.tables_of_people import TABLES, draw
+from mlc_jax.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -77,3 +78,26 @@ def test_slower_columns_judge_the_same_rows(name, standard_promotion):
     assert found[name] > simple["given"] + 5
     num_doubtful = (~cell.checked).sum()
     assert (found[name] * num_doubtful / 100) % 1 == pytest.approx(0, abs=1e-6)
+
+
+def test_a_table_of_ones_own(tmp_path, monkeypatch):
+    """Its draws depend on its name alone; no other table may have that name."""
+    monkeypatch.setattr(tables_of_people, "TABLES", dict(tables_of_people.TABLES))
+    monkeypatch.setattr(tables_of_people, "_SEEDS", {})
+    rng = np.random.default_rng(0)
+    for name in ("one", "two", "wine"):
+        arrays = {"features": rng.normal(3, 2, size=(50, 4)), "labels": np.arange(50) % 3}
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    files = [f"{tmp_path}/{name}.npz" for name in ("one", "two")]
+    assert tables_of_people.named(",".join(["iris", *files])) == ("iris", "one", "two")
+    table = tables_of_people.TABLES["two"]()
+    np.testing.assert_allclose(table.features.std(axis=0), 1, rtol=1e-5)
+    first = tables_of_people.draw("two", table, "flip", "random:10", 3)
+    for name in ("one", "two"):
+        del tables_of_people.TABLES[name]
+    assert tables_of_people.named(files[1]) == ("two",)
+    again = tables_of_people.draw("two", table, "flip", "random:10", 3)
+    np.testing.assert_array_equal(first.given, again.given)
+    for sets in (f"{tmp_path}/wine.npz", f"{tmp_path}/no.npz", "no"):
+        with pytest.raises(InputError, match="--sets"):
+            tables_of_people.named(sets)

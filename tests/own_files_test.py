@@ -10,6 +10,7 @@ from PIL import Image
 
 import mlc_jax as mlc
 from mlc_jax.benchmarks import datasets
+from mlc_jax.data.source import read_rows
 from mlc_jax.errors import InputError
 from mlc_jax.examples import create_dataset
 from mlc_jax.files.values.checks import random_order
@@ -172,13 +173,85 @@ def test_classes_that_the_user_names(tmp_path, kind):
         datasets.load(config)
 
 
+@pytest.mark.parametrize(
+    "label",
+    ["?", "...", "to do", "[todo]", "not_checked", "\u2713", "-", "x" * 201, "1", "TRUE"],
+)
+def test_what_is_no_class_in_later_checks(tmp_path, label):
+    """However often it is typed."""
+    config = _config("table", tmp_path)
+    config.dataset.checked = _checks(tmp_path / "1.csv", [(20, label), (21, label)])
+    with pytest.raises(InputError, match="or nothing where nobody looked"):
+        datasets.load(config)
+
+
+def test_a_tick_in_each_checked_row_is_no_label(tmp_path):
+    config = _config("table", tmp_path, np.where(CHECKED == "", "", "good"))
+    with pytest.raises(InputError, match="such as 'good', and none of them was given"):
+        datasets.load(config)
+
+
+def test_truth_values_in_later_checks_are_those_of_the_file(tmp_path):
+    """TRUE in two rows is no new class beside 1 and 0."""
+    columns = {"label": np.arange(30) % 2, "x": np.arange(30.0) ** 2}
+    pandas.DataFrame(columns).to_csv(tmp_path / "all.csv", index=False)
+    config = _config_of(tmp_path / "all.csv")
+    config.dataset.checked = _checks(tmp_path / "1.csv", [(3, "TRUE"), (5, "TRUE"), (6, "FALSE")])
+    dataset = datasets.load(config)
+    assert dataset.class_names == ("0", "1") and dataset.clean.truth.tolist() == [1, 1, 0]
+    pandas.DataFrame(columns | {"label": columns["label"] > 0}).to_csv(
+        tmp_path / "all.csv", index=False
+    )
+    _checks(tmp_path / "1.csv", [(3, 1), (5, 1), (6, 0)])
+    dataset = datasets.load(config)
+    assert dataset.class_names == ("False", "True") and dataset.clean.truth.tolist() == [1, 1, 0]
+
+
+def test_one_number_in_two_forms_is_one_class_of_later_checks(tmp_path):
+    """pandas writes 1.0 in the column of checks and 1 in that of labels."""
+    columns = {"label": np.arange(30) % 3, "x": np.arange(30.0) ** 2}
+    columns["checked_label"] = np.where(np.arange(30) < 9, columns["label"], np.nan)
+    pandas.DataFrame(columns).to_csv(tmp_path / "all.csv", index=False)
+    config = _config_of(tmp_path / "all.csv")
+    config.dataset.checked = _checks(tmp_path / "1.csv", [(1, 1), (4, "1."), (20, "02"), (21, 0)])
+    dataset = datasets.load(config)
+    assert dataset.class_names == ("0", "1", "2") and len(dataset.clean) == 11
+    config.dataset.checked = _checks(tmp_path / "1.csv", [(1, 2)])
+    with pytest.raises(InputError, match="is checked as '2', and as '1' in"):
+        datasets.load(config)
+    config.dataset.checked = _checks(tmp_path / "1.csv", [(20, 3), (21, "3")])  # Of numbers.
+    assert datasets.load(config).class_names == ("0", "1", "2", "3")
+
+
+def test_a_class_that_the_user_names_may_be_any_word(tmp_path):
+    config = _config("table", tmp_path, np.where(np.arange(30) == 8, "unknown", CHECKED))
+    config.dataset.class_names = "ant,bee,cow,unknown"
+    assert (datasets.load(config).clean.truth == 3).sum() == 1
+    config.dataset.class_names = "ant,bee,cow,unknown,Unknown"
+    with pytest.raises(
+        InputError, match=r"has label 'unknown', and config\.dataset\.class_names has"
+    ):
+        datasets.load(config)
+
+
+def test_a_new_class_of_later_checks_is_a_number_where_labels_are(standard_promotion):
+    rng = np.random.default_rng(0)
+    frame = pandas.DataFrame(rng.normal(size=(60, 3)), columns=[*"abc"])
+    frame["label"] = np.arange(60) % 3
+    frame["checked_label"] = [i % 3 if i < 30 else None for i in range(60)]
+    checks = pandas.DataFrame({"id": [40, 41], "checked_label": [7, 7]})
+    result = mlc.correct_labels(frame, checks=checks, num_epochs=1, progress=False)
+    assert result.classes.tolist() == [0, 1, 2, 7]
+    assert result.to_frame()["corrected_label"][40:42].tolist() == [7, 7]
+
+
 def test_classes_that_the_user_names_in_python(standard_promotion):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 3)), np.arange(60) % 3
     checked = np.where(np.arange(60) < 30, y, -1)
     short = {"num_epochs": 1}
     corrector = mlc.LabelCorrector(class_names=[2, 1, 0, 7], **short).fit(x, y, checked=checked)
-    assert corrector.classes_.tolist() == [2, 1, 0, 7]
+    assert corrector.classes_.tolist() == [0, 1, 2, 7]  # As scikit-learn wants them.
     assert set(corrector.labels_[:30] - y[:30]) == {0} and corrector.soft_labels_.shape == (60, 4)
     frame = pandas.DataFrame(x, columns=[*"abc"]).assign(label=y, checked_label=checked)
     for names, problem in (
@@ -331,3 +404,16 @@ def test_a_file_that_may_not_be_read(tmp_path, kind):
     text = str(raised.value)
     assert "\n" not in text and "ermission denied" in text
     assert ("7.png" if kind == "pictures" else config.dataset.data) in text
+
+
+def test_nearly_all_rows_are_checked(tmp_path):
+    """Features are scaled by all of them: the deviation of one row would make them all 0."""
+    checked = np.where(np.arange(30) < 29, LABELS, "")
+    for kind in ("arrays", "mapped", "table"):
+        (tmp_path / kind).mkdir()
+        dataset = datasets.load(_config(kind, tmp_path / kind, checked))
+        x = np.concatenate([
+            np.asarray(dataset.prepare(read_rows(part.source, part.rows)))
+            for part in (dataset.noisy, dataset.clean)
+        ])  # fmt: skip
+        np.testing.assert_allclose([x.mean(), x.std()], [0, 1], atol=1e-5)

@@ -77,6 +77,11 @@ def test_so_many_per_class_are_weighted_by_how_frequent_classes_are():
     share = verdict.weighted_share(right, checks, shares, doubtful=10**9)
     np.testing.assert_allclose(share.estimate, 0.9 * 0.9 + 0.1 * 0.3)
     assert share.low < share.estimate < share.high
+    few = verdict.weighted_share(right, checks, shares, doubtful=10)
+    smooth, each = np.array([11, 5]) / 14, 0.1 + 1 / (shares * 10)
+    deviation = np.sqrt(np.sum(shares**2 * smooth * (1 - smooth) * each))
+    np.testing.assert_allclose(few.low, (0.84 + shares @ smooth) / 2 - 1.959964 * deviation - 0.05,
+                               rtol=1e-6)  # fmt: skip
     # A class that nobody checked counts as the others do, and widens the interval.
     other = verdict.weighted_share(right[:10], checks[:10], shares, doubtful=10**9)
     np.testing.assert_allclose(other.estimate, 0.9)
@@ -171,23 +176,38 @@ def test_once_rows_were_looked_up_the_verdict_is_about_all_rows():
     assert alone.shares == found.shares
 
 
-@pytest.mark.parametrize("take", [CORRECTED, CLASSIFIER, CHECKED, GIVEN])
+@pytest.mark.parametrize("take", [CORRECTED, CLASSIFIER, CHECKED])
 def test_which_predictions_are_the_corrected_labels(take):
-    """The verdict says it, and its sentence calls the right file."""
+    """The verdict says it, and is about these."""
     given = _wrong(CHECKS, range(16))
     says = dict.fromkeys(("corrected", "classifier", "checked"), given) | {take: CHECKS}
-    found = _judge(CHECKS, given, **{k: x for k, x in says.items() if k != GIVEN}, corrects=take)
+    found = _judge(CHECKS, given, **says, corrects=take)
     marked = [line for line in found.lines() if "(corrected_label)" in line]
     if take == CORRECTED:
         assert not marked and found.names == verdict.NAMES
     else:
         assert len(marked) == 1 and verdict.NAMES[take] in marked[0]
         assert "given labels and classifiers together" in found.lines()[2]
-    if take in (CORRECTED, CLASSIFIER):
-        assert found.sentence.startswith("Take the corrected labels. ")
+    assert found.take == take and found.sentence.startswith("Take the corrected labels. ")
+    assert {x.estimate for x in found.by_class.values()} == {1.0}
+    assert found.confidence == pytest.approx(0.99, abs=0.02)
     other = _judge(CHECKS, given, corrected=CHECKS, corrects=CLASSIFIER)
-    assert other.sentence.startswith("Take the given labels and classifiers together. ")
+    expected = "Take the given labels and classifiers together (cross_fit.take=corrected). "
+    assert other.sentence.startswith(expected)
     assert verdict.Verdict.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_other_corrected_labels_that_are_no_better():
+    """What shows a difference then is said of them."""
+    given = _wrong(CHECKS, range(10))
+    found = _judge(CHECKS, given, corrected=_wrong(CHECKS, range(4)), classifier=given,
+                   checked=_wrong(CHECKS, range(7)), corrects=CHECKED)  # fmt: skip
+    assert found.take == CORRECTED  # Of 6 to 0, with p = 0.03; 3 to 0 is not shown.
+    found = _judge(CHECKS, given, corrected=_wrong(CHECKS, range(6)), classifier=given,
+                   checked=_wrong(CHECKS, range(7)), corrects=CHECKED)  # fmt: skip
+    assert found.take == verdict.AS_GIVEN
+    assert found.sentence.startswith(verdict.SENTENCES[verdict.AS_GIVEN])
+    assert found.more == verdict.rows_needed(3 / 40, 0) - 40
 
 
 def test_shares_of_classes():
@@ -210,8 +230,14 @@ def test_what_more_random_rows_would_bring():
     right = np.arange(100) < 75
     share = verdict.share_right(right, 240, 1.25)
     np.testing.assert_allclose(2 * then, share.high - share.low)
+    more = _judge(CHECKS, CHECKS, corrected=_wrong(CHECKS, range(10)), doubtful=240, looked_up=60)
+    assert more.narrowed(60) == (now, then)
+    other = _judge(CHECKS, CHECKS, classifier=_wrong(CHECKS, range(10)), corrects=CLASSIFIER,
+                   doubtful=300)  # fmt: skip
+    assert other.narrowed(60) == (now, then)
     per_class = _judge(CHECKS, CHECKS, class_shares=np.array([0.5, 0.5]))
     assert per_class.narrowed(30) is None and _judge(CHECKS[:0], CHECKS[:0]).narrowed(30) is None
+    assert _judge(CHECKS, CHECKS, doubtful=50).narrowed(30) is None  # Of the last twenty rows.
 
 
 def test_classes_that_nobody_checked_are_named():

@@ -23,10 +23,10 @@ from experiments.records import Records, Row, clear_programs
 from experiments.tables import to_csv, to_markdown, values, where
 from mlc_jax import command_line, methods, models, paths
 from mlc_jax.data import folds
-from mlc_jax.report.to_check import NUM_RANDOM, NUM_UNCERTAIN, choose, num_random
+from mlc_jax.report.to_check import NUM_ROWS, choose, num_random
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the table.")
-_SETS = flags.DEFINE_string("sets", "breast_cancer,diamonds", "Some of the tables.")
+_SETS = flags.DEFINE_string("sets", "breast_cancer,diamonds", "Some of the tables; or FILE.npz.")
 _FIRST_CHECKS = flags.DEFINE_integer("first_checks", 60, "Rows checked at first.", lower_bound=2)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "The first one included.", lower_bound=1)
 _DRAWS = flags.DEFINE_integer("draws", 5, "Of rows and wrong labels.", lower_bound=1)
@@ -69,11 +69,11 @@ def measure(name: str, way: str, draws: Sequence[int], num_rounds: int, checks: 
             by_order, seen = np.argsort(orders[i][doubtful]), labels[cells[i].checked]
             chosen = choose(by_order, probs, cells[i].votes[doubtful, 0], seen, more)
             random = doubtful[by_order[: num_random(more)]]
-            rows_ = doubtful[chosen.rows] if way == WAYS[0] else random
+            looked_at = doubtful[chosen.rows] if way == WAYS[0] else random
             if way == WAYS[1]:
-                random = rows_ = doubtful[by_order[: NUM_RANDOM + NUM_UNCERTAIN]]
+                random = looked_at = doubtful[by_order[:NUM_ROWS]]
             checked = cells[i].checked.copy()
-            checked[rows_] = True
+            checked[looked_at] = True
             cells[i] = cells[i]._replace(checked=checked)
             passed = orders[i] <= orders[i][random].max(initial=-1)
             drawn[i] = np.where(checked, np.where(passed, folds.RANDOM, folds.LOOKED_UP), "")

@@ -11,6 +11,7 @@ import importlib.util
 import io
 import pathlib
 import tarfile
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -206,6 +207,7 @@ MADE = {
     "shells": functools.partial(_made, "gaussian_quantiles", n_features=5, n_classes=3),
 }
 TABLES |= MADE
+_SEEDS: dict[str, int] = {}  # Of tables in files.
 
 
 def named(sets: str) -> tuple[str, ...]:
@@ -218,8 +220,11 @@ def named(sets: str) -> tuple[str, ...]:
     for name in sets.split(","):
         if name.endswith(".npz"):
             expect(pathlib.Path(name).is_file(), "--sets", name, "a file")
-            TABLES.setdefault(pathlib.Path(name).stem, functools.partial(_of_file, name))
-            name = pathlib.Path(name).stem
+            stem = pathlib.Path(name).stem
+            expect(stem not in TABLES, "--sets", name, "a file with a name of its own")
+            TABLES[stem] = functools.partial(_of_file, name)
+            _SEEDS[stem] = zlib.crc32(stem.encode())
+            name = stem
         expect(name in TABLES, "--sets", name, f"a path of an .npz file, or {', '.join(TABLES)}")
         names.append(name)
     return tuple(names)
@@ -265,7 +270,8 @@ def _second_choices(name: str) -> tuple[np.ndarray, np.ndarray]:
 def draw(name: str, table: LabelledTable, noise: str, checked: str, number: int) -> Cell:
     """One draw; all kinds of noise have the same checked rows."""
     labels, num_classes = table.labels, int(table.labels.max()) + 1
-    rng = np.random.default_rng([number, list(TABLES).index(name)])
+    place = _SEEDS.get(name, list(TABLES).index(name))
+    rng = np.random.default_rng([number, place])
     given = labels.copy()
     if noise == "flip":
         wrong = rng.random(len(labels)) < _FLIP
@@ -282,7 +288,7 @@ def draw(name: str, table: LabelledTable, noise: str, checked: str, number: int)
         hard = np.argsort(sure, kind="stable")[: round(_HARD * len(labels))]
         given[hard] = second[hard]
     how, _, count = checked.partition(":")
-    rng = np.random.default_rng([number, list(TABLES).index(name), int(count)])
+    rng = np.random.default_rng([number, place, int(count)])
     order = rng.permutation(len(labels))
     unseen, rows = np.split(order, [round(_UNSEEN * len(labels))])
     truth = labels[rows]

@@ -13,8 +13,9 @@ from etils import epath
 from mlc_jax import command_line, paths
 from mlc_jax.benchmarks.texts import read_published
 from mlc_jax.encoders.encoding import TextReader
+from mlc_jax.errors import expect
 
-_DATA = flags.DEFINE_string("data_dir", "", "Directory with the published train.csv and test.csv.")
+_DATA = flags.DEFINE_string("data_dir", None, "Directory with the published train.csv, test.csv.")
 _TFDS = flags.DEFINE_string("tfds_name", None, "Or the builder of TensorFlow Datasets to read.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "An encoder for texts.")
 _OUT = flags.DEFINE_string("out", "", "File to write.")
@@ -23,6 +24,7 @@ _NUM_TEXTS = 4_000
 
 def main() -> None:
     """Encodes the texts, and writes the file."""
+    expect(bool(_DATA.value or _TFDS.value), "--data_dir", _DATA.value, "a directory")
     (texts, labels), _ = read_published("ag_news", _DATA.value, tfds_name=_TFDS.value)
     rows = np.sort(np.random.default_rng(0).permutation(len(labels))[:_NUM_TEXTS])
     everything = list(texts.read())
@@ -34,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, required=["data_dir", "checkpoint", "out"])
+    command_line.run(main, required=["checkpoint", "out"])

@@ -63,7 +63,7 @@ def load(config: ConfigDict, encode: Any = None) -> Dataset:
     columns = [(x.partition("=")[0], x.partition("=")[2]) for x in _listed("columns", c.columns)]
     said = Said(
         _listed("label_columns", c.label_columns), c.votes, tuple(columns),
-        _listed("class_names", c.class_names),
+        tuple(x.strip() for x in _listed("class_names", c.class_names)),
     )  # fmt: skip
     if (said.columns or said.votes) and not c.data:
         name = "label_columns" if c.label_columns else "votes"

@@ -104,7 +104,7 @@ def correct(options: Options) -> int:
 
     file = _labels_of(kind, config, options)
     cells = functools.partial(_cells, file, kind, config)
-    done = rounds.Rounds(out)
+    done = rounds.Rounds(out, others=bool(config.dataset.checked))
     done.check_file(file.path)
     new = done.take_up(file, cells)
     if new:
@@ -229,7 +229,7 @@ def _said(config: ConfigDict, options: Options) -> "Said":
 
     names = settings_.column_names(config.dataset.columns)
     labels = options.label if len(options.label) > 1 else ()
-    classes = tuple(overrides.listed(config.dataset.class_names))
+    classes = tuple(x.strip() for x in overrides.listed(config.dataset.class_names))
     return Said(labels, options.votes, tuple(names.items()), classes)
 
 

@@ -4,6 +4,7 @@ The first round is a run in OUT, the next ones are in OUT/round_2, OUT/round_3, 
 typed into a `to_check.csv` is added to `OUT/answers.csv` before anything else is written.
 """
 
+import collections
 import hashlib
 import json
 import re
@@ -58,13 +59,14 @@ class Rounds:
 
     Args:
       out: that directory; it need not be there yet.
+      others: whether there are further files of checks, which count where a new class is counted.
 
     Raises:
       InputError: it is there, with files that are not ours.
     """
 
-    def __init__(self, out: epath.Path):
-        self.out = out
+    def __init__(self, out: epath.Path, *, others: bool = False):
+        self.out, self._others = out, others
         if _ROUND.fullmatch(out.name) and (out.parent / "config.json").exists():
             raise InputError(
                 f"--out: {str(out)!r} is a round of {str(out.parent)!r}; expected that, to go on "
@@ -156,9 +158,12 @@ class Rounds:
           InputError: no answer is for a row of the file, or a label is not one of the file's, nor a
             new class.
         """
-        return self._newest(file, self.answers())
+        return self._newest(file, self.answers(), [])
 
-    def _newest(self, file: LabelledFile, answers: Sequence[Answer]) -> list[Answer]:
+    def _newest(
+        self, file: LabelledFile, answers: Sequence[Answer], typed: Sequence[Answer]
+    ) -> list[Answer]:
+        """The same of other answers; `typed` are those that are not in `answers.csv` yet."""
         newest, gone = dict[str, Answer](), set[str]()
         checking, place = Checking(file), str(self.out / ANSWERS_FILE)
         for answer in answers:
@@ -169,8 +174,7 @@ class Rounds:
             if not answer.label.strip():  # It was taken out.
                 newest.pop(checking.ids[row], None)
                 continue
-            number = checking.label(answer.label)
-            number = checking.new_label(answer.label) if number is None else number
+            number = checking.label_or_new(answer.label)
             if number is None:
                 raise InputError(
                     f"{FIELD}checked: {place!r} says that id {answer.id!r} is {answer.label!r}, "
@@ -179,13 +183,15 @@ class Rounds:
                 )
             name = checking.ids[row]
             newest[name] = answer._replace(id=name, label=checking.names[number])
-        for name in checking.new_names:
-            of_name = [x for x in newest.values() if x.label == name]
-            if len(of_name) == 1:
-                where = str(self.out / of_name[0].file)
+        times = collections.Counter(x.label for x in newest.values())
+        single = [name for name in checking.new_names if times[name] == 1]
+        for answer in newest.values():
+            if answer.label in single and not self._others:
+                is_typed = answer.id in {x.id for x in typed}
+                where = str(self.out / answer.file) if is_typed else place
                 raise InputError(
-                    f"{FIELD}checked: {where!r} says that id {of_name[0].id!r} is "
-                    f"{checking.alone(name)}"
+                    f"{FIELD}checked: {where!r} says that id {answer.id!r} is "
+                    f"{checking.alone(answer.label, single)}"
                 )
         if gone and not newest:
             raise InputError(
@@ -238,8 +244,8 @@ class Rounds:
             said = of_row.names[of_row.numbers[row]]
             new.append(Answer(of_row.ids[row], said, rows[0].why, name))
         self._check_places(file, [*known, *new], cells)
-        if any(checking.label(x.label) is None for x in new):
-            self._newest(file, [*known, *new, *gone])  # A new class needs two rows.
+        if any(checking.label(x.label) is None for x in [*known, *new] if x.label.strip()):
+            self._newest(file, [*known, *new, *gone], new)  # A new class needs two rows.
         if new or gone:
             append([*new, *gone], self.out / ANSWERS_FILE)
         if known or new:

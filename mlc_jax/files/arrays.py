@@ -73,7 +73,9 @@ def load(
     checks = read_checks(checked, labelled["data"], drawn) if checked else None
     own = combine(labelled, Normalize(), checks, drawn, benchmark=benchmark)
     return (
-        own if isinstance(own, Benchmark) else own._replace(prepare=scale(own.noisy, standardized))
+        own
+        if isinstance(own, Benchmark)
+        else own._replace(prepare=scale(own.scaled_by, standardized))
     )
 
 
@@ -82,17 +84,17 @@ def read_labels(path: str, said: Said) -> LabelledFile:
     return _File("data", path).labelled(said)
 
 
-def scale(noisy: Subset, standardized: bool | None) -> Normalize:
-    """`prepare` for a noisy set of arrays, in memory or memory-mapped.
+def scale(subset: Subset, standardized: bool | None) -> Normalize:
+    """`prepare` for a set of arrays, in memory or memory-mapped.
 
     Args:
-      noisy: the arrays that mean and deviation are computed on.
+      subset: the arrays that mean and deviation are computed on, see `OwnData.scaled_by`.
       standardized: whether each feature gets mean 0 and deviation 1. None chooses: pixels (unsigned
         whole numbers) are divided by the largest, what lies in [0, 1] stays, and the rest is
         standardised.
     """
-    assert isinstance(noisy.source, ArraySource | IndexedSource)
-    inputs, rows = noisy.source.inputs, noisy.rows
+    assert isinstance(subset.source, ArraySource | IndexedSource)
+    inputs, rows = subset.source.inputs, subset.rows
     if standardized is None:
         low, high = extremes(inputs, rows)
         if inputs.dtype.kind == "u":
@@ -257,8 +259,8 @@ class _File:
     def labelled(self, said: Said) -> LabelledFile:
         if self.table is not None:
             return self._labelled_by(self.table, said)
-        if said.columns or said.votes:
-            self.fail("has its labels in an array; expected neither label_columns nor votes")
+        if self.field == f"{FIELD}data" and said._replace(classes=()) != Said():
+            self.fail("has its labels in an array; expected no columns, label_columns or votes")
         inputs, ids = self.inputs, self.arrays.get("ids")
         names: tuple[str, ...] = ()
         labels, votes = self._labels("labels"), None

@@ -113,7 +113,7 @@ def load(
     if isinstance(own, Benchmark):
         return dataclasses.replace(own, left_out=tuple(left_out))
     if options.encode is not None:
-        own = own._replace(prepare=scale(own.noisy, True))
+        own = own._replace(prepare=scale(own.scaled_by, True))
     return own._replace(left_out=tuple(left_out))
 
 

@@ -108,8 +108,17 @@ class LabelledFile:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of all classes, in order."""
+        return self._all.names
+
+    @property
+    def class_numbers(self) -> dict[str, int]:
+        """The place in `class_names` of each label in the file, such as that of 1 for 1.0."""
+        return self._all.by_name
+
+    @functools.cached_property
+    def _all(self) -> "_Classes":
         columns = (self.labels, self.votes, self.checked, self.given)
-        return _Classes.of([x for x in columns if x is not None], self.classes).names
+        return _Classes.of([x for x in columns if x is not None], self.classes)
 
     def numbered(self) -> tuple[list[str], np.ndarray, np.ndarray | None]:
         """Names of classes, and labels as their numbers: given ones `[N]`, checked ones `[N]`."""
@@ -157,6 +166,19 @@ class OwnData(NamedTuple):
     columns: Columns | None = None
     left_out: tuple[tuple[str, str], ...] = ()
     source_names: tuple[str, ...] = ()
+
+    @property
+    def scaled_by(self) -> Subset:
+        """The rows that features are scaled by: noisy ones; if most are checked, all or those.
+
+        A few rows say little of means and deviations, and a single one nothing.
+        """
+        if len(self.noisy) >= len(self.clean):
+            return self.noisy
+        if self.noisy.source is not self.clean.source:
+            return self.clean
+        rows = np.sort(np.concatenate([self.noisy.rows, self.clean.rows]))
+        return Subset.whole(self.clean.source).take(rows)
 
 
 def combine(
@@ -247,12 +269,15 @@ class _Classes:
     Args:
       names: of the classes, in order.
       others: maps further names to these, such as `1.0` to `1`.
+
+    Attributes:
+      by_name: numbers of all of these.
     """
 
     def __init__(self, names: Sequence[str], others: Mapping[str, str]):
         self.names = tuple(names)
-        self._numbers = {name: i for i, name in enumerate(names)}
-        self._numbers |= {other: self._numbers[name] for other, name in others.items()}
+        self.by_name = {name: i for i, name in enumerate(names)}
+        self.by_name |= {other: self.by_name[name] for other, name in others.items()}
 
     @classmethod
     def of(cls, columns: Sequence[Labels], named: Sequence[str] = ()) -> "_Classes":
@@ -267,7 +292,7 @@ class _Classes:
         if column is None:
             return np.full(len(file.labels.numbers), UNKNOWN, np.int32)
         # No label has the number UNKNOWN, -1, which takes the last value.
-        numbers = [*(self._numbers[x] for x in column.names), UNKNOWN]
+        numbers = [*(self.by_name[x] for x in column.names), UNKNOWN]
         return np.array(numbers, np.int32)[column.numbers]
 
 

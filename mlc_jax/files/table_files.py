@@ -102,7 +102,7 @@ def of_tables(
     own = combine(files, identity, checks, drawn, needs_checks=needs_checks, benchmark=benchmark)
     if isinstance(own, Benchmark):
         return dataclasses.replace(own, columns=columns)
-    return own._replace(prepare=scale(own.noisy, options.standardized), columns=columns)
+    return own._replace(prepare=scale(own.scaled_by, options.standardized), columns=columns)
 
 
 class TableSource(ArraySource):

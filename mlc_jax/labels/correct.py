@@ -253,7 +253,7 @@ def named_classes(class_names: Any) -> dict[str, Any]:
     """
     if class_names is None:
         return {}
-    is_list = not isinstance(class_names, str) and hasattr(class_names, "__len__")
+    is_list = not isinstance(class_names, str | dict) and np.ndim(class_names) == 1
     expect(is_list and len(class_names) > 1, "class_names", class_names, "a list of two or more")
     texts = Frame("class_names", {}).as_texts("class_names", class_names)
     classes = dict(zip(texts, class_names, strict=True))
@@ -278,6 +278,11 @@ def classes_of(
     for name, column in table.items():
         for text, value in zip(texts.as_texts(name, column), column, strict=True):
             values.setdefault(text, value)
+    there = [values[x] for x in own.class_names if x in values]
+    if all(isinstance(x, int | np.integer) and not isinstance(x, bool) for x in there):
+        # A class that only a file of checks has is a text there.
+        new = [x for x in own.class_names if x not in values]
+        values |= {x: int(x) for x in new if x.removeprefix("-").isdecimal()}
     return np.asarray([values.get(name, name) for name in own.class_names])
 
 

@@ -14,6 +14,7 @@ from mlc_jax.errors import InputError, expect
 from mlc_jax.files.label_columns import NAMES, Said
 from mlc_jax.files.memory import inputs as memory
 from mlc_jax.files.memory.frames import Frame, as_frame, is_missing, without
+from mlc_jax.files.own import in_order
 from mlc_jax.labels.words import in_words
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        The classes, sorted, or in the order of `class_names`.
+        The classes, sorted.
     labels_ : ndarray of shape (n_samples,)
         Corrected labels, in the order of X. A checked row keeps its checked label. With
         "cross_fit", the label of a row comes from classifiers that were not trained on the row.
@@ -140,6 +141,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         x = X if kind != memory.ARRAYS else memory.as_array(X)
         labels = _labels(X, y, checked, drawn, votes, _num_rows(x))
         named = correct.named_classes(self.class_names)
+        named = {x: named[x] for x in in_order(named)}  # scikit-learn's scorers rely on it.
         labels = labels._replace(said=labels.said._replace(classes=tuple(named)))
         seed = 0
         if self.random_state is not None:

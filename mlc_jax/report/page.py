@@ -16,7 +16,7 @@ from mlc_jax.report.pieces import image as _image
 from mlc_jax.report.pieces import table as _table
 from mlc_jax.report.pieces import text as _text
 from mlc_jax.report.steps import Steps
-from mlc_jax.report.verdict import Share, Verdict
+from mlc_jax.report.verdict import BY_CLASS, Share, Verdict
 from mlc_jax.training.evaluate import Prediction
 from mlc_jax.training.run import Run
 
@@ -24,7 +24,7 @@ MOST_CLASSES = 20  # More classes are not readable as a matrix; its largest entr
 NUM_CORRECTIONS = 100
 
 _NUM_PAIRS = 50
-_NUM_SOURCES = 50
+_NUM_SOURCES = _NUM_CLASSES = 50
 
 
 def render(
@@ -104,9 +104,12 @@ def _verdict(found: Verdict) -> str:
     table = _table(["", "% right", "95 % interval"], rows, numbers=[1, 2])
     by_class = [[_text(name), *_share(x), f"{x.n:,}"] for name, x in found.by_class.items()]
     header = ["class", "% right", "95 % interval", "judged rows"]
+    notes = [x for x in notes if not x.startswith(BY_CLASS)]  # A table follows.
+    more = len(by_class) - _NUM_CLASSES
     return (
         f"{text}<p>{_text(head)}</p>{table}{''.join(f'<p>{_text(x)}</p>' for x in notes)}"
-        f"<p>Corrected labels by class:</p>{_table(header, by_class, numbers=[1, 2, 3])}"
+        f"<p>{BY_CLASS}:</p>{_table(header, by_class[:_NUM_CLASSES], numbers=[1, 2, 3])}"
+        + (f"<p>and {more} more, in <code>results.json</code></p>" if more > 0 else "")
     )
 
 
@@ -144,6 +147,7 @@ def _what_to_do(results: dict[str, Any], steps: Steps | None) -> str:
         again = f"and pass {file} to <code>correct_labels</code> as <code>checks=</code>."
     elif steps.again:
         again = f"then {_command(steps.again)}"
+    narrows = _text(f"{steps.narrows} " if steps.narrows else "")
     items = [
         "Look through the corrections below. They are the surest ones: if many of these are "
         "wrong, even more of the others are.",
@@ -151,7 +155,7 @@ def _what_to_do(results: dict[str, Any], steps: Steps | None) -> str:
         "the probability that it is right (<code>confidence</code>), and the probability that the "
         "given label is right (<code>label_quality</code>).",
         f"<code>{_text(steps.to_check)}</code> has rows to check. The random ones show how good "
-        f"the labels are; the others make them better. {_text(steps.asked)} Fill in "
+        f"the labels are; the others make them better. {narrows}Fill in "
         f"<code>checked_label</code> of as many as you like, {again}",
         f"For new examples, in a file NEW like the training file: {_command(steps.predict)}",
     ]

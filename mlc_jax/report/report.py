@@ -78,7 +78,12 @@ def write(
     """
     found, of_noisy = judged(run, progress, of_noisy)
     results = summarize(run, progress, of_noisy.soft_labels, found)
-    steps = next_steps(run, shown or shown_path(workdir), again, found)
+    steps = next_steps(run, shown or shown_path(workdir), again)
+    # Rows per class do not judge beside as many random ones, so they cannot say how many it takes.
+    more = None if found is None or found.per_class else found.more
+    is_asked = not run.exported.has_truth and not to_check.is_filled_in(workdir / to_check.FILE)
+    if is_asked and found is not None:
+        steps = steps._replace(narrows=_narrows(run, found, more))
     if shown:
         steps = steps._replace(save=f"result.save({shown!r})")
     if jax.process_index() == 0:
@@ -88,8 +93,8 @@ def write(
         if by_source:
             columns = {name: [_number(row[name]) for row in by_source] for name in by_source[0]}
             paths.write(workdir / SOURCES_FILE, csv_of(columns))
-        if not run.exported.has_truth and not to_check.is_filled_in(workdir / to_check.FILE):
-            paths.write(workdir / to_check.FILE, _to_check(run, of_noisy, found))
+        if is_asked:
+            paths.write(workdir / to_check.FILE, _to_check(run, of_noisy, more))
         if picture:
             drawn = plots.training(
                 read_metrics(workdir),
@@ -169,16 +174,20 @@ def _tested(run: Run, progress: dict[str, Any]) -> np.ndarray | None:
     return np.arange(num_test) < round(accuracy * num_test)
 
 
-_ASKED = (
-    "{} rows there are drawn at random: they would narrow the interval for the corrected labels "
-    "from ±{:.0f} to ±{:.0f} points."
-)
+def _narrows(run: Run, found: Verdict, more: int | None) -> str:
+    """What the random rows of `to_check.csv` would bring, if that is a point at least."""
+    number = min(to_check.num_random(more), len(run.exported))
+    now, then = (round(100 * x) for x in found.narrowed(number) or (0.0, 0.0))
+    if then >= now:
+        return ""
+    return (
+        f"{number} rows there are drawn at random: they would narrow the interval for the "
+        f"corrected labels from ±{now} to ±{then} points."
+    )
 
 
-def next_steps(run: Run, workdir: str, again: str, found: Verdict | None = None) -> Steps:
+def next_steps(run: Run, workdir: str, again: str) -> Steps:
     """The next steps for the user; `workdir` as it is shown."""
-    number = to_check.num_random(found.more if found else None)
-    narrowed = found.narrowed(number) if found else None
     is_own = not run.exported.has_truth and run.dataset.noise == "given"
     labels = CORRECTED_FILE if corrected.is_of_own_files(run) else LABELS_FILE
     return Steps(
@@ -187,7 +196,6 @@ def next_steps(run: Run, workdir: str, again: str, found: Verdict | None = None)
         to_check=os.path.join(workdir, to_check.FILE) if is_own else "",
         again=again,
         predict=f"mlc-jax predict {shlex.quote(workdir)} NEW",
-        asked=_ASKED.format(number, *(100 * x for x in narrowed)) if narrowed else "",
     )
 
 
@@ -459,12 +467,12 @@ def _shown(run: Run, columns: dict[str, np.ndarray]) -> dict[str, Any]:
     return shown
 
 
-def _to_check(run: Run, of_noisy: Prediction, found: Verdict | None) -> bytes:
+def _to_check(run: Run, of_noisy: Prediction, more: int | None) -> bytes:
+    """The rows to check; `more` as for `to_check.choose`."""
     by_order = to_check.drawn_at_random(run.exported.ids, len(run.exported))
     rows, why = to_check.choose(
-        by_order, of_noisy.soft_labels, run.exported.given, run.dataset.clean.truth,
-        found.more if found else None,
-    )  # fmt: skip
+        by_order, of_noisy.soft_labels, run.exported.given, run.dataset.clean.truth, more
+    )
     columns = label_columns(run.exported, of_noisy)
     shown = _shown(run, {name: column[rows] for name, column in columns.items()})
     del shown["is_label_issue"]

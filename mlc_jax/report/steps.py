@@ -17,7 +17,7 @@ class Steps(NamedTuple):
       to_check: the file to fill in; "" if there is nothing to check.
       again: the command that trains the next round; "" if it is not known.
       predict: the command that predicts new examples, with NEW in place of their file.
-      asked: what the random rows of `to_check` would bring; "" if that is not known.
+      narrows: how the random rows of `to_check` would narrow the interval; "" if they do not.
       save: the Python line that writes these files; "" if they are there.
     """
 
@@ -26,7 +26,7 @@ class Steps(NamedTuple):
     to_check: str
     again: str
     predict: str
-    asked: str = ""
+    narrows: str = ""
     save: str = ""
 
     def text(self) -> str:
@@ -34,7 +34,7 @@ class Steps(NamedTuple):
         lines = [f"Report: {self.report}", f"Labels: {self.labels}"]
         if self.to_check and self.again:
             lines += [f"Next: fill in checked_label in {self.to_check}, as far as you like, then",
-                      f"  {self.again}", *([self.asked] if self.asked else [])]  # fmt: skip
+                      f"  {self.again}", *([self.narrows] if self.narrows else [])]  # fmt: skip
         else:
             lines += ["New examples:", f"  {self.predict}"]
         return "\n".join(map(readable, lines))

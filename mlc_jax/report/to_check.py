@@ -16,7 +16,7 @@ from mlc_jax.report import pieces
 
 FILE, PAGE = "to_check.csv", "to_check.html"
 NUM_FIRST = 60  # Rows if none is checked yet.
-NUM_RANDOM, NUM_UNCERTAIN = 30, 70  # Rows after a run; more random ones if they show something.
+NUM_ROWS, NUM_RANDOM = 100, 30  # Rows after a run; more random ones if they show something.
 NUM_OF_CLASS, MOST_OF_CLASSES = 5, 30  # Rows of a class without a check, and of all such classes.
 UNCERTAIN = "uncertain"  # Why a row is there, if it was not drawn at random.
 NO_CHECK = "no check of this class"
@@ -44,8 +44,7 @@ class Chosen(NamedTuple):
 
 def num_random(more: int | None) -> int:
     """How many rows are drawn at random, see `choose`."""
-    is_enough = more is not None and NUM_RANDOM < more <= NUM_RANDOM + NUM_UNCERTAIN
-    return more if is_enough and more is not None else NUM_RANDOM
+    return more if more and NUM_RANDOM < more <= NUM_ROWS else NUM_RANDOM
 
 
 def choose(
@@ -62,9 +61,10 @@ def choose(
       soft_labels: `[N, C]`, corrected labels.
       given: `[N]`, labels as given.
       checked: `[M]`, labels that were checked so far.
-      more: how many random rows would show that the corrected labels are better.
+      more: how many random rows would show that the corrected labels are better; None if no number
+        would, or if it is shown.
     """
-    size, number = NUM_RANDOM + NUM_UNCERTAIN, num_random(more)
+    size, number = NUM_ROWS, num_random(more)
     random = by_order[:number]
     left = np.setdiff1d(np.arange(len(given)), random)
     soft, labels = soft_labels[left], soft_labels[left].argmax(axis=-1)

@@ -16,6 +16,7 @@ from scipy import optimize, special, stats
 from mlc_jax.data.source import UNKNOWN
 from mlc_jax.errors import readable
 
+BY_CLASS = "Corrected labels by class"
 ENOUGH = 30  # With fewer judged rows there are intervals, but no recommendation.
 AS_GIVEN, CORRECTED, CLASSIFIER, CHECKED, GIVEN = (
     "as_given", "corrected", "classifier", "checked", "given",
@@ -27,7 +28,8 @@ NAMES = {
     CHECKED: "a classifier of the checked rows alone",
     GIVEN: "a classifier of the labels as given",
 }
-_TOGETHER = "given labels and classifiers together"  # Corrected labels are others then.
+# What the pool is called if the corrected labels are others.
+_TOGETHER = "given labels and classifiers together"
 SENTENCES = {
     CORRECTED: "Take the corrected labels.",
     CLASSIFIER: "Take the classifier's own predictions (predicted_label in predicted_labels.csv).",
@@ -87,7 +89,8 @@ class Verdict:
     Attributes:
       shares: shares of right labels, by name in `NAMES`; `as_given` only if given labels are known.
       comparisons: each of them compared with the given labels.
-      take: a key of `SENTENCES`; None with fewer than `ENOUGH` rows, or no given labels.
+      take: a key of `SENTENCES`, or `corrected`; None with fewer than `ENOUGH` rows, or without
+        given labels.
       more: if no difference is shown, how many more rows, checked at random, would show one of this
         size with 80 % power; None if no number would.
       doubtful: number of rows that nobody checked.
@@ -157,8 +160,8 @@ class Verdict:
         if self.take is None:
             return f"{self.n} judged rows are too few for a recommendation; check {ENOUGH} or more."
         text = SENTENCES[CORRECTED if self.take == self.corrected else self.take]
-        if self.take != self.corrected:
-            text = text.replace(NAMES[CORRECTED], self.names[CORRECTED])
+        if self.take == CORRECTED != self.corrected:
+            text = f"Take the {_TOGETHER} (cross_fit.take=corrected)."
         if self.take != AS_GIVEN:
             one = self.comparisons[self.take]
             return (
@@ -182,7 +185,7 @@ class Verdict:
     def narrowed(self, more: int) -> tuple[float, float] | None:
         """Half the interval's width for corrected labels: now, and with more random checks.
 
-        None without a random sample.
+        None without a random sample, and if so few rows would be left that it is not narrower.
         """
         share, size = self.shares[self.corrected], self.doubtful + self.looked_up + self.n
         if share.estimate is None or self.per_class:
@@ -190,7 +193,7 @@ class Verdict:
         p = share.estimate
         ends = [_wilson(p, n, size - n, _DEPENDENCE) for n in (self.n, self.n + more)]
         now, then = ((high - low) / 2 for low, high in ends)
-        return now, then
+        return (now, then) if then < now else None
 
     def lines(self) -> list[str]:
         """For the terminal; the last one says what to do."""
@@ -207,7 +210,7 @@ class Verdict:
         rows = [f"  {self.names[name]:<{width}}  {_percent(x)}" for name, x in self.shares.items()]
         notes = tested
         if self.per_class:
-            notes.append(f"Corrected labels by class: {self._by_class()}.")
+            notes.append(f"{BY_CLASS}: {self._by_class()}.")
         if self.looked_up:
             notes.append(
                 f"{self.looked_up:,} of them were looked up for a reason, so the labels of the "
@@ -293,7 +296,7 @@ def judge(
             name: compare(x, right[AS_GIVEN]) for name, x in right.items() if name != AS_GIVEN
         }
         if len(checks) >= ENOUGH:
-            take, more = _choose(right, comparisons)
+            take, more = _choose(right, comparisons, corrected)
     confidence, error, temperature = calibrate(predictions[corrected], checks, folds)
     classes = np.unique(checks).tolist()
     return Verdict(
@@ -318,20 +321,19 @@ def judge(
 
 
 def _choose(
-    right: Mapping[str, np.ndarray], comparisons: Mapping[str, Comparison]
+    right: Mapping[str, np.ndarray], comparisons: Mapping[str, Comparison], corrected: str
 ) -> tuple[str, int | None]:
     """The recommendation, and how many more rows would settle it."""
-    own = compare(right[CLASSIFIER], right[CORRECTED])
-    alone = compare(right[CHECKED], right[CORRECTED])
-    if alone.is_shown and comparisons[CHECKED].is_shown:
-        return CHECKED, None
-    corrected = comparisons[CORRECTED]
-    if comparisons[CLASSIFIER].is_shown and (own.is_shown or not corrected.is_shown):
-        return CLASSIFIER, None
-    if corrected.is_shown:
-        return CORRECTED, None
-    n = len(right[CORRECTED])
-    needed = rows_needed(corrected.better / n, corrected.worse / n)
+    is_shown = comparisons[corrected].is_shown
+    for name in (CHECKED, CLASSIFIER, CORRECTED):
+        if name != corrected and comparisons[name].is_shown:
+            is_better = compare(right[name], right[corrected]).is_shown
+            if is_better or (name != CHECKED and not is_shown):
+                return name, None
+    if is_shown:
+        return corrected, None
+    one, n = comparisons[corrected], len(right[corrected])
+    needed = rows_needed(one.better / n, one.worse / n)
     return AS_GIVEN, None if needed is None else max(needed - n, 1)
 
 

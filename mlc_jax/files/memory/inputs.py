@@ -174,7 +174,7 @@ def from_memory(
         columns.add(line, values)
     file = columns.finish(lambda ids: ArraySource(inputs, ids, offsets=offsets))
     own = _doubtful(combine({"data": file}, Normalize(), drawn=drawn, needs_checks=False))
-    return own._replace(prepare=scale(own.noisy, None))
+    return own._replace(prepare=scale(own.scaled_by, None))
 
 
 def of_frame(
@@ -225,7 +225,7 @@ def of_pictures(
     file = columns.finish(lambda ids: read(places, ids))
     checks = read_checks(checked, file, drawn) if checked else None
     own = _doubtful(combine({"data": file}, identity, checks, drawn, needs_checks=False))
-    return own._replace(prepare=scale(own.noisy, True))
+    return own._replace(prepare=scale(own.scaled_by, True))
 
 
 def _doubtful(own: Any) -> OwnData:

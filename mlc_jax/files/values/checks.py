@@ -11,7 +11,15 @@ from mlc_jax.data.folds import LOOKED_UP, RANDOM
 from mlc_jax.data.source import UNKNOWN
 from mlc_jax.files.own import FIELD, Checks, LabelledFile, Labels
 from mlc_jax.files.tables import Table
-from mlc_jax.files.values.names import Known, bare, bare_id, from_spreadsheet
+from mlc_jax.files.values.names import (
+    MAX_LENGTH,
+    Known,
+    bare,
+    bare_id,
+    from_spreadsheet,
+    is_number,
+    truth_values,
+)
 from mlc_jax.files.values.together import NOBODY_LOOKED, is_no_class, nearest
 
 
@@ -28,8 +36,8 @@ def read_checks(
       setting: how rows without `why` were chosen; None counts them as looked up.
 
     Raises:
-      InputError: an id that the file lacks, a test or validation row, two labels of one row, or a
-        label of a single row that is no class; see `Checking`.
+      InputError: an id that the file lacks, a test or validation row, two labels of one row, a
+        label that is none (`todo`), or a new one of a single row; see `Checking`.
     """
     checking = Checking(file)
     drawn = np.full(len(checking.ids), "", "U9")
@@ -53,6 +61,9 @@ def read_checks(
     return Checks(Labels(tuple(checking.names), checking.numbers), drawn)
 
 
+_TICKS = ("true", "false", "y", "n")
+
+
 class Place(NamedTuple):
     """A line of a table."""
 
@@ -64,15 +75,16 @@ class Checking:
     """The rows and labels of a user's file that tables of checks speak of.
 
     It also finds ids and labels that a spreadsheet or a person has rewritten, such as `29` for
-    `00029` and `DOG` for `dog`, if only one fits. A label that the file does not have is a new
-    class if two rows have it. One row alone is probably a typing error.
+    `00029` and `DOG` for `dog`, if only one fits. Unless the user has named the classes, a label
+    that the file does not have is a new class if two rows have it. One row alone is probably a
+    typing error.
 
     Args:
       file: `config.dataset.data`.
 
     Attributes:
       ids: N texts; numbers of the rows, from 0, if the file has no ids.
-      names: of all labels in the file, then new ones.
+      names: of all classes that the user has named, of all labels in the file, then new ones.
       numbers: `[N]` int32, checked labels so far, as places in `names`; UNKNOWN for none. At first
         they are those in the file.
     """
@@ -81,10 +93,9 @@ class Checking:
         self._file = file
         named = range(len(file.labels.numbers)) if file.ids is None else file.ids
         self.ids = [str(name) for name in named]
-        columns = [x.names for x in (file.labels, file.checked, file.votes) if x is not None]
-        self.names = list(dict.fromkeys([*file.classes, *(x for names in columns for x in names)]))
+        self.names = [*file.class_names]
         self.numbers = np.full(len(self.ids), UNKNOWN, np.int32)
-        places = {name: number for number, name in enumerate(self.names)}
+        places = file.class_numbers
         self._rows = Known({name: row for row, name in enumerate(self.ids)}, bare_id)
         self._names, self._places = Known(places, bare), dict[int, str]()
         self._new: dict[str, int] = {}
@@ -116,13 +127,23 @@ class Checking:
 
     def label(self, written: str) -> int | None:
         """The number of a label; None if there is none, or if it could be several."""
-        number = self._names.find(written)
-        return self._new.get(bare(from_spreadsheet(written))) if number is None else number
+        number, name = self._names.find(written), from_spreadsheet(written).strip()
+        if number is None:  # TRUE beside 1 and 0 is 1.
+            same = truth_values([*self._names.numbers, name])
+            meant = [x for x, word in same.items() if word == name] + [same.get(name, "")]
+            number = self._names.find(meant[0]) if meant[0] else self._new.get(bare(name))
+        return number
 
-    def new_label(self, written: str) -> int | None:
-        """The number of a label that may be a new class; None if it is none."""
-        name = from_spreadsheet(written).strip()
-        if self._file.classes or is_no_class(name) or not self._names.is_new(name):
+    def label_or_new(self, written: str) -> int | None:
+        """The number of a label, which may be that of a new class; None if it is no class."""
+        number, name = self.label(written), from_spreadsheet(written).strip()
+        if number is not None:
+            return number
+        # A 1, or a TRUE, says that the given label is right, where labels are words.
+        is_mark = is_number(name) and not any(map(is_number, self.names))
+        is_mark |= name.casefold() in _TICKS
+        is_none = is_mark or is_no_class(name) or len(name) > MAX_LENGTH
+        if self._file.classes or is_none or self._names.is_like_several(name):
             return None
         number = self._new.setdefault(bare(name), len(self.names))
         self.names += [name] if number == len(self.names) else []
@@ -139,12 +160,11 @@ class Checking:
             table.fail(f"id {written!r} is not in {file.path!r}; expected one of its ids", line)
         if file.judging[row]:
             table.fail(f"id {written!r} is a row that judges; expected one to train with", line)
-        number = self.label(label)
-        number = self.new_label(label) if number is None else number
+        number = self.label_or_new(label)
         if number is None:
             more = ", ..." if len(self.names) > 10 else ""
             table.fail(
-                f"checked_label is {label!r}, which no row was given; expected one of "
+                f"checked_label is {label[:40]!r}, which no row was given; expected one of "
                 f"{', '.join(self.names[:10])}{more}, or nothing where nobody looked",
                 line,
             )
@@ -168,16 +188,19 @@ class Checking:
 
     def check_new(self) -> None:
         """Refuses a new label of a single row."""
+        times = {number: int((self.numbers == number).sum()) for number in self._first}
+        single = [self.names[number] for number, count in times.items() if count == 1]
         for number, (table, line) in self._first.items():
-            if (self.numbers == number).sum() == 1:
-                table.fail(f"checked_label is {self.alone(self.names[number])}", line)
+            if self.names[number] in single:
+                table.fail(f"checked_label is {self.alone(self.names[number], single)}", line)
 
-    def alone(self, name: str) -> str:
-        """For messages: a new label of a single row."""
-        near = nearest(name, [x for x in self.names if x != name])
+    def alone(self, name: str, single: Sequence[str]) -> str:
+        """For messages: a new label of a single row; `single` are all of these."""
+        near = nearest(name, [x for x in self.names if x not in single])
         return (
             f"{name!r}, which no row was given, and no other row has it; expected one of the "
-            f"file's labels, such as {near!r}, or two rows at least of a new class"
+            f"file's labels, such as {near!r}, two rows at least of a new class, or its name in "
+            "config.dataset.class_names"
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 _WHOLE = re.compile(r"([+-]?\d+)\.0*")
 _BETWEEN = re.compile(r"(?<=\w)[\s_\u2010-\u2015-]+(?=\w)")  # big cat, big_cat, big-cat.
 _NUMBER = re.compile(r"[+-]?(0+\d+|\d+[.,]0*|\d+([.,]\d+)?[eE][+-]?\d+)", re.ASCII)
+_DECIMAL = re.compile(r"[+-]?\d+([.,]\d*)?")
 _DIGITS = 15  # Longer numbers are compared as texts: float64 is not exact.
 # Letters of other alphabets that look like Latin ones, and curly quotes.
 _ALIKE = str.maketrans(
@@ -26,6 +27,11 @@ def whole(name: str) -> str:
     """Turns `1.0` into `1`: many programs make floats of a column with missing numbers."""
     found = _WHOLE.fullmatch(name)
     return found[1] if found else name
+
+
+def is_number(name: str) -> bool:
+    """Whether it is written like a number: `1`, `-2.5`."""
+    return bool(_DECIMAL.fullmatch(name.strip()))
 
 
 def truth_values(names: Iterable[str]) -> dict[str, str]:
@@ -133,17 +139,17 @@ class Known:
         number = self.numbers.get(text, self.numbers.get(written))
         return self._alike.get(self._form(text)) if number is None else number
 
-    def is_new(self, written: str) -> bool:
-        """Whether no name is spelled like it."""
+    def is_like_several(self, written: str) -> bool:
+        """Whether it could be the spelling of several names."""
         form = self._form(from_spreadsheet(written))
-        return self.find(written) is None and form not in self._alike
+        return form in self._alike and self._alike[form] is None
 
     @functools.cached_property
     def _alike(self) -> dict[str, int | None]:
         found: dict[str, int | None] = {}
         for name, number in self.numbers.items():
             form = self._form(name)
-            found[form] = None if form in found else number
+            found[form] = number if found.get(form, number) == number else None
         return found
 
 

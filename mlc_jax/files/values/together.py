@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 NOBODY_LOOKED = ("-1", "-1.0")
 # These probably mean the same, but could be names of classes.
 _NO_CLASSES = frozenset({
-    "todo", "tbd", "?", "??", "-", "--", "na", "n/a", "nan", "none", "null", "<na>", "unknown",
-    "unchecked", "not checked", "x", "ok", "okay", "yes", "no", "right", "wrong", "correct",
-    "incorrect", "unsure", "skip", "skipped", "done",
+    "todo", "tbd", "na", "n/a", "nan", "none", "null", "<na>", "unknown", "unchecked",
+    "notchecked", "x", "ok", "okay", "yes", "no", "right", "wrong", "correct", "incorrect",
+    "unsure", "skip", "skipped", "done",
 })  # fmt: skip
+_BETWEEN = " _'\"[](){}\t\u00a0"  # Not counted in these words.
+_MARKS = frozenset("?!.,;:-+*/\\#~=\u2013\u2014\u2026\u2713\u2714\u2717\u2718")  # No word at all.
 
 
 _MOST_SINGLE = 0.5  # Labels are no classes if a larger share of them occurs once.
@@ -35,7 +37,8 @@ class NothingChecked(InputError):
 
 def is_no_class(name: str) -> bool:
     """Whether a text probably says something else about a row than its class: `todo`, `?`, `ok`."""
-    return name.casefold().strip() in _NO_CLASSES
+    words = "".join(x for x in name.casefold() if x not in _BETWEEN)
+    return words in _NO_CLASSES or all(x in _MARKS for x in words)
 
 
 def nearest(name: str, others: Sequence[str]) -> str:
@@ -46,7 +49,7 @@ def nearest(name: str, others: Sequence[str]) -> str:
 
 def only_labels(file: "LabelledFile", checked: "Labels") -> "Labels":
     """Checked labels without -1, which means that nobody looked; refuses `todo`, `?`, `ok`, ..."""
-    given = {*file.labels.names, *(file.votes.names if file.votes else ())}
+    given = {*file.labels.names, *(file.votes.names if file.votes else ()), *file.classes}
     for number, name in enumerate(checked.names):
         if is_no_class(name) and name not in given:
             row = int((checked.numbers == number).argmax())
@@ -94,10 +97,9 @@ def check_named(files: Mapping[str, "LabelledFile"], found: Sequence[str]) -> No
     """Refuses labels `found` in the files that are none of the classes that the user has named."""
     classes = next((file.classes for file in files.values() if file.classes), ())
     for name in [x for x in found if classes and x not in classes][:1]:
-        where = [*_places(files, name), "config.dataset.checked: a row"][0]
         raise InputError(
-            f"{where} has label {name!r}, which is not one of config.dataset.class_names; expected "
-            f"one of these, such as {nearest(name, classes)!r}"
+            f"{_places(files, name)[0]} has label {name!r}, which is not one of "
+            f"config.dataset.class_names; expected one of these, such as {nearest(name, classes)!r}"
         )
 
 
@@ -108,7 +110,9 @@ def check_classes(files: Mapping[str, "LabelledFile"], names: Sequence[str]) -> 
         file.fail(f"has one class, {names[0]!r}, in all of its labels; expected two at least")
     alike = look_alikes(names)
     if alike:
-        places = [place for name in alike for place in _places(files, name)[:1]]
+        is_named = any(file.classes for file in files.values())
+        named = f"config.dataset.{'class_names' if is_named else 'checked'}"
+        places = [[*_places(files, name), named][0] for name in alike]
         raise InputError(
             f"{places[0]} has label {alike[0]!r}, and {places[1]} has {alike[1]!r}, which looks "
             "like it; expected one name for each class"
@@ -233,7 +237,8 @@ def check_names(
     if file.classes:
         return
     said, checked = np.setdiff1d(given, [UNKNOWN]), np.setdiff1d(truth, [UNKNOWN])
-    if len(said) and len(checked) > 1 and not np.intersect1d(said, checked).size:
+    is_one_row = (truth != UNKNOWN).sum() == 1  # It has a message of its own.
+    if len(said) and len(checked) and not is_one_row and not np.intersect1d(said, checked).size:
         file.fail(
             f"has checked labels such as {class_names[checked[0]]!r}, and none of them was given; "
             f"given ones are such as {class_names[said[0]]!r}; expected the same names in both"
