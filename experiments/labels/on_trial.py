@@ -447,8 +447,12 @@ def measure(
                 "cosine": float(cosines[i].mean()), "likelihood": float(np.mean(likelihood)),
             })  # fmt: skip
     clear_programs()
-    fixed = {arm.name for arm in arms if arm.by == "likelihood" and not (arm.by_row or arm.decays)}
-    if len(fixed) == len(_DECAYS):
+    fixed = {
+        arm.name: arm.decay
+        for arm in arms
+        if arm.by == "likelihood" and not (arm.by_row or arm.decays)
+    }
+    if {*fixed.values()} == {*_DECAYS}:
         for noise, number in places:
             of_decays = [
                 row for row in where(rows, noise=noise, draw=number) if row["arm"] in fixed
