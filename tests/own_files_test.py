@@ -251,8 +251,16 @@ def test_classes_that_the_user_names_in_python(standard_promotion):
     checked = np.where(np.arange(60) < 30, y, -1)
     short = {"num_epochs": 1}
     corrector = mlc.LabelCorrector(class_names=[2, 1, 0, 7], **short).fit(x, y, checked=checked)
+    assert corrector.result_.classes.tolist() == [2, 1, 0, 7]
     assert corrector.classes_.tolist() == [0, 1, 2, 7]  # As scikit-learn wants them.
     assert set(corrector.labels_[:30] - y[:30]) == {0} and corrector.soft_labels_.shape == (60, 4)
+    probs = corrector.predict_proba(x)
+    assert np.array_equal(corrector.classes_[probs.argmax(axis=1)], corrector.predict(x))
+    texts = np.array(["2", "9", "10"])[y]
+    corrector.set_params(class_names=None).fit(x, texts, checked=np.where(checked < 0, "", texts))
+    assert corrector.classes_.tolist() == ["10", "2", "9"]
+    assert np.array_equal(corrector.labels_[:30], texts[:30])
+    assert np.array_equal(corrector.classes_[corrector.soft_labels_[:30].argmax(1)], texts[:30])
     frame = pandas.DataFrame(x, columns=[*"abc"]).assign(label=y, checked_label=checked)
     for names, problem in (
         ([0, 1], r"has label '2', which is not one of class_names; expected one of these"),

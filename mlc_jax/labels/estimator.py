@@ -14,7 +14,6 @@ from mlc_jax.errors import InputError, expect
 from mlc_jax.files.label_columns import NAMES, Said
 from mlc_jax.files.memory import inputs as memory
 from mlc_jax.files.memory.frames import Frame, as_frame, is_missing, without
-from mlc_jax.files.own import in_order
 from mlc_jax.labels.words import in_words
 
 if TYPE_CHECKING:
@@ -141,7 +140,6 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         x = X if kind != memory.ARRAYS else memory.as_array(X)
         labels = _labels(X, y, checked, drawn, votes, _num_rows(x))
         named = correct.named_classes(self.class_names)
-        named = {x: named[x] for x in in_order(named)}  # scikit-learn's scorers rely on it.
         labels = labels._replace(said=labels.said._replace(classes=tuple(named)))
         seed = 0
         if self.random_state is not None:
@@ -185,7 +183,7 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
                     if X.ndim == 2 and len(self._shape) == 1
                     else f"X: got examples of shape {X.shape[1:]}, expected {self._shape}"
                 )
-        return self.result_.predict_proba(X)
+        return self.result_.predict_proba(X)[:, self._order]
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable labels (n_samples,) of new examples."""
@@ -222,9 +220,12 @@ class LabelCorrector(ClassifierMixin, BaseEstimator):
         rows = result.rows
         assert rows is not None
         self.result_ = result
-        self.classes_ = result.classes
+        # scikit-learn's scorers rely on sorted classes; the result may have the texts 2, 9, 10.
+        self._order = np.argsort(result.classes, kind="stable")
+        self.classes_ = result.classes[self._order]
         self.labels_ = result.classes[rows.corrected_label]
-        self.label_quality_, self.soft_labels_ = rows.label_quality, rows.soft_label
+        self.label_quality_ = rows.label_quality
+        self.soft_labels_ = rows.soft_label[:, self._order]
         for name in ("n_features_in_", "feature_names_in_"):
             self.__dict__.pop(name, None)
         if kind == memory.TABLE:
