@@ -22,6 +22,7 @@ from mlc_jax.files.values.inputs import Offsets, as_stored, offsets_of
 from mlc_jax.files.values.names import is_near, is_one_hot
 from mlc_jax.files.values.votes import first_said
 
+_BLOCK = 10_000  # Rows of labels that are numbered at once.
 _COLUMNS = ("labels", "checked_labels", "given_labels", "ids", "splits", "drawn")
 
 
@@ -336,9 +337,26 @@ class _File:
             if not np.issubdtype(labels.dtype, np.integer):
                 hint = f": {key}.astype(str)" if labels.dtype.kind == "S" else ""
                 self.fail(f"[{key!r}] holds {labels.dtype}, expected whole numbers or names{hint}")
-            labels = np.where(labels == UNKNOWN, "", labels.astype(str))
+            return _of_numbers(labels)
         of_all = Labels.of(labels.ravel())
         return of_all._replace(numbers=of_all.numbers.reshape(labels.shape))
+
+
+def _of_numbers(labels: np.ndarray) -> Labels:
+    """Whole numbers of any shape as names; UNKNOWN is no label.
+
+    Texts of all of them at once would take ten times the memory.
+    """
+    blocks = [labels[start : start + _BLOCK] for start in range(0, len(labels), _BLOCK)]
+    values = np.unique(np.concatenate([np.unique(block) for block in blocks] or [labels[:0]]))
+    values = values[values != UNKNOWN]
+    names = sorted(map(str, values.tolist()))
+    places = np.array([names.index(str(value)) for value in values.tolist()], np.int32)
+    numbers = np.full(labels.shape, UNKNOWN, np.int32)
+    for start, block in zip(range(0, len(labels), _BLOCK), blocks, strict=True):
+        said = block != UNKNOWN
+        numbers[start : start + _BLOCK][said] = places[np.searchsorted(values, block[said])]
+    return Labels(tuple(names), numbers)
 
 
 def _check_kinds(files: dict[str, _File]) -> None:
