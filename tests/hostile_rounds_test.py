@@ -101,18 +101,23 @@ def test_answers_are_taken_up_as_they_are_saved(tmp_path, content, expected):
 
 
 def test_a_new_class_is_counted_over_all_checks(tmp_path):
-    """One row in to_check.csv and one in another file: the run counts them together."""
+    """One row in to_check.csv and one in another file; the same row twice is one."""
     path, out = tmp_path / "data.csv", epath.Path(tmp_path / "out")
     path.write_bytes(csv(table(drop=["checked_label"], id=[f"{i:04d}" for i in ROWS])))
     file = read_labels(Table("config.dataset.data", str(path)), Said())
     out.mkdir()
     (out / "to_check.csv").write_bytes(_answered() + b"0011,emu,random\n")
-    assert rounds.Rounds(out, others=True).take_up(file, _no_cells) == 11
+    more = tmp_path / "more.csv"
+    more.write_text("id,checked_label\n0011,emu\n0012,dog\n")
+    with pytest.raises(InputError, match=r"to_check\.csv' says that id '0011' is 'emu'"):
+        rounds.Rounds(out, [str(more)]).take_up(file, _no_cells)
+    assert not (out / "answers.csv").exists()
+    more.write_text("id,checked_label\n0012,emu\n")
+    assert rounds.Rounds(out, [str(more)]).take_up(file, _no_cells) == 11
     # A later look without the other file names answers.csv: that is where the answer stands now.
     with pytest.raises(InputError, match=r"answers\.csv' says that id '0011' is 'emu'.* such as '"):
         rounds.Rounds(out).standing(file)
-    (tmp_path / "more.csv").write_text("id,checked_label\n0012,emu\n")
-    checks = read_checks([str(tmp_path / "more.csv"), str(out / "answers.csv")], file)
+    checks = read_checks([str(more), str(out / "answers.csv")], file)
     assert checks.labels.names[-1] == "emu"
 
 

@@ -80,6 +80,25 @@ def test_slower_columns_judge_the_same_rows(name, standard_promotion):
     assert (found[name] * num_doubtful / 100) % 1 == pytest.approx(0, abs=1e-6)
 
 
+def test_texts_become_a_table(tmp_path, tiny_bert, run_program, monkeypatch):
+    """Published files to features, and these to a table for --sets."""
+    monkeypatch.setattr(tables_of_people, "TABLES", dict(tables_of_people.TABLES))
+    monkeypatch.setattr(tables_of_people, "_SEEDS", {})
+    for name in ("train", "test"):
+        rows = [f'"{i % 4 + 1}","title {i}","a text of {"abcd"[i % 4]}"' for i in range(12)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(rows) + "\n")
+    out = tmp_path / "news.npz"
+    flags = [f"--data_dir={tmp_path}", f"--checkpoint={tiny_bert}", f"--out={out}"]
+    program, required = "experiments.labels.text_features", ["checkpoint", "out"]
+    code, told, _ = run_program(program, *flags, required=required)
+    assert code == 0 and told.endswith("news.npz: 12 texts\n")
+    assert tables_of_people.named(str(out)) == ("news",)
+    table = tables_of_people.TABLES["news"]()
+    assert table.features.shape == (12, 16) and table.labels.tolist() == [i % 4 for i in range(12)]
+    code, _, err = run_program(program, *flags[1:], required=required)
+    assert code == 2 and "--data_dir: got None, expected a directory" in err
+
+
 def test_a_table_of_ones_own(tmp_path, monkeypatch):
     """Its draws depend on its name alone; no other table may have that name."""
     monkeypatch.setattr(tables_of_people, "TABLES", dict(tables_of_people.TABLES))

@@ -5,9 +5,9 @@
 Labels of a table are FLIP 0.35; some rows are checked at random. Then each round checks the rows of
 `to_check.csv`: the next thirty of a random order (more, if that shows something), rows of classes
 without a check, and the least certain rows, a hundred in all. For comparison, rounds also check the
-next hundred rows of the random order, or the random ones of `to_check.csv` alone. The
-table has the percentage of right labels among all rows, where checked rows count as right, and its
-change since the round before.
+next hundred rows of the random order, or the random ones of `to_check.csv` alone. The table has the
+percentage of right labels among all rows, where checked rows count as right, and its change since
+the round before.
 """
 
 import functools

@@ -104,13 +104,14 @@ def correct(options: Options) -> int:
 
     file = _labels_of(kind, config, options)
     cells = functools.partial(_cells, file, kind, config)
-    done = rounds.Rounds(out, others=bool(config.dataset.checked))
+    checks = overrides.listed(config.dataset.checked)
+    done = rounds.Rounds(out, checks)
     done.check_file(file.path)
     new = done.take_up(file, cells)
     if new:
         logging.info("New answers: %d; all answers are in %s.", new,
                      shown_path(out / rounds.ANSWERS_FILE))  # fmt: skip
-    number, checks = done.newest, overrides.listed(config.dataset.checked)
+    number = done.newest
     if number == 0 and not (rounds.is_checked(file) or checks or done.standing(file)):
         code = _start(done, file, kind, config, options)
         done.remember(1, file, cells)

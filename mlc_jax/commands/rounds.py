@@ -59,14 +59,14 @@ class Rounds:
 
     Args:
       out: that directory; it need not be there yet.
-      others: whether there are further files of checks, which count where a new class is counted.
+      checks: further files of checks; their rows count where those of a new class are counted.
 
     Raises:
       InputError: it is there, with files that are not ours.
     """
 
-    def __init__(self, out: epath.Path, *, others: bool = False):
-        self.out, self._others = out, others
+    def __init__(self, out: epath.Path, checks: Sequence[str] = ()):
+        self.out, self._checks = out, checks
         if _ROUND.fullmatch(out.name) and (out.parent / "config.json").exists():
             raise InputError(
                 f"--out: {str(out)!r} is a round of {str(out.parent)!r}; expected that, to go on "
@@ -183,10 +183,17 @@ class Rounds:
                 )
             name = checking.ids[row]
             newest[name] = answer._replace(id=name, label=checking.names[number])
-        times = collections.Counter(x.label for x in newest.values())
-        single = [name for name in checking.new_names if times[name] == 1]
+        rows_of = collections.defaultdict(set)
         for answer in newest.values():
-            if answer.label in single and not self._others:
+            rows_of[answer.label].add(checking.row(answer.id))
+        for path in self._checks:
+            for _, written, label, _ in checking.said(Table(f"{FIELD}checked", path)):
+                number = checking.label_or_new(label)
+                if number is not None:  # Else the run refuses it.
+                    rows_of[checking.names[number]].add(checking.row(written))
+        single = [name for name in checking.new_names if len(rows_of[name]) == 1]
+        for answer in newest.values():
+            if answer.label in single:
                 is_typed = answer.id in {x.id for x in typed}
                 where = str(self.out / answer.file) if is_typed else place
                 raise InputError(

@@ -350,8 +350,10 @@ def _of_numbers(labels: np.ndarray) -> Labels:
     blocks = [labels[start : start + _BLOCK] for start in range(0, len(labels), _BLOCK)]
     values = np.unique(np.concatenate([np.unique(block) for block in blocks] or [labels[:0]]))
     values = values[values != UNKNOWN]
-    names = sorted(map(str, values.tolist()))
-    places = np.array([names.index(str(value)) for value in values.tolist()], np.int32)
+    texts = [str(value) for value in values.tolist()]
+    names = sorted(texts)
+    by_name = {name: number for number, name in enumerate(names)}
+    places = np.array([by_name[text] for text in texts], np.int32)
     numbers = np.full(labels.shape, UNKNOWN, np.int32)
     for start, block in zip(range(0, len(labels), _BLOCK), blocks, strict=True):
         said = block != UNKNOWN

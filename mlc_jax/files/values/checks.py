@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +20,8 @@ from mlc_jax.files.values.names import (
     truth_values,
 )
 from mlc_jax.files.values.together import NOBODY_LOOKED, is_no_class, nearest
+
+_TICKS = ("true", "false", "y", "n")  # They are no classes, unless the file has them.
 
 
 def read_checks(
@@ -61,16 +62,6 @@ def read_checks(
     return Checks(Labels(tuple(checking.names), checking.numbers), drawn)
 
 
-_TICKS = ("true", "false", "y", "n")
-
-
-class Place(NamedTuple):
-    """A line of a table."""
-
-    table: Table
-    line: int
-
-
 class Checking:
     """The rows and labels of a user's file that tables of checks speak of.
 
@@ -99,7 +90,7 @@ class Checking:
         self._rows = Known({name: row for row, name in enumerate(self.ids)}, bare_id)
         self._names, self._places = Known(places, bare), dict[int, str]()
         self._new: dict[str, int] = {}
-        self._first: dict[int, Place] = {}  # Of each new label.
+        self._first: dict[int, tuple[Table, int]] = {}  # Where each new label was read first.
         if file.checked is not None:
             for row in np.flatnonzero(file.checked.numbers != UNKNOWN).tolist():
                 self.numbers[row] = places[file.checked.names[file.checked.numbers[row]]]
@@ -169,7 +160,7 @@ class Checking:
                 line,
             )
         if number in self._new.values():
-            self._first.setdefault(number, Place(table, line))
+            self._first.setdefault(number, (table, line))
         is_new = row not in self._places
         if not is_new and self.numbers[row] != number:
             table.fail(

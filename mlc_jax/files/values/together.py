@@ -23,7 +23,7 @@ _NO_CLASSES = frozenset({
     "notchecked", "x", "ok", "okay", "yes", "no", "right", "wrong", "correct", "incorrect",
     "unsure", "skip", "skipped", "done",
 })  # fmt: skip
-_BETWEEN = " _'\"[](){}\t\u00a0"  # Not counted in these words.
+_AROUND = " _'\"[](){}\t\u00a0"  # Not counted in these words.
 _MARKS = frozenset("?!.,;:-+*/\\#~=\u2013\u2014\u2026\u2713\u2714\u2717\u2718")  # No word at all.
 
 
@@ -37,7 +37,7 @@ class NothingChecked(InputError):
 
 def is_no_class(name: str) -> bool:
     """Whether a text probably says something else about a row than its class: `todo`, `?`, `ok`."""
-    words = "".join(x for x in name.casefold() if x not in _BETWEEN)
+    words = "".join(x for x in name.casefold() if x not in _AROUND)
     return words in _NO_CLASSES or all(x in _MARKS for x in words)
 
 
