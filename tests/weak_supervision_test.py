@@ -56,6 +56,19 @@ def test_rivals_label_rows_without_votes_by_the_classifier(program, monkeypatch)
     assert found["all true"] >= found["majority +"] > 60
 
 
+def test_true_matrices_know_what_each_source_is_worth(program):
+    """The first source is right in 80 % of its 300 rows, the second always wrong in its 100."""
+    labels = np.arange(401) % 2
+    votes = np.full((401, 2), program.UNKNOWN)
+    votes[:300, 0] = np.where(np.arange(300) % 10 < 2, 1 - labels[:300], labels[:300])
+    votes[300:400, 1] = 1 - labels[300:400]
+    soft = program._by_true_matrices(votes, np.eye(2)[labels])
+    rows = np.arange(401)
+    np.testing.assert_allclose(soft[rows[:300], votes[:300, 0]], 0.8, atol=0.01)
+    np.testing.assert_allclose(soft[rows[300:400], labels[300:400]], 1, atol=0.03)
+    assert np.isnan(soft[400]).all()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Of pandas, to crowd-kit.
 @pytest.mark.parametrize("name", ["dawid_skene", "glad", "mace", "snorkel", "crowdlab"])
 def test_rivals_find_the_source_that_is_right(program, name):
@@ -99,6 +112,8 @@ def test_mlc_with_all_votes_learns_whom_to_believe(program, monkeypatch, standar
     assert one.keys() == {"one", "labels, one", "one, pairs", "labels, one, pairs"}
     assert one["labels, one, pairs"] < 75
     assert several["labels, all, pairs"] > 90
+    robust = program.of_mlc(data, cell, "robust", 0, robust=True)
+    assert robust.keys() == {"robust", "labels, robust"} and robust["labels, robust"] > 90
 
 
 def test_the_gap_is_to_the_best_other_column(program):

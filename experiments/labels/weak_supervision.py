@@ -14,19 +14,23 @@ Tables are percent right: of the test rows, and of the doubtful rows. Rivals mak
 train the same classifier on them, scikit-learn's `LogisticRegression(C=1)`. They are the share of
 votes (majority), Dawid-Skene, GLAD and MACE of crowd-kit, Snorkel's label model, and CROWDLAB of
 cleanlab; those whose package is installed. With `+`, the labels of checked rows replace theirs.
-Where a row has no vote, the classifier labels it.
+Where a row has no vote, the classifier labels it. Two columns know what nobody knows: `all true` is
+a classifier of all true labels, and `true matrices` counts the confusion matrix of each source on
+all true labels. So it shows how far sources alone can lead, if one knows what they are worth.
 `cross_fit` is this project's, once with the majority vote as the only given label and once with all
 votes. `mlc`, the paper's method, gets both, too. It learns by the meta-gradient alone, or also by
-the likelihood of checked rows (`pairs`); its classifier is linear as well. `--beside` says what to
-compare `cross_fit` with.
+the likelihood of checked rows (`pairs`); its classifier is linear as well. `robust_mlc` is the same
+with its defaults. `--beside` says what to compare `cross_fit` with.
 """
 
 import collections
+import dataclasses
 import functools
 import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from absl import flags
 from etils import epath
@@ -42,13 +46,15 @@ from mlc_jax import command_line, methods, models, paths
 from mlc_jax.data import UNKNOWN, folds
 from mlc_jax.data.votes import prepared
 from mlc_jax.errors import expect
+from mlc_jax.models import label_model
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory for the tables.")
 _DATA = flags.DEFINE_string("data", "", "Directory with weak/ and crowd/.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Encoder of texts: a directory, or a hub name.")
+_RIVALS = ("rivals", "mlc", "robust_mlc")
 _ALL = ("trec", "youtube", "labelme", "annotators:wine", "rules:breast_cancer")
 _SETS = flags.DEFINE_string("sets", "all", f"all is {', '.join(_ALL)}; or KIND:TABLE, KIND:many.")
-_BESIDE = flags.DEFINE_list("beside", ["rivals"], "What to compare cross_fit with: rivals, mlc.")
+_BESIDE = flags.DEFINE_list("beside", ["rivals"], f"What to compare with: {', '.join(_RIVALS)}.")
 _CHECKED = flags.DEFINE_string("checked", "per_class:5,per_class:20", "Which rows are checked.")
 _DRAWS = flags.DEFINE_integer("draws", 10, "Of checked rows.", lower_bound=1)
 _FIRST = flags.DEFINE_integer("first_draw", 0, "Number of the first draw.", lower_bound=0)
@@ -57,6 +63,7 @@ _POOL, _LABELS = "cross_fit, all votes", "labels, "
 _CROWDLAB_FOLDS, _SNORKEL_SOURCES = 5, 3  # The least.
 _MLC_STEPS, _PAIR_WEIGHT = 2_000, 1.0
 _SOFT_FLOOR = 1e-3  # Less probable labels are not trained on.
+_KNOW_ALL = ("all true", "true matrices")
 
 
 def _by_crowdkit(name: str, votes: np.ndarray, num_classes: int) -> np.ndarray:
@@ -159,6 +166,19 @@ def soft_labels(data: VoteSet) -> dict[str, np.ndarray]:
     return found
 
 
+def _by_true_matrices(votes: np.ndarray, one_hot: np.ndarray) -> np.ndarray:
+    """Soft labels `[n, C]` by Bayes' rule; matrices and class shares are counted on `one_hot`."""
+    one_hot = one_hot.astype(np.float32)
+    shares, everywhere = one_hot.mean(axis=0), np.ones(len(votes), np.float32)
+    matrices = label_model.source_counts(
+        votes, one_hot, everywhere, everywhere, shares, prior_strength=1.0
+    )
+    says = label_model.label_term(votes, matrices, shares)
+    soft = np.asarray(jax.nn.softmax(np.log(shares) + says), float)
+    soft[(votes == UNKNOWN).all(axis=1)] = np.nan
+    return soft
+
+
 def _percent(said: np.ndarray, truth: np.ndarray) -> float:
     return float(100 * np.mean(said == truth))
 
@@ -172,9 +192,10 @@ def _learned_by_all(data: VoteSet, softs: dict[str, np.ndarray]) -> dict[str, Le
 
 
 def without_checks(data: VoteSet) -> dict[str, Learned]:
-    """Rivals that know no check, and `all true`, a classifier of all true labels."""
+    """Rivals that know no check, and the two that know all true labels."""
     one_hot = np.eye(data.num_classes)[data.labels[data.rows]]
-    return _learned_by_all(data, {"all true": one_hot} | soft_labels(data))
+    known = {"all true": one_hot, "true matrices": _by_true_matrices(data.votes, one_hot)}
+    return _learned_by_all(data, known | soft_labels(data))
 
 
 def of_rivals(data: VoteSet, cell: Draw, unchecked: dict[str, Learned]) -> Row:
@@ -189,7 +210,7 @@ def of_rivals(data: VoteSet, cell: Draw, unchecked: dict[str, Learned]) -> Row:
     softs = {"checked rows alone": np.where(checked, one_hot, np.nan)} | {
         f"{name} +": np.where(checked, one_hot, each.soft)
         for name, each in unchecked.items()
-        if name != "all true"
+        if name not in _KNOW_ALL
     }
     row: Row = {}
     for name, (soft, said) in (unchecked | _learned_by_all(data, softs)).items():
@@ -222,19 +243,24 @@ def of_cross_fit(
     return rows
 
 
-def of_mlc(data: VoteSet, cell: Draw, name: str, number: int) -> Row:
-    """The same by `mlc`, by the meta-gradient alone and with pairs of given and true label."""
+def of_mlc(data: VoteSet, cell: Draw, name: str, number: int, *, robust: bool = False) -> Row:
+    """The same by `mlc`, by the meta-gradient alone and with pairs of given and true label.
+
+    `robust_mlc` has its own weight of pairs and form of the label correction network.
+    """
     x, num_classes, doubtful = data.features[data.rows], data.num_classes, ~cell.checked
     votes = cell.votes[:, 0] if cell.votes.shape[1] == 1 else cell.votes
     noisy = mlc.Examples(x[doubtful], votes[doubtful])
     clean = mlc.Examples(x[cell.checked], cell.truth[cell.checked], given=votes[cell.checked])
+    kind = methods.robust_mlc if robust else methods.mlc
+    lcn = models.LabelCorrectionNetwork(num_classes, form=kind.default_form(paired=True))
+    method = kind(model=models.MLP(num_classes, ()), lcn=lcn)
+    forms = {"": method}
+    if not robust:
+        forms[", pairs"] = dataclasses.replace(method, pair_weight=_PAIR_WEIGHT)
     row: Row = {}
-    for suffix, weight in (("", 0.0), (", pairs", _PAIR_WEIGHT)):
-        method = methods.mlc(
-            model=models.MLP(num_classes, ()), lcn=models.LabelCorrectionNetwork(num_classes),
-            pair_weight=weight,
-        )  # fmt: skip
-        result = mlc.fit(method, noisy, clean, num_steps=_MLC_STEPS, seed=number, progress=False,
+    for suffix, form in forms.items():
+        result = mlc.fit(form, noisy, clean, num_steps=_MLC_STEPS, seed=number, progress=False,
                          eval_every_epochs=_MLC_STEPS)  # fmt: skip
         said = result.predict(data.features[data.test])
         row |= {
@@ -270,9 +296,10 @@ def measure(name: str, checked: str, draws: Sequence[int]) -> list[Row]:
             for i, row in zip(members, of_cross_fit(data_of, given, column, drawn), strict=True):
                 rows[i] |= row
     for row, (data, alone, together) in zip(rows, cells, strict=True):
-        if "mlc" in _BESIDE.value:
-            row |= of_mlc(data, alone, "mlc, majority", row["draw"])
-            row |= of_mlc(data, together, "mlc, all votes", row["draw"])
+        for name in [x for x in _BESIDE.value if x != "rivals"]:
+            learn = functools.partial(of_mlc, number=row["draw"], robust=name == "robust_mlc")
+            row |= learn(data, alone, f"{name}, majority")
+            row |= learn(data, together, f"{name}, all votes")
     return rows
 
 
@@ -291,9 +318,9 @@ def tables(rows: Sequence[Row]) -> str:
 def _table(rows: Sequence[Row], columns: Sequence[str], ours: str) -> str:
     """A column for each kind of set and choice of checked rows, means over tables and draws.
 
-    The best rival has the highest mean of all columns except `all true`. The last line is the mean
-    paired gap of `cross_fit` with all votes to it, with its standard error. The line before counts
-    the sets where this gap is not below minus one standard error.
+    The best rival has the highest mean of all columns but those that know all true labels. The last
+    line is the mean paired gap of `cross_fit` with all votes to it, with its standard error. The
+    line before counts the sets where this gap is not below minus one standard error.
     """
     by_kind: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in rows:
@@ -316,7 +343,7 @@ def _table(rows: Sequence[Row], columns: Sequence[str], ours: str) -> str:
 
 def _gap(cell: Sequence[Row], columns: Sequence[str], ours: str) -> tuple[float, float, str]:
     """The mean gap to the column with the best mean, its standard error, and that column."""
-    others = [x for x in columns if x not in ("all true", ours) and all(x in row for row in cell)]
+    others = [x for x in columns if x not in (*_KNOW_ALL, ours) and all(x in row for row in cell)]
     best = max(others, key=lambda x: float(np.mean([row[x] for row in cell])))
     gaps = [row[ours] - row[best] for row in cell]
     error = float(np.std(gaps, ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else 0.0
@@ -332,7 +359,7 @@ def main() -> None:
         expect(ok, "--sets", name, f"{', '.join(FILES)}, or KIND:TABLE of {', '.join(KINDS)}")
         sets += [f"{kind}:{x}" for x in MANY_SETS] if table == "many" else [name]
     for name in _BESIDE.value:
-        expect(name in ("rivals", "mlc"), "--beside", name, "rivals or mlc")
+        expect(name in _RIVALS, "--beside", name, " or ".join(_RIVALS))
     choices = _CHECKED.value.split(",")
     for choice in choices:
         how, _, count = choice.partition(":")
