@@ -31,6 +31,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
@@ -168,13 +169,13 @@ def soft_labels(data: VoteSet) -> dict[str, np.ndarray]:
 
 def _by_true_matrices(votes: np.ndarray, one_hot: np.ndarray) -> np.ndarray:
     """Soft labels `[n, C]` by Bayes' rule; matrices and class shares are counted on `one_hot`."""
-    one_hot = one_hot.astype(np.float32)
-    shares, everywhere = one_hot.mean(axis=0), np.ones(len(votes), np.float32)
+    given, truth = jnp.asarray(votes), jnp.asarray(one_hot, jnp.float32)
+    shares, everywhere = jnp.mean(truth, axis=0), jnp.ones(len(votes))
     matrices = label_model.source_counts(
-        votes, one_hot, everywhere, everywhere, shares, prior_strength=1.0
+        given, truth, everywhere, everywhere, shares, prior_strength=1.0
     )
-    says = label_model.label_term(votes, matrices, shares)
-    soft = np.asarray(jax.nn.softmax(np.log(shares) + says), float)
+    says = label_model.label_term(given, matrices, shares)
+    soft = np.array(jax.nn.softmax(jnp.log(shares) + says), float)
     soft[(votes == UNKNOWN).all(axis=1)] = np.nan
     return soft
 
