@@ -171,7 +171,7 @@ def create_dataset(
         drawn=how_drawn(
             clean_part.truth, drawn_of(clean), None, clean_part.given, noisy_part.given
         ),
-        source_names=source_names,
+        source_names=labels.source_names,
     )
 
 

@@ -167,7 +167,11 @@ def test_columns_that_are_no_sources(wide, changes, message):
         ([["r99", "ann", "cat"]], r"line 2: id 'r99' is not in .*wide.csv'; expected one of its"),
         ([["r1", "", "cat"]], r"line 2: source is empty"),
         ([["r1", "ann", "cat"], ["r1", "ann", "dog"]], r"labels id 'r1' as 'cat' and as 'dog'"),
-        ([["r1", "ann", "caat"]], r"has label 'caat' by 'ann', which nobody else gave.*'cat'"),
+        (
+            [["r1", "ann", "caat"]],
+            r"has label 'caat' by 'ann' in .*votes.csv', which nobody else gave.*'cat'",
+        ),
+        ([["r1", "unused_bob", "cat"]], r"source 'unused_bob' is also a column of labels of"),
     ],
 )
 def test_votes_that_are_none(wide, tmp_path, rows, message):
@@ -192,6 +196,51 @@ def test_a_silent_source_is_left_out(wide, caplog):
     dataset = _load(wide(x, votes, truth, is_checked))
     assert dataset.source_names == ("label_ann", "label_bob")
     assert "label no row: label_eve" in caplog.text
+
+
+def test_a_silent_source_of_arrays_and_of_python_is_left_out(tmp_path, caplog):
+    from configs import arrays
+
+    x, votes, truth, is_checked = _rows()
+    votes[:, 0] = -1
+    checked = np.where(is_checked, truth, -1)
+    np.savez(
+        tmp_path / "x.npz", inputs=x, labels=votes, checked_labels=checked, sources=np.array(NAMES)
+    )
+    config = arrays.get_config()
+    config.dataset.data = str(tmp_path / "x.npz")
+    of_file = datasets.load(config)
+    method = mlc.methods.cross_fit(model=mlc.models.MLP(3, ()))
+    named = dict(zip(NAMES, votes[~is_checked].T, strict=True))
+    given = dict(zip(NAMES, votes[is_checked].T, strict=True))
+    clean = mlc.Examples(x[is_checked], truth[is_checked], given=given)
+    in_python = create_dataset(method, mlc.Examples(x[~is_checked], named), clean, None, None, None)
+    assert caplog.text.count("label no row: ann") == 2
+    for dataset in (of_file, in_python):
+        assert dataset.source_names == NAMES[1:]
+        np.testing.assert_array_equal(dataset.noisy.votes, votes[~is_checked, 1:])
+        np.testing.assert_array_equal(dataset.clean.votes, votes[is_checked, 1:])
+
+
+def test_a_copy_is_named_and_counts_once(wide, caplog):
+    """In a file: without that, a bad source and its copy would outvote a good one."""
+    x, votes, truth, is_checked = _rows(400)
+    votes[:, 1] = votes[:, 2]
+    dataset = _load(wide(x, votes, truth, is_checked))
+    assert "Source label_eve agrees with label_bob more often than chance" in caplog.text
+    assert (dataset.noisy.votes[:, 2] == -1).all()
+    np.testing.assert_array_equal(dataset.noisy.votes[:, :2], votes[~is_checked, :2])
+    both = (votes[~is_checked, :2] >= 0).all(axis=1)
+    np.testing.assert_array_equal(dataset.noisy.given[both], votes[~is_checked][both, 0])
+
+
+def test_in_python_rows_that_only_judge_say_nothing_of_a_source():
+    """The better of two sources that differ is the one that `clean` says is better."""
+    x, votes = np.zeros((10, 3), np.float32), np.tile([1, 2], (10, 1))
+    method = mlc.methods.cross_fit(model=mlc.models.MLP(3, ()))
+    parts = [mlc.Examples(x, np.full(10, label), given=votes) for label in (2, 1, 1)]
+    dataset = create_dataset(method, mlc.Examples(x, votes), *parts, None)
+    assert (dataset.noisy.given == 2).all()
 
 
 def test_rows_without_a_label_want_a_method_that_predicts_them(wide):
@@ -246,6 +295,22 @@ def test_rules_of_one_class_are_no_copies():
     counted, copies = counted_once(votes, np.where(np.arange(500) < 60, truth, -1), 2)
     assert copies == []
     np.testing.assert_array_equal(counted, votes)
+
+
+def test_people_who_find_the_same_rows_hard_are_no_copies():
+    """In three rows of ten they are right in 35 %, and they take the same class for the right one.
+
+    Their errors are far from independent, as those of real people. Many rows are checked, so even
+    small differences are certain.
+    """
+    rng = np.random.default_rng(0)
+    truth, right = rng.integers(0, 10, 20_000), np.where(rng.random(20_000) < 0.3, 0.35, 0.95)
+    people = [np.where(rng.random(20_000) < right, truth, (truth + 1) % 10) for _ in range(3)]
+    copy = np.where(rng.random(20_000) < 0.9, people[0], rng.integers(0, 10, 20_000))
+    votes = np.stack([*people, copy], axis=1)
+    counted, copies = counted_once(votes, np.where(np.arange(20_000) < 2_000, truth, -1), 10)
+    assert copies == [(3, 0)]
+    np.testing.assert_array_equal(counted[:, :3], votes[:, :3])
 
 
 def test_a_source_that_says_much_does_not_speak_for_the_others():

@@ -9,8 +9,11 @@ from mlc_jax.data.source import UNKNOWN
 
 NO_LABEL = -2  # The row is known to have had no label; with UNKNOWN it may have had one.
 
+LEFT_OUT = "Left out, because they label no row: %s."  # A message, of sources.
+
 _BLOCK = 65_536  # Rows that are processed at a time.
 _SHARED = 20  # A source is only called a copy if it shares at least so many labelled rows.
+_EXCESS = 0.75  # ... and agrees on so much of what chance does not explain.
 _NAMED = 10  # The number of pairs that are logged one by one.
 _CHANCE = 1e-3  # Probability that any pair is called copies by mistake.
 
@@ -50,6 +53,23 @@ def vote_of_most(votes: np.ndarray, accuracy: np.ndarray, num_classes: int) -> n
         chosen = np.argmax(counts + best / 2, axis=1)  # Accuracy only breaks ties.
         most[start : start + _BLOCK] = np.where(counts.any(axis=1), chosen, UNKNOWN)
     return most
+
+
+def that_speak(votes: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Whether each source labels a row, `[S]` bool; those that do not are logged.
+
+    All are True if none does.
+
+    Args:
+      votes: `[N, S]`.
+      names: the sources' names.
+    """
+    speaks: np.ndarray = (votes != UNKNOWN).any(axis=0)
+    if not speaks.any():
+        return np.ones_like(speaks)
+    if silent := [name for name, said in zip(names, speaks, strict=True) if not said]:
+        logging.warning(LEFT_OUT, ", ".join(silent))
+    return speaks
 
 
 def prepared(
@@ -110,7 +130,9 @@ def counted_once(
     Two sources are copies if they agree too often on rows that both label: more often than with
     independent errors, and more often than by how frequently each gives each label. How often each
     is right is taken from checked rows, at the upper end of its 95 % interval. So two sources that
-    are always right there, or that nobody checked, are no copies.
+    are always right there, or that nobody checked, are no copies. People who find the same rows
+    hard also agree more often than with independent errors. But a copy agrees on three quarters of
+    the rows where chance would not; three people who labelled CIFAR-10 agree on a tenth.
 
     Args:
       votes: `[N, S]`.
@@ -144,11 +166,13 @@ def counted_once(
     shares = of_label / np.maximum(shared, 1)
     by_habit = np.sum(shares * shares.transpose(0, 2, 1), axis=0)
     chance = np.clip(np.maximum(both + neither / max(1, num_classes - 1), by_habit), 0, 1)
+    excess = agree - chance * shared > _EXCESS * (1 - chance) * shared
     unlikely = stats.binom.sf(agree - 1, shared, chance) < _CHANCE / max(1, num_sources**2)
+    is_copy = excess & unlikely & (shared >= _SHARED)
     copies = []
     counted = votes.copy()
     for later in range(num_sources):
-        for earlier in np.flatnonzero(unlikely[later, :later] & (shared[later, :later] >= _SHARED)):
+        for earlier in np.flatnonzero(is_copy[later, :later]):
             copies.append((later, int(earlier)))
             counted[votes[:, later] == votes[:, earlier], later] = UNKNOWN
     return counted, copies

@@ -13,6 +13,7 @@ from mlc_jax.data.dataset import Benchmark
 from mlc_jax.data.folds import DRAWN
 from mlc_jax.data.prepare import Normalize, extremes, standardize
 from mlc_jax.data.source import UNKNOWN, ArraySource, IndexedSource, Subset
+from mlc_jax.data.votes import that_speak
 from mlc_jax.errors import InputError
 from mlc_jax.files.label_columns import LabelColumns, Said
 from mlc_jax.files.own import FIELD, SPLIT_NAMES, SPLITS, LabelledFile, Labels, OwnData, combine
@@ -268,6 +269,10 @@ class _File:
         assert labels is not None
         if labels.numbers.ndim == 2:
             names = self._source_names(labels.numbers.shape[1])
+            speaks = that_speak(labels.numbers, names)
+            if not speaks.all():
+                names = tuple(np.array(names)[speaks].tolist())
+                labels = labels._replace(numbers=labels.numbers[:, speaks])
             votes, labels = labels, first_said(labels)
         return LabelledFile(
             votes=votes,

@@ -141,6 +141,12 @@ class LabelColumns:
         names, columns = list(self.required), [x.labels() for x in self._labels]
         if self._said.votes:
             more, votes = read_votes(self._said.votes, table, ids, len(lines))
+            for name in more:
+                if name in names:
+                    raise InputError(
+                        f"{FIELD}votes: source {name!r} is also a column of labels of "
+                        f"{table.path!r}; expected each source once"
+                    )
             names, columns = names + more, columns + votes
         columns = without_silence(table, columns, self._checked.labels())
         names, said = that_say_something(names, columns)
@@ -151,6 +157,8 @@ class LabelColumns:
             labels=first_said_of(said, len(lines)),
             votes=together(said) if several else None,
             source_names=tuple(names) if several else (),
+            votes_path=self._said.votes or "",
+            in_votes=tuple(name for name in names if name not in self.required),
             checked=self._checked.labels(),
             given=self._given.labels(),
             split=self._split.labels(),

@@ -65,6 +65,8 @@ class LabelledFile:
       drawn: of every row, one of `folds.DRAWN` or nothing; None if the file has no such column.
       votes: `[N, S]`, the labels of S sources; None if there is only one source.
       source_names: the S names; empty for one source.
+      votes_path: another file, with the labels of the sources `in_votes`.
+      in_votes: names of these sources.
       aliases: rows by other names than ids, such as paths; files of checks may use them.
       classes: names of all classes, in order, if the user has named them.
       ids: text `[N]`, each once; None where rows are known by their numbers.
@@ -84,6 +86,8 @@ class LabelledFile:
     drawn: Labels | None = None
     votes: Labels | None = None
     source_names: tuple[str, ...] = ()
+    votes_path: str = ""
+    in_votes: tuple[str, ...] = ()
     aliases: Mapping[str, int] = dataclasses.field(default_factory=dict)
     classes: tuple[str, ...] = ()
 
@@ -319,7 +323,7 @@ def _one_file(
     together.check_names(file, given, truth, classes.names)
     if clean.any():
         missing_classes(given[noisy], truth[clean], classes.names)
-    together.check_votes(file, votes, truth, classes.names)
+    together.check_votes(file, truth, classes.names)
     everything = Subset(file.create_source(), np.arange(len(given)), given, truth, votes)
     parts = noisy, clean, file.rows_of("test"), file.rows_of("validation")
     of_noisy, of_clean, *judges = (everything.take(np.flatnonzero(part)) for part in parts)

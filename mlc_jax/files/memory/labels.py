@@ -8,7 +8,7 @@ import numpy as np
 
 from mlc_jax.data import UNKNOWN
 from mlc_jax.data.folds import DRAWN
-from mlc_jax.data.votes import prepared
+from mlc_jax.data.votes import prepared, that_speak
 from mlc_jax.errors import InputError, expect
 from mlc_jax.files.values.names import is_one_hot
 
@@ -26,11 +26,15 @@ class Part(Protocol):
 
 
 class PartLabels(NamedTuple):
-    """Numbers of classes of each part: given and true ones `[N]`, and all votes `[N, S]`."""
+    """Numbers of classes of each part: given and true ones `[N]`, and all votes `[N, S]`.
+
+    `source_names` are of the sources that label a row.
+    """
 
     given: dict[str, np.ndarray]
     truth: dict[str, np.ndarray]
     votes: dict[str, np.ndarray]
+    source_names: tuple[str, ...] = ()
 
 
 def labels_of(
@@ -69,14 +73,15 @@ def labels_of(
     seen = [
         known if name == "clean" else np.full_like(known, UNKNOWN) for name, known in truth.items()
     ]
-    most, counted = prepared(
-        np.concatenate(list(votes.values())), np.concatenate(seen), source_names, num_classes
-    )
+    together = np.concatenate(list(votes.values()))
+    speaks = that_speak(together, source_names)
+    source_names = tuple(np.array(source_names)[speaks].tolist())
+    most, counted = prepared(together[:, speaks], np.concatenate(seen), source_names, num_classes)
     ends = np.cumsum([len(said) for said in votes.values()])[:-1]
     given, votes = (
         dict(zip(votes, np.split(array, ends), strict=True)) for array in (most, counted)
     )
-    return PartLabels(given, truth, votes)
+    return PartLabels(given, truth, votes, source_names)
 
 
 def source_names_of(part: Part, of: str = "labels") -> tuple[str, ...]:

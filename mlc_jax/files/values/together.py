@@ -189,18 +189,23 @@ def check_all_labelled(file: "LabelledFile") -> None:
         file.fail(f"{file.name_row(row)}: label is empty, expected a label in each row")
 
 
-def check_votes(
-    file: "LabelledFile", votes: np.ndarray | None, truth: np.ndarray, names: Sequence[str]
-) -> None:
+def check_votes(file: "LabelledFile", truth: np.ndarray, names: Sequence[str]) -> None:
     """Refuses a label that was given only once, by one source: probably a typing error."""
-    if votes is None or file.classes:
+    if file.votes is None or file.classes:
         return
-    counts = np.bincount(votes[votes != UNKNOWN], minlength=len(names))
-    for number in np.setdiff1d(np.flatnonzero(counts == 1), truth).tolist():
-        row, source = np.argwhere(votes == number)[0].tolist()
-        near = nearest(names[number], [x for x in names if x != names[number]])
+    votes, known = file.votes, {names[number] for number in np.unique(truth[truth != UNKNOWN])}
+    counts = np.zeros(len(votes.names), np.int64)
+    for column in votes.numbers.T:
+        counts += np.bincount(column[column != UNKNOWN], minlength=len(counts))
+    for number in np.flatnonzero(counts == 1).tolist():
+        if (name := votes.names[number]) in known:
+            continue
+        row, column = np.argwhere(votes.numbers == number)[0].tolist()
+        source = file.source_names[column]
+        near = nearest(name, [x for x in names if x != name])
+        where = f" in {file.votes_path!r}" if source in file.in_votes else ""
         file.fail(
-            f"{file.name_row(row)} has label {names[number]!r} by {file.source_names[source]!r}, "
+            f"{file.name_row(row)} has label {name!r} by {source!r}{where}, "
             f"which nobody else gave; expected one of the others, such as {near!r}"
         )
 

@@ -7,6 +7,7 @@ import numpy as np
 from absl import logging
 
 from mlc_jax.data.source import UNKNOWN
+from mlc_jax.data.votes import LEFT_OUT
 from mlc_jax.files.own import FIELD, Labels
 from mlc_jax.files.tables import Table
 from mlc_jax.files.values.names import Known, bare_id
@@ -50,7 +51,7 @@ def that_say_something(
     ]
     silent = [name for name in names if name not in [x for x, _ in kept]]
     if silent and kept:
-        logging.warning("Left out, because they label no row: %s.", ", ".join(silent))
+        logging.warning(LEFT_OUT, ", ".join(silent))
     return [name for name, _ in kept], [column for _, column in kept]
 
 
