@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -254,6 +255,20 @@ def test_rows_without_a_label_want_a_method_that_predicts_them(wide):
         build_run(config)
 
 
+def test_a_method_that_knows_one_label_says_what_it_gets(wide, caplog):
+    from configs import table
+    from mlc_jax.training.run import build_run
+
+    x, votes, truth, is_checked = _rows()
+    votes[0, 0] = 1
+    config = table.get_config()
+    config.dataset.data = wide(x, votes, truth, is_checked)
+    config.method = "glc"
+    caplog.set_level("INFO")
+    build_run(config)
+    assert "glc knows one label per row: it gets the majority vote of 3 sources" in caplog.text
+
+
 def test_ties_go_to_the_more_accurate_source_then_to_the_lower_class():
     votes = np.array([[0, 1], [1, 0], [2, -1], [-1, -1]])
     np.testing.assert_array_equal(vote_of_most(votes, np.array([0.9, 0.6]), 3), [0, 1, 2, -1])
@@ -353,6 +368,42 @@ def test_what_is_known_of_a_source():
     assert (second["checked"], second["estimated_right"]) == (3, pytest.approx(100 / 3))
     assert first["bits_per_label"] > second["bits_per_label"] >= 0
     assert first["low"] < 75 < first["high"]
+
+
+def test_bits_compare_with_how_frequent_classes_are():
+    """Nine rows of ten are `no`: a label that leaves this as it is says nothing."""
+    from mlc_jax.data import ArraySource, Subset
+
+    truth = np.array([1, *[0] * 9] * 2)
+    votes = np.stack([[0] * 10 + [-1] * 10, truth], axis=1).astype(np.int16)
+    subset = Subset(ArraySource(np.zeros((20, 1))), np.arange(20), truth, truth, votes)
+    always, right = of_sources(subset, np.eye(2)[truth], subset, ("a", "b"), ("no", "yes"))
+    assert always["bits_per_label"] == pytest.approx(0, abs=1e-6)
+    entropy = -0.9 * np.log2(0.9) - 0.1 * np.log2(0.1)
+    assert right["bits_per_label"] == pytest.approx(entropy, abs=1e-6)
+
+
+def test_only_judged_rows_tell_how_often_a_source_is_right():
+    """One source is right where rows were drawn, the other where they were looked up."""
+    from mlc_jax.data import ArraySource, Subset
+    from mlc_jax.data.folds import AllRows
+    from mlc_jax.report.report import of_each_source
+
+    truth = np.arange(40) % 2
+    drawn = np.where(np.arange(20) < 12, "random", "looked_up")
+    votes = np.stack([truth, 1 - truth], axis=1).astype(np.int16)
+    votes[20:][drawn == "looked_up"] = votes[20:][drawn == "looked_up"][:, ::-1]
+    source = ArraySource(np.zeros((40, 1), np.float32))
+    everything = Subset(source, np.arange(40), truth, truth, votes)
+    noisy, clean = everything.take(np.arange(20)), everything.take(np.arange(20, 40))
+    dataset = SimpleNamespace(
+        noisy=noisy, clean=clean, source_names=("a", "b"), class_names=("no", "yes")
+    )
+    rows = AllRows(noisy, clean, drawn, 5, 2, 0, 8, 1)
+    run = SimpleNamespace(dataset=dataset, pipeline=rows, exported=noisy)
+    first, second = of_each_source(run, SimpleNamespace(soft_labels=np.eye(2)[truth[:20]]))
+    assert (first["checked"], first["checked_right"]) == (12, 100)
+    assert (second["checked"], second["checked_right"]) == (12, 0)
 
 
 def _fit(noisy, clean):

@@ -259,6 +259,11 @@ def _create_pipeline(
             f"labels: rows without one: {unlabelled}; {method.name} expects one in each row, "
             "cross_fit predicts them"
         )
+    if dataset.source_names and not method.takes_votes:
+        logging.info(
+            "%s knows one label per row: it gets the majority vote of %d sources.",
+            method.name, len(dataset.source_names),
+        )  # fmt: skip
     num_devices = jax.device_count()
     pipeline = Pipeline(
         noisy=dataset.noisy,
