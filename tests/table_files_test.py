@@ -218,6 +218,23 @@ def test_a_column_that_is_the_label(load, frame, name):
     assert load({"data": frame}, features="sex,+target").columns.names == ["sex", "target"]
 
 
+def test_a_measure_that_tells_the_classes_apart_is_no_leak(load):
+    """As the length of a petal among 40 checked irises; a code of each class still is one."""
+    from sklearn.datasets import load_iris
+
+    iris = load_iris(as_frame=True)
+    rng = np.random.default_rng(7)
+    checked = np.isin(np.arange(150), rng.permutation(150)[:40])
+    names = np.array(iris.target_names)[iris.target]
+    given = np.where(rng.random(150) < 0.2, rng.permutation(names), names)
+    frame = iris.data.assign(label=given, checked_label=np.where(checked, names, ""))
+    of_checked = frame[checked].groupby("petal length (cm)").checked_label.nunique()
+    assert of_checked.max() == 1 and len(of_checked) < 30
+    assert load({"data": frame}).columns.names == list(iris.data)
+    with pytest.raises(InputError, match="column 'code' determines checked_label"):
+        load({"data": frame.assign(code=iris.target * 7)})
+
+
 HEADER = b"id,label,checked_label,age\n"
 GOOD = b"".join(b"%d,%s,%s,%d\n" % (i, b"ab"[i % 2 :][:1], b"a" if i == 0 else b"", i)
                 for i in range(20))  # fmt: skip

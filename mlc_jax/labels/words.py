@@ -14,6 +14,8 @@ _ARGUMENTS = {
     "cross_fit.hidden_sizes": "model",
     "model.mlp.hidden_sizes": "model",
 }
+# A name may have spaces.
+_FEATURES = re.compile(r"--config\.dataset\.features=([+-].+?)(?= leaves it out|$)", re.MULTILINE)
 
 
 @contextlib.contextmanager
@@ -26,7 +28,9 @@ def in_words() -> Iterator[None]:
         for name, argument in _ARGUMENTS.items():
             text = re.sub(rf"(config\.)?{re.escape(name)}(?=:)", argument, text)
         text = text.replace("config.dataset.class_names", "class_names")
-        text = re.sub(r"--config\.dataset\.features=([+-]\w+)", r"features=['\1']", text)
+        text = re.sub(_FEATURES, lambda found: f"features=[{found[1]!r}]", text)
+        if text.startswith("X: "):  # LabelCorrector takes all columns.
+            text = re.sub("say that it is a feature: features=.*", "X.to_numpy()", text)
         text = re.sub(r"\bconfig\.(?=[a-z_]+(\.|:))", "", text)  # Not of config.json.
         text = "\n".join(dict.fromkeys(text.splitlines()))
         raise type(error)(text) from error.__cause__

@@ -93,6 +93,8 @@ def _determines(values: np.ndarray, labels: np.ndarray, rows: np.ndarray | None)
         return False
     if _are_rows(num_values, numbers, rows, known):
         return False
+    if _separates(values[known], numbers, num_values):
+        return False
     agreeing = np.sum((np.bincount(numbers) / len(numbers)) ** 2)  # Chance that two labels agree.
     if agreeing ** (len(codes) - num_values) >= _CHANCE:
         return False
@@ -100,6 +102,18 @@ def _determines(values: np.ndarray, labels: np.ndarray, rows: np.ndarray | None)
     one_each = num_values == len(np.unique(numbers)) == len(np.unique(usual))
     share = (usual[codes] == numbers).mean()
     return bool(share == 1 or (one_each and share >= _SAME))
+
+
+def _separates(values: np.ndarray, labels: np.ndarray, num_values: int) -> bool:
+    """Whether values in order are labels in blocks, hardly more blocks than labels.
+
+    Then they may well be measured, as the length of a petal, which tells 40 irises apart. Values
+    that stand for labels are of many rows each.
+    """
+    if len(values) >= _ROWS_PER_VALUE * num_values:
+        return False
+    in_order = labels[np.argsort(values, kind="stable")]
+    return bool(np.sum(in_order[1:] != in_order[:-1]) <= len(np.unique(labels)))
 
 
 def _are_rows(
