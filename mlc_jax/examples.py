@@ -157,7 +157,7 @@ def create_dataset(
         of_noisy, of_clean = (labels.votes[name].ravel() for name in ("noisy", "clean"))
         given = np.concatenate([of_noisy, of_clean])
         together.check_names(_CleanLabels(), given, clean_part.truth, class_names)
-    missing_classes(noisy_part.given, clean_part.truth, class_names)
+    missing_classes(labels.votes["noisy"], clean_part.truth, class_names)
     return Dataset(
         name="examples",
         class_names=class_names,

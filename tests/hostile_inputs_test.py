@@ -235,6 +235,13 @@ TABLES = [
     ), "which looks like it"),
     ("B sources that abstain", _of_sources(["a", "b", "ABSTAIN"], checked=["", "a", "b"]),
      {"label_columns": "x,y"}, lambda dataset: dataset.class_names == ("a", "b")),
+    ("B one source that abstains", _of_sources(["a", "b", "Abstain"], checked=["", "a", "b"]),
+     {"label_columns": "x", "features": "a,b"},
+     lambda dataset: dataset.class_names == ("a", "b") and (dataset.noisy.given == -1).any()),
+    ("B people who abstain in a vote",
+     table(label=np.resize(["aye", "nay", "Abstain"], SIZE), checked_label=np.resize(
+         ["", "aye", "nay", "Abstain"], SIZE)),
+     lambda dataset: dataset.class_names == ("Abstain", "aye", "nay")),
     ("B a key of JSON twice", b'{"label": "cat", "a": 1, "a": 2}\n', {"ending": "jsonl"},
      "line 1: is not JSON .it names 'a' 2 times"),
     ("B UTF-16 without its mark", csv(table()).decode().encode("utf-16-le"), AB),

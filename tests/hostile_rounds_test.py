@@ -387,6 +387,19 @@ def test_nobody_checks_rows_of_a_file_that_is_refused_then(run_command, tmp_path
     assert os.listdir(tmp_path) == ["data.csv"]
 
 
+def test_the_first_rows_to_check_have_the_majority_vote(run_command, tmp_path):
+    """Ties: the class that comes first."""
+    votes = ["2,1,1", "10,2,", ",,", "1,2,10"] * 40
+    lines = [f"{i},{i % 7},{x}" for i, x in enumerate(votes)]
+    (tmp_path / "data.csv").write_text("\n".join(["id,x,a,b,c", *lines]) + "\n")
+    code, out, err = run_command("correct", str(tmp_path / "data.csv"), "--label=a,b,c")
+    assert code == 2 and "60 rows, drawn at random" in out, err
+    (place,) = tmp_path.rglob("to_check.csv")
+    rows = pandas.read_csv(place, dtype=str, keep_default_na=False)
+    most = ["1", "2", "", "1"]
+    assert rows["given_label"].tolist() == [most[int(number) % 4] for number in rows["id"]]
+
+
 def test_whole_floats_of_a_source_are_no_classes(run_command, tmp_path):
     """`0` and `0.0` are one when rows are drawn, as when a run learns from them."""
     x = (GIVEN == "cat").astype(int)

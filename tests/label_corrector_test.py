@@ -178,6 +178,19 @@ def test_votes_and_rows_without_a_label():
     assert np.isnan(quality[:10]).all() and not np.isnan(quality[10:]).any()
 
 
+@pytest.mark.parametrize("y", [None, np.full(60, np.nan)])
+def test_a_class_minus_one_of_votes(y):
+    """Where nobody looked, `checked` is None: so -1 is a class, of checks as of votes."""
+    truth = np.where(np.arange(60) % 2, 1.0, -1.0)
+    votes = {"a": truth.copy(), "b": np.where(np.arange(60) < 20, np.nan, truth)}
+    checked = np.where(np.arange(60) < 30, truth.astype(object), None)
+    read = estimator._labels(np.zeros((60, 1)), y, checked, None, votes, 60)
+    assert read.columns["checked_label"].tolist() == checked.tolist()
+    hidden = np.where(np.arange(60) < 30, truth, -1)
+    plain = estimator._labels(np.zeros((60, 1)), np.where(truth > 0, 1, 0), hidden, None, None, 60)
+    assert [*plain.columns["checked_label"]].count(1) == 15
+
+
 @pytest.mark.parametrize(
     "classes", [np.array([10, 2, 3]), np.array([-1, 0, 1]), np.array([2.0, 5.0, 7.0]),
                 np.array([2**40, 5, 7])],
@@ -273,6 +286,20 @@ BAD = {
     "model": ({"settings": {"model": "forest"}}, "model: got 'forest', expected auto"),
     "drawn": ({"checked": [0, 1] * 2 + [None] * 6, "drawn": "by hand"}, "drawn: got 'by hand'"),
     "votes": ({"votes": np.zeros(10)}, r"votes: got shape \(10,\)"),
+    "votes of sources in rows": (
+        {"y": None, "votes": np.zeros((3, 10))},
+        r"^votes: Found .* numbers of samples: \[10, 3\]",
+    ),
+    "votes of nothing": ({"y": None, "votes": np.full((10, 2), -1)}, "has no label at all"),
+    "votes one-hot": ({"y": None, "votes": np.eye(2)[[0, 1] * 5]}, "votes: one-hot, expected a"),
+    "a column that is the label": (
+        {
+            "x": pandas.DataFrame({"a b": [0, 1] * 40, "c": np.arange(80) % 7}),
+            "y": [0, 1] * 40,
+            "checked": [0, 1] * 40,
+        },
+        r"^X: .*column 'a b' .*checked_label.* Take it out, or X.to_numpy\(\)$",
+    ),
     "votes named label": ({"votes": {"label": [0, 1] * 5}}, "votes: has a column 'label'"),
     "no check is a label": (
         {"y": ["a", "b"] * 5, "checked": [0, 1, 0, 1, *[None] * 6]},

@@ -1,6 +1,7 @@
 """Several given labels per row: in by every way, through as one array, out by source."""
 
 import csv
+import pathlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -223,6 +224,55 @@ def test_a_silent_source_of_arrays_and_of_python_is_left_out(tmp_path, caplog):
         np.testing.assert_array_equal(dataset.clean.votes, votes[is_checked, 1:])
 
 
+def test_abstain_is_no_label_of_arrays_and_of_python(tmp_path):
+    from configs import arrays
+
+    x, votes, truth, is_checked = _rows()
+    texts = np.where(votes < 0, "ABSTAIN", _named(votes))
+    np.savez(
+        tmp_path / "x.npz", inputs=x, labels=texts,
+        checked_labels=np.where(is_checked, CLASSES[truth], ""),
+    )  # fmt: skip
+    config = arrays.get_config()
+    config.dataset.data = str(tmp_path / "x.npz")
+    of_file = datasets.load(config)
+    method = mlc.methods.cross_fit(model=mlc.models.MLP(3, ()))
+    for kind in (np.asarray, lambda part: dict(zip(NAMES, part.T, strict=True))):
+        clean = mlc.Examples(
+            x[is_checked], CLASSES[truth[is_checked]], given=kind(texts[is_checked])
+        )
+        noisy = mlc.Examples(x[~is_checked], kind(texts[~is_checked]))
+        dataset = create_dataset(method, noisy, clean, None, None, None)
+        for one in (of_file, dataset):
+            assert one.class_names == tuple(CLASSES)
+            np.testing.assert_array_equal(one.noisy.votes, votes[~is_checked])
+
+
+def test_arrays_of_no_source(tmp_path):
+    from configs import arrays
+
+    np.savez(tmp_path / "x.npz", inputs=np.arange(12.0).reshape(6, 2), labels=np.zeros((6, 0)))
+    config = arrays.get_config()
+    config.dataset.data = str(tmp_path / "x.npz")
+    with pytest.raises(InputError, match=r"\['labels'\] has no column; expected one for each"):
+        datasets.load(config)
+
+
+def test_a_class_that_nobody_checked_is_said_even_if_it_wins_no_vote(wide, caplog):
+    x, votes, truth, is_checked = _rows()
+    path = wide(x, votes, truth, is_checked)
+    text = pathlib.Path(path).read_text().splitlines()
+    rows = [row for row in range(1, 61) if not is_checked[row - 1] and votes[row - 1, 0] >= 0][:2]
+    for row in rows:
+        cells = text[row].split(",")
+        cells[4] = "unsure"
+        text[row] = ",".join(cells)
+    pathlib.Path(path).write_text("\n".join(text) + "\n")
+    dataset = _load(path)
+    assert "unsure" in dataset.class_names
+    assert "No checked row has class unsure" in caplog.text
+
+
 def test_a_copy_is_named_and_counts_once(wide, caplog):
     """In a file: without that, a bad source and its copy would outvote a good one."""
     x, votes, truth, is_checked = _rows(400)
@@ -362,7 +412,7 @@ def test_what_is_known_of_a_source():
         source, np.arange(4), votes[:, 0].astype(np.int32), np.array([0, 0, 1, 0]), votes
     )
     soft = np.eye(2)[[0, 0, 1, 0]]
-    first, second = of_sources(subset, soft, subset, ("a", "b"), ("no", "yes"))
+    first, second = of_sources(subset, soft, subset, subset, ("a", "b"), ("no", "yes"))
     assert (first["labels"], first["checked"], first["checked_right"]) == (8, 4, 75)
     assert first["estimated_right"] == 75 and first["confuses_most"] == "no as yes"
     assert (second["checked"], second["estimated_right"]) == (3, pytest.approx(100 / 3))
@@ -377,7 +427,7 @@ def test_bits_compare_with_how_frequent_classes_are():
     truth = np.array([1, *[0] * 9] * 2)
     votes = np.stack([[0] * 10 + [-1] * 10, truth], axis=1).astype(np.int16)
     subset = Subset(ArraySource(np.zeros((20, 1))), np.arange(20), truth, truth, votes)
-    always, right = of_sources(subset, np.eye(2)[truth], subset, ("a", "b"), ("no", "yes"))
+    always, right = of_sources(subset, np.eye(2)[truth], subset, subset, ("a", "b"), ("no", "yes"))
     assert always["bits_per_label"] == pytest.approx(0, abs=1e-6)
     entropy = -0.9 * np.log2(0.9) - 0.1 * np.log2(0.1)
     assert right["bits_per_label"] == pytest.approx(entropy, abs=1e-6)
@@ -402,7 +452,7 @@ def test_only_judged_rows_tell_how_often_a_source_is_right():
     rows = AllRows(noisy, clean, drawn, 5, 2, 0, 8, 1)
     run = SimpleNamespace(dataset=dataset, pipeline=rows, exported=noisy)
     first, second = of_each_source(run, SimpleNamespace(soft_labels=np.eye(2)[truth[:20]]))
-    assert (first["checked"], first["checked_right"]) == (12, 100)
+    assert (first["labels"], first["checked"], first["checked_right"]) == (40, 12, 100)
     assert (second["checked"], second["checked_right"]) == (12, 0)
 
 
@@ -521,6 +571,7 @@ def test_robust_mlc_starts_from_shares_of_votes_and_counted_pairs(standard_promo
         ([0, 1], [[0, 1], [1, 1]], r"clean.given: got several labels for a row, noisy rows have"),
         ({"a": [0, 1, 1]}, None, r"labels: got 3 of them, expected 2, one per row"),
         ({}, None, r"labels: got \{\}, expected at least one source"),
+        ([[0, 1], [1]], None, r"labels: .*inhomogeneous.*; expected one in each row"),
     ],
 )
 def test_sources_that_do_not_go_together(labels, given, message):

@@ -27,8 +27,9 @@ from mlc_jax.commands.answers import (
 )
 from mlc_jax.data.folds import RANDOM
 from mlc_jax.data.source import UNKNOWN
+from mlc_jax.data.votes import vote_of_most
 from mlc_jax.errors import InputError
-from mlc_jax.files.own import FIELD, LabelledFile
+from mlc_jax.files.own import FIELD, LabelledFile, in_order
 from mlc_jax.files.tables import Table
 from mlc_jax.files.values.checks import Checking
 from mlc_jax.report import to_check
@@ -395,13 +396,20 @@ def first_to_check(
     ids = np.arange(len(file.judging)).astype(str) if file.ids is None else file.ids
     number = min(to_check.NUM_FIRST, max(1, len(learned) // 2))
     rows = learned[to_check.drawn_at_random(ids[learned], number)]
-    names = np.array([*file.labels.names, ""])
-    shown = {
-        "id": ids[rows].tolist(),
-        "given_label": names[file.labels.numbers[rows]].tolist(),
-    }
+    shown = {"id": ids[rows].tolist(), "given_label": _given(file, rows)}
     shown |= show(rows.tolist())
     return to_check.table(shown, [RANDOM] * number), shown, rows.tolist()
+
+
+def _given(file: LabelledFile, rows: np.ndarray) -> list[str]:
+    """The given labels of rows; with several sources the majority vote. "" for none."""
+    labels = file.labels if file.votes is None else file.votes
+    names = in_order(labels.names)
+    numbers = np.array([*(names.index(name) for name in labels.names), UNKNOWN])
+    given = numbers[labels.numbers[rows]]
+    if file.votes is not None:  # Nothing is checked, so all sources are equally good.
+        given = vote_of_most(given, np.full(given.shape[1], 0.5), len(names))
+    return np.array([*names, ""])[given].tolist()
 
 
 def _kept(directory: epath.Path) -> dict[str, dict[str, str]]:

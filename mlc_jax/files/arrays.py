@@ -21,7 +21,7 @@ from mlc_jax.files.tables import ENDINGS, Table
 from mlc_jax.files.values.checks import read_checks
 from mlc_jax.files.values.inputs import Offsets, as_stored, offsets_of
 from mlc_jax.files.values.names import is_near, is_one_hot
-from mlc_jax.files.values.votes import first_said
+from mlc_jax.files.values.votes import first_said, without_abstaining
 
 _BLOCK = 10_000  # Rows of labels that are numbered at once.
 _COLUMNS = ("labels", "checked_labels", "given_labels", "ids", "splits", "drawn")
@@ -262,13 +262,18 @@ class _File:
         if self.table is not None:
             return self._labelled_by(self.table, said)
         if self.field == f"{FIELD}data" and said._replace(classes=()) != Said():
-            self.fail("has its labels in an array; expected no columns, label_columns or votes")
+            self.fail(
+                "has its labels in an array; expected no columns of labels and no file of votes"
+            )
         inputs, ids = self.inputs, self.arrays.get("ids")
         names: tuple[str, ...] = ()
         labels, votes = self._labels("labels"), None
         assert labels is not None
         if labels.numbers.ndim == 2:
+            if not labels.numbers.shape[1]:
+                self.fail("['labels'] has no column; expected one for each source of labels")
             names = self._source_names(labels.numbers.shape[1])
+            labels = without_abstaining(self.path, labels)
             speaks = that_speak(labels.numbers, names)
             if not speaks.all():
                 names = tuple(np.array(names)[speaks].tolist())

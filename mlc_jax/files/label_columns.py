@@ -16,6 +16,7 @@ from mlc_jax.files.tables import Table
 from mlc_jax.files.values.names import MAX_LENGTH, is_near
 from mlc_jax.files.values.votes import (
     ColumnOfTexts,
+    are_sources,
     first_said_of,
     read_votes,
     that_say_something,
@@ -148,9 +149,9 @@ class LabelColumns:
                         f"{table.path!r}; expected each source once"
                     )
             names, columns = names + more, columns + votes
-        columns = without_silence(table, columns, self._checked.labels())
+        columns = without_silence(table, names, columns, self._checked.labels())
         names, said = that_say_something(names, columns)
-        several = len(names) > 1 or names[:1] not in ([], ["label"])
+        several = are_sources(names)
         return LabelledFile(
             field=table.field,
             path=table.path,

@@ -222,6 +222,8 @@ def combine(
     columns += [] if checks is None else [checks.labels]
     named = next((file.classes for file in files.values() if file.classes), ())
     classes = _Classes.of(columns, named)
+    if not classes.names:
+        next(iter(files.values())).fail("has no label at all; expected some, given or checked")
     together.check_named(files, classes.names)
     together.check_classes(files, classes.names)
     if "data" not in files:
@@ -248,11 +250,14 @@ def missing_classes(given: np.ndarray, truth: np.ndarray, class_names: Sequence[
     """Warns of classes without a checked row: a random sample often misses one.
 
     Args:
-      given: `[N]`, given labels of doubtful rows.
+      given: `[N]` or `[N, S]`, given labels of doubtful rows.
       truth: `[M]`, labels of checked rows.
       class_names: `[C]`.
     """
-    missing = [class_names[i] for i in np.setdiff1d(given[given != UNKNOWN], truth)]
+    is_given = np.zeros(len(class_names), bool)
+    for column in given.reshape(len(given), -1).T:
+        is_given[column[column != UNKNOWN]] = True
+    missing = [class_names[i] for i in np.setdiff1d(np.flatnonzero(is_given), truth)]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         logging.warning(
@@ -322,7 +327,8 @@ def _one_file(
     together.check_judged(file, given, truth, classes.names)
     together.check_names(file, given, truth, classes.names)
     if clean.any():
-        missing_classes(given[noisy], truth[clean], classes.names)
+        all_given = given if votes is None else votes
+        missing_classes(all_given[noisy], truth[clean], classes.names)
     together.check_votes(file, truth, classes.names)
     everything = Subset(file.create_source(), np.arange(len(given)), given, truth, votes)
     parts = noisy, clean, file.rows_of("test"), file.rows_of("validation")

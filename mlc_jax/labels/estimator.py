@@ -14,6 +14,7 @@ from mlc_jax.errors import InputError, expect
 from mlc_jax.files.label_columns import NAMES, Said
 from mlc_jax.files.memory import inputs as memory
 from mlc_jax.files.memory.frames import Frame, as_frame, is_missing, without
+from mlc_jax.files.values.names import is_one_hot
 from mlc_jax.labels.words import in_words
 
 if TYPE_CHECKING:
@@ -272,6 +273,8 @@ def _labels(
     said = Said()
     if votes is not None:
         names, sources = _sources(votes)
+        for source in sources:
+            _check_lengths({"votes": source}, num_rows)
         features = {str(name) for name in x} if memory.kind_of(x) == memory.TABLE else set()
         for name in names:
             if name in NAMES or name in features:
@@ -322,7 +325,7 @@ def _columns(y: Any, checked: Any, *, has_votes: bool = False) -> dict[str, Any]
             raise InputError(
                 "checked: has -1, which is a class of y; expected None or NaN where nobody looked"
             )
-    elif str(_UNCHECKED) in said:
+    elif str(_UNCHECKED) in said and not (has_votes and "" in said):
         unchecked = np.array([text == str(_UNCHECKED) for text in said])
         truth = without(truth, unchecked)
     return {"label": label, "checked_label": truth}
@@ -359,6 +362,11 @@ def _sources(votes: Any) -> tuple[list[str], list[Any]]:
     array = np.asarray(votes)
     if array.ndim != 2:
         raise InputError(f"votes: got shape {array.shape}, expected [N, S]")
+    if is_one_hot(array):
+        raise InputError(
+            f"votes: one-hot, expected a label of each of {array.shape[1]} sources; or "
+            "y=votes.argmax(axis=1) if these are classes"
+        )
     missing = array == _UNCHECKED if array.dtype.kind in "iu" else np.zeros(array.shape, bool)
     columns = without(array, missing)
     return [f"source_{number}" for number in range(array.shape[1])], [*columns.T]

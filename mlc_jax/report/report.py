@@ -209,8 +209,9 @@ def of_each_source(run: Run, of_noisy: Prediction) -> list[dict[str, Any]]:
         rows = run.pipeline.rows
         checked = checked.take(rows.judged[rows.counts > 0] - len(dataset.noisy))
     return of_sources(
-        run.exported, of_noisy.soft_labels, checked, dataset.source_names, dataset.class_names
-    )
+        run.exported, of_noisy.soft_labels, checked, dataset.clean, dataset.source_names,
+        dataset.class_names,
+    )  # fmt: skip
 
 
 def _number(value: Any) -> str:

@@ -15,12 +15,13 @@ def of_sources(
     noisy: Subset,
     soft_labels: np.ndarray,
     checked: Subset,
+    known: Subset,
     names: Sequence[str],
     class_names: Sequence[str],
 ) -> list[dict[str, Any]]:
     """A row for each source.
 
-    `labels`: how many it gave here. `checked`: how many of them on judged rows. `checked_right`,
+    `labels`: how many it gave. `checked`: how many of them on judged rows. `checked_right`,
     `low`, `high`: percent of these that are right, and the 95 % interval. `estimated_right`:
     percent of its labels on doubtful rows that are right, by the soft labels. `bits_per_label`: how
     much one label says about the class, at most log2 C. `confuses_most`: its most frequent mistake.
@@ -29,6 +30,7 @@ def of_sources(
       noisy: doubtful examples, N.
       soft_labels: `[N, C]`.
       checked: judged examples, see `report.verdict`.
+      known: all checked examples, also those that do not judge.
       names: of the S sources.
       class_names: C of them.
     """
@@ -47,7 +49,7 @@ def of_sources(
         confusion = f"{class_names[true]} as {class_names[label]}"
         rows.append({
             "source": name,
-            "labels": int(said.sum() + judged.sum()),
+            "labels": int(said.sum() + (known.all_votes[:, number] != UNKNOWN).sum()),
             "checked": len(right),
             "checked_right": None if share is None else 100 * float(right.mean()),
             "low": None if share is None else 100 * share.low,

@@ -11,6 +11,7 @@ from mlc_jax.data.folds import DRAWN
 from mlc_jax.data.votes import prepared, that_speak
 from mlc_jax.errors import InputError, expect
 from mlc_jax.files.values.names import is_one_hot
+from mlc_jax.files.values.votes import is_abstaining
 
 
 class Part(Protocol):
@@ -91,13 +92,30 @@ def source_names_of(part: Part, of: str = "labels") -> tuple[str, ...]:
         names = [str(name) for name in values]
     elif hasattr(values, "columns"):
         names = [str(name) for name in values.columns]
-    elif np.ndim(values) == 2:
+    elif _ndim(values) == 2:
         names = [str(number) for number in range(np.shape(values)[1])]
     else:
         return ()
     twice = [name for name in names if names.count(name) > 1]
     expect(not twice, of, twice[:1], "each source once")
     return tuple(names)
+
+
+def _ndim(values: Any) -> int:
+    try:
+        return np.ndim(values)
+    except ValueError:  # Rows of different lengths.
+        return int(as_labels(values).ndim)
+
+
+def _said(values: Any) -> np.ndarray:
+    """Labels of sources, as `as_labels`, where `abstain` is no label either."""
+    array = as_labels(values)
+    if array.dtype.kind not in "UTO":
+        return array
+    texts, places = np.unique(array, return_inverse=True)
+    kept = np.array(["" if is_abstaining(str(text)) else str(text) for text in texts])
+    return kept[places].reshape(array.shape)
 
 
 def _columns(field: str, values: Any, names: tuple[str, ...]) -> np.ndarray | None:
@@ -111,7 +129,7 @@ def _columns(field: str, values: Any, names: tuple[str, ...]) -> np.ndarray | No
             raise InputError(f"{field}: got several labels for a row, noisy rows have one")
         return as_labels(values)[:, None]
     if not isinstance(values, dict) and not hasattr(values, "columns"):
-        array = as_labels(values)
+        array = _said(values)
         if array.shape[1:] != (len(names),):
             raise InputError(
                 f"{field}: got {list(array.shape)}, expected a column for each of {len(names)} "
@@ -123,8 +141,7 @@ def _columns(field: str, values: Any, names: tuple[str, ...]) -> np.ndarray | No
         raise InputError(f"{field}: source {unknown[0]!r} is not one of noisy.labels")
     size = len(values[next(iter(there.values()))])
     columns = [
-        as_labels(values[there[name]]) if name in there else np.full(size, UNKNOWN)
-        for name in names
+        _said(values[there[name]]) if name in there else np.full(size, UNKNOWN) for name in names
     ]
     if any(column.dtype.kind == "U" for column in columns):
         columns = [x if x.dtype.kind == "U" else _texts(x) for x in columns]
@@ -194,7 +211,7 @@ def names_of(parts: Mapping[str, Part]) -> tuple[str, ...] | None:
     """All labels in their order if they are names; None if they are numbers."""
     values = [x for p in parts.values() for x in (p.labels, p.given) if x is not None]
     columns = [
-        as_labels(column)
+        _said(column) if _is_named(x) or _ndim(x) == 2 else as_labels(column)
         for x in values
         for column in ([x[name] for name in x] if _is_named(x) else [x])
     ]

@@ -17,27 +17,46 @@ _ABSTAIN = "abstain"
 
 
 def without_silence(
-    table: Table, columns: list[Labels | None], checked: Labels | None
+    table: Table, names: list[str], columns: list[Labels | None], checked: Labels | None
 ) -> list[Labels | None]:
-    """Columns of several sources without `abstain` and -1, which mean no label.
+    """Columns of sources without `abstain` and -1, which mean no label.
 
     But -1 is a class if it is one of two, or if it is a checked label and unchecked rows are empty.
+    In a single column `label` both are classes.
     """
+    if not are_sources(names):
+        return columns
+    columns = [None if x is None else without_abstaining(table.path, x) for x in columns]
     there = {name for column in columns if column is not None for name in column.names}
-    silent = tuple(name for name in there if name.casefold() == _ABSTAIN)
-    if len(columns) > 1 and silent:
-        logging.warning("%s means that a source of %s gave no label.", silent[0], table.path)
-        columns = [None if x is None else x.without(silent) for x in columns]
     is_checked = checked is not None and bool({*checked.names} & {*NOBODY_LOOKED})
     if is_checked and checked is not None and (checked.numbers == UNKNOWN).any():
         return columns
-    if len(columns) < 2 or not there & {*NOBODY_LOOKED} or len(there - {*NOBODY_LOOKED}) < 2:
+    if not there & {*NOBODY_LOOKED} or len(there - {*NOBODY_LOOKED}) < 2:
         return columns
     logging.warning(
         "-1 means that a source of %s gave no label; if it is a class, give it another name.",
         table.path,
     )
     return [None if column is None else column.without(NOBODY_LOOKED) for column in columns]
+
+
+def without_abstaining(path: str, labels: Labels) -> Labels:
+    """Labels of sources, of any shape, without `abstain`."""
+    silent = tuple(name for name in labels.names if is_abstaining(name))
+    if not silent:
+        return labels
+    logging.warning("%s means that a source of %s gave no label.", silent[0], path)
+    return labels.without(silent)
+
+
+def is_abstaining(name: str) -> bool:
+    """Whether a source says that it gives no label."""
+    return name.casefold() == _ABSTAIN
+
+
+def are_sources(names: list[str]) -> bool:
+    """Whether columns of labels are of named sources, and not the column `label` alone."""
+    return len(names) > 1 or names not in ([], ["label"])
 
 
 def that_say_something(
