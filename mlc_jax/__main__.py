@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mlc_jax import __version__, presets
 from mlc_jax.errors import ExitCode, closed_pipes_forgiven, readable
@@ -52,8 +52,25 @@ Trains from a config, as `python -m mlc_jax.main` does: --config=PRESET_OR_FILE 
 """
 
 
+class _Once(argparse.Action):
+    """Stores a value; an option that is given twice is an error. argparse takes the last one."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+        option_string: str | None = None,
+    ) -> None:  # fmt: skip
+        if option_string and getattr(namespace, self.dest) != self.default:
+            several = ", with commas between names" if "," in str(self.metavar) else ""
+            parser.error(f"{option_string} is given twice; expected it once{several}")
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports errors in the same form as the other commands."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.register("action", None, _Once)
 
     def error(self, message: str) -> NoReturn:
         print(

@@ -387,12 +387,18 @@ def test_nobody_checks_rows_of_a_file_that_is_refused_then(run_command, tmp_path
     assert os.listdir(tmp_path) == ["data.csv"]
 
 
-def test_the_first_rows_to_check_have_the_majority_vote(run_command, tmp_path):
+@pytest.mark.parametrize("option", ["--label=a,b,c", "--votes=votes.csv"])
+def test_the_first_rows_to_check_have_the_majority_vote(run_command, tmp_path, option, monkeypatch):
     """Ties: the class that comes first."""
+    monkeypatch.chdir(tmp_path)
     votes = ["2,1,1", "10,2,", ",,", "1,2,10"] * 40
-    lines = [f"{i},{i % 7},{x}" for i, x in enumerate(votes)]
-    (tmp_path / "data.csv").write_text("\n".join(["id,x,a,b,c", *lines]) + "\n")
-    code, out, err = run_command("correct", str(tmp_path / "data.csv"), "--label=a,b,c")
+    columns, long = ["id,x,a,b,c"], ["id,source,label"]
+    for i, row in enumerate(votes):
+        columns.append(f"{i},{i % 7},{row}" if "label" in option else f"{i},{i % 7},,,")
+        long += [f"{i},{name},{x}" for name, x in zip("abc", row.split(","), strict=True)]
+    (tmp_path / "data.csv").write_text("\n".join(columns) + "\n")
+    (tmp_path / "votes.csv").write_text("\n".join(long) + "\n")
+    code, out, err = run_command("correct", "data.csv", option)
     assert code == 2 and "60 rows, drawn at random" in out, err
     (place,) = tmp_path.rglob("to_check.csv")
     rows = pandas.read_csv(place, dtype=str, keep_default_na=False)

@@ -296,6 +296,8 @@ BAD = [
     (["all.csv", "--label=kind", "--seed"], "--seed: has no value; expected --seed=VALUE"),
     (["all.csv", "--label=kind", "--encoder=x"], "--encoder: got 'x', expected none with"),
     (["all.csv", "--label=kind", "--out=."], "--out: "),
+    (["all.csv", "--label=kind", "--label=b"], "--label is given twice; expected it once, with "
+     "commas between names"),
     (["all.csv", "--label=kind", "--votes=no.csv"], "--votes: no file 'no.csv'"),
     (["all.csv", "--label=kind", "--checks=,"], "--checks: got ',', expected FILE[,FILE...]"),
     (["all.csv", "--label=kind", "--dataset.checked="], "--checks: got ''"),

@@ -76,10 +76,12 @@ def _load(path, **changes):
     return datasets.load(config)
 
 
-def test_wide_and_long_files_arrays_and_python_are_the_same(wide, tmp_path):
+def test_wide_and_long_files_arrays_and_python_are_the_same(wide, tmp_path, caplog):
     """The votes, and the vote of most; ties by who is right more often on checked rows."""
+    caplog.set_level("INFO")
     x, votes, truth, is_checked = _rows()
     of_wide = _load(wide(x, votes, truth, is_checked))
+    assert "one column per source: label_ann, label_bob, label_eve." in caplog.text
     plain = _write(
         tmp_path / "plain.csv", ["id", "a", "b", "c", "checked_label"],
         [[f"r{i}", *x[i], CLASSES[truth[i]] if is_checked[i] else ""] for i in range(len(x))],
@@ -114,8 +116,9 @@ def test_wide_and_long_files_arrays_and_python_are_the_same(wide, tmp_path):
             assert part.votes.dtype == np.int16
     assert of_wide.noisy.given[0] == -1
     assert of_wide.fingerprint() == named.fingerprint() == of_long.fingerprint()
+    agreed = np.flatnonzero((votes[:, :1] == votes).all(axis=1) & (votes[:, 0] >= 0))[0]
     other = votes.copy()
-    other[5, 1] = (other[5, 1] + 1) % 3
+    other[agreed, 1] = (other[agreed, 1] + 1) % 3  # The majority stays.
     assert _load(wide(x, other, truth, is_checked)).fingerprint() != of_wide.fingerprint()
 
 
@@ -168,6 +171,7 @@ def test_columns_that_are_no_sources(wide, changes, message):
     [
         ([["r99", "ann", "cat"]], r"line 2: id 'r99' is not in .*wide.csv'; expected one of its"),
         ([["r1", "", "cat"]], r"line 2: source is empty"),
+        ([["r1", "ann", "c" * 5_000]], r"line 2: label has 5,000 characters, 'cccc"),
         ([["r1", "ann", "cat"], ["r1", "ann", "dog"]], r"labels id 'r1' as 'cat' and as 'dog'"),
         (
             [["r1", "ann", "caat"]],
@@ -186,10 +190,29 @@ def test_votes_that_are_none(wide, tmp_path, rows, message):
 
 def test_a_source_may_say_nothing_twice(wide, tmp_path):
     path = wide(*_rows(), prefix="unused_")
-    rows = [["r1", "ann", " "], ["r1", "ann", ""], ["r2", "ann", "cat"]]
+    rows = [["r1", "ann", " "], ["r1", "ann", ""], ["r2", "ann", "cat"], ["r2", "ann", ""]]
+    rows += [["r3", "ann", ""], ["r3", "ann", "dog"]]
     votes = _write(tmp_path / "votes.csv", ["id", "source", "label"], rows)
     dataset = _load(path, votes=votes, label_columns="unused_bob", features="a,b,c")
     assert "ann" in dataset.source_names
+    number = dataset.source_names.index("ann")
+    whole = np.concatenate([dataset.noisy.votes, dataset.clean.votes])[:, number]
+    assert sorted(whole[whole >= 0].tolist()) == [1, 2]
+
+
+def test_unsure_may_mean_no_label(wide, tmp_path, caplog):
+    path = wide(*_rows(), prefix="unused_")
+    rows = [[f"r{i}", "ann", ("?", "None", "yes")[i % 3]] for i in range(1, 10)]
+    votes = _write(tmp_path / "votes.csv", ["id", "source", "label"], rows)
+    _load(path, votes=votes, label_columns="unused_bob", features="a,b,c")
+    assert "None, ? is a class of" in caplog.text and "leave it empty" in caplog.text
+
+
+def test_one_column_and_a_source_of_its_name(wide, tmp_path):
+    path = wide(*_rows(), prefix="")
+    votes = _write(tmp_path / "votes.csv", ["id", "source", "label"], [["r1", "ann", "cat"]])
+    with pytest.raises(InputError, match="source 'ann' is also a column of labels"):
+        _load(path, votes=votes, columns="label=ann", features="a,b,c")
 
 
 def test_a_silent_source_is_left_out(wide, caplog):
@@ -392,6 +415,48 @@ def test_a_source_that_says_much_does_not_speak_for_the_others():
     np.testing.assert_allclose(matrices[2, 0, 0], 0.5, atol=1e-5)  # One right, one wrong.
 
 
+def test_each_source_counts_once_in_the_accuracy_of_all():
+    """By hand: one gave 30 checked labels, all wrong, another 2, both right; a third none."""
+    votes = np.full((40, 3), -1, np.int16)
+    votes[:30, 0], votes[:2, 1], votes[30:36, 2] = 1, 0, 0
+    q = np.tile(np.float32([1, 0]), (40, 1))
+    checked = (np.arange(40) < 30).astype(np.float32)
+    flat, prior = np.float32([0.5, 0.5]), 10.0
+    matrices = np.asarray(source_counts(votes, q, checked, checked, flat, prior))
+    rho = (0 + 1 + 1) / (1 + 1 + 2)  # Of two sources with checks, and two pseudo-counts.
+    for number, (right, said, label) in enumerate([(0, 30, 1), (2, 2, 0), (0, 0, 0)]):
+        own = (right + prior * rho) / (said + prior)
+        of_class_0 = own if label == 0 else 1 - own
+        expected = (said + prior * of_class_0) / (said + prior)
+        assert matrices[number, label, 0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_rival_learns_from_rows_with_a_label_alone():
+    from mlc_jax.data.folds import assign
+
+    votes = np.full((40, 2), -1)
+    votes[:15, 0], votes[10:25, 1] = np.arange(15) % 2, 1
+    checks, drawn = np.where(np.arange(40) % 4 == 0, 1, -1), np.full(40, "random")
+    fields = assign(votes, checks, drawn, 5, 2, seed=0)
+    lists, lengths = fields["rival_lists"], fields["rival_lengths"]
+    learned = [{*lists[part, : lengths[part]].tolist()} for part in range(2)]
+    assert learned[0] | learned[1] == {*range(25)}
+
+
+def test_the_share_of_sources_is_of_the_corrected_label():
+    from mlc_jax.data import ArraySource, Subset
+    from mlc_jax.report.report import label_columns
+
+    votes = np.array([[0, 0, 1], [0, 0, 0], [-1, -1, -1]], np.int16)
+    given = np.array([0, 0, -1])
+    noisy = Subset(ArraySource(np.zeros((3, 1))), np.arange(3), given, np.full(3, -1), votes)
+    soft = np.eye(2, dtype=np.float32)[[1, 0, 1]]
+    columns = label_columns(noisy, SimpleNamespace(soft_labels=soft, label_quality=soft[:, 0]))
+    np.testing.assert_allclose(columns["annotator_agreement"], [1 / 3, 1, np.nan])
+    assert columns["num_annotations"].tolist() == [3, 3, 0]
+    assert columns["is_label_issue"].tolist() == [True, False, False]
+
+
 def test_shares_of_votes():
     shares = vote_shares(np.array([[0, 0, 1], [-1, -1, -1]], np.int16), 2)
     np.testing.assert_allclose(shares, [[2 / 3, 1 / 3], [0, 0]], rtol=1e-6)
@@ -413,6 +478,8 @@ def test_what_is_known_of_a_source():
     )
     soft = np.eye(2)[[0, 0, 1, 0]]
     first, second = of_sources(subset, soft, subset, subset, ("a", "b"), ("no", "yes"))
+    unsure, _ = of_sources(subset, 0.4 + 0.2 * soft, subset, subset, ("a", "b"), ("no", "yes"))
+    assert unsure["estimated_right"] == pytest.approx(55)  # Three of 0.6, and one of 0.4.
     assert (first["labels"], first["checked"], first["checked_right"]) == (8, 4, 75)
     assert first["estimated_right"] == 75 and first["confuses_most"] == "no as yes"
     assert (second["checked"], second["estimated_right"]) == (3, pytest.approx(100 / 3))
@@ -485,6 +552,7 @@ def test_in_python_and_by_name(standard_promotion):
         dataset = create_dataset(method, noisy, clean, None, None, None)
         assert dataset.source_names == NAMES
         np.testing.assert_array_equal(dataset.noisy.votes, votes[doubtful])
+        assert dataset.noisy.votes.dtype == np.int16
         np.testing.assert_array_equal(dataset.clean.votes, votes[is_checked])
 
 

@@ -1,5 +1,9 @@
 """Sets with many labels per row: how votes are made, and what is said of the cells."""
 
+import gzip
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -114,6 +118,50 @@ def test_mlc_with_all_votes_learns_whom_to_believe(program, monkeypatch, standar
     assert several["labels, all, pairs"] > 90
     robust = program.of_mlc(data, cell, "robust", 0, robust=True)
     assert robust.keys() == {"robust", "labels, robust"} and robust["labels, robust"] > 90
+
+
+def test_nothing_but_the_checked_rows_is_known(program, monkeypatch):
+    seen = []
+
+    def prepared(votes, truth, names, num_classes):
+        seen.append(truth)
+        return votes[:, 0], votes
+
+    value = lambda x: SimpleNamespace(value=x)  # noqa: E731
+    for name, x in (("_BESIDE", []), ("_DATA", ""), ("_CHECKPOINT", "")):
+        monkeypatch.setattr(program, name, value(x))
+    monkeypatch.setattr(program, "prepared", prepared)
+    monkeypatch.setattr(program, "of_cross_fit", lambda data, cells, *_: [{} for _ in cells])
+    program.measure("crowd:iris", "random:20", [3])
+    (truth,) = seen
+    data = program.load("crowd:iris", 3)
+    checked = program.draw(data, "random:20", 3).checked
+    assert checked.sum() == 20 and (truth[~checked] == program.UNKNOWN).all()
+    np.testing.assert_array_equal(truth[checked], data.labels[data.rows][checked])
+
+
+def test_wrench_files(program, tmp_path, monkeypatch):
+    rows = {"train": [("one two", 1, [0, -1, 1]), ("three", 0, [-1, -1, 0])],
+            "test": [("a b c", 1, [1, 1, 1])]}  # fmt: skip
+    directory = tmp_path / "weak" / "trec"
+    directory.mkdir(parents=True)
+    for part, lines in rows.items():
+        texts = [
+            json.dumps({"text": text, "label": label, "weak_labels": votes})
+            for text, label, votes in lines
+        ]
+        with gzip.open(directory / f"{part}.jsonl.gz", "wt") as file:
+            file.write("\n".join(texts))
+
+    def lengths(texts):
+        return SimpleNamespace(inputs=np.float32([[len(text)] for text in texts]))
+
+    monkeypatch.setattr("mlc_jax.encoders.encoding.TextReader", lambda name: lengths)
+    data = program.load("trec", 0, str(tmp_path), "encoder")
+    np.testing.assert_array_equal(data.features, [[7], [5], [5]])
+    np.testing.assert_array_equal(data.labels, [1, 0, 1])
+    np.testing.assert_array_equal(data.votes, [[0, -1, 1], [-1, -1, 0]])
+    assert data.rows.tolist() == [0, 1] and data.test.tolist() == [2]
 
 
 def test_the_gap_is_to_the_best_other_column(program):

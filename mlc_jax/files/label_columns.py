@@ -142,8 +142,9 @@ class LabelColumns:
         names, columns = list(self.required), [x.labels() for x in self._labels]
         if self._said.votes:
             more, votes = read_votes(self._said.votes, table, ids, len(lines))
+            theirs = dict(self._said.names)
             for name in more:
-                if name in names:
+                if name in (*names, *(theirs.get(x) for x in names)):
                     raise InputError(
                         f"{FIELD}votes: source {name!r} is also a column of labels of "
                         f"{table.path!r}; expected each source once"

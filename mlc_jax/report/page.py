@@ -132,7 +132,7 @@ def _of_sources(rows: Sequence[dict[str, Any]]) -> str:
         for row in sorted(rows, key=lambda row: -row["labels"])[:_NUM_SOURCES]
     ]  # fmt: skip
     header = ["source", "labels", "checked", "% right of these", "95 % interval",
-              "estimated % right of all", "bits per label", "confuses most"]  # fmt: skip
+              "estimated % right of unchecked", "bits per label", "confuses most"]  # fmt: skip
     more = len(rows) - len(body)
     note = f"<p>and {more} more, in <code>sources.csv</code></p>" if more else ""
     return "<h2>Sources of labels</h2>" + _table(header, body, numbers=range(1, 7)) + note

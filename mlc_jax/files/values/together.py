@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 # In `checked_label` these mean that nobody looked, unless one is a given label.
 NOBODY_LOOKED = ("-1", "-1.0")
 # These probably mean the same, but could be names of classes.
-_NO_CLASSES = frozenset({
-    "todo", "tbd", "na", "n/a", "nan", "none", "null", "<na>", "unknown", "unchecked",
-    "notchecked", "x", "ok", "okay", "yes", "no", "right", "wrong", "correct", "incorrect",
-    "unsure", "skip", "skipped", "done",
+_NO_LABELS = frozenset({
+    "todo", "tbd", "na", "n/a", "nan", "none", "null", "<na>", "unknown", "unsure", "skip",
+    "skipped", "?", "??", "???",
 })  # fmt: skip
+_NO_CLASSES = _NO_LABELS | {
+    "unchecked", "notchecked", "x", "ok", "okay", "yes", "no", "right", "wrong", "correct",
+    "incorrect", "done",
+}  # fmt: skip
 _AROUND = " _'\"[](){}\t\u00a0"  # Not counted in these words.
 _MARKS = frozenset("?!.,;:-+*/\\#~=\u2013\u2014\u2026\u2713\u2714\u2717\u2718")  # No word at all.
 
@@ -194,6 +197,11 @@ def check_votes(file: "LabelledFile", truth: np.ndarray, names: Sequence[str]) -
     if file.votes is None or file.classes:
         return
     votes, known = file.votes, {names[number] for number in np.unique(truth[truth != UNKNOWN])}
+    if doubtful := [name for name in votes.names if name.casefold() in _NO_LABELS - known]:
+        logging.warning(
+            "%s is a class of %s. If it means that a source gave no label, leave it empty.",
+            ", ".join(doubtful), file.path,
+        )  # fmt: skip
     counts = np.zeros(len(votes.names), np.int64)
     for column in votes.numbers.T:
         counts += np.bincount(column[column != UNKNOWN], minlength=len(counts))

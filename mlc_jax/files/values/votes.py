@@ -10,7 +10,7 @@ from mlc_jax.data.source import UNKNOWN
 from mlc_jax.data.votes import LEFT_OUT
 from mlc_jax.files.own import FIELD, Labels
 from mlc_jax.files.tables import Table
-from mlc_jax.files.values.names import Known, bare_id
+from mlc_jax.files.values.names import MAX_LENGTH, Known, bare_id
 from mlc_jax.files.values.together import NOBODY_LOOKED
 
 _ABSTAIN = "abstain"
@@ -118,7 +118,12 @@ def read_votes(
             table.fail("source is empty, expected who gave the label", line)
         said = columns.setdefault(source.strip(), {})
         label = "" if label is None or label.isspace() else label
-        if row in said and said[row] != label:
+        if len(label) > MAX_LENGTH:
+            size = f"{len(label):,} characters, {label[:20]!r}..."
+            table.fail(f"label has {size}; expected {MAX_LENGTH:,} at most", line)
+        if not label and row in said:
+            continue  # Tools also export rows that somebody skipped first.
+        if said.get(row) and said[row] != label:
             table.fail(
                 f"source {source!r} labels id {identifier!r} as {said[row]!r} and as {label!r}; "
                 "expected one label",
