@@ -175,3 +175,11 @@ def test_the_gap_is_to_the_best_other_column(program):
     lines = {line.split("|")[1].strip(): line for line in table.splitlines()}
     assert "1 of 2" in lines["sets not below their best"]
     assert "-3.0 ± 3.5 (glad)" in lines["gap to the best"]
+    rows = [row | {"majority +": 60.0 + 2 * row["draw"]} for row in rows]
+    columns = ["all true", "glad", "majority +", program._POOL]
+    lines = {
+        x.split("|")[1].strip(): x
+        for x in program._table(rows, columns, program._POOL).splitlines()
+    }
+    assert "+16.0 ± 3.5" in lines["minus majority +"]
+    assert lines["minus checked rows alone"].replace(" ", "") == "|minuscheckedrowsalone||"

@@ -65,6 +65,7 @@ _CROWDLAB_FOLDS, _SNORKEL_SOURCES = 5, 3  # The least.
 _MLC_STEPS, _PAIR_WEIGHT = 2_000, 1.0
 _SOFT_FLOOR = 1e-3  # Less probable labels are not trained on.
 _KNOW_ALL = ("all true", "true matrices")
+_SIMPLE = ("majority +", "checked rows alone")
 
 
 def _by_crowdkit(name: str, votes: np.ndarray, num_classes: int) -> np.ndarray:
@@ -321,7 +322,8 @@ def _table(rows: Sequence[Row], columns: Sequence[str], ours: str) -> str:
 
     The best rival has the highest mean of all columns but those that know all true labels. The last
     line is the mean paired gap of `cross_fit` with all votes to it, with its standard error. The
-    line before counts the sets where this gap is not below minus one standard error.
+    line before counts the sets where this gap is not below minus one standard error. The last lines
+    are the same gaps to the simplest ways.
     """
     by_kind: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in rows:
@@ -329,6 +331,8 @@ def _table(rows: Sequence[Row], columns: Sequence[str], ours: str) -> str:
         of_set.setdefault(row["set"], []).append(row)
     header, body = [""], [[x.removeprefix(_LABELS)] for x in columns]
     close, last = ["sets not below their best"], ["gap to the best"]
+    minus = [[f"minus {name}"] for name in _SIMPLE]
+    prefix = _LABELS if ours.startswith(_LABELS) else ""
     for (kind, checked), of_set in by_kind.items():
         together = [row for cell in of_set.values() for row in cell]
         header.append(f"{kind}, {checked.replace(':', ' ')}")
@@ -339,7 +343,11 @@ def _table(rows: Sequence[Row], columns: Sequence[str], ours: str) -> str:
         close.append(f"{sum(gap >= -error for gap, error, _ in gaps)} of {len(gaps)}")
         gap, error, best = _gap(together, columns, ours)
         last.append(f"{gap:+.1f} ± {error:.1f} ({best.removeprefix(_LABELS)})")
-    return to_markdown(header, [*body, close, last])
+        for line, name in zip(minus, _SIMPLE, strict=True):
+            there = [x for x in columns if x == prefix + name]
+            gap, error, _ = _gap(together, there, ours) if there else (np.nan, np.nan, "")
+            line.append(f"{gap:+.1f} ± {error:.1f}" if there else "")
+    return to_markdown(header, [*body, close, last, *minus])
 
 
 def _gap(cell: Sequence[Row], columns: Sequence[str], ours: str) -> tuple[float, float, str]:
