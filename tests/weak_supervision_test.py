@@ -175,6 +175,9 @@ def test_the_gap_is_to_the_best_other_column(program):
     lines = {line.split("|")[1].strip(): line for line in table.splitlines()}
     assert "1 of 2" in lines["sets not below their best"]
     assert "-3.0 ± 3.5 (glad)" in lines["gap to the best"]
+    of_labels = [{f"labels, {name}": x for name, x in row.items()} | row for row in rows]
+    best = program._gap(of_labels, ["labels, all true", "labels, glad"], program._POOL)[2]
+    assert best == "labels, glad"
     rows = [row | {"majority +": 60.0 + 2 * row["draw"]} for row in rows]
     columns = ["all true", "glad", "majority +", program._POOL]
     lines = {

@@ -352,7 +352,8 @@ def _table(rows: Sequence[Row], columns: Sequence[str], ours: str) -> str:
 
 def _gap(cell: Sequence[Row], columns: Sequence[str], ours: str) -> tuple[float, float, str]:
     """The mean gap to the column with the best mean, its standard error, and that column."""
-    others = [x for x in columns if x not in (*_KNOW_ALL, ours) and all(x in row for row in cell)]
+    left_out = {ours, *_KNOW_ALL, *(_LABELS + name for name in _KNOW_ALL)}
+    others = [x for x in columns if x not in left_out and all(x in row for row in cell)]
     best = max(others, key=lambda x: float(np.mean([row[x] for row in cell])))
     gaps = [row[ours] - row[best] for row in cell]
     error = float(np.std(gaps, ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else 0.0
