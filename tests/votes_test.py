@@ -137,6 +137,16 @@ def test_a_column_label_is_the_one_that_counts(wide):
     np.testing.assert_array_equal(dataset.noisy.given, truth[~is_checked])
 
 
+def test_a_run_with_one_label_per_row_still_knows_its_data(tmp_path):
+    """With another fingerprint, runs of last year would not resume."""
+    rows = [
+        [f"r{i}", i % 7, i * i % 5, "abc"[i % 3], "abc"[i // 2 % 3] if i % 4 == 0 else ""]
+        for i in range(60)
+    ]
+    path = _write(tmp_path / "one.csv", ["id", "x", "z", "label", "checked_label"], rows)
+    assert _load(path).fingerprint() == "985dbbd2e6841b44"
+
+
 def test_rows_that_only_judge_say_nothing_of_a_source(wide):
     """Of two sources that differ, the one that checked rows to train with say is better."""
     x, votes, truth, is_checked = _rows()
