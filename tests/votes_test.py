@@ -138,7 +138,7 @@ def test_a_column_label_is_the_one_that_counts(wide):
 
 
 def test_a_run_with_one_label_per_row_still_knows_its_data(tmp_path):
-    """With another fingerprint, runs of last year would not resume."""
+    """With another fingerprint, older runs would not resume."""
     rows = [
         [f"r{i}", i % 7, i * i % 5, "abc"[i % 3], "abc"[i // 2 % 3] if i % 4 == 0 else ""]
         for i in range(60)
