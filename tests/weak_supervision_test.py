@@ -185,4 +185,4 @@ def test_the_gap_is_to_the_best_other_column(program):
         for x in program._table(rows, columns, program._POOL).splitlines()
     }
     assert "+16.0 ± 3.5" in lines["minus majority +"]
-    assert lines["minus checked rows alone"].replace(" ", "") == "|minuscheckedrowsalone||"
+    assert "minus checked rows alone" not in lines

@@ -347,7 +347,7 @@ def _table(rows: Sequence[Row], columns: Sequence[str], ours: str) -> str:
             there = [x for x in columns if x == prefix + name]
             gap, error, _ = _gap(together, there, ours) if there else (np.nan, np.nan, "")
             line.append(f"{gap:+.1f} ± {error:.1f}" if there else "")
-    return to_markdown(header, [*body, close, last, *minus])
+    return to_markdown(header, [*body, close, last, *(line for line in minus if any(line[1:]))])
 
 
 def _gap(cell: Sequence[Row], columns: Sequence[str], ours: str) -> tuple[float, float, str]:
