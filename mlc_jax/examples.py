@@ -172,6 +172,7 @@ def create_dataset(
             clean_part.truth, drawn_of(clean), None, clean_part.given, noisy_part.given
         ),
         source_names=labels.source_names,
+        copies=labels.copies,
     )
 
 

@@ -209,7 +209,7 @@ def test_votes_that_are_none(wide, tmp_path, rows, message):
 def test_a_source_may_say_nothing_twice(wide, tmp_path):
     path = wide(*_rows(), prefix="unused_")
     rows = [["r1", "ann", " "], ["r1", "ann", ""], ["r2", "ann", "cat"], ["r2", "ann", ""]]
-    rows += [["r3", "ann", ""], ["r3", "ann", "dog"]]
+    rows += [["r3", "ann", ""], ["r3", "ann", "dog "]]
     votes = _write(tmp_path / "votes.csv", ["id", "source", "label"], rows)
     dataset = _load(path, votes=votes, label_columns="unused_bob", features="a,b,c")
     assert "ann" in dataset.source_names
@@ -322,6 +322,7 @@ def test_a_copy_is_named_and_counts_once(wide, caplog):
     assert "Source label_eve agrees with label_bob more often than chance" in caplog.text
     assert (dataset.noisy.votes[:, 2] == -1).all()
     np.testing.assert_array_equal(dataset.noisy.votes[:, :2], votes[~is_checked, :2])
+    assert dataset.copies == {"label_eve": "label_bob"}
     both = (votes[~is_checked, :2] >= 0).all(axis=1)
     np.testing.assert_array_equal(dataset.noisy.given[both], votes[~is_checked][both, 0])
 
@@ -428,7 +429,8 @@ def test_three_people_of_cifar10n_are_no_copies():
     checked = np.random.default_rng(0).permutation(len(truth))[:2_000]
     known = np.full_like(truth, -1)
     known[checked] = truth[checked]
-    most, counted = prepared(votes, known, NAMES, 10)
+    most, counted, copies = prepared(votes, known, NAMES, 10)
+    assert not copies
     np.testing.assert_array_equal(counted, votes)
     assert np.mean(most == truth) > 0.91
 
@@ -509,13 +511,16 @@ def test_what_is_known_of_a_source():
         source, np.arange(4), votes[:, 0].astype(np.int32), np.array([0, 0, 1, 0]), votes
     )
     soft = np.eye(2)[[0, 0, 1, 0]]
-    first, second = of_sources(subset, soft, subset, subset, ("a", "b"), ("no", "yes"))
-    unsure, _ = of_sources(subset, 0.4 + 0.2 * soft, subset, subset, ("a", "b"), ("no", "yes"))
+    first, second = of_sources(subset, soft, subset, subset, ("a", "b"), ("no", "yes"), {"b": "a"})
+    unsure, _ = of_sources(
+        subset, 0.4 + 0.2 * soft, subset, subset, ("a", "b"), ("no", "yes"), {"b": "a"}
+    )
     assert unsure["estimated_right"] == pytest.approx(55)  # Three of 0.6, and one of 0.4.
     assert (first["labels"], first["checked"], first["checked_right"]) == (8, 4, 75)
     assert first["estimated_right"] == 75 and first["confuses_most"] == "no as yes"
     assert (second["checked"], second["estimated_right"]) == (3, pytest.approx(100 / 3))
     assert first["bits_per_label"] > second["bits_per_label"] >= 0
+    assert (first["copy_of"], second["copy_of"]) == ("", "a")
     assert first["low"] < 75 < first["high"]
 
 
@@ -526,7 +531,9 @@ def test_bits_compare_with_how_frequent_classes_are():
     truth = np.array([1, *[0] * 9] * 2)
     votes = np.stack([[0] * 10 + [-1] * 10, truth], axis=1).astype(np.int16)
     subset = Subset(ArraySource(np.zeros((20, 1))), np.arange(20), truth, truth, votes)
-    always, right = of_sources(subset, np.eye(2)[truth], subset, subset, ("a", "b"), ("no", "yes"))
+    always, right = of_sources(
+        subset, np.eye(2)[truth], subset, subset, ("a", "b"), ("no", "yes"), {"b": "a"}
+    )
     assert always["bits_per_label"] == pytest.approx(0, abs=1e-6)
     entropy = -0.9 * np.log2(0.9) - 0.1 * np.log2(0.1)
     assert right["bits_per_label"] == pytest.approx(entropy, abs=1e-6)
@@ -546,7 +553,7 @@ def test_only_judged_rows_tell_how_often_a_source_is_right():
     everything = Subset(source, np.arange(40), truth, truth, votes)
     noisy, clean = everything.take(np.arange(20)), everything.take(np.arange(20, 40))
     dataset = SimpleNamespace(
-        noisy=noisy, clean=clean, source_names=("a", "b"), class_names=("no", "yes")
+        noisy=noisy, clean=clean, source_names=("a", "b"), class_names=("no", "yes"), copies={}
     )
     rows = AllRows(noisy, clean, drawn, 5, 2, 0, 8, 1)
     run = SimpleNamespace(dataset=dataset, pipeline=rows, exported=noisy)

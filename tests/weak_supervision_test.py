@@ -125,7 +125,7 @@ def test_nothing_but_the_checked_rows_is_known(program, monkeypatch):
 
     def prepared(votes, truth, names, num_classes):
         seen.append(truth)
-        return votes[:, 0], votes
+        return votes[:, 0], votes, {}
 
     value = lambda x: SimpleNamespace(value=x)  # noqa: E731
     for name, x in (("_BESIDE", []), ("_DATA", ""), ("_CHECKPOINT", "")):

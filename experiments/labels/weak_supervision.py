@@ -287,7 +287,7 @@ def measure(name: str, checked: str, draws: Sequence[int]) -> list[Row]:
         cell = draw(data, checked, number)
         seen = np.where(cell.checked, cell.truth, UNKNOWN)
         sources = [str(i) for i in range(data.votes.shape[1])]
-        most, votes = prepared(cell.votes, seen, sources, data.num_classes)
+        most, votes, _ = prepared(cell.votes, seen, sources, data.num_classes)
         groups[int(cell.checked.sum()), votes.shape[1]].append(len(rows))
         place = {"set": name, "checked": checked, "draw": number}
         rows.append(place | (of_rivals(data, cell, last[1]) if last[1] else {}))

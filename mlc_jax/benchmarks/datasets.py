@@ -108,6 +108,7 @@ def of_own(own: OwnData, name: str) -> Dataset:
         left_out=own.left_out,
         drawn=own.drawn,
         source_names=own.source_names,
+        copies=own.copies,
     )
 
 

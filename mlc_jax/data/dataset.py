@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,6 +74,7 @@ class Dataset:
       drawn: `[len(clean)]` text, how each clean example was drawn, one of `folds.DRAWN`; None if
         it does not matter.
       source_names: names of the sources of given labels, if there are several.
+      copies: from the name of a source to that of the one it copies.
       judged: held-out examples with known given and true labels, or None. They judge corrections if
         the truth of noisy examples is not known.
     """
@@ -92,6 +93,7 @@ class Dataset:
     judged: Subset | None = None
     drawn: np.ndarray | None = None
     source_names: tuple[str, ...] = ()
+    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:

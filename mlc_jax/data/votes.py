@@ -1,6 +1,7 @@
 """Several given labels per row: each source's label, and the majority."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -72,10 +73,24 @@ def that_speak(votes: np.ndarray, names: Sequence[str]) -> np.ndarray:
     return speaks
 
 
+class Prepared(NamedTuple):
+    """Labels of several sources, as methods take them.
+
+    Attributes:
+      most: `[N]` int32, the majority labels.
+      votes: `[N, S]` int16; copies count once.
+      copies: from the name of a copy to that of the first source that it copies.
+    """
+
+    most: np.ndarray
+    votes: np.ndarray
+    copies: dict[str, str]
+
+
 def prepared(
     votes: np.ndarray, truth: np.ndarray, names: Sequence[str], num_classes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The majority labels `[N]`, and votes `[N, S]` int16 in which copies count once.
+) -> Prepared:
+    """Finds copies, and the majority labels.
 
     Args:
       votes: `[N, S]`.
@@ -92,7 +107,8 @@ def prepared(
     if len(copies) > _NAMED:
         logging.warning("... and %d pairs more.", len(copies) - _NAMED)
     most = vote_of_most(counted, accuracies(counted, truth), num_classes)
-    return most, counted.astype(np.int16)
+    first = {names[later]: names[earlier] for later, earlier in reversed(copies)}
+    return Prepared(most, counted.astype(np.int16), first)
 
 
 def agreement(votes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -157,7 +157,7 @@ class OwnData(NamedTuple):
       drawn: text `[len(clean)]`, how each checked row was chosen, one of `folds.DRAWN`.
       columns: how a table's columns became inputs.
       left_out: (id, what is wrong) of rows that were left out, because inputs cannot be read.
-      source_names: of the sources of given labels; empty for one source.
+      source_names, copies: of the sources of given labels; empty for one source.
     """
 
     class_names: tuple[str, ...]
@@ -170,6 +170,7 @@ class OwnData(NamedTuple):
     columns: Columns | None = None
     left_out: tuple[tuple[str, str], ...] = ()
     source_names: tuple[str, ...] = ()
+    copies: Mapping[str, str] = {}
 
     @property
     def scaled_by(self) -> Subset:
@@ -255,7 +256,7 @@ def missing_classes(given: np.ndarray, truth: np.ndarray, class_names: Sequence[
       class_names: `[C]`.
     """
     is_given = np.zeros(len(class_names), bool)
-    for column in given.reshape(len(given), -1).T:
+    for column in given.T if given.ndim == 2 else [given]:
         is_given[column[column != UNKNOWN]] = True
     missing = [class_names[i] for i in np.setdiff1d(np.flatnonzero(is_given), truth)]
     if missing:
@@ -321,7 +322,7 @@ def _one_file(
         truth = np.where(is_new, later, truth)
         said = np.where(is_new, checks.drawn, said)
     learned = ~file.judging
-    given, votes = _given(file, np.where(learned, truth, UNKNOWN), classes)
+    given, votes, copies = _given(file, np.where(learned, truth, UNKNOWN), classes)
     clean, noisy = (truth != UNKNOWN) & learned, (truth == UNKNOWN) & learned
     together.check_sizes(file, int(clean.sum()), int(noisy.sum()), needs_checks)
     together.check_judged(file, given, truth, classes.names)
@@ -337,23 +338,24 @@ def _one_file(
     chosen = how_drawn(truth[clean], said[clean], drawn, given[clean], given[noisy], is_new[clean])
     return OwnData(
         classes.names, of_noisy, of_clean, test, prepare, chosen, validation,
-        source_names=file.source_names,
+        source_names=file.source_names, copies=copies,
     )  # fmt: skip
 
 
 def _given(
     file: LabelledFile, truth: np.ndarray, classes: "_Classes"
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Given labels `[N]`; with several sources the majority vote, and all votes `[N, S]`."""
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, str]]:
+    """Given labels `[N]`; with several sources see `votes.Prepared`."""
     given, votes = classes.numbers(file, file.labels), None
+    copies: dict[str, str] = {}
     if file.votes is not None:
-        given, votes = prepared(
+        given, votes, copies = prepared(
             classes.numbers(file, file.votes), truth, file.source_names, len(classes.names)
         )
     unlabelled = int(((given == UNKNOWN) & (truth == UNKNOWN) & ~file.judging).sum())
     if unlabelled:
         logging.info("Rows without a given label, labelled by prediction: %d.", unlabelled)
-    return given, votes
+    return given, votes, copies
 
 
 def _said(file: LabelledFile) -> np.ndarray:
@@ -372,7 +374,7 @@ def _two_files(
 ) -> OwnData:
     truth, old = classes.numbers(clean, clean.labels), classes.numbers(clean, clean.given)
     unknown = np.full(len(noisy.labels.numbers), UNKNOWN, np.int32)
-    given, votes = _given(noisy, unknown, classes)
+    given, votes, _ = _given(noisy, unknown, classes)
     if votes is not None:
         noisy.fail("has several labels for a row; expected all rows in dataset.data, checked ones "
                    "among them")  # fmt: skip

@@ -127,12 +127,13 @@ def _of_sources(rows: Sequence[dict[str, Any]]) -> str:
             figure(row["checked_right"]),
             "" if row["low"] is None else f"{row['low']:.0f} to {row['high']:.0f}",
             figure(row["estimated_right"]), figure(row["bits_per_label"], 2),
-            _text(row["confuses_most"]),
+            _text(row["confuses_most"]), _text(row["copy_of"]),
         ]
         for row in sorted(rows, key=lambda row: -row["labels"])[:_NUM_SOURCES]
     ]  # fmt: skip
     header = ["source", "labels", "checked", "% right of these", "95 % interval",
-              "estimated % right of unchecked", "bits per label", "confuses most"]  # fmt: skip
+              "estimated % right of unchecked", "bits per label", "confuses most",
+              "copy of"]  # fmt: skip
     more = len(rows) - len(body)
     note = f"<p>and {more} more, in <code>sources.csv</code></p>" if more else ""
     return "<h2>Sources of labels</h2>" + _table(header, body, numbers=range(1, 7)) + note

@@ -210,7 +210,7 @@ def of_each_source(run: Run, of_noisy: Prediction) -> list[dict[str, Any]]:
         checked = checked.take(rows.judged[rows.counts > 0] - len(dataset.noisy))
     return of_sources(
         run.exported, of_noisy.soft_labels, checked, dataset.clean, dataset.source_names,
-        dataset.class_names,
+        dataset.class_names, dataset.copies,
     )  # fmt: skip
 
 

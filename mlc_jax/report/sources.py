@@ -1,6 +1,6 @@
 """How good each source of labels is: annotators, rules, models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ def of_sources(
     known: Subset,
     names: Sequence[str],
     class_names: Sequence[str],
+    copies: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """A row for each source.
 
@@ -25,6 +26,7 @@ def of_sources(
     `low`, `high`: percent of these that are right, and the 95 % interval. `estimated_right`:
     percent of its labels on doubtful rows that are right, by the soft labels. `bits_per_label`: how
     much one label says about the class, at most log2 C. `confuses_most`: its most frequent mistake.
+    `copy_of`: the source that it copies; then all figures are of the labels that differ.
 
     Args:
       noisy: doubtful examples, N.
@@ -33,6 +35,7 @@ def of_sources(
       known: all checked examples, also those that do not judge.
       names: of the S sources.
       class_names: C of them.
+      copies: from a source to the one that it copies.
     """
     num_classes = len(class_names)
     shares = soft_labels.mean(axis=0)
@@ -57,6 +60,7 @@ def of_sources(
             "estimated_right": 100 * float(np.trace(joint) / said.sum()) if said.any() else None,
             "bits_per_label": _bits(joint, shares) if said.any() else None,
             "confuses_most": confusion if wrong.max() >= _NAMED else "",
+            "copy_of": copies.get(name, ""),
         })  # fmt: skip
     return rows
 

@@ -29,13 +29,14 @@ class Part(Protocol):
 class PartLabels(NamedTuple):
     """Numbers of classes of each part: given and true ones `[N]`, and all votes `[N, S]`.
 
-    `source_names` are of the sources that label a row.
+    `source_names` are of the sources that label a row; for `copies` see `votes.Prepared`.
     """
 
     given: dict[str, np.ndarray]
     truth: dict[str, np.ndarray]
     votes: dict[str, np.ndarray]
     source_names: tuple[str, ...] = ()
+    copies: Mapping[str, str] = {}
 
 
 def labels_of(
@@ -77,12 +78,14 @@ def labels_of(
     together = np.concatenate(list(votes.values()))
     speaks = that_speak(together, source_names)
     source_names = tuple(np.array(source_names)[speaks].tolist())
-    most, counted = prepared(together[:, speaks], np.concatenate(seen), source_names, num_classes)
+    most, counted, copies = prepared(
+        together[:, speaks], np.concatenate(seen), source_names, num_classes
+    )
     ends = np.cumsum([len(said) for said in votes.values()])[:-1]
     given, votes = (
         dict(zip(votes, np.split(array, ends), strict=True)) for array in (most, counted)
     )
-    return PartLabels(given, truth, votes, source_names)
+    return PartLabels(given, truth, votes, source_names, copies)
 
 
 def source_names_of(part: Part, of: str = "labels") -> tuple[str, ...]:

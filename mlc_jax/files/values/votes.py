@@ -117,7 +117,7 @@ def read_votes(
         if not source or source.isspace():
             table.fail("source is empty, expected who gave the label", line)
         said = columns.setdefault(source.strip(), {})
-        label = "" if label is None or label.isspace() else label
+        label = (label or "").strip()
         if len(label) > MAX_LENGTH:
             size = f"{len(label):,} characters, {label[:20]!r}..."
             table.fail(f"label has {size}; expected {MAX_LENGTH:,} at most", line)
