@@ -50,10 +50,11 @@ def judged(pipeline: folds.AllRows, probs: dict[str, np.ndarray]) -> verdict.Ver
     """The verdict, from probabilities `[n, C]` by name; see `Fitted`."""
     rows, num_noisy = pipeline.rows, len(pipeline.noisy)
     places = rows.judged[rows.counts > 0]
+    given = np.concatenate([pipeline.noisy.given, pipeline.clean.given])
     return verdict.judge(
         {name: x[places] for name, x in probs.items()},
         rows.checks[places],
-        rows.votes[places, 0],
+        given[places],
         rows.fold[rows.counts > 0],
         doubtful=num_noisy,
         class_names=[str(i) for i in range(probs["corrected"].shape[1])],
