@@ -237,7 +237,7 @@ TABLES = [
      {"label_columns": "x,y"}, lambda dataset: dataset.class_names == ("a", "b")),
     ("B one source that abstains", _of_sources(["a", "b", "Abstain"], checked=["", "a", "b"]),
      {"label_columns": "x", "features": "a,b"},
-     lambda dataset: dataset.class_names == ("a", "b") and (dataset.noisy.given == -1).any()),
+     lambda dataset: dataset.class_names == ("a", "b") and bool((dataset.clean.given == -1).any())),
     ("B people who abstain in a vote",
      table(label=np.resize(["aye", "nay", "Abstain"], SIZE), checked_label=np.resize(
          ["", "aye", "nay", "Abstain"], SIZE)),
