@@ -186,6 +186,11 @@ def test_a_class_minus_one_of_votes(y):
     checked = np.where(np.arange(60) < 30, truth.astype(object), None)
     read = estimator._labels(np.zeros((60, 1)), y, checked, None, votes, 60)
     assert read.columns["checked_label"].tolist() == checked.tolist()
+    votes = {"a": np.where(truth > 0, 1, 0)}
+    mixed = np.where(np.arange(60) < 20, votes["a"].astype(object), None)
+    mixed[40:] = -1  # No source says -1: nobody looked.
+    read = estimator._labels(np.zeros((60, 1)), y, mixed, None, votes, 60)
+    assert pandas.isna(read.columns["checked_label"][20:]).all()
     hidden = np.where(np.arange(60) < 30, truth, -1)
     plain = estimator._labels(np.zeros((60, 1)), np.where(truth > 0, 1, 0), hidden, None, None, 60)
     assert [*plain.columns["checked_label"]].count(1) == 15

@@ -224,6 +224,16 @@ def test_unsure_may_mean_no_label(wide, tmp_path, caplog):
     votes = _write(tmp_path / "votes.csv", ["id", "source", "label"], rows)
     _load(path, votes=votes, label_columns="unused_bob", features="a,b,c")
     assert "None, ? is a class of" in caplog.text and "leave it empty" in caplog.text
+    caplog.clear()
+    x, _, truth, _ = _rows()
+    checked = np.array(["Unknown", "cat"])[truth % 2]
+    path = _write(
+        tmp_path / "checked.csv", ["id", "a", "one", "two", "checked_label"],
+        [[i, x[i, 0], *["Unknown", "cat"][:: 1 if i % 3 else -1], checked[i] if i % 2 else ""]
+         for i in range(60)],
+    )  # fmt: skip
+    _load(path, label_columns="one,two", features="a")
+    assert "leave it empty" not in caplog.text  # Somebody checked it.
 
 
 def test_one_column_and_a_source_of_its_name(wide, tmp_path):

@@ -267,12 +267,12 @@ def _labels(
     """
     if y is None and votes is not None:
         y = np.full(num_rows, None)
-    columns = _columns(y, checked, has_votes=votes is not None)
+    names, sources = ([], None) if votes is None else _sources(votes)
+    columns = _columns(y, checked, sources)
     if drawn is not None and not isinstance(drawn, str):
         columns["drawn"] = drawn
     said = Said()
-    if votes is not None:
-        names, sources = _sources(votes)
+    if sources is not None:
         for source in sources:
             _check_lengths({"votes": source}, num_rows)
         features = {str(name) for name in x} if memory.kind_of(x) == memory.TABLE else set()
@@ -298,8 +298,8 @@ def _check_lengths(columns: dict[str, Any], num_rows: int) -> None:
             )
 
 
-def _columns(y: Any, checked: Any, *, has_votes: bool = False) -> dict[str, Any]:
-    """The columns `label` and `checked_label`."""
+def _columns(y: Any, checked: Any, sources: list[Any] | None = None) -> dict[str, Any]:
+    """The columns `label` and `checked_label`; `sources` are further labels, `[N]` each."""
     if y is None:
         raise InputError("y: LabelCorrector requires y to be passed, but the target y is None")
     label = _one_dimensional("y", y)
@@ -314,7 +314,7 @@ def _columns(y: Any, checked: Any, *, has_votes: bool = False) -> dict[str, Any]
     if label.dtype.kind in "fc" and type_of_target(label[label == label]).startswith("continuous"):
         raise InputError("y: Unknown label type: continuous; expected names or whole numbers")
     texts = Frame("y", {"label": label})
-    if not any(texts.texts("label")) and checked is None and not has_votes:
+    if not any(texts.texts("label")) and checked is None and sources is None:
         raise InputError("y: Input contains NaN: no row has a label; expected labels, or votes=")
     if checked is None:
         return {"label": label, "checked_label": [""] * len(label)}
@@ -325,10 +325,15 @@ def _columns(y: Any, checked: Any, *, has_votes: bool = False) -> dict[str, Any]
             raise InputError(
                 "checked: has -1, which is a class of y; expected None or NaN where nobody looked"
             )
-    elif str(_UNCHECKED) in said and not (has_votes and "" in said):
+    elif str(_UNCHECKED) in said and not ("" in said and _say_unchecked(sources or [])):
         unchecked = np.array([text == str(_UNCHECKED) for text in said])
         truth = without(truth, unchecked)
     return {"label": label, "checked_label": truth}
+
+
+def _say_unchecked(sources: list[Any]) -> bool:
+    """Whether -1 is a label of some source."""
+    return any(str(_UNCHECKED) in Frame("votes", {"x": x}).texts("x") for x in sources)
 
 
 def _one_dimensional(name: str, values: Any) -> Any:

@@ -197,7 +197,8 @@ def check_votes(file: "LabelledFile", truth: np.ndarray, names: Sequence[str]) -
     if file.votes is None or file.classes:
         return
     votes, known = file.votes, {names[number] for number in np.unique(truth[truth != UNKNOWN])}
-    if doubtful := [name for name in votes.names if name.casefold() in _NO_LABELS - known]:
+    unchecked = [name for name in votes.names if name not in known]
+    if doubtful := [name for name in unchecked if name.casefold() in _NO_LABELS]:
         logging.warning(
             "%s is a class of %s. If it means that a source gave no label, leave it empty.",
             ", ".join(doubtful), file.path,
